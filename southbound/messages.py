@@ -1,0 +1,275 @@
+"""The messages of the southbound protocol, version 1, and the goal-state objects they carry.
+
+A goal state is a set of objects, each with a `key` (kind, id). The controller derives it for one host; the agent
+makes it so. Objects are frozen dataclasses of plain values, so that they travel as msgpack maps and compare
+by value. Addresses and prefixes are text (`10.1.0.5`, `10.1.0.0/24`), MACs are `02:00:..` text.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+PROTOCOL_VERSION = 1
+
+Key = tuple[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Subnet:
+    """One prefix of a network with the gateway that answers in it."""
+
+    prefix: str
+    gateway: str
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkGoal:
+    """A network that has a port on this host."""
+
+    kind: ClassVar[str] = "network"
+
+    id: str                                 # resource uid
+    name: str
+    tenant: str
+    mode: Literal["nat", "overlay"]
+    space: int                              # VNI for overlay; 2**24 + n for nat; unique in the controller
+    subnets: tuple[Subnet, ...]
+    gateway_mac: str
+    mtu_bytes: int                          # 0: underlay (or uplink) MTU minus overhead, found by the agent
+
+
+@dataclass(frozen=True, slots=True)
+class AclRule:
+    """One rule of a policy as it applies to one endpoint; peers are resolved to prefixes."""
+
+    priority: int                           # 0..65535, lower wins
+    direction: Literal["in", "out"]
+    action: Literal["allow", "deny", "pass"]
+    peers: tuple[str, ...] = ()             # prefixes of the other side; empty: any
+    protocol: int | None = None
+    ports: tuple[tuple[int, int], ...] = ()  # destination port ranges, inclusive; empty: any
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class AclTier:
+    """One policy on one endpoint: a group of the `acl` layer. Tiers run by ascending `order`."""
+
+    policy: str                             # tenant/name of the Policy
+    order: int
+    rules: tuple[AclRule, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PortGoal:
+    """An endpoint that lives on this host."""
+
+    kind: ClassVar[str] = "port"
+
+    id: str                                 # resource uid of the Endpoint
+    name: str
+    tenant: str
+    network: str                            # NetworkGoal.id
+    address: str                            # with prefix length: 10.1.0.5/24
+    mac: str
+    netns: str                              # name under /run/netns, or an absolute path
+    interface: str                          # name inside the namespace, at most 15 characters
+    tiers: tuple[AclTier, ...] = ()
+    default_in: Literal["allow", "deny"] = "allow"
+    default_out: Literal["allow", "deny"] = "allow"
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteGoal:
+    """An endpoint of a network of ours that lives behind another host: CA to PA."""
+
+    kind: ClassVar[str] = "remote"
+
+    id: str                                 # resource uid of the Endpoint
+    name: str                               # of the Endpoint, for traces
+    network: str                            # NetworkGoal.id
+    address: str                            # no prefix length
+    mac: str
+    vtep: str                               # underlay address of its host
+
+
+@dataclass(frozen=True, slots=True)
+class MappingGoal:
+    """A static mapping whose internal endpoint is on this host."""
+
+    kind: ClassVar[str] = "mapping"
+
+    id: str                                 # resource uid
+    name: str
+    tenant: str
+    protocol: Literal["tcp", "udp"]
+    external_address: str                   # 0.0.0.0: every address of the uplink
+    external_port: int
+    port: str                               # PortGoal.id
+    internal_address: str
+    internal_port: int
+
+
+@dataclass(frozen=True, slots=True)
+class HostGoal:
+    """What the controller says of the host itself. One object, id `self`."""
+
+    kind: ClassVar[str] = "host"
+
+    id: str
+    underlay: str = ""                      # this host's VTEP address; empty: none, no overlay
+    uplink: str = ""                        # interface name for NAT; empty: the one with the default route
+    nat_ports: tuple[int, int] = (20000, 32767)   # source ports that NAT may use
+
+
+Goal = NetworkGoal | PortGoal | RemoteGoal | MappingGoal | HostGoal
+GOALS: tuple[type[Goal], ...] = (NetworkGoal, PortGoal, RemoteGoal, MappingGoal, HostGoal)
+
+
+def key_of(goal: Goal) -> Key:
+    """Identity of a goal-state object."""
+    return (goal.kind, goal.id)
+
+
+@dataclass(frozen=True, slots=True)
+class HostFacts:
+    """What the agent saw on its host; the controller validates prefixes and mappings against it."""
+
+    addresses: tuple[tuple[str, str], ...] = ()   # (interface, 172.16.0.10/24), not those that Sluice made
+    routes: tuple[tuple[str, str], ...] = ()      # (interface, prefix), all tables, not those that Sluice made
+    listeners: tuple[tuple[str, str, int], ...] = ()  # (protocol, address, port) of host sockets
+    underlay_mtu_bytes: int = 1500
+    features: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """First message of an enrolled agent. `applied_revision` 0: it has nothing."""
+
+    version: int
+    host: str
+    agent: str                              # software version
+    boot: str                               # random per process: tells a reconnect from a restart
+    applied_revision: int
+    facts: HostFacts
+
+
+@dataclass(frozen=True, slots=True)
+class Welcome:
+    """Answer to `Hello`. `store` is the identity of the controller's database: if it changed, a full sync follows."""
+
+    version: int
+    store: str
+    keepalive_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Join:
+    """First message of a host without a certificate. `csr_pem` is a PKCS#10 request for common name `host`."""
+
+    version: int
+    host: str
+    token: str
+    csr_pem: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """The signed certificate and the CA's."""
+
+    certificate_pem: bytes
+    ca_pem: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class FullSync:
+    """The whole goal state at a revision; what is not in it must go."""
+
+    revision: int
+    goals: tuple[Goal, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """Changes from `base` to `revision`. An agent not at `base` answers `Resync`."""
+
+    base: int
+    revision: int
+    put: tuple[Goal, ...]
+    remove: tuple[Key, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Resync:
+    """The agent asks for a full sync."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectStatus:
+    """How one goal-state object fared. `error` empty: it is programmed."""
+
+    kind: str
+    id: str
+    error: str = ""
+    details: dict[str, Any] = field(default_factory=dict)   # e.g. {"host_interface": "slp3"}
+
+
+@dataclass(frozen=True, slots=True)
+class Ack:
+    """The goal state of `revision` is on disk and was applied, but for the objects with an error."""
+
+    revision: int
+    objects: tuple[ObjectStatus, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """The host's surroundings changed."""
+
+    facts: HostFacts
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """The controller asks the agent to look inside: `what` is trace, flows, drops, rules, ..."""
+
+    id: int
+    what: str
+    args: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Result of a `Query`; `error` empty on success. `data` is JSON-like."""
+
+    id: int
+    error: str
+    data: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Ping:
+    """Keepalive, either way."""
+
+    sequence: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pong:
+    """Answer to `Ping`."""
+
+    sequence: int
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Last message before the connection is closed: why."""
+
+    reason: str
+
+
+Message = (Hello | Welcome | Join | Joined | FullSync | Delta | Resync | Ack | Facts | Query | Answer
+           | Ping | Pong | Refused)

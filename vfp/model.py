@@ -1,0 +1,257 @@
+"""What a policy engine is told: ports, layers, groups, rules, and the tables that actions refer to.
+
+Everything here is a frozen value: built, compared and hashed without root. `vfp.compile` turns an
+`EngineState` into BPF map contents; `vfp.reference` evaluates the same state in plain Python.
+
+Terms: a *port* is one virtual NIC. OUT is the direction from the port to the wire, IN towards the port.
+A *space* maps addresses to places (a local port, a remote VTEP, the host's own stack). A *pool* is an external
+address with a range of ports for source translation. A *mapping* is a fixed inbound translation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+
+Address = IPv4Address | IPv6Address
+Prefix = IPv4Network | IPv6Network
+
+ETH_P_IP = 0x0800
+ETH_P_ARP = 0x0806
+ETH_P_IPV6 = 0x86DD
+
+MAX_PRIORITY = 65535
+
+
+class Direction(StrEnum):
+    """Which way a packet goes, seen from the port."""
+
+    OUT = "out"
+    IN = "in"
+
+
+@dataclass(frozen=True, slots=True)
+class PortRange:
+    """Inclusive range of transport ports (host byte order)."""
+
+    low: int
+    high: int
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """Conditions of a rule; all that are given must hold. `Match()` matches every packet.
+
+    For ARP, `src`/`dst` are the sender and target protocol addresses (RFC 826) and `protocol` is the opcode.
+    For ICMP, `icmp_type`/`icmp_code` apply; transport ports do not exist and a port condition cannot hold.
+    """
+
+    ethertype: int | None = None
+    src_mac: bytes | None = None            # 6 bytes
+    dst_mac: bytes | None = None            # 6 bytes
+    src: Prefix | None = None
+    dst: Prefix | None = None
+    protocol: int | None = None             # IP protocol number, or ARP opcode
+    src_ports: PortRange | None = None
+    dst_ports: PortRange | None = None
+    icmp_type: int | None = None
+    icmp_code: int | None = None
+    tcp_flags: tuple[int, int] | None = None  # (mask, value): flags & mask == value; TCP only
+    dscp: int | None = None                 # 0..63
+    arp_sender_is_source: bool = False      # ARP sender hardware address equals the Ethernet source
+
+
+@dataclass(frozen=True, slots=True)
+class Allow:
+    """Let the packet pass this layer unchanged."""
+
+
+@dataclass(frozen=True, slots=True)
+class Deny:
+    """Drop; counted against the rule."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """Leave this group; the next group of the layer decides."""
+
+
+@dataclass(frozen=True, slots=True)
+class TranslateSource:
+    """Rewrite source address and port (or ICMP id) to a binding allocated from a pool (RFC 4787)."""
+
+    pool: int
+
+
+@dataclass(frozen=True, slots=True)
+class Untranslate:
+    """Rewrite the destination to the internal one of the mapping under which the packet came in from an uplink.
+
+    A packet that was not found by a mapping is allowed unchanged.
+    """
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """Deliver to the place that `space` has for the destination address; no entry there: drop."""
+
+    space: int
+
+
+@dataclass(frozen=True, slots=True)
+class ToUplink:
+    """Send by the host's routing table through an uplink; TTL is decremented (RFC 1812 5.3.1)."""
+
+    uplink: int
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerArp:
+    """Answer an ARP request from `space` on the spot; anything else in ARP is dropped."""
+
+    space: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rewrite:
+    """Set header fields to fixed values; None leaves a field. The reply gets the inverse."""
+
+    src: Address | None = None
+    dst: Address | None = None
+    src_port: int | None = None
+    dst_port: int | None = None
+
+
+Action = Allow | Deny | Pass | TranslateSource | Untranslate | Forward | ToUplink | AnswerArp | Rewrite
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One rule of a group. The lowest `priority` number that matches wins."""
+
+    priority: int                           # 0..65535
+    match: Match
+    action: Action
+    name: str = ""                          # shown in traces and drop records; identity of the hit counter
+    stateful: bool = True                   # also let the reply through, past the layers
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Rules that are searched together."""
+
+    name: str
+    rules: tuple[Rule, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One stage of a port: groups in order for each direction, and what holds when no rule decides.
+
+    Groups run in order until a rule other than `Pass` matches. `default_*` is `Allow()` or `Deny()`.
+    """
+
+    name: str
+    groups_out: tuple[Group, ...] = ()
+    groups_in: tuple[Group, ...] = ()
+    default_out: Allow | Deny = field(default_factory=Deny)
+    default_in: Allow | Deny = field(default_factory=Deny)
+
+
+@dataclass(frozen=True, slots=True)
+class Port:
+    """One virtual NIC. `layers` are in OUT order; IN runs them the other way."""
+
+    id: int                                 # 1..MAX_PORTS-1, unique on the host
+    name: str
+    ifindex: int                            # host side of the pair
+    mac: bytes                              # of the endpoint
+    gateway_mac: bytes                      # source of routed frames delivered to the endpoint
+    layers: tuple[Layer, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class LocalPort:
+    """An address that is behind a port of this engine."""
+
+    port: int
+    mac: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Remote:
+    """An address behind another host: CA (the key) to PA (`vtep`)."""
+
+    vtep: IPv4Address
+    vni: int                                # 0..2**24-1
+    mac: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class HostStack:
+    """An address that the host itself answers for (a gateway on a bridge): the packet is left to the stack."""
+
+    mac: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Virtual:
+    """An address that exists only in ARP answers (a distributed gateway); packets to it are dropped."""
+
+    mac: bytes
+
+
+Location = LocalPort | Remote | HostStack | Virtual
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """Address to place. Packets that arrive over the overlay with VNI v are looked up in the space whose id is v."""
+
+    id: int                                 # 0..2**24-1 for overlays (= VNI); 2**24.. for others
+    entries: tuple[tuple[Address, Location], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """External address and the ports that source translation may use."""
+
+    id: int
+    uplink: int
+    address: IPv4Address
+    ports: PortRange
+
+
+@dataclass(frozen=True, slots=True)
+class Mapping:
+    """Fixed inbound translation: external (uplink, address, protocol, port) to a port's internal address and port."""
+
+    uplink: int
+    protocol: int                           # 6 TCP, 17 UDP
+    external: IPv4Address                   # one of the host's own addresses; wildcards are expanded by the caller
+    external_port: int
+    port: int                               # the Port that receives
+    internal: IPv4Address
+    internal_port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Uplink:
+    """A link of the host towards the world."""
+
+    id: int                                 # 1..255
+    name: str
+    ifindex: int
+
+
+@dataclass(frozen=True, slots=True)
+class EngineState:
+    """Everything the engine of one host is told. `tunnel_ifindex` 0: no overlay device."""
+
+    ports: tuple[Port, ...] = ()
+    spaces: tuple[Space, ...] = ()
+    pools: tuple[Pool, ...] = ()
+    mappings: tuple[Mapping, ...] = ()
+    uplinks: tuple[Uplink, ...] = ()
+    tunnel_ifindex: int = 0
