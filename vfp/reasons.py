@@ -1,0 +1,30 @@
+"""Why the engine dropped a packet. The numbers are the C enum `drop_reason` in `bpf/reasons.h`; a test compares them."""
+
+from enum import IntEnum
+
+
+class DropReason(IntEnum):
+    """One reason per early exit of the data path; the comment is what an operator reads."""
+
+    NONE = 0
+    MALFORMED_ETHERNET = 1      # shorter than an Ethernet header
+    MALFORMED_ARP = 2           # not Ethernet/IPv4 ARP, or truncated (RFC 826)
+    MALFORMED_IPV4 = 3          # version, header length or total length wrong (RFC 791)
+    MALFORMED_TRANSPORT = 4     # TCP, UDP, SCTP or ICMP header truncated or its length field wrong
+    VLAN_TAGGED = 5             # 802.1Q/802.1ad tag from an endpoint
+    UNKNOWN_PORT = 6            # no such port, or it has no program: fail closed
+    DENIED = 7                  # a rule said so
+    LAYER_DEFAULT = 8           # no rule of a layer decided and its default is deny
+    NO_ROUTE = 9                # no layer said where the packet goes
+    NO_MAPPING = 10             # the space has no place for the destination
+    UNKNOWN_SOURCE = 11         # overlay: the inner source is not mapped
+    WRONG_VTEP = 12             # overlay: the inner source is mapped to another host
+    FLOW_TABLE_FULL = 13        # the flow could not be stored
+    NAT_EXHAUSTED = 14          # no free external port in the pool
+    NAT_UNSUPPORTED = 15        # the protocol has no port or id to translate
+    TTL_EXCEEDED = 16           # routed packet with TTL 0 or 1
+    FRAGMENT_UNKNOWN = 17       # a later fragment whose first one was not seen
+    FLOW_CHANGED = 18           # a re-decided flow no longer has this packet's tuple as its reply
+    ARP_UNANSWERED = 19         # ARP that is no request for an address of the space
+    ENGINE_ERROR = 20           # a helper failed; counted, never passed
+    TOO_MANY_STEPS = 21         # a bound of the engine was hit (groups, tuples)
