@@ -1,0 +1,328 @@
+"""Client of the controller's REST API, for the CLI, the labs and runtimes.
+
+    with Client() as client:                       # $SLUICE_API, else the default unix socket
+        client.apply(documents, wait_s=10)
+
+A document is one resource as a plain mapping, as YAML gives it. Every refusal of the controller comes as
+`ApiError` with its problems: field, what was found, what to do.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import quote
+
+import httpx
+
+DEFAULT_API = "unix:/run/sluice/api.sock"
+DEFAULT_TENANT = "default"
+
+Document = Mapping[str, Any]
+
+PLURALS = {
+    "Tenant": "tenants",
+    "Host": "hosts",
+    "Network": "networks",
+    "Endpoint": "endpoints",
+    "Policy": "policies",
+    "StaticMapping": "staticmappings",
+}
+"""Kind to path segment. `kind_of` reads them back, in any case, singular or plural."""
+
+CLUSTER_KINDS = ("Tenant", "Host")
+"""Kinds whose names stand alone; all others live in a tenant."""
+
+PAGE = 500
+
+
+class ClientError(Exception):
+    """The controller could not be asked, or refused."""
+
+
+class Unreachable(ClientError):
+    """No controller answers at the target; the message names the target and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong with a request. Empty text: does not apply."""
+
+    code: str
+    message: str
+    field: str = ""                         # e.g. spec.subnets[0].prefix
+    found: str = ""
+    todo: str = ""
+    resource: str = ""                      # e.g. Network default/red, or document 3
+
+    def __str__(self) -> str:
+        where = ": ".join(part for part in (self.resource, self.field) if part)
+        text = f"{where}: {self.message}" if where else self.message
+        if self.found and self.found not in text:
+            text += f" (found: {self.found})"
+        return f"{text}; {self.todo}" if self.todo else text
+
+
+class ApiError(ClientError):
+    """The controller refused: `status` is the HTTP status, `problems` says why (at least one)."""
+
+    def __init__(self, status: int, problems: Sequence[Problem]) -> None:
+        self.status = status
+        self.problems = tuple(problems)
+        super().__init__("\n".join(map(str, self.problems)))
+
+    @property
+    def code(self) -> str:
+        """Code of the first problem, such as `not_found` or `conflict`."""
+        return self.problems[0].code
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What a write did. `items` are {kind, tenant, name, result, resource} in the order asked.
+
+    `result` is created, configured, unchanged or deleted; `pending` names the connected hosts that had not
+    acknowledged `revision` when the wait ended (empty: it is in their kernels).
+    """
+
+    revision: int
+    items: tuple[dict[str, Any], ...]
+    pending: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """Names one stored resource. `tenant` is empty for Tenant and Host."""
+
+    kind: str
+    name: str
+    tenant: str = ""
+
+
+def kind_of(text: str) -> str:
+    """Kind for a user's word: `network`, `networks`, `Network`, `net`, ... by unambiguous prefix.
+
+    Raises:
+        ClientError: no kind, or several, fit.
+    """
+    word = text.lower()
+    exact = [k for k, plural in PLURALS.items() if word in (k.lower(), plural)]
+    fitting = exact or [k for k in PLURALS if word and k.lower().startswith(word)]
+    if len(fitting) != 1:
+        raise ClientError(f"unknown kind {text!r}; use one of {', '.join(sorted(PLURALS.values()))}")
+    return fitting[0]
+
+
+def reference_of(document: Document) -> Reference:
+    """What a document names; a tenanted kind without a tenant is in `default`.
+
+    Raises:
+        ClientError: kind or metadata.name is missing.
+    """
+    kind, metadata = document.get("kind"), document.get("metadata")
+    if kind not in PLURALS or not isinstance(metadata, Mapping) or not metadata.get("name"):
+        raise ClientError(f"document names no resource: kind is {kind!r}, metadata is {metadata!r}")
+    tenant = "" if kind in CLUSTER_KINDS else str(metadata.get("tenant", DEFAULT_TENANT))
+    return Reference(kind, str(metadata["name"]), tenant)
+
+
+class Client:
+    """A connection to one controller. A context manager; safe to use from one thread."""
+
+    def __init__(self, api: str = "", token: str = "", timeout_s: float = 30.0) -> None:
+        """`api`: `unix:/path` or `http://addr:port`; empty: $SLUICE_API, else the default socket.
+
+        `token`: bearer token for HTTP; empty: $SLUICE_API_TOKEN. `timeout_s` holds beside a request's own wait.
+        """
+        self.api = api or os.environ.get("SLUICE_API", "") or DEFAULT_API
+        token = token or os.environ.get("SLUICE_API_TOKEN", "")
+        self._timeout_s = timeout_s
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        if self.api.startswith("unix:"):
+            transport = httpx.HTTPTransport(uds=self.api.removeprefix("unix:"))
+            self._http = httpx.Client(transport=transport, base_url="http://sluice", headers=headers)
+        elif self.api.startswith(("http://", "https://")):
+            self._http = httpx.Client(base_url=self.api, headers=headers)
+        else:
+            raise ClientError(f"API address {self.api!r} is neither unix:/path nor http://address:port")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._http.close()
+
+    # Declared resources
+
+    def apply(self, documents: Sequence[Document], wait_s: float = 0, dry_run: bool = False) -> Written:
+        """Store all documents in one transaction, or none of them.
+
+        Raises:
+            ApiError: something was refused; nothing is stored.
+        """
+        params = {"dryRun": "true"} if dry_run else {}
+        return _written(self._request("POST", "/v1/apply", wait_s, json=list(documents), params=params))
+
+    def put(self, document: Document, if_match: int | None = None, wait_s: float = 0) -> Written:
+        """Store one document; `if_match` is the revision that it must replace (else `ApiError` 412)."""
+        headers = {} if if_match is None else {"If-Match": f'"{if_match}"'}
+        return _written(self._request("PUT", _path(reference_of(document)), wait_s, json=document, headers=headers))
+
+    def get(self, kind: str, name: str, tenant: str = DEFAULT_TENANT) -> dict[str, Any]:
+        """One resource with its status. Raises `ApiError` 404."""
+        return _mapping(self._request("GET", _path(_reference(kind, name, tenant))))
+
+    def list(self, kind: str, tenant: str | None = None, labels: str = "") -> list[dict[str, Any]]:
+        """All resources of a kind, of one tenant or (None) of all; `labels` such as `app=web,tier!=db`."""
+        params = {"limit": str(PAGE)} | ({"labelSelector": labels} if labels else {})
+        if tenant is not None and kind not in CLUSTER_KINDS:
+            params["tenant"] = tenant
+        items: list[dict[str, Any]] = []
+        while True:
+            page = _mapping(self._request("GET", f"/v1/{PLURALS[kind]}", params=params))
+            items += page["items"]
+            if not page.get("continue"):
+                return items
+            params["continue"] = page["continue"]
+
+    def delete(self, kind: str, name: str, tenant: str = DEFAULT_TENANT, wait_s: float = 0,
+               if_match: int | None = None) -> Written:
+        """Remove one resource. Raises `ApiError` 404, or 409 when something still uses it."""
+        headers = {} if if_match is None else {"If-Match": f'"{if_match}"'}
+        return _written(self._request("DELETE", _path(_reference(kind, name, tenant)), wait_s, headers=headers))
+
+    def delete_all(self, references: Iterable[Reference], wait_s: float = 0, missing_ok: bool = False) -> Written:
+        """Remove several in one transaction, or none. The order does not matter."""
+        body = [{"kind": r.kind, "name": r.name} | ({"tenant": r.tenant} if r.tenant else {}) for r in references]
+        params = {"missingOk": "true"} if missing_ok else {}
+        return _written(self._request("POST", "/v1/delete", wait_s, json=body, params=params))
+
+    def watch(self, kind: str = "", tenant: str = "", since: int | None = None,
+              timeout_s: float | None = None) -> Iterator[dict[str, Any]]:
+        """Changes as they happen: {type: put|delete|status|bookmark, revision, kind, tenant, name, resource}.
+
+        `since`: first every change after that revision; None: only what comes. Ends when `timeout_s` pass
+        without any sign of the controller (it sends a comment every few seconds), or on disconnect.
+        """
+        params = {k: v for k, v in {"kind": kind, "tenant": tenant}.items() if v}
+        if since is not None:
+            params["since"] = str(since)
+        timeout = httpx.Timeout(self._timeout_s, read=timeout_s)
+        try:
+            with self._http.stream("GET", "/v1/watch", params=params, timeout=timeout) as answer:
+                if answer.is_error:
+                    answer.read()
+                    raise _refusal(answer)
+                for line in answer.iter_lines():
+                    if line.startswith("data:"):
+                        yield json.loads(line[5:])
+        except httpx.ReadTimeout:
+            return
+        except httpx.TransportError as error:
+            raise self._unreachable(error) from error
+
+    # Enrolment and state of the controller
+
+    def create_token(self, host: str, ttl_s: int = 3600) -> str:
+        """A single-use token with which `host` may join within `ttl_s` seconds."""
+        return str(_mapping(self._request("POST", "/v1/tokens", json={"host": host, "ttlSeconds": ttl_s}))["token"])
+
+    def health(self) -> dict[str, Any]:
+        """{status, revision, hosts: {declared, connected}}."""
+        return _mapping(self._request("GET", "/v1/healthz"))
+
+    def version(self) -> dict[str, Any]:
+        """{version, api, store, revision}."""
+        return _mapping(self._request("GET", "/v1/version"))
+
+    # Look inside
+
+    def trace(self, source: str, destination: str, protocol: str = "tcp", destination_port: int = 0,
+              source_port: int = 0, tenant: str = DEFAULT_TENANT) -> dict[str, Any]:
+        """What would happen to a packet: {verdict, reason, denied_by, hops: [...]}.
+
+        `source` is an endpoint of `tenant` (or `tenant/name`), `destination` an endpoint or an address.
+        """
+        body: dict[str, Any] = {"tenant": tenant, "from": source, "to": destination, "protocol": protocol}
+        if destination_port:
+            body["destinationPort"] = destination_port
+        if source_port:
+            body["sourcePort"] = source_port
+        return _mapping(self._request("POST", "/v1/trace", json=body))
+
+    def flows(self, host: str = "", endpoint: str = "") -> dict[str, Any]:
+        """Live flows {hosts: [{host, error, flows: [...]}]} of a host, an endpoint `tenant/name`, or everywhere."""
+        return self._inside("flows", host, endpoint)
+
+    def drops(self, host: str = "", endpoint: str = "") -> dict[str, Any]:
+        """Drops {hosts: [{host, error, reasons, rules, recent}]}."""
+        return self._inside("drops", host, endpoint)
+
+    def rules(self, host: str = "", endpoint: str = "") -> dict[str, Any]:
+        """Programmed rules with counters {hosts: [{host, error, rules: [...]}]}."""
+        return self._inside("rules", host, endpoint)
+
+    def _inside(self, what: str, host: str, endpoint: str) -> dict[str, Any]:
+        params = {k: v for k, v in {"host": host, "endpoint": endpoint}.items() if v}
+        return _mapping(self._request("GET", f"/v1/{what}", params=params))
+
+    def _request(self, method: str, path: str, wait_s: float = 0, **options: Any) -> Any:
+        if wait_s:
+            options["params"] = {**options.get("params", {}), "wait": str(wait_s)}
+        try:
+            answer = self._http.request(method, path, timeout=self._timeout_s + wait_s, **options)
+        except httpx.TransportError as error:
+            raise self._unreachable(error) from error
+        if answer.is_error:
+            raise _refusal(answer)
+        return answer.json()
+
+    def _unreachable(self, error: Exception) -> Unreachable:
+        return Unreachable(f"no answer from the controller at {self.api}: {error or type(error).__name__}; "
+                           "is `sluice controller run` (or `sluice up`) running, and SLUICE_API right?")
+
+
+def _reference(kind: str, name: str, tenant: str) -> Reference:
+    return Reference(kind, name, "" if kind in CLUSTER_KINDS else tenant)
+
+
+def _path(reference: Reference) -> str:
+    name = quote(reference.name, safe="")
+    if not reference.tenant:
+        return f"/v1/{PLURALS[reference.kind]}/{name}"
+    return f"/v1/tenants/{quote(reference.tenant, safe='')}/{PLURALS[reference.kind]}/{name}"
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ClientError(f"the controller answered {type(value).__name__} where an object was expected")
+    return value
+
+
+def _written(value: Any) -> Written:
+    answer = _mapping(value)
+    return Written(int(answer["revision"]), tuple(answer["items"]), tuple(answer["pending"]))
+
+
+def _refusal(answer: httpx.Response) -> ApiError:
+    """The problems in an error answer; one made of the status when the body is not the controller's."""
+    try:
+        found = answer.json()["errors"]
+        problems = [Problem(**{k: str(e.get(k, "")) for k in Problem.__slots__}) for e in found]
+    except (ValueError, KeyError, TypeError):
+        problems = []
+    return ApiError(answer.status_code, problems or
+                    [Problem("http", f"HTTP {answer.status_code} {answer.reason_phrase} from {answer.url}")])
+
+
+__all__ = ["CLUSTER_KINDS", "DEFAULT_API", "DEFAULT_TENANT", "PLURALS", "ApiError", "Client", "ClientError",
+           "Problem", "Reference", "Unreachable", "Written", "kind_of", "reference_of"]
