@@ -1,0 +1,82 @@
+"""The values of this room: links as they are wanted, links as they are found."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+OWNER_ALIAS = "sluice:"                     # ifalias prefix: how a restarted agent knows its own links
+
+Where = Literal["ingress", "egress"]
+
+
+def port_interface(port: int) -> str:
+    """Name of the host side of port `port`."""
+    return f"slp{port}"
+
+
+@dataclass(frozen=True, slots=True)
+class PortLink:
+    """A veth pair: host side here, the other side in an endpoint's namespace."""
+
+    host_interface: str                     # "slp7", at most 15 characters
+    alias: str                              # "sluice:port:<endpoint uid>:<port id>"
+    netns: str                              # name under /run/netns, or an absolute path
+    interface: str                          # name inside the namespace
+    mac: str                                # of the endpoint
+    address: str                            # with prefix length: "10.1.0.5/24"
+    gateway: str                            # "": no default route
+    mtu_bytes: int
+    bridge: str = ""                        # "": none; else a bridge of ours that exists
+
+
+@dataclass(frozen=True, slots=True)
+class BridgeLink:
+    """The bridge of a network whose gateway is the host's own stack. It neither floods nor learns."""
+
+    name: str                               # "slb<n>"
+    alias: str                              # "sluice:bridge:<network uid>"
+    mac: str
+    address: str                            # of the gateway, with prefix length
+    mtu_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class TunnelLink:
+    """The one VXLAN device (RFC 7348) of the host: external (collect metadata), no learning."""
+
+    name: str                               # "slvx0"
+    alias: str                              # "sluice:tunnel"
+    udp_port: int = 4789
+    mtu_bytes: int = 1450
+
+
+@dataclass(frozen=True, slots=True)
+class OwnedLink:
+    """A link of ours as found. `alias` is empty when its making was cut short."""
+
+    name: str
+    ifindex: int
+    kind: str                               # "veth", "bridge", "vxlan"
+    mtu_bytes: int
+    alias: str
+
+
+@dataclass(frozen=True, slots=True)
+class UplinkState:
+    """A link of the host towards the world or the underlay."""
+
+    ifindex: int
+    name: str
+    addresses: tuple[str, ...]              # IPv4 with prefix length, primary first
+    mtu_bytes: int
+    mac: str                                # "" where the link has none
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What the host has besides what Sluice made: the same shape as the southbound's `HostFacts`."""
+
+    addresses: tuple[tuple[str, str], ...]  # (interface, "172.16.0.10/24"); no link-local IPv6
+    routes: tuple[tuple[str, str], ...]     # (interface or "", prefix), all tables; no default routes
+    listeners: tuple[tuple[str, str, int], ...]  # ("tcp" | "udp", address, port)
