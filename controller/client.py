@@ -19,6 +19,8 @@ from urllib.parse import quote
 
 import httpx
 
+from controller.errors import Problem
+
 DEFAULT_API = "unix:/run/sluice/api.sock"
 DEFAULT_TENANT = "default"
 
@@ -46,25 +48,6 @@ class ClientError(Exception):
 
 class Unreachable(ClientError):
     """No controller answers at the target; the message names the target and what to do."""
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """One thing that is wrong with a request. Empty text: does not apply."""
-
-    code: str
-    message: str
-    field: str = ""                         # e.g. spec.subnets[0].prefix
-    found: str = ""
-    todo: str = ""
-    resource: str = ""                      # e.g. Network default/red, or document 3
-
-    def __str__(self) -> str:
-        where = ": ".join(part for part in (self.resource, self.field) if part)
-        text = f"{where}: {self.message}" if where else self.message
-        if self.found and self.found not in text:
-            text += f" (found: {self.found})"
-        return f"{text}; {self.todo}" if self.todo else text
 
 
 class ApiError(ClientError):
@@ -136,7 +119,7 @@ class Client:
     def __init__(self, api: str = "", token: str = "", timeout_s: float = 30.0) -> None:
         """`api`: `unix:/path` or `http://addr:port`; empty: $SLUICE_API, else the default socket.
 
-        `token`: bearer token for HTTP; empty: $SLUICE_API_TOKEN. `timeout_s` holds beside a request's own wait.
+        `token`: bearer token for HTTP; empty: $SLUICE_API_TOKEN. `timeout_s` is added to a `wait_s`.
         """
         self.api = api or os.environ.get("SLUICE_API", "") or DEFAULT_API
         token = token or os.environ.get("SLUICE_API_TOKEN", "")
@@ -175,7 +158,8 @@ class Client:
     def put(self, document: Document, if_match: int | None = None, wait_s: float = 0) -> Written:
         """Store one document; `if_match` is the revision that it must replace (else `ApiError` 412)."""
         headers = {} if if_match is None else {"If-Match": f'"{if_match}"'}
-        return _written(self._request("PUT", _path(reference_of(document)), wait_s, json=document, headers=headers))
+        path = _path(reference_of(document))
+        return _written(self._request("PUT", path, wait_s, json=document, headers=headers))
 
     def get(self, kind: str, name: str, tenant: str = DEFAULT_TENANT) -> dict[str, Any]:
         """One resource with its status. Raises `ApiError` 404."""
@@ -198,11 +182,14 @@ class Client:
                if_match: int | None = None) -> Written:
         """Remove one resource. Raises `ApiError` 404, or 409 when something still uses it."""
         headers = {} if if_match is None else {"If-Match": f'"{if_match}"'}
-        return _written(self._request("DELETE", _path(_reference(kind, name, tenant)), wait_s, headers=headers))
+        path = _path(_reference(kind, name, tenant))
+        return _written(self._request("DELETE", path, wait_s, headers=headers))
 
-    def delete_all(self, references: Iterable[Reference], wait_s: float = 0, missing_ok: bool = False) -> Written:
+    def delete_all(self, references: Iterable[Reference], wait_s: float = 0,
+                   missing_ok: bool = False) -> Written:
         """Remove several in one transaction, or none. The order does not matter."""
-        body = [{"kind": r.kind, "name": r.name} | ({"tenant": r.tenant} if r.tenant else {}) for r in references]
+        body = [{"kind": r.kind, "name": r.name} | ({"tenant": r.tenant} if r.tenant else {})
+                for r in references]
         params = {"missingOk": "true"} if missing_ok else {}
         return _written(self._request("POST", "/v1/delete", wait_s, json=body, params=params))
 
@@ -234,7 +221,8 @@ class Client:
 
     def create_token(self, host: str, ttl_s: int = 3600) -> str:
         """A single-use token with which `host` may join within `ttl_s` seconds."""
-        return str(_mapping(self._request("POST", "/v1/tokens", json={"host": host, "ttlSeconds": ttl_s}))["token"])
+        body = {"host": host, "ttlSeconds": ttl_s}
+        return str(_mapping(self._request("POST", "/v1/tokens", json=body))["token"])
 
     def health(self) -> dict[str, Any]:
         """{status, revision, hosts: {declared, connected}}."""
@@ -260,7 +248,7 @@ class Client:
         return _mapping(self._request("POST", "/v1/trace", json=body))
 
     def flows(self, host: str = "", endpoint: str = "") -> dict[str, Any]:
-        """Live flows {hosts: [{host, error, flows: [...]}]} of a host, an endpoint `tenant/name`, or everywhere."""
+        """Flows of a host, an endpoint `tenant/name`, or of all: {hosts: [{host, error, flows: [...]}]}."""
         return self._inside("flows", host, endpoint)
 
     def drops(self, host: str = "", endpoint: str = "") -> dict[str, Any]:
