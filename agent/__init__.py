@@ -1,0 +1,1 @@
+"""One host: session with the controller, reconcile goal state into the kernel, report back."""

@@ -1,0 +1,1 @@
+"""What every network has: the contract of features, and the layers `guard` and `acl`."""

@@ -1,0 +1,131 @@
+"""The contract between the agent and the features: what a feature is given, and what it gives.
+
+A feature is a `Contributor`. For a port it may give one layer; for the whole host it may give tables
+(spaces, pools, mappings). It is a pure function of the goal state and of a few facts of the host; it
+knows no sockets and no netlink. The agent lists its contributors in OUT order in one tuple, so that
+adding a feature is adding one entry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from typing import Protocol
+
+from southbound.messages import HostGoal, Key, MappingGoal, NetworkGoal, PortGoal, RemoteGoal
+from vfp import model
+
+__all__ = [
+    "Contributor",
+    "Fault",
+    "HostView",
+    "ObjectError",
+    "Tables",
+    "UplinkView",
+    "mac_bytes",
+    "network_prefixes",
+]
+
+
+class ObjectError(Exception):
+    """A goal-state object cannot be programmed; the text says what was found and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Why one goal-state object is not, or not wholly, programmed."""
+
+    key: Key
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class UplinkView:
+    """The host's link towards the world. `pools`: the pool id of each address, stable across restarts."""
+
+    id: int
+    name: str
+    ifindex: int
+    addresses: tuple[IPv4Interface, ...]
+    mtu_bytes: int
+    pools: Mapping[IPv4Address, int]
+
+
+@dataclass(frozen=True, slots=True)
+class HostView:
+    """The goal state of one host, indexed, with the identities and surroundings that the agent found.
+
+    `ports` holds only the ports that the engine will have; a port with a fault is not in it.
+    """
+
+    host: HostGoal
+    networks: Mapping[str, NetworkGoal]
+    ports: Mapping[str, PortGoal]
+    remotes: tuple[RemoteGoal, ...] = ()
+    mappings: tuple[MappingGoal, ...] = ()
+    port_ids: Mapping[str, int] = field(default_factory=dict)   # PortGoal.id -> model.Port.id
+    uplink: UplinkView | None = None
+    host_addresses: frozenset[IPv4Address] = frozenset()        # all of the host's own, not those Sluice made
+
+    def ports_of(self, network: NetworkGoal) -> list[PortGoal]:
+        """The network's ports on this host, by port id."""
+        found = [port for port in self.ports.values() if port.network == network.id]
+        return sorted(found, key=lambda port: self.port_ids[port.id])
+
+
+@dataclass(frozen=True, slots=True)
+class Tables:
+    """What a feature adds to the tables of the host, and the goal-state objects it could not serve."""
+
+    spaces: tuple[model.Space, ...] = ()
+    pools: tuple[model.Pool, ...] = ()
+    mappings: tuple[model.Mapping, ...] = ()
+    faults: tuple[Fault, ...] = ()
+
+
+class Contributor(Protocol):
+    """One feature."""
+
+    def layer(self, port: PortGoal, view: HostView) -> model.Layer | None:
+        """The feature's layer of this port; None if it has none for the port's network.
+
+        Raises:
+            ObjectError: the port's part of the goal state makes no layer; the port is left out of the engine.
+        """
+        ...
+
+    def tables(self, view: HostView) -> Tables:
+        """What the feature adds to the host's tables. Never raises: a bad object becomes a `Fault`."""
+        ...
+
+
+def mac_bytes(text: str) -> bytes:
+    """`02:00:00:00:00:07` as 6 bytes.
+
+    Raises:
+        ObjectError: the text is no MAC address.
+    """
+    try:
+        raw = bytes.fromhex(text.replace(":", ""))
+    except ValueError:
+        raw = b""
+    if len(raw) != 6:
+        raise ObjectError(f"MAC address {text!r} is not six bytes in hex like 02:00:00:00:00:07")
+    return raw
+
+
+def network_prefixes(network: NetworkGoal) -> tuple[IPv4Network, ...]:
+    """The prefixes of a network's subnets.
+
+    Raises:
+        ObjectError: a prefix is not IPv4, or has host bits.
+    """
+    prefixes = []
+    for subnet in network.subnets:
+        try:
+            prefixes.append(IPv4Network(subnet.prefix))
+        except ValueError as error:
+            name = f"{network.tenant}/{network.name}"
+            raise ObjectError(f"network {name}: prefix {subnet.prefix!r}: {error}") from None
+    return tuple(prefixes)
