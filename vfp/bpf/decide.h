@@ -1,0 +1,259 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR Apache-2.0) */
+/* From a forward tuple (`s->h`) to a verdict and both halves of its flow (`s->forward`, `s->reply`). */
+#pragma once
+
+#include "layers.h"
+
+static __always_inline int decide_from_port(struct scratch *s, __u32 number)
+{
+	struct decision *d = &s->d;
+	int reason = run_layers(s, number, 0, 0);
+
+	if (reason)
+		return reason;
+	d->layer = 0xff;
+	if (!d->where)
+		return NO_ROUTE;
+	if (d->where != PLACE_PORT)
+		return NONE;
+	return run_layers(s, d->place.port, 1, 1);
+}
+
+/* No host is trusted beyond its own endpoints: the inner source must be mapped to the outer one. */
+static __always_inline int decide_from_overlay(struct scratch *s, __u32 vni)
+{
+	struct decision *d = &s->d;
+	struct space_key key = {.space = vni, .address = s->h.key.src};
+	struct location *location = bpf_map_lookup_elem(&spaces, &key);
+
+	if (!location || location->kind != LOCATION_REMOTE)
+		return UNKNOWN_SOURCE;
+	if (s->h.vtep && s->h.vtep != location->vtep)
+		return WRONG_VTEP;
+	d->place = *location;		/* of the source: the reply goes there */
+	key.address = s->h.key.dst;
+	location = bpf_map_lookup_elem(&spaces, &key);
+	if (!location || location->kind != LOCATION_PORT)
+		return NO_MAPPING;
+	d->where = PLACE_PORT;
+	return run_layers(s, location->port, 1, 1);
+}
+
+static __always_inline int decide_from_uplink(struct scratch *s, __u32 uplink)
+{
+	struct decision *d = &s->d;
+	struct mapping_key key = {
+		.uplink = uplink,
+		.external = s->h.key.dst,
+		.port = s->h.key.dport,
+		.protocol = s->h.key.protocol,
+	};
+	struct mapping *mapping = s->h.has_ports ? bpf_map_lookup_elem(&mappings, &key) : 0;
+
+	if (!mapping)
+		return NO_MAPPING;
+	d->via = *mapping;
+	d->by_mapping = 1;
+	d->routed = 1;
+	d->where = PLACE_PORT;
+	return run_layers(s, d->via.port, 1, 1);
+}
+
+/* Fills `s->d`; returns a drop reason. At an uplink, NO_MAPPING means that the packet is not ours. */
+static __always_inline int decide(struct scratch *s)
+{
+	__u32 number = ZONE_NUMBER(s->h.key.zone);
+	struct decision *d = &s->d;
+
+	__builtin_memset(d, 0, sizeof(*d));
+	d->cur = s->h.key;
+	d->layer = 0xff;
+	switch (ZONE_KIND(s->h.key.zone)) {
+	case ZONE_PORT:
+		d->drop_port = number;
+		return decide_from_port(s, number);
+	case ZONE_OVERLAY:
+		return decide_from_overlay(s, number);
+	case ZONE_UPLINK:
+		return decide_from_uplink(s, number);
+	case ZONE_HOST:
+		d->drop_port = number;
+		d->where = PLACE_STACK;
+		return run_layers(s, number, 1, 1);
+	}
+	return ENGINE_ERROR;
+}
+
+static __always_inline int to_port(struct transposition *t, __u32 id, int routed)
+{
+	struct port *port = bpf_map_lookup_elem(&ports, &id);
+
+	if (!port || !port->ifindex)
+		return UNKNOWN_PORT;
+	t->place = PLACE_PORT;
+	t->ifindex = port->ifindex;
+	t->flags |= SET_DMAC;
+	copy_mac(t->dmac, port->mac);
+	if (routed) {
+		t->flags |= SET_SMAC;
+		copy_mac(t->smac, port->gateway_mac);
+	}
+	return NONE;
+}
+
+static __always_inline int to_uplink(struct transposition *t, __u32 id)
+{
+	__u32 *ifindex = bpf_map_lookup_elem(&uplinks, &id);
+
+	if (!ifindex || !*ifindex)
+		return NO_ROUTE;
+	t->place = PLACE_UPLINK;
+	t->ifindex = *ifindex;
+	return NONE;
+}
+
+static __always_inline int to_tunnel(struct transposition *t, const struct location *remote)
+{
+	__u32 zero = 0;
+	struct settings *settings = bpf_map_lookup_elem(&config, &zero);
+
+	if (!settings || !settings->tunnel_ifindex)
+		return NO_ROUTE;
+	t->place = PLACE_TUNNEL;
+	t->ifindex = settings->tunnel_ifindex;
+	t->vni = remote->vni;
+	t->vtep = remote->vtep;
+	t->flags |= SET_DMAC;
+	copy_mac(t->dmac, remote->mac);
+	return NONE;
+}
+
+/* What the layers changed between the tuple that came and the one that leaves. */
+static __always_inline void diff(struct transposition *t, const struct flow_key *from, const struct flow_key *to)
+{
+	t->src = to->src;
+	t->dst = to->dst;
+	t->sport = to->sport;
+	t->dport = to->dport;
+	if (!same_address(&from->src, &to->src))
+		t->flags |= SET_SRC;
+	if (!same_address(&from->dst, &to->dst))
+		t->flags |= SET_DST;
+	if (from->sport != to->sport)
+		t->flags |= SET_SPORT;
+	if (from->dport != to->dport)
+		t->flags |= SET_DPORT;
+}
+
+static __always_inline void reverse(struct flow_key *to, const struct flow_key *from, __u32 zone)
+{
+	to->zone = zone;
+	to->family = from->family;
+	to->protocol = from->protocol;
+	to->pad = 0;
+	to->sport = from->dport;
+	to->dport = from->sport;
+	to->src = from->dst;
+	to->dst = from->src;
+}
+
+static __always_inline int forward_out(struct scratch *s, __u32 *reply_zone)
+{
+	struct transposition *t = &s->forward.out;
+	struct decision *d = &s->d;
+	int reason;
+
+	switch (d->where) {
+	case PLACE_PORT:
+		reason = to_port(t, d->ports[1], d->routed);
+		*reply_zone = MAKE_ZONE(ZONE_PORT, d->ports[1]);
+		return reason;
+	case PLACE_TUNNEL:
+		*reply_zone = MAKE_ZONE(ZONE_OVERLAY, d->place.vni);
+		s->reply.from_vtep = d->place.vtep;
+		return to_tunnel(t, &d->place);
+	case PLACE_UPLINK:
+		*reply_zone = MAKE_ZONE(ZONE_UPLINK, d->uplink);
+		return to_uplink(t, d->uplink);
+	case PLACE_STACK:
+		t->place = PLACE_STACK;
+		/* From a port to the stack, or from the stack to a port: the answer takes the other of the two. */
+		if (ZONE_KIND(s->h.key.zone) == ZONE_HOST)
+			*reply_zone = MAKE_ZONE(ZONE_PORT, ZONE_NUMBER(s->h.key.zone));
+		else
+			*reply_zone = MAKE_ZONE(ZONE_HOST, ZONE_NUMBER(s->h.key.zone));
+		return NONE;
+	case PLACE_REPLY:
+		t->place = PLACE_REPLY;
+		return NONE;
+	}
+	return NO_ROUTE;
+}
+
+static __always_inline int reply_out(struct scratch *s)
+{
+	struct transposition *t = &s->reply.out;
+	struct decision *d = &s->d;
+
+	switch (ZONE_KIND(s->h.key.zone)) {
+	case ZONE_PORT:
+		if (d->where == PLACE_STACK) {
+			t->place = PLACE_STACK;
+			return NONE;
+		}
+		return to_port(t, ZONE_NUMBER(s->h.key.zone), d->routed);
+	case ZONE_OVERLAY:
+		s->forward.from_vtep = d->place.vtep;
+		return to_tunnel(t, &d->place);
+	case ZONE_UPLINK:
+		return to_uplink(t, ZONE_NUMBER(s->h.key.zone));
+	case ZONE_HOST:
+		t->place = PLACE_STACK;
+		return NONE;
+	}
+	return ENGINE_ERROR;
+}
+
+/* Build both halves from the decision. Returns a drop reason. */
+static __always_inline int compose(struct scratch *s)
+{
+	struct flow *f = &s->forward, *r = &s->reply;
+	struct headers *h = &s->h;
+	struct decision *d = &s->d;
+	__u32 reply_zone = 0;
+	__u64 now = bpf_ktime_get_coarse_ns();
+	int reason;
+
+	__builtin_memset(f, 0, sizeof(*f));
+	__builtin_memset(r, 0, sizeof(*r));
+	reason = forward_out(s, &reply_zone);
+	if (reason)
+		return reason;
+	if (f->out.place == PLACE_REPLY)
+		return NONE;
+	reason = reply_out(s);
+	if (reason)
+		return reason;
+	diff(&f->out, &h->key, &d->cur);
+	reverse(&f->pair, &d->cur, reply_zone);
+	r->pair = h->key;
+	reverse(&s->d.cur, &h->key, 0);	/* what a reply must look like when it leaves */
+	diff(&r->out, &f->pair, &s->d.cur);
+	if (d->routed) {
+		f->out.flags |= DEC_TTL;
+		r->out.flags |= DEC_TTL;
+	}
+	f->created_ns = f->seen_ns = r->created_ns = r->seen_ns = now;
+	f->ports[0] = r->ports[0] = d->ports[0];
+	f->ports[1] = r->ports[1] = d->ports[1];
+	f->generations[0] = r->generations[0] = d->generations[0];
+	f->generations[1] = r->generations[1] = d->generations[1];
+	f->dscp = h->dscp;
+	f->tcp_flags = h->tcp_flags;
+	f->icmp_type = h->icmp_type;
+	f->icmp_code = h->icmp_code;
+	copy_mac(f->smac, h->smac);
+	copy_mac(f->dmac, h->dmac);
+	r->flags = FLOW_REPLY;
+	return NONE;
+}

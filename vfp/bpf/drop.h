@@ -1,0 +1,71 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR Apache-2.0) */
+/* Every drop is counted by reason and told once to whoever listens. */
+#pragma once
+
+#include <linux/pkt_cls.h>
+
+#include "packet.h"
+
+enum probe_cb {			/* words of skb->cb that a test-run reads */
+	CB_ZONE = 0,
+	CB_VTEP = 1,
+	CB_VERDICT = 2,		/* enum place; PLACE_NONE: dropped */
+	CB_REASON = 3,
+	CB_TARGET = 4,		/* interface index, or VNI */
+};
+
+static __always_inline void report(struct __sk_buff *skb, struct scratch *s, __u32 place, __u32 reason, __u32 target)
+{
+	if (!s->probe)
+		return;
+	skb->cb[CB_VERDICT] = place;
+	skb->cb[CB_REASON] = reason;
+	skb->cb[CB_TARGET] = target;
+}
+
+static __always_inline int drop(struct __sk_buff *skb, struct scratch *s, __u32 reason)
+{
+	struct headers *h = &s->pkt;
+	__u32 index = reason;
+	struct event *event;
+	__u64 *count;
+
+	report(skb, s, PLACE_NONE, reason, 0);
+	count = bpf_map_lookup_elem(&drops, &index);
+	if (count)
+		*count += 1;
+	event = bpf_ringbuf_reserve(&events, sizeof(*event), 0);
+	if (!event)		/* nobody keeps up; the counters still do */
+		return TC_ACT_SHOT;
+	event->time_ns = bpf_ktime_get_ns();
+	event->cookie = s->d.cookie;
+	event->zone = h->key.zone;
+	event->port = s->d.drop_port;
+	event->src = h->key.src;
+	event->dst = h->key.dst;
+	event->sport = h->key.sport;
+	event->dport = h->key.dport;
+	event->ethertype = h->ethertype;
+	event->protocol = h->key.protocol;
+	event->family = h->key.family;
+	copy_mac(event->smac, h->smac);
+	copy_mac(event->dmac, h->dmac);
+	event->reason = reason;
+	event->layer = s->d.layer;
+	event->pad[0] = 0;
+	event->pad[1] = 0;
+	event->length = skb->len;
+	bpf_ringbuf_submit(event, 0);
+	return TC_ACT_SHOT;
+}
+
+/* A drop before any layer was asked. */
+static __always_inline int drop_early(struct __sk_buff *skb, struct scratch *s, __u32 reason)
+{
+	__u32 kind = ZONE_KIND(s->pkt.key.zone);
+
+	s->d.cookie = 0;
+	s->d.layer = 0xff;
+	s->d.drop_port = kind == ZONE_PORT || kind == ZONE_HOST ? ZONE_NUMBER(s->pkt.key.zone) : 0;
+	return drop(skb, s, reason);
+}

@@ -1,0 +1,91 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR Apache-2.0) */
+/* The unified flow table: pairs, their TCP state, and whether the policy that made them still holds. */
+#pragma once
+
+#include "packet.h"
+
+#define TCP_FIN 0x01
+#define TCP_SYN 0x02
+#define TCP_RST 0x04
+#define TCP_ACK 0x10
+
+static __always_inline int is_current(const struct flow *f)
+{
+	for (int i = 0; i < 2; i++) {
+		__u32 id = f->ports[i];
+		struct port *port;
+
+		if (!id)
+			continue;
+		port = bpf_map_lookup_elem(&ports, &id);
+		if (!port || port->generation != f->generations[i])
+			return 0;
+	}
+	return 1;
+}
+
+static __always_inline int is_closed(__u8 state)
+{
+	return state & STATE_RST || (state & STATE_FIN && state & STATE_PEER_FIN);
+}
+
+/* A new connection on the ports of one that has ended. */
+static __always_inline int is_reopened(const struct flow *f, const struct headers *h)
+{
+	return (h->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN && is_closed(f->state);
+}
+
+/* Events of a connection's life are told to the other half, so that a hit needs one look-up only. */
+static __always_inline void track(struct flow *f, const struct headers *h)
+{
+	__u8 mine = 0, theirs = 0;
+	struct flow *pair;
+
+	if (f->flags & FLOW_REPLY)
+		mine = theirs = STATE_ASSURED;
+	if (h->tcp_flags & TCP_FIN) {
+		mine |= STATE_FIN;
+		theirs |= STATE_PEER_FIN;
+	}
+	if (h->tcp_flags & TCP_RST) {
+		mine |= STATE_RST;
+		theirs |= STATE_RST;
+	}
+	if ((f->state & mine) == mine)
+		return;
+	f->state |= mine;
+	pair = bpf_map_lookup_elem(&flows, &f->pair);
+	if (pair)
+		pair->state |= theirs;
+}
+
+static __always_inline void count_packet(struct __sk_buff *skb, struct flow *f)
+{
+	__u32 segments = skb->gso_segs;
+
+	__sync_fetch_and_add(&f->packets, segments ? segments : 1);
+	__sync_fetch_and_add(&f->bytes, skb->len);
+	f->seen_ns = bpf_ktime_get_coarse_ns();
+}
+
+static __always_inline void forget(struct flow_key *key, struct flow_key *pair)
+{
+	bpf_map_delete_elem(&flows, key);
+	bpf_map_delete_elem(&flows, pair);
+}
+
+/* Both halves or none. `s->reply.pair` and `s->forward.pair` are each other's keys. */
+static __always_inline int store(struct scratch *s, int single)
+{
+	if (single)
+		s->forward.state |= STATE_SINGLE;
+	if (bpf_map_update_elem(&flows, &s->reply.pair, &s->forward, BPF_ANY))
+		return FLOW_TABLE_FULL;
+	if (single)
+		return NONE;
+	if (bpf_map_update_elem(&flows, &s->forward.pair, &s->reply, BPF_ANY)) {
+		bpf_map_delete_elem(&flows, &s->reply.pair);
+		return FLOW_TABLE_FULL;
+	}
+	return NONE;
+}

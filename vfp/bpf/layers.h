@@ -1,0 +1,181 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR Apache-2.0) */
+/* The walk over a port's layers: at most one action a layer, folded into `s->d`. */
+#pragma once
+
+#include "classify.h"
+#include "nat.h"
+
+struct walk {
+	struct scratch *s;
+	struct stage *stages;
+	__u32 port;
+	__u32 decided;		/* layer that has acted, plus one */
+	__u32 deny;
+};
+
+static __always_inline void count_hit(__u32 port, __u64 cookie, int dropped)
+{
+	struct hit_key key = {.cookie = cookie, .port = port};
+	struct hits *hits = bpf_map_lookup_elem(&rule_hits, &key);
+	struct hits first = {.hits = 1, .drops = dropped};
+
+	if (!hits) {
+		if (!bpf_map_update_elem(&rule_hits, &key, &first, BPF_NOEXIST))
+			return;
+		hits = bpf_map_lookup_elem(&rule_hits, &key);
+		if (!hits)	/* table full: the total by reason is still right */
+			return;
+	}
+	__sync_fetch_and_add(&hits->hits, 1);
+	if (dropped)
+		__sync_fetch_and_add(&hits->drops, 1);
+}
+
+static __always_inline int find_place(struct scratch *s, __u32 space)
+{
+	struct space_key key = {.space = space, .address = s->d.cur.dst};
+	struct location *location = bpf_map_lookup_elem(&spaces, &key);
+
+	if (!location || location->kind == LOCATION_VIRTUAL)
+		return NO_MAPPING;
+	s->d.place = *location;
+	switch (location->kind) {
+	case LOCATION_PORT:
+		s->d.where = PLACE_PORT;
+		return NONE;
+	case LOCATION_REMOTE:
+		s->d.where = PLACE_TUNNEL;
+		return NONE;
+	case LOCATION_HOST:
+		s->d.where = PLACE_STACK;
+		return NONE;
+	}
+	return ENGINE_ERROR;
+}
+
+static __always_inline int answer_arp(struct scratch *s, __u32 space)
+{
+	struct space_key key = {.space = space, .address = s->d.cur.dst};
+	struct location *location;
+
+	if (s->h.ethertype != ETH_P_ARP || s->h.key.protocol != 1 ||
+	    same_address(&s->d.cur.src, &s->d.cur.dst))
+		return ARP_UNANSWERED;
+	location = bpf_map_lookup_elem(&spaces, &key);
+	if (!location)
+		return ARP_UNANSWERED;
+	s->d.place = *location;
+	s->d.where = PLACE_REPLY;
+	return NONE;
+}
+
+static __always_inline int rewrite(struct scratch *s, __u64 id)
+{
+	struct rewrite *to = bpf_map_lookup_elem(&rewrites, &id);
+	struct flow_key *cur = &s->d.cur;
+
+	if (!to)
+		return ENGINE_ERROR;
+	/* SCTP's CRC32c covers its ports and cannot be mended in place; ICMP and the rest have none. */
+	if (!cur->family || (to->flags & (SET_SPORT | SET_DPORT) &&
+			     cur->protocol != IPPROTO_TCP && cur->protocol != IPPROTO_UDP))
+		return NAT_UNSUPPORTED;
+	if (to->flags & SET_SRC)
+		cur->src = to->src;
+	if (to->flags & SET_DST)
+		cur->dst = to->dst;
+	if (to->flags & SET_SPORT)
+		cur->sport = to->sport;
+	if (to->flags & SET_DPORT)
+		cur->dport = to->dport;
+	s->d.translated = 1;
+	return NONE;
+}
+
+static __always_inline int act(struct scratch *s, struct rule *r, __u32 port)
+{
+	struct decision *d = &s->d;
+
+	switch (r->action) {
+	case ACTION_ALLOW:
+		d->stateless |= r->stateless;
+		return NONE;
+	case ACTION_DENY:
+		d->cookie = r->cookie;
+		return DENIED;
+	case ACTION_TRANSLATE_SOURCE:
+		return translate_source(s, port, r->arg);
+	case ACTION_UNTRANSLATE:
+		if (d->by_mapping) {
+			d->cur.dst = d->via.internal;
+			d->cur.dport = d->via.internal_port;
+			d->translated = 1;
+		}
+		return NONE;
+	case ACTION_FORWARD:
+		return find_place(s, r->arg);
+	case ACTION_TO_UPLINK:
+		d->where = PLACE_UPLINK;
+		d->uplink = r->arg;
+		d->routed = 1;
+		return NONE;
+	case ACTION_ANSWER_ARP:
+		return answer_arp(s, r->arg);
+	case ACTION_REWRITE:
+		return rewrite(s, r->arg);
+	}
+	return ENGINE_ERROR;
+}
+
+static long run_stage(__u32 i, void *context)
+{
+	struct walk *walk = context;
+	struct scratch *s = walk->s;
+	struct stage *stage;
+	struct rule *r;
+	int reason;
+
+	if (i >= MAX_STAGES)
+		return 1;
+	stage = &walk->stages[i];
+	if (walk->decided == stage->layer + 1U)
+		return 0;
+	s->d.layer = stage->layer;
+	r = stage->group ? classify(s, stage->group) : 0;
+	if (r) {
+		count_hit(walk->port, r->cookie, r->action == ACTION_DENY);
+		if (r->action != ACTION_PASS) {
+			reason = act(s, r, walk->port);
+			walk->decided = stage->layer + 1U;
+			s->d.reason = reason;
+			return reason != NONE;
+		}
+	}
+	if (stage->last && stage->deny) {
+		s->d.reason = LAYER_DEFAULT;
+		return 1;
+	}
+	return 0;
+}
+
+/* Run one port's layers on `s->d.cur`; `slot` says where the port goes in the flow's dependencies. */
+static __always_inline int run_layers(struct scratch *s, __u32 port, int in, int slot)
+{
+	struct program *program = bpf_map_lookup_elem(&programs, &port);
+	struct walk walk = {.s = s, .port = port};
+
+	s->d.drop_port = port;
+	if (!program)
+		return UNKNOWN_PORT;
+	s->d.ports[slot] = port;
+	s->d.generations[slot] = program->generation;
+	s->d.reason = NONE;
+	if (in) {
+		walk.stages = program->in;
+		bpf_loop(program->in_count, run_stage, &walk, 0);
+	} else {
+		walk.stages = program->out;
+		bpf_loop(program->out_count, run_stage, &walk, 0);
+	}
+	return s->d.reason;
+}

@@ -1,0 +1,63 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR Apache-2.0) */
+/* Every map of the data path. Sizes here are for tests; the loader sets those of the configuration. */
+#pragma once
+
+#include <linux/bpf.h>
+#include <bpf/bpf_helpers.h>
+
+#include "reasons.h"
+#include "types.h"
+
+#define MAP(name_, type_, key_, value_, entries_, flags_)	\
+	struct {						\
+		__uint(type, type_);				\
+		__type(key, key_);				\
+		__type(value, value_);				\
+		__uint(max_entries, entries_);			\
+		__uint(map_flags, flags_);			\
+	} name_ SEC(".maps")
+
+/* Unified flow table: both halves of every pair. */
+MAP(flows, BPF_MAP_TYPE_HASH, struct flow_key, struct flow, 65536, 0);
+/* Interface index to the number of its zone: port id or uplink id. */
+MAP(links, BPF_MAP_TYPE_HASH, __u32, __u32, 8192, 0);
+/* Port id to generation, interface, MACs. */
+MAP(ports, BPF_MAP_TYPE_ARRAY, __u32, struct port, 4096, 0);
+/* Port id to policy. A hash map, because its element is replaced in one step. */
+MAP(programs, BPF_MAP_TYPE_HASH, __u32, struct program, 4096, BPF_F_NO_PREALLOC);
+/* Compiled group, by content hash: ports with equal groups share one. */
+MAP(groups, BPF_MAP_TYPE_HASH, __u64, struct group, 8192, BPF_F_NO_PREALLOC);
+/* Masked header to a run of rules. */
+MAP(buckets, BPF_MAP_TYPE_HASH, struct bucket_key, struct bucket, 65536, BPF_F_NO_PREALLOC);
+/* Conditions and actions, in runs. */
+MAP(rules, BPF_MAP_TYPE_ARRAY, __u32, struct rule, 65536, 0);
+/* Arguments of rewrite actions, by content hash. */
+MAP(rewrites, BPF_MAP_TYPE_HASH, __u64, struct rewrite, 4096, BPF_F_NO_PREALLOC);
+/* Address to place. */
+MAP(spaces, BPF_MAP_TYPE_HASH, struct space_key, struct location, 65536, BPF_F_NO_PREALLOC);
+/* External address and ports of source translation. */
+MAP(pools, BPF_MAP_TYPE_HASH, __u32, struct pool, 1024, BPF_F_NO_PREALLOC);
+/* Uplink id to interface index. */
+MAP(uplinks, BPF_MAP_TYPE_ARRAY, __u32, __u32, 256, 0);
+/* Static inbound translations. */
+MAP(mappings, BPF_MAP_TYPE_HASH, struct mapping_key, struct mapping, 65536, BPF_F_NO_PREALLOC);
+/* Source translations in use, from inside ... */
+MAP(bindings, BPF_MAP_TYPE_HASH, struct binding_key, struct binding, 65536, BPF_F_NO_PREALLOC);
+/* ... and from outside: the one that reserves the port. */
+MAP(externals, BPF_MAP_TYPE_HASH, struct external_key, struct external, 65536, BPF_F_NO_PREALLOC);
+/* Ports of fragmented datagrams, from their first fragment. */
+MAP(fragments, BPF_MAP_TYPE_LRU_HASH, struct fragment_key, struct fragment, 8192, 0);
+/* Drops by reason. */
+MAP(drops, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, __u64, DROP_REASONS, 0);
+/* Decisions by rule. */
+MAP(rule_hits, BPF_MAP_TYPE_HASH, struct hit_key, struct hits, 65536, BPF_F_NO_PREALLOC);
+/* Timeouts and the tunnel device. */
+MAP(config, BPF_MAP_TYPE_ARRAY, __u32, struct settings, 1, 0);
+/* The slow path, reached by tail call. */
+MAP(jumps, BPF_MAP_TYPE_PROG_ARRAY, __u32, __u32, 1, 0);
+
+/* Dropped packets, for people. */
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 1 << 20);
+} events SEC(".maps");

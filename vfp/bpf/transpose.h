@@ -1,0 +1,153 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR Apache-2.0) */
+/* Apply a transposition to the packet's bytes (checksums by RFC 1624) and send it where it goes. */
+#pragma once
+
+#include <linux/if_packet.h>
+#include <stddef.h>
+
+#include "drop.h"
+#include "parse.h"
+
+#define IPV4_CHECK (L3 + offsetof(struct iphdr, check))
+#define IPV4_TTL (L3 + offsetof(struct iphdr, ttl))
+#define IPV4_SRC (L3 + offsetof(struct iphdr, saddr))
+#define IPV4_DST (L3 + offsetof(struct iphdr, daddr))
+
+/*
+ * Addresses are in the pseudo header and ports are not: with an offloaded (partial) checksum only the first may be
+ * folded in, so the two go through separate calls.
+ */
+static __always_inline int set_ports(struct __sk_buff *skb, struct scratch *s, const struct transposition *t)
+{
+	const struct flow_key *key = &s->pkt.key;
+	__u64 udp = key->protocol == IPPROTO_UDP ? BPF_F_MARK_MANGLED_0 : 0;
+	__u32 check = s->l4 + (udp ? offsetof(struct udphdr, check) : offsetof(struct tcphdr, check));
+
+	if (key->protocol == IPPROTO_ICMP) {
+		check = s->l4 + offsetof(struct icmp_header, check);
+		if (bpf_l4_csum_replace(skb, check, key->sport, t->sport, 2))
+			return ENGINE_ERROR;
+		if (bpf_skb_store_bytes(skb, s->l4 + offsetof(struct icmp_header, id), &t->sport, 2, 0))
+			return ENGINE_ERROR;
+		return NONE;
+	}
+	if (t->flags & SET_SPORT) {
+		if (bpf_l4_csum_replace(skb, check, key->sport, t->sport, udp | 2) ||
+		    bpf_skb_store_bytes(skb, s->l4, &t->sport, 2, 0))
+			return ENGINE_ERROR;
+	}
+	if (t->flags & SET_DPORT) {
+		if (bpf_l4_csum_replace(skb, check, key->dport, t->dport, udp | 2) ||
+		    bpf_skb_store_bytes(skb, s->l4 + 2, &t->dport, 2, 0))
+			return ENGINE_ERROR;
+	}
+	return NONE;
+}
+
+static __always_inline int set_addresses(struct __sk_buff *skb, struct scratch *s, const struct transposition *t)
+{
+	const struct flow_key *key = &s->pkt.key;
+	__be32 from[2] = {key->src.w[0], key->dst.w[0]};
+	__be32 to[2] = {t->src.w[0], t->dst.w[0]};
+	__s64 change = bpf_csum_diff(from, sizeof(from), to, sizeof(to), 0);
+
+	if (s->fragment_kind != LATER_FRAGMENT && (key->protocol == IPPROTO_TCP || key->protocol == IPPROTO_UDP)) {
+		__u64 udp = key->protocol == IPPROTO_UDP ? BPF_F_MARK_MANGLED_0 : 0;
+		__u32 check = s->l4 + (udp ? offsetof(struct udphdr, check) : offsetof(struct tcphdr, check));
+
+		if (bpf_l4_csum_replace(skb, check, 0, change, BPF_F_PSEUDO_HDR | udp))
+			return ENGINE_ERROR;
+	}
+	if (bpf_l3_csum_replace(skb, IPV4_CHECK, 0, change, 0) ||
+	    bpf_skb_store_bytes(skb, IPV4_SRC, to, sizeof(to), 0))
+		return ENGINE_ERROR;
+	return NONE;
+}
+
+static __always_inline int decrement_ttl(struct __sk_buff *skb, struct scratch *s)
+{
+	__u8 ttl = s->ttl - 1;
+
+	if (bpf_l3_csum_replace(skb, IPV4_CHECK, bpf_htons(s->ttl << 8), bpf_htons(ttl << 8), 2) ||
+	    bpf_skb_store_bytes(skb, IPV4_TTL, &ttl, 1, 0))
+		return ENGINE_ERROR;
+	return NONE;
+}
+
+static __always_inline int set_macs(struct __sk_buff *skb, struct scratch *s, const struct transposition *t)
+{
+	struct headers *h = &s->pkt;
+	__u8 macs[12];
+
+	/* Most frames already carry the right ones. */
+	if ((!(t->flags & SET_DMAC) || same_mac(h->dmac, t->dmac)) &&
+	    (!(t->flags & SET_SMAC) || same_mac(h->smac, t->smac)))
+		return NONE;
+	copy_mac(macs, t->flags & SET_DMAC ? t->dmac : h->dmac);
+	copy_mac(macs + 6, t->flags & SET_SMAC ? t->smac : h->smac);
+	if (bpf_skb_store_bytes(skb, 0, macs, sizeof(macs), 0))
+		return ENGINE_ERROR;
+	return NONE;
+}
+
+static __always_inline int rewrite_packet(struct __sk_buff *skb, struct scratch *s, const struct transposition *t)
+{
+	int reason;
+
+	if (t->flags & (SET_SPORT | SET_DPORT) && s->fragment_kind != LATER_FRAGMENT) {
+		reason = set_ports(skb, s, t);
+		if (reason)
+			return reason;
+	}
+	if (t->flags & (SET_SRC | SET_DST)) {
+		reason = set_addresses(skb, s, t);
+		if (reason)
+			return reason;
+	}
+	if (t->flags & DEC_TTL) {
+		reason = decrement_ttl(skb, s);
+		if (reason)
+			return reason;
+	}
+	return set_macs(skb, s, t);
+}
+
+static __always_inline int into_tunnel(struct __sk_buff *skb, const struct transposition *t)
+{
+	struct bpf_tunnel_key key = {
+		.tunnel_id = t->vni,
+		.remote_ipv4 = t->vtep,
+		.tunnel_ttl = 64,
+	};
+
+	return bpf_skb_set_tunnel_key(skb, &key, sizeof(key), BPF_F_ZERO_CSUM_TX);
+}
+
+/* Returns a TC verdict. */
+static __always_inline int transpose(struct __sk_buff *skb, struct scratch *s, const struct transposition *t)
+{
+	int reason;
+
+	if (t->flags & DEC_TTL && s->ttl <= 1)
+		return drop_early(skb, s, TTL_EXCEEDED);
+	reason = rewrite_packet(skb, s, t);
+	if (reason)
+		return drop_early(skb, s, reason);
+	report(skb, s, t->place, NONE, t->place == PLACE_TUNNEL ? t->vni : t->ifindex);
+	switch (t->place) {
+	case PLACE_PORT:
+		/* The frame was addressed to the endpoint, not to the link it came in on. */
+		if (skb->pkt_type != PACKET_HOST)
+			bpf_skb_change_type(skb, PACKET_HOST);
+		return bpf_redirect_peer(t->ifindex, 0);
+	case PLACE_TUNNEL:
+		if (into_tunnel(skb, t))
+			return drop_early(skb, s, ENGINE_ERROR);
+		return bpf_redirect(t->ifindex, 0);
+	case PLACE_UPLINK:
+		return bpf_redirect_neigh(t->ifindex, 0, 0, 0);
+	case PLACE_STACK:
+		return TC_ACT_UNSPEC;	/* let the filters of others see it */
+	}
+	return drop_early(skb, s, ENGINE_ERROR);
+}

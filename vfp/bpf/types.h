@@ -1,0 +1,380 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR Apache-2.0) */
+/* Structs that the data path shares with its Python twin (vfp/layout.py); a test compares the two through BTF. */
+#pragma once
+
+#include <linux/types.h>
+
+#define MAX_STAGES 32		/* groups of all layers of a port, one direction */
+#define MAX_TUPLES 64		/* distinct masks of one group; the compiler merges down to this */
+#define NAT_PROBES 64		/* external ports tried for a new binding */
+
+enum zone_kind {
+	ZONE_PORT = 0,		/* from an endpoint */
+	ZONE_OVERLAY = 1,	/* from the VXLAN device; number is the VNI */
+	ZONE_UPLINK = 2,	/* from an uplink */
+	ZONE_HOST = 3,		/* from the host's stack or a bridge, towards an endpoint */
+};
+
+#define ZONE_SHIFT 24
+#define ZONE_NUMBER(z) ((z) & ((1U << ZONE_SHIFT) - 1))
+#define ZONE_KIND(z) ((z) >> ZONE_SHIFT)
+#define MAKE_ZONE(kind, number) (((__u32)(kind) << ZONE_SHIFT) | (number))
+
+/* IPv4 is in w[0], the rest zero. */
+struct address {
+	__be32 w[4];
+};
+
+struct flow_key {
+	__u32 zone;
+	__u8 family;		/* 4, 6; 0: not IP */
+	__u8 protocol;
+	__u16 pad;
+	__be16 sport;		/* ICMP echo: the identifier, in both */
+	__be16 dport;
+	struct address src;
+	struct address dst;
+};
+
+enum place {
+	PLACE_NONE = 0,
+	PLACE_STACK = 1,	/* leave to the host's stack */
+	PLACE_PORT = 2,		/* peer of a local port's veth */
+	PLACE_UPLINK = 3,	/* route and neighbour of an uplink */
+	PLACE_TUNNEL = 4,	/* VXLAN device with a tunnel key */
+	PLACE_REPLY = 5,	/* answered on the spot */
+};
+
+enum transposition_flags {
+	SET_SRC = 1 << 0,
+	SET_DST = 1 << 1,
+	SET_SPORT = 1 << 2,
+	SET_DPORT = 1 << 3,
+	SET_SMAC = 1 << 4,
+	SET_DMAC = 1 << 5,
+	DEC_TTL = 1 << 6,
+};
+
+#define SET_TUPLE (SET_SRC | SET_DST | SET_SPORT | SET_DPORT)
+
+/* The one header change that all layers of a flow amount to. */
+struct transposition {
+	__u16 flags;
+	__u8 place;
+	__u8 pad;
+	__u32 ifindex;
+	struct address src;
+	struct address dst;
+	__be16 sport;
+	__be16 dport;
+	__u8 smac[6];
+	__u8 dmac[6];
+	__u32 vni;
+	__u32 vtep;		/* host byte order, as the tunnel key wants it */
+};
+
+enum flow_flags {
+	FLOW_REPLY = 1 << 0,	/* this half is the reply of its pair */
+};
+
+enum flow_state {
+	STATE_ASSURED = 1 << 0,		/* a reply was seen */
+	STATE_FIN = 1 << 1,		/* FIN in this direction */
+	STATE_PEER_FIN = 1 << 2,	/* FIN in the other */
+	STATE_RST = 1 << 3,
+	STATE_SINGLE = 1 << 4,		/* stateless: there is no other half */
+};
+
+/* One half of a pair. `ports` and `generations` say under which policies it was decided. */
+struct flow {
+	__u64 packets;
+	__u64 bytes;
+	__u64 created_ns;
+	__u64 seen_ns;
+	struct flow_key pair;
+	__u32 ports[2];			/* sender, receiver; 0: none */
+	__u32 generations[2];
+	__u32 from_vtep;		/* overlay: the only outer source that may use this entry; host order */
+	__u8 flags;
+	__u8 state;
+	__u8 dscp;			/* of the packet that made the flow, as all below: for re-decision */
+	__u8 tcp_flags;
+	__u8 icmp_type;
+	__u8 icmp_code;
+	__u8 smac[6];
+	__u8 dmac[6];
+	__u8 pad[2];
+	struct transposition out;
+};
+
+struct port {
+	__u32 generation;
+	__u32 ifindex;
+	__u8 mac[6];
+	__u8 gateway_mac[6];
+};
+
+/* One group of a layer, in the order of the walk. `group` 0: the layer has none. */
+struct stage {
+	__u64 group;
+	__u8 layer;		/* index in the port's OUT order */
+	__u8 last;		/* last group of its layer */
+	__u8 deny;		/* the layer's default */
+	__u8 pad[5];
+};
+
+/* A port's whole policy: replaced by one map write. */
+struct program {
+	__u32 generation;
+	__u16 out_count;
+	__u16 in_count;
+	struct stage out[MAX_STAGES];
+	struct stage in[MAX_STAGES];
+};
+
+enum tuple_fields {
+	FIELD_ETHERTYPE = 1 << 0,
+	FIELD_PROTOCOL = 1 << 1,
+	FIELD_SPORT = 1 << 2,
+	FIELD_DPORT = 1 << 3,
+};
+
+/* Which bits of a packet are hashed to find the bucket of rules that could match it. */
+struct tuple {
+	__u8 src_len;
+	__u8 dst_len;
+	__u8 fields;
+	__u8 pad;
+	__u16 best_priority;	/* of all its rules: tuples are sorted by it, so the search can stop early */
+	__u16 pad2;
+};
+
+struct group {
+	__u32 count;
+	__u32 pad;
+	struct tuple tuples[MAX_TUPLES];
+};
+
+struct bucket_key {
+	__u64 group;
+	__u16 tuple;
+	__u16 ethertype;
+	__be16 sport;
+	__be16 dport;
+	struct address src;
+	struct address dst;
+	__u8 protocol;
+	__u8 pad[7];
+};
+
+/* A run of `rules`, by ascending priority. */
+struct bucket {
+	__u32 first;
+	__u32 count;
+};
+
+enum rule_condition {
+	IF_ETHERTYPE = 1 << 0,
+	IF_SMAC = 1 << 1,
+	IF_DMAC = 1 << 2,
+	IF_SRC = 1 << 3,
+	IF_DST = 1 << 4,
+	IF_PROTOCOL = 1 << 5,
+	IF_SPORT = 1 << 6,
+	IF_DPORT = 1 << 7,
+	IF_ICMP_TYPE = 1 << 8,
+	IF_ICMP_CODE = 1 << 9,
+	IF_TCP_FLAGS = 1 << 10,
+	IF_DSCP = 1 << 11,
+	IF_ARP_SENDER = 1 << 12,
+};
+
+enum rule_action {
+	ACTION_ALLOW = 0,
+	ACTION_DENY = 1,
+	ACTION_PASS = 2,
+	ACTION_TRANSLATE_SOURCE = 3,
+	ACTION_UNTRANSLATE = 4,
+	ACTION_FORWARD = 5,
+	ACTION_TO_UPLINK = 6,
+	ACTION_ANSWER_ARP = 7,
+	ACTION_REWRITE = 8,
+};
+
+struct rule {
+	__u64 cookie;
+	__u64 arg;		/* pool, space, uplink, or key of `rewrites` */
+	__u16 conditions;
+	__u16 priority;
+	__u16 ethertype;
+	__u8 action;
+	__u8 stateless;
+	struct address src;	/* masked */
+	struct address dst;
+	__u8 src_len;
+	__u8 dst_len;
+	__u8 family;		/* of src or dst: 4 or 6 */
+	__u8 protocol;
+	__u8 icmp_type;
+	__u8 icmp_code;
+	__u8 tcp_mask;
+	__u8 tcp_value;
+	__u16 sport_low;	/* host byte order, inclusive */
+	__u16 sport_high;
+	__u16 dport_low;
+	__u16 dport_high;
+	__u8 smac[6];
+	__u8 dmac[6];
+	__u8 dscp;
+	__u8 pad[3];
+};
+
+struct rewrite {
+	struct address src;
+	struct address dst;
+	__be16 sport;
+	__be16 dport;
+	__u16 flags;		/* SET_* */
+	__u16 pad;
+};
+
+struct space_key {
+	__u32 space;
+	struct address address;
+};
+
+enum location_kind {
+	LOCATION_PORT = 1,
+	LOCATION_REMOTE = 2,
+	LOCATION_HOST = 3,
+	LOCATION_VIRTUAL = 4,
+};
+
+struct location {
+	__u8 kind;
+	__u8 mac[6];
+	__u8 pad;
+	__u32 port;
+	__u32 vni;
+	__u32 vtep;		/* host byte order */
+};
+
+struct pool {
+	struct address address;
+	__u32 uplink;
+	__u16 low;		/* host byte order, inclusive */
+	__u16 high;
+};
+
+struct mapping_key {
+	__u32 uplink;
+	struct address external;
+	__be16 port;
+	__u8 protocol;
+	__u8 pad;
+};
+
+struct mapping {
+	struct address internal;
+	__u32 port;
+	__be16 internal_port;
+	__u16 pad;
+};
+
+/* Internal side of a source translation (endpoint-independent: the remote is no part of it). */
+struct binding_key {
+	__u32 port;
+	__u32 pool;
+	struct address src;
+	__be16 sport;
+	__u8 protocol;
+	__u8 pad;
+};
+
+struct binding {
+	__be16 external_port;
+	__u16 pad[3];
+};
+
+struct external_key {
+	struct address address;
+	__be16 port;
+	__u8 protocol;
+	__u8 pad;
+};
+
+/* Who holds an external port; the sweep stamps `seen_ns` while a flow uses it. */
+struct external {
+	struct binding_key holder;
+	__u32 pad;
+	__u64 seen_ns;
+};
+
+struct fragment_key {
+	__u32 zone;
+	struct address src;
+	struct address dst;
+	__be16 id;
+	__u8 protocol;
+	__u8 pad;
+};
+
+struct fragment {
+	__be16 sport;
+	__be16 dport;
+};
+
+struct hit_key {
+	__u64 cookie;
+	__u32 port;
+	__u32 pad;
+};
+
+struct hits {
+	__u64 hits;
+	__u64 drops;
+};
+
+struct settings {
+	__u64 tcp_new_ns;
+	__u64 tcp_established_ns;
+	__u64 tcp_closing_ns;
+	__u64 tcp_closed_ns;
+	__u64 udp_new_ns;
+	__u64 udp_ns;
+	__u64 icmp_ns;
+	__u64 other_ns;
+	__u64 binding_ns;
+	__u32 tunnel_ifindex;
+	__u32 pad;
+};
+
+/* One record of the `events` ring: a dropped packet. */
+struct event {
+	__u64 time_ns;
+	__u64 cookie;		/* of the rule that denied; 0: none */
+	__u32 zone;
+	__u32 port;		/* whose layer decided; 0: none */
+	struct address src;
+	struct address dst;
+	__be16 sport;
+	__be16 dport;
+	__u16 ethertype;
+	__u8 protocol;
+	__u8 family;
+	__u8 smac[6];
+	__u8 dmac[6];
+	__u8 reason;
+	__u8 layer;
+	__u8 pad[2];
+	__u32 length;
+};
+
+/* Argument and result of the sweep program. */
+struct sweep {
+	__u64 now_ns;		/* 0: the clock */
+	__u32 flows_removed;
+	__u32 bindings_removed;
+	__u32 flows_seen;
+	__u32 bindings_seen;
+};

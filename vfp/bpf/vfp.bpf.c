@@ -1,0 +1,237 @@
+// SPDX-License-Identifier: (GPL-2.0-only OR Apache-2.0)
+/*
+ * The data path: one program a hook. Each parses, looks the flow up and, on a hit, transposes: one hash look-up however
+ * many layers there are. Everything else is one tail call away, in vfp_slow. docs/engine.md says what it does.
+ */
+#include "arp.h"
+#include "decide.h"
+#include "flow_table.h"
+#include "sweep.h"
+
+#define SLOW 0		/* index in `jumps` */
+
+static __always_inline int leave_to_stack(struct __sk_buff *skb, struct scratch *s)
+{
+	report(skb, s, PLACE_STACK, NONE, 0);
+	return TC_ACT_UNSPEC;
+}
+
+/* What is not ours at an uplink is the host's own business. */
+static __always_inline int refuse(struct __sk_buff *skb, struct scratch *s, int reason)
+{
+	if (ZONE_KIND(s->pkt.key.zone) == ZONE_UPLINK)
+		return leave_to_stack(skb, s);
+	return drop_early(skb, s, reason);
+}
+
+static __always_inline int enter(struct __sk_buff *skb, struct scratch *s, __u32 zone, __u32 vtep)
+{
+	struct flow *f;
+	int reason = parse(skb, s, zone);
+
+	if (reason)
+		return refuse(skb, s, reason);
+	if (ZONE_KIND(zone) == ZONE_UPLINK && !s->pkt.tracked)
+		return leave_to_stack(skb, s);
+	s->pkt.vtep = vtep;
+	if (s->pkt.tracked) {
+		f = bpf_map_lookup_elem(&flows, &s->pkt.key);
+		if (f && is_current(f) && !is_reopened(f, &s->pkt)) {
+			if (f->from_vtep != vtep)
+				return drop_early(skb, s, WRONG_VTEP);
+			track(f, &s->pkt);
+			count_packet(skb, f);
+			return transpose(skb, s, &f->out);
+		}
+	}
+	bpf_tail_call(skb, &jumps, SLOW);
+	return drop_early(skb, s, ENGINE_ERROR);
+}
+
+static __always_inline int drop_unknown(struct __sk_buff *skb, struct scratch *s, __u32 kind)
+{
+	__builtin_memset(&s->pkt, 0, sizeof(s->pkt));
+	s->pkt.key.zone = MAKE_ZONE(kind, 0);
+	return drop_early(skb, s, UNKNOWN_PORT);
+}
+
+/* Links that carry packets of one zone. An uplink nobody told us of is left alone; a port is closed. */
+static __always_inline int enter_link(struct __sk_buff *skb, __u32 kind)
+{
+	__u32 ifindex = skb->ifindex;
+	struct scratch *s = scratch();
+	__u32 *number;
+
+	if (!s)
+		return TC_ACT_SHOT;
+	s->probe = 0;
+	number = bpf_map_lookup_elem(&links, &ifindex);
+	if (!number)
+		return kind == ZONE_UPLINK ? TC_ACT_UNSPEC : drop_unknown(skb, s, kind);
+	return enter(skb, s, MAKE_ZONE(kind, *number), 0);
+}
+
+SEC("tc")
+int vfp_port_out(struct __sk_buff *skb)
+{
+	return enter_link(skb, ZONE_PORT);
+}
+
+SEC("tc")
+int vfp_port_in(struct __sk_buff *skb)
+{
+	return enter_link(skb, ZONE_HOST);
+}
+
+SEC("tc")
+int vfp_uplink_in(struct __sk_buff *skb)
+{
+	if (skb->pkt_type == PACKET_OTHERHOST)
+		return TC_ACT_UNSPEC;
+	return enter_link(skb, ZONE_UPLINK);
+}
+
+SEC("tc")
+int vfp_overlay_in(struct __sk_buff *skb)
+{
+	struct bpf_tunnel_key key = {};
+	struct scratch *s = scratch();
+
+	if (!s)
+		return TC_ACT_SHOT;
+	s->probe = 0;
+	if (bpf_skb_get_tunnel_key(skb, &key, sizeof(key), 0))
+		return drop_unknown(skb, s, ZONE_OVERLAY);
+	return enter(skb, s, MAKE_ZONE(ZONE_OVERLAY, key.tunnel_id & 0xffffff), key.remote_ipv4);
+}
+
+/* Any hook, for BPF_PROG_TEST_RUN: the zone is in cb[0], the outer source in cb[1]; the answer is in cb[2..4]. */
+SEC("tc")
+int vfp_probe(struct __sk_buff *skb)
+{
+	struct scratch *s = scratch();
+
+	if (!s)
+		return TC_ACT_SHOT;
+	s->probe = 1;
+	return enter(skb, s, skb->cb[CB_ZONE], skb->cb[CB_VTEP]);
+}
+
+/* Reasons that are a layer's doing keep its number; the others have none. */
+static __always_inline int drop_decided(struct __sk_buff *skb, struct scratch *s, int reason)
+{
+	if (reason != DENIED && reason != LAYER_DEFAULT && reason != NAT_EXHAUSTED && reason != NAT_UNSUPPORTED &&
+	    reason != ARP_UNANSWERED)
+		s->d.layer = 0xff;
+	return drop(skb, s, reason);
+}
+
+static __always_inline void carry_over(struct flow *to, const struct flow *from)
+{
+	to->packets = from->packets;
+	to->bytes = from->bytes;
+	to->created_ns = from->created_ns;
+	to->state = from->state;
+}
+
+/*
+ * The policy changed under a flow: decide its forward tuple again, whichever side this packet is from. A connection
+ * that the new policy forbids ends here.
+ */
+static __always_inline int decide_again(struct __sk_buff *skb, struct scratch *s, struct flow *f)
+{
+	struct flow_key *forward_key = f->flags & FLOW_REPLY ? &f->pair : &s->pkt.key;
+	struct flow_key *reply_key = f->flags & FLOW_REPLY ? &s->pkt.key : &f->pair;
+	struct flow *forward = bpf_map_lookup_elem(&flows, forward_key);
+	struct flow *reply = bpf_map_lookup_elem(&flows, reply_key);
+	int from_reply = f->flags & FLOW_REPLY, reason;
+
+	if (!forward) {		/* half a pair is no flow: see what the packet itself may do */
+		bpf_map_delete_elem(&flows, &s->pkt.key);
+		return -1;
+	}
+	s->h.key = *forward_key;
+	s->h.ethertype = ETH_P_IP;
+	s->h.dscp = forward->dscp;
+	s->h.tcp_flags = forward->tcp_flags;
+	s->h.icmp_type = forward->icmp_type;
+	s->h.icmp_code = forward->icmp_code;
+	s->h.has_ports = s->pkt.has_ports;
+	s->h.tracked = 1;
+	s->h.arp_sender_is_source = 0;
+	copy_mac(s->h.smac, forward->smac);
+	copy_mac(s->h.dmac, forward->dmac);
+	s->h.vtep = from_reply ? 0 : s->pkt.vtep;
+	reason = decide(s);
+	if (!reason)
+		reason = compose(s);
+	if (reason) {
+		struct flow_key pair = f->pair;
+
+		forget(&s->pkt.key, &pair);
+		return drop_decided(skb, s, reason);
+	}
+	carry_over(&s->forward, forward);
+	if (reply)
+		carry_over(&s->reply, reply);
+	if (from_reply && !same_key(&s->forward.pair, &s->pkt.key)) {
+		bpf_map_delete_elem(&flows, &s->pkt.key);
+		store(s, 0);
+		return drop_early(skb, s, FLOW_CHANGED);
+	}
+	reason = store(s, s->d.stateless && !s->d.translated);
+	if (reason)
+		return drop_early(skb, s, reason);
+	f = bpf_map_lookup_elem(&flows, &s->pkt.key);
+	if (!f)
+		return drop_early(skb, s, ENGINE_ERROR);
+	if (f->from_vtep != s->pkt.vtep)
+		return drop_early(skb, s, WRONG_VTEP);
+	track(f, &s->pkt);
+	count_packet(skb, f);
+	return transpose(skb, s, &f->out);
+}
+
+/* Misses, stale flows, and what has no flow. */
+SEC("tc")
+int vfp_slow(struct __sk_buff *skb)
+{
+	struct scratch *s = scratch();
+	struct flow *f;
+	int reason;
+
+	if (!s)
+		return TC_ACT_SHOT;
+	if (s->pkt.tracked) {
+		f = bpf_map_lookup_elem(&flows, &s->pkt.key);
+		if (f && !is_reopened(f, &s->pkt)) {
+			reason = decide_again(skb, s, f);
+			if (reason >= 0)
+				return reason;
+		}
+	}
+	s->h = s->pkt;
+	reason = decide(s);
+	if (!reason)
+		reason = compose(s);
+	if (reason == NO_MAPPING && ZONE_KIND(s->h.key.zone) == ZONE_UPLINK)
+		return leave_to_stack(skb, s);
+	if (reason)
+		return drop_decided(skb, s, reason);
+	if (s->forward.out.place == PLACE_REPLY)
+		return reply_arp(skb, s);
+	if (s->pkt.tracked && !(s->pkt.tcp_flags & TCP_RST)) {
+		s->forward.packets = skb->gso_segs ? skb->gso_segs : 1;
+		s->forward.bytes = skb->len;
+		if (s->pkt.tcp_flags & TCP_FIN) {
+			s->forward.state |= STATE_FIN;
+			s->reply.state |= STATE_PEER_FIN;
+		}
+		reason = store(s, s->d.stateless && !s->d.translated);
+		if (reason)
+			return drop_early(skb, s, reason);
+	}
+	return transpose(skb, s, &s->forward.out);
+}
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";
