@@ -1,0 +1,362 @@
+"""From a tuple in a zone to a verdict and both halves of its flow; touches only the bindings it is given.
+
+Decided here, where `docs/engine.md` is open:
+
+- A packet other than IPv4 cannot be routed to an uplink: `NO_ROUTE`. The same holds for an uplink that the state
+  does not list, and for a remote place when the engine has no tunnel device.
+- `Rewrite` needs IPv4, and TCP or UDP if it sets a port, else `NAT_UNSUPPORTED` (SCTP's CRC32c covers its
+  ports).
+- `Forward` to a `Virtual` place drops when the action runs, whatever later layers say.
+- `AnswerArp` sets the place; later layers still run. Neither a request for the sender's own address nor one for
+  an address that is behind the asking port (a probe, RFC 5227) is answered.
+- `TranslateSource` with a pool that does not exist: `ENGINE_ERROR`.
+- An action that rewrote makes the flow stateful even if the values happened to be the same.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from ipaddress import IPv4Address
+
+from vfp.model import (
+    ETH_P_ARP,
+    Action,
+    Allow,
+    AnswerArp,
+    Deny,
+    Direction,
+    Forward,
+    HostStack,
+    LocalPort,
+    Location,
+    Mapping,
+    Pass,
+    Port,
+    Remote,
+    Rewrite,
+    ToUplink,
+    TranslateSource,
+    Untranslate,
+    Virtual,
+)
+from vfp.reasons import DropReason
+from vfp.reference import transposition as header
+from vfp.reference.bindings import BindingKey, Bindings, Exhausted
+from vfp.reference.index import Index
+from vfp.reference.layers import Dropped, RuleRef, Step, walk
+from vfp.reference.packet import (
+    ARP_REQUEST,
+    ICMP,
+    ICMP_ECHO_REPLY,
+    ICMP_ECHO_REQUEST,
+    TCP,
+    UDP,
+    FlowTuple,
+    Headers,
+)
+from vfp.reference.transposition import Transposition
+from vfp.reference.zones import Zone, ZoneKind
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What is decided: a forward tuple, where it came from, and the fields that go with it.
+
+    `vtep` is the outer source of what came over the overlay; None: take the mapped one (re-decision).
+    """
+
+    zone: Zone
+    tuple: FlowTuple
+    headers: Headers
+    vtep: IPv4Address | None = None
+    any_vtep: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Half:
+    """One direction of a flow: the packets that belong to it and what happens to them."""
+
+    zone: Zone
+    tuple: FlowTuple
+    transposition: Transposition
+    vtep: IPv4Address | None = None         # overlay: the only outer source that may use it
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """The outcome. `reason` NONE and `not_ours` False: allowed, and `forward` says how.
+
+    `reply` is None when a flow would be stateless, or when there is no answer to wait for (an ARP answer).
+    """
+
+    steps: tuple[Step, ...]
+    reason: DropReason = DropReason.NONE
+    note: str = ""
+    not_ours: bool = False                  # came by an uplink and no mapping wants it
+    drop_port: int = 0                      # whose layers were running; 0: none
+    forward: Half | None = None
+    reply: Half | None = None
+    stateful: bool = True
+    ports: tuple[int, ...] = ()             # whose policies were asked
+    bindings: tuple[BindingKey, ...] = ()
+
+    @property
+    def hits(self) -> tuple[RuleRef, ...]:
+        """The rules that matched, for counters."""
+        return tuple(s.ref for s in self.steps if s.matched and s.ref)
+
+    @property
+    def denied_by(self) -> Step | None:
+        """The step that ended the packet, if layers did."""
+        if self.reason in (DropReason.DENIED, DropReason.LAYER_DEFAULT):
+            return self.steps[-1]
+        return None
+
+
+def decide(index: Index, bindings: Bindings, subject: Subject, now_s: float) -> Decision:
+    """Walk the layers that concern `subject` and say what becomes of it."""
+    return _Walk(index, bindings, subject, now_s).run()
+
+
+@dataclass(slots=True)
+class _Walk:
+    """A packet under way: the tuple as rewritten so far and what the layers have said."""
+
+    index: Index
+    bindings: Bindings
+    subject: Subject
+    now_s: float
+    cur: FlowTuple = field(init=False)
+    rewrites: Transposition = field(default_factory=Transposition)
+    place: Location | header.ToUplink | header.ToSender | None = None
+    mapping: Mapping | None = None
+    rewritten: bool = False
+    stateless: bool = False
+    drop_port: int = 0
+    ports: list[int] = field(default_factory=list)
+    used: list[BindingKey] = field(default_factory=list)
+    steps: list[Step] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.cur = self.subject.tuple
+
+    @property
+    def headers(self) -> Headers:
+        return self.subject.headers
+
+    def run(self) -> Decision:
+        try:
+            forward, reply = self._decide()
+        except _NotOurs:
+            return Decision((), not_ours=True)
+        except Dropped as dropped:
+            return Decision(tuple(self.steps), dropped.reason, dropped.note, drop_port=self.drop_port,
+                            bindings=tuple(self.used))
+        stateful = self.rewritten or not self.stateless
+        return Decision(tuple(self.steps), drop_port=self.drop_port, forward=forward, reply=reply,
+                        stateful=stateful, ports=tuple(dict.fromkeys(self.ports)), bindings=tuple(self.used))
+
+    def _decide(self) -> tuple[Half, Half | None]:
+        match self.subject.zone.kind:
+            case ZoneKind.PORT:
+                return self._from_port()
+            case ZoneKind.OVERLAY:
+                return self._from_overlay()
+            case ZoneKind.UPLINK:
+                return self._from_uplink()
+            case ZoneKind.HOST:
+                return self._from_stack()
+
+    # Zones: which layers run, where the packet goes, and where its answer comes from.
+
+    def _from_port(self) -> tuple[Half, Half | None]:
+        sender = self._run_layers(self.subject.zone.number, Direction.OUT)
+        back = Transposition(dst_mac=sender.mac, exit=header.ToPort(sender.id))
+        match self.place:
+            case LocalPort(id):
+                receiver = self._run_layers(id, Direction.IN)
+                return self._pair(Transposition(dst_mac=receiver.mac, exit=header.ToPort(receiver.id)),
+                                  Zone(ZoneKind.PORT, receiver.id), back)
+            case Remote(vtep, vni, _) as remote:
+                return self._pair(self._into_tunnel(remote), Zone(ZoneKind.OVERLAY, vni), back,
+                                  reply_vtep=vtep)
+            case HostStack():
+                stack = Transposition(exit=header.ToStack())
+                return self._pair(stack, Zone(ZoneKind.HOST, sender.id), stack)
+            case header.ToUplink(uplink) as exit:
+                if uplink not in self.index.uplinks:
+                    raise Dropped(DropReason.NO_ROUTE, f"there is no uplink {uplink}")
+                if self.cur.family != 4:
+                    raise Dropped(DropReason.NO_ROUTE, "not IPv4, cannot be routed")
+                return self._pair(Transposition(routed=True, exit=exit), Zone(ZoneKind.UPLINK, uplink),
+                                  replace(back, src_mac=sender.gateway_mac, routed=True))
+            case header.ToSender() as exit:
+                return self._half(Transposition(exit=exit)), None
+            case _:
+                raise Dropped(DropReason.NO_ROUTE, "no layer said where it goes")
+
+    def _from_overlay(self) -> tuple[Half, Half | None]:
+        """No host is trusted beyond its own endpoints: the inner source must be mapped to the outer one."""
+        vni = self.subject.zone.number
+        source = self.index.place(vni, self.subject.tuple.src)
+        if not isinstance(source, Remote):
+            raise Dropped(DropReason.UNKNOWN_SOURCE, f"VNI {vni} has no remote {self.subject.tuple.src}")
+        if not self.subject.any_vtep and self.subject.vtep != source.vtep:
+            raise Dropped(DropReason.WRONG_VTEP, f"{self.subject.tuple.src} is behind {source.vtep}")
+        destination = self.index.place(vni, self.subject.tuple.dst)
+        if not isinstance(destination, LocalPort):
+            raise Dropped(DropReason.NO_MAPPING, f"VNI {vni} has no local {self.subject.tuple.dst}")
+        receiver = self._run_layers(destination.port, Direction.IN)
+        back = self._into_tunnel(source)
+        return self._pair(Transposition(dst_mac=receiver.mac, exit=header.ToPort(receiver.id)),
+                          Zone(ZoneKind.PORT, receiver.id), back, vtep=source.vtep)
+
+    def _from_uplink(self) -> tuple[Half, Half | None]:
+        uplink, what = self.subject.zone.number, self.subject.tuple
+        if what.protocol in (TCP, UDP):
+            self.mapping = self.index.mapping(uplink, what.protocol, what.dst, what.dst_port)
+        if self.mapping is None:
+            raise _NotOurs
+        receiver = self._run_layers(self.mapping.port, Direction.IN)
+        if uplink not in self.index.uplinks:
+            raise Dropped(DropReason.NO_ROUTE, f"there is no uplink {uplink}")
+        return self._pair(
+            Transposition(src_mac=receiver.gateway_mac, dst_mac=receiver.mac, routed=True,
+                          exit=header.ToPort(receiver.id)),
+            Zone(ZoneKind.PORT, receiver.id),
+            Transposition(routed=True, exit=header.ToUplink(uplink)),
+        )
+
+    def _from_stack(self) -> tuple[Half, Half | None]:
+        receiver = self._run_layers(self.subject.zone.number, Direction.IN)
+        stack = Transposition(exit=header.ToStack())
+        return self._pair(stack, Zone(ZoneKind.PORT, receiver.id), stack)
+
+    def _run_layers(self, id: int, direction: Direction) -> Port:
+        self.drop_port = id
+        port = self.index.ports.get(id)
+        if port is None:
+            raise Dropped(DropReason.UNKNOWN_PORT, f"there is no port {id}")
+        self.ports.append(id)
+        walk(port, direction, self, self.steps)
+        return port
+
+    def _into_tunnel(self, remote: Remote) -> Transposition:
+        if not self.index.has_tunnel:
+            raise Dropped(DropReason.NO_ROUTE, "the engine has no tunnel device")
+        return Transposition(dst_mac=remote.mac, exit=header.ToVtep(remote.vtep, remote.vni))
+
+    def _half(self, how: Transposition, vtep: IPv4Address | None = None) -> Half:
+        return Half(self.subject.zone, self.subject.tuple, header.compose(self.rewrites, how), vtep)
+
+    def _pair(self, there: Transposition, reply_zone: Zone, back: Transposition, *,
+              vtep: IPv4Address | None = None, reply_vtep: IPv4Address | None = None) -> tuple[Half, Half]:
+        answer = header.compose(header.inverse(self.rewrites), back)
+        return self._half(there, vtep), Half(reply_zone, self.cur.reversed(), answer, reply_vtep)
+
+    # Actions.
+
+    def act(self, port: int, action: Action, *, stateful: bool) -> str:
+        match action:
+            case Allow():
+                self.stateless |= not stateful
+                return "" if stateful else "stateless"
+            case Deny():
+                raise Dropped(DropReason.DENIED)
+            case Pass():
+                return ""
+            case TranslateSource(pool):
+                return self._translate_source(port, pool)
+            case Untranslate():
+                return self._untranslate()
+            case Forward(space):
+                return self._forward(space)
+            case ToUplink(uplink):
+                self.place = header.ToUplink(uplink)
+                return f"by uplink {uplink}"
+            case AnswerArp(space):
+                return self._answer_arp(port, space)
+            case Rewrite():
+                return self._rewrite(action)
+
+    def _translate_source(self, port: int, pool_id: int) -> str:
+        echo = self.cur.protocol == ICMP and self.headers.icmp_type in (ICMP_ECHO_REPLY, ICMP_ECHO_REQUEST)
+        if self.cur.family != 4 or not (self.cur.protocol in (TCP, UDP) or echo):
+            raise Dropped(DropReason.NAT_UNSUPPORTED, "no port or identifier to translate")
+        pool = self.index.pools.get(pool_id)
+        if pool is None:
+            raise Dropped(DropReason.ENGINE_ERROR, f"there is no pool {pool_id}")
+        key = BindingKey(port, pool_id, self.cur.protocol, self.cur.src, self.cur.src_port)
+        try:
+            external = self.bindings.obtain(key, pool, self.now_s)
+        except Exhausted:
+            raise Dropped(DropReason.NAT_EXHAUSTED, f"no free port in pool {pool_id}") from None
+        self.used.append(key)
+        dst_port = external.port if self.cur.protocol == ICMP else self.cur.dst_port
+        self._become(replace(self.cur, src=external.address, src_port=external.port, dst_port=dst_port))
+        return f"source becomes {external.address}:{external.port}"
+
+    def _untranslate(self) -> str:
+        if self.mapping is None:
+            return "did not come by a mapping"
+        self._become(replace(self.cur, dst=self.mapping.internal, dst_port=self.mapping.internal_port))
+        return f"destination becomes {self.mapping.internal}:{self.mapping.internal_port}"
+
+    def _forward(self, space: int) -> str:
+        place = self.index.place(space, self.cur.dst)
+        if place is None:
+            raise Dropped(DropReason.NO_MAPPING, f"space {space} has no {self.cur.dst}")
+        if isinstance(place, Virtual):
+            raise Dropped(DropReason.NO_MAPPING, f"{self.cur.dst} exists only in ARP")
+        self.place = place
+        return f"{self.cur.dst} is at {_place_text(place)}"
+
+    def _answer_arp(self, port: int, space: int) -> str:
+        if self.headers.ethertype != ETH_P_ARP or self.cur.protocol != ARP_REQUEST:
+            raise Dropped(DropReason.ARP_UNANSWERED, "not an ARP request")
+        place = self.index.place(space, self.cur.dst)
+        if place is None:
+            raise Dropped(DropReason.ARP_UNANSWERED, f"space {space} has no {self.cur.dst}")
+        if self.cur.dst == self.cur.src or (isinstance(place, LocalPort) and place.port == port):
+            raise Dropped(DropReason.ARP_UNANSWERED, f"{self.cur.dst} is the asking port's own")
+        self.place = header.ToSender(port, place.mac)
+        return f"{self.cur.dst} is at {place.mac.hex(':')}"
+
+    def _rewrite(self, to: Rewrite) -> str:
+        sets_port = to.src_port is not None or to.dst_port is not None
+        if self.cur.family != 4 or (sets_port and self.cur.protocol not in (TCP, UDP)):
+            raise Dropped(DropReason.NAT_UNSUPPORTED, "no such field to rewrite")
+        new = self.cur
+        for name, address in (("src", to.src), ("dst", to.dst)):
+            if address is None:
+                continue
+            if not isinstance(address, IPv4Address):
+                raise Dropped(DropReason.NAT_UNSUPPORTED, f"{name} is not IPv4")
+            new = replace(new, src=address) if name == "src" else replace(new, dst=address)
+        if to.src_port is not None:
+            new = replace(new, src_port=to.src_port)
+        if to.dst_port is not None:
+            new = replace(new, dst_port=to.dst_port)
+        self._become(new)
+        return f"becomes {new.src}:{new.src_port} to {new.dst}:{new.dst_port}"
+
+    def _become(self, new: FlowTuple) -> None:
+        self.rewrites = header.compose(self.rewrites, header.between(self.cur, new))
+        self.cur = new
+        self.rewritten = True
+
+
+class _NotOurs(Exception):
+    """Nothing of ours wants what came by the uplink: it is the host's own business."""
+
+
+def _place_text(place: Location) -> str:
+    match place:
+        case LocalPort(port):
+            return f"port {port}"
+        case Remote(vtep, vni, _):
+            return f"VTEP {vtep}, VNI {vni}"
+        case HostStack():
+            return "the host's stack"
+        case Virtual():
+            return "no place"

@@ -1,0 +1,276 @@
+"""The engine: frames in, verdicts and frames out; flows, bindings, fragments and counters in between.
+
+Decided here, where `docs/engine.md` is open:
+
+- A SYN that finds its flow closed is a miss even if the entry is stale. If the new decision denies it, the closed
+  pair stays until it is aged.
+- A stale entry is decided again before its VTEP is compared, with the entry as written anew.
+- TTL is checked when the packet leaves: a packet that dies of it has made or used its flow.
+- Only packets that got as far as their transposition are counted on an entry.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from enum import StrEnum
+from ipaddress import IPv4Address
+
+from vfp.model import EngineState
+from vfp.reasons import DropReason
+from vfp.reference import transposition as header
+from vfp.reference.bindings import BindingKey, Bindings
+from vfp.reference.decide import Decision, Subject, decide
+from vfp.reference.flows import Entry, FlowKey, FlowState, FlowTable, Pair, TableFull, pair_of
+from vfp.reference.index import Index, changed_ports
+from vfp.reference.layers import RuleRef
+from vfp.reference.packet import (
+    TCP_ACK,
+    TCP_RST,
+    TCP_SYN,
+    FragmentTable,
+    Headers,
+    Malformed,
+    Packet,
+    arp_answer,
+    parse,
+)
+from vfp.reference.transposition import Exit, Transposition, Undeliverable
+from vfp.reference.zones import Hook, Zone, ZoneKind, zone_of
+
+FLOW_ENTRIES = 262144
+
+
+class Verdict(StrEnum):
+    """What becomes of a frame."""
+
+    DROP = "drop"
+    REDIRECT_PORT = "redirect_port"
+    REDIRECT_UPLINK = "redirect_uplink"
+    TUNNEL = "tunnel"
+    STACK = "stack"
+    REPLY = "reply"                         # an ARP answer goes back out of the port
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What the engine did with one frame.
+
+    `frame` is what leaves, or what came if it was dropped. `port` is where it leaves to (redirect_port, reply).
+    `layer` is set when a rule (then `denied_by` too) or a layer's default dropped it, `drop_port` when a port's
+    hook or layers did.
+    """
+
+    verdict: Verdict
+    frame: bytes
+    reason: DropReason = DropReason.NONE
+    port: int = 0
+    uplink: int = 0
+    vni: int = 0
+    vtep: IPv4Address | None = None
+    drop_port: int = 0
+    layer: str = ""
+    denied_by: RuleRef | None = None
+    flows: tuple[FlowKey, ...] = ()         # entries that the frame made or used
+
+
+@dataclass(frozen=True, slots=True)
+class FlowView:
+    """One entry of the flow table, as listings show it."""
+
+    key: FlowKey
+    reply: bool
+    state: FlowState
+    packets: int
+    bytes: int
+    idle_s: float
+    age_s: float
+    transposition: Transposition
+
+
+class Engine:
+    """One host's engine. Time is given with each call, in seconds, and must not go back."""
+
+    def __init__(self, state: EngineState, *, flow_entries: int = FLOW_ENTRIES) -> None:
+        self._index = Index(state)
+        self._generations: Counter[int] = Counter()
+        self._flows = FlowTable(flow_entries)
+        self._fragments = FragmentTable()
+        self.bindings = Bindings()
+        self.drop_counts: Counter[DropReason] = Counter()
+        self.rule_hits: Counter[RuleRef] = Counter()
+        self.rule_drops: Counter[RuleRef] = Counter()
+
+    @property
+    def state(self) -> EngineState:
+        """The policy in force."""
+        return self._index.state
+
+    def generation(self, port: int) -> int:
+        """How often the policy that concerns `port` has changed."""
+        return self._generations[port]
+
+    def flows(self, now_s: float) -> list[FlowView]:
+        """All entries of the flow table."""
+        return [
+            FlowView(entry.key, entry.reply, pair.state, entry.packets, entry.bytes, now_s - entry.used_s,
+                     now_s - pair.created_s, entry.transposition)
+            for pair in self._flows.pairs() for entry in pair.entries
+        ]
+
+    def update(self, new_state: EngineState) -> set[int]:
+        """Take a new policy; returns the ports whose flows will be decided again."""
+        new = Index(new_state)
+        changed = changed_ports(self._index, new)
+        self._index = new
+        self._generations.update(changed)
+        return changed
+
+    def sweep(self, now_s: float) -> int:
+        """Age flows and bindings; returns how many flow entries and bindings went."""
+        in_use: set[BindingKey] = set()
+        for pair in self._flows.pairs():
+            for key in pair.bindings:
+                self.bindings.touch(key, pair.used_s)
+        removed = self._flows.sweep(now_s)
+        for pair in self._flows.pairs():
+            in_use.update(pair.bindings)
+        return removed + self.bindings.sweep(in_use, now_s)
+
+    def process(self, hook: Hook, number: int, frame: bytes, *, vtep: IPv4Address | None = None,
+                now_s: float) -> Result:
+        """Take one frame through the engine. `vtep` is the outer source at `overlay_in`."""
+        passage = _Passage(self, zone_of(hook, number), frame, vtep, now_s)
+        try:
+            result = passage.run()
+        except _Drop as drop:
+            result = self._dropped(passage, drop)
+        return result
+
+    def _dropped(self, passage: _Passage, drop: _Drop) -> Result:
+        self.drop_counts[drop.reason] += 1
+        decision = drop.decision
+        step = decision.denied_by if decision else None
+        denied_by = step.ref if step else None
+        if denied_by is not None:
+            self.rule_drops[denied_by] += 1
+        at_port = passage.zone.kind in (ZoneKind.PORT, ZoneKind.HOST)
+        drop_port = decision.drop_port if decision else passage.zone.number if at_port else 0
+        return Result(Verdict.DROP, passage.frame, drop.reason, drop_port=drop_port,
+                      layer=step.layer if step else "", denied_by=denied_by)
+
+
+class _Drop(Exception):
+    """The frame ends here."""
+
+    def __init__(self, reason: DropReason, decision: Decision | None = None) -> None:
+        super().__init__(reason.name)
+        self.reason = reason
+        self.decision = decision
+
+
+@dataclass(slots=True)
+class _Passage:
+    """One frame on its way through an engine."""
+
+    engine: Engine
+    zone: Zone
+    frame: bytes
+    vtep: IPv4Address | None
+    now_s: float
+
+    def run(self) -> Result:
+        try:
+            packet = self.engine._fragments.resolve(self.zone, parse(self.frame))
+        except Malformed as malformed:
+            if self.zone.kind is ZoneKind.UPLINK:
+                return self._to_stack()
+            raise _Drop(malformed.reason) from None
+        found = self.engine._flows.find(FlowKey(self.zone, packet.tuple)) if packet.is_flow else None
+        if found is None or (found[0].state is FlowState.CLOSED and _opens(packet)):
+            return self._miss(packet)
+        return self._hit(packet, *found)
+
+    def _hit(self, packet: Packet, pair: Pair, entry: Entry) -> Result:
+        generations = self.engine._generations
+        if any(generations[port] != then for port, then in pair.generations.items()):
+            pair, entry = self._decide_again(pair, entry)
+        if self.zone.kind is ZoneKind.OVERLAY and entry.vtep != self.vtep:
+            raise _Drop(DropReason.WRONG_VTEP)
+        return self._use(packet, pair, entry)
+
+    def _decide_again(self, old: Pair, entry: Entry) -> tuple[Pair, Entry]:
+        """The pair under the policy of now. Always the forward tuple, whichever side the packet is from."""
+        flows = self.engine._flows
+        first = old.forward
+        decision = self._decide(Subject(first.half.zone, first.half.tuple, old.headers, self.vtep,
+                                        any_vtep=entry.reply))
+        flows.remove(old)
+        if decision.not_ours:
+            raise _Drop(DropReason.NO_MAPPING)
+        if decision.reason:
+            raise _Drop(decision.reason, decision)
+        new = self._store(decision, old.headers, old)
+        if not entry.reply:
+            return new, new.forward
+        if new.reply is None or new.reply.key != entry.key:
+            raise _Drop(DropReason.FLOW_CHANGED)
+        return new, new.reply
+
+    def _miss(self, packet: Packet) -> Result:
+        decision = self._decide(Subject(self.zone, packet.tuple, packet.headers, self.vtep))
+        if decision.not_ours:
+            return self._to_stack()
+        if decision.reason:
+            raise _Drop(decision.reason, decision)
+        assert decision.forward is not None
+        if not packet.is_flow or (packet.is_tcp and packet.headers.tcp_flags & TCP_RST):
+            return self._leave(packet, decision.forward.transposition, ())
+        pair = self._store(decision, packet.headers)
+        return self._use(packet, pair, pair.forward)
+
+    def _decide(self, subject: Subject) -> Decision:
+        decision = decide(self.engine._index, self.engine.bindings, subject, self.now_s)
+        self.engine.rule_hits.update(decision.hits)
+        return decision
+
+    def _store(self, decision: Decision, headers: Headers, old: Pair | None = None) -> Pair:
+        generations = {port: self.engine._generations[port] for port in decision.ports}
+        pair = pair_of(decision, headers, generations, self.now_s, old)
+        try:
+            self.engine._flows.put(pair)
+        except TableFull:
+            raise _Drop(DropReason.FLOW_TABLE_FULL) from None
+        return pair
+
+    def _use(self, packet: Packet, pair: Pair, entry: Entry) -> Result:
+        pair.count(entry, packet.headers.tcp_flags, len(self.frame), self.now_s)
+        return self._leave(packet, entry.transposition, tuple(e.key for e in pair.entries))
+
+    def _leave(self, packet: Packet, how: Transposition, flows: tuple[FlowKey, ...]) -> Result:
+        try:
+            frame = header.apply(self.frame, packet, how)
+        except Undeliverable as undeliverable:
+            raise _Drop(undeliverable.reason) from None
+        return _leaving(how.exit, frame, flows)
+
+    def _to_stack(self) -> Result:
+        return Result(Verdict.STACK, self.frame)
+
+
+def _leaving(exit: Exit | None, frame: bytes, flows: tuple[FlowKey, ...]) -> Result:
+    match exit:
+        case header.ToPort(port):
+            return Result(Verdict.REDIRECT_PORT, frame, port=port, flows=flows)
+        case header.ToVtep(vtep, vni):
+            return Result(Verdict.TUNNEL, frame, vni=vni, vtep=vtep, flows=flows)
+        case header.ToUplink(uplink):
+            return Result(Verdict.REDIRECT_UPLINK, frame, uplink=uplink, flows=flows)
+        case header.ToSender(port, mac):
+            return Result(Verdict.REPLY, arp_answer(frame, mac), port=port)
+        case _:
+            return Result(Verdict.STACK, frame, flows=flows)
+
+
+def _opens(packet: Packet) -> bool:
+    return packet.is_tcp and packet.headers.tcp_flags & (TCP_SYN | TCP_ACK) == TCP_SYN

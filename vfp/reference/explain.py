@@ -1,0 +1,157 @@
+"""Why a packet would go where it would go: a dry run of the decision that lists every rule considered."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+from typing import Any
+
+from vfp.model import ETH_P_IP, EngineState
+from vfp.reference import transposition as header
+from vfp.reference.bindings import Bindings
+from vfp.reference.decide import Decision, Subject, decide
+from vfp.reference.index import Index
+from vfp.reference.layers import Step
+from vfp.reference.packet import (
+    ICMP,
+    ICMP_ECHO_REQUEST,
+    PROTOCOLS_WITH_PORTS,
+    TCP,
+    TCP_SYN,
+    FlowTuple,
+    Headers,
+)
+from vfp.reference.transposition import Transposition
+from vfp.reference.zones import Hook, Zone, ZoneKind, zone_of
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """The imagined packet: the first of a conversation."""
+
+    tuple: FlowTuple
+    headers: Headers
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """What would happen, and every step on the way. Flows and bindings that exist are not looked at."""
+
+    state: EngineState
+    zone: Zone
+    probe: Probe
+    decision: Decision
+
+    @property
+    def verdict(self) -> str:
+        """`forward`, `drop`, `stack`, or `reply` for an ARP answer."""
+        if self.decision.reason:
+            return "drop"
+        match self.transposition.exit:
+            case None | header.ToStack():
+                return "stack"
+            case header.ToSender():
+                return "reply"
+            case _:
+                return "forward"
+
+    @property
+    def transposition(self) -> Transposition:
+        """All actions composed; the identity when the packet is dropped or not ours."""
+        return self.decision.forward.transposition if self.decision.forward else Transposition()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The part of a trace answer that the engine knows, as plain values; names are those of the state."""
+        denied = self.decision.denied_by
+        return {
+            "verdict": self.verdict,
+            "reason": self.decision.reason.name if self.decision.reason else "",
+            "note": self.decision.note,
+            "denied_by": self._place_of(denied) if denied else None,
+            "steps": [self._step(step) for step in self.decision.steps],
+            "transposition": {"set": _sets(self.transposition), "encapsulate": _tunnel(self.transposition)},
+            "leaves": self._leaves(),
+        }
+
+    def _place_of(self, step: Step) -> dict[str, Any]:
+        rule = step.rule.name or f"priority {step.rule.priority}" if step.rule else ""
+        return {"port": self._port_name(step.port), "layer": step.layer, "group": step.group, "rule": rule}
+
+    def _step(self, step: Step) -> dict[str, Any]:
+        return self._place_of(step) | {"direction": step.direction.value, "matched": step.matched,
+                                       "action": step.action, "note": step.note}
+
+    def _leaves(self) -> dict[str, Any]:
+        match self.transposition.exit:
+            case header.ToPort(port) | header.ToSender(port, _):
+                return {"to": "port", "name": self._port_name(port)}
+            case header.ToVtep(vtep, vni):
+                return {"to": "vtep", "vtep": str(vtep), "vni": vni}
+            case header.ToUplink(uplink):
+                names = [u.name for u in self.state.uplinks if u.id == uplink]
+                return {"to": "uplink", "name": names[0] if names else str(uplink)}
+            case _:
+                return {"to": "" if self.decision.reason else "stack"}
+
+    def _port_name(self, id: int) -> str:
+        return next((port.name for port in self.state.ports if port.id == id), str(id))
+
+
+def explain(state: EngineState, hook: Hook, number: int, probe: Probe, now_s: float = 0.0, *,
+            vtep: IPv4Address | None = None) -> Explanation:
+    """What the engine would decide for `probe` at a hook, without touching anything.
+
+    A source translation is shown with the port that an empty table would give. `vtep` is the outer source at
+    `overlay_in`; None trusts the mapping.
+    """
+    zone = zone_of(hook, number)
+    subject = Subject(zone, probe.tuple, probe.headers, vtep, any_vtep=vtep is None)
+    decision = decide(Index(state), Bindings(), subject, now_s)
+    return Explanation(state, zone, probe, decision)
+
+
+def probe(state: EngineState, hook: Hook, number: int, *, source: IPv4Address, destination: IPv4Address,
+          protocol: int, source_port: int = 0, destination_port: int = 0, tcp_flags: int = TCP_SYN,
+          icmp_type: int = ICMP_ECHO_REQUEST, icmp_id: int = 1, dscp: int = 0, src_mac: bytes | None = None,
+          dst_mac: bytes | None = None) -> Probe:
+    """An IPv4 packet as an honest endpoint would send it first: TCP SYN, ICMP echo request, own MAC.
+
+    The source MAC is by default that of the port at whose hook it enters (zeros at other hooks), the destination
+    MAC that of the port's gateway.
+    """
+    zone = zone_of(hook, number)
+    sender = next((p for p in state.ports if p.id == number), None) if zone.kind is ZoneKind.PORT else None
+    ports = (source_port, destination_port) if protocol in PROTOCOLS_WITH_PORTS else (0, 0)
+    if protocol == ICMP and icmp_type in (0, ICMP_ECHO_REQUEST):
+        ports = (icmp_id, icmp_id)
+    headers = Headers(
+        ethertype=ETH_P_IP,
+        src_mac=src_mac or (sender.mac if sender else bytes(6)),
+        dst_mac=dst_mac or (sender.gateway_mac if sender else bytes(6)),
+        dscp=dscp,
+        tcp_flags=tcp_flags if protocol == TCP else 0,
+        icmp_type=icmp_type if protocol == ICMP else 0,
+    )
+    return Probe(FlowTuple(4, protocol, source, destination, *ports), headers)
+
+
+def _sets(how: Transposition) -> dict[str, Any]:
+    sets: dict[str, Any] = {}
+    for name, change in (("src", how.src), ("dst", how.dst)):
+        if change is not None:
+            sets[name] = str(change.becomes)
+    for name, port in (("src_port", how.src_port), ("dst_port", how.dst_port)):
+        if port is not None:
+            sets[name] = port.becomes
+    for name, mac in (("src_mac", how.src_mac), ("dst_mac", how.dst_mac)):
+        if mac is not None:
+            sets[name] = mac.hex(":")
+    if how.routed:
+        sets["ttl"] = "decrement"
+    return sets
+
+
+def _tunnel(how: Transposition) -> dict[str, Any] | None:
+    if isinstance(how.exit, header.ToVtep):
+        return {"vtep": str(how.exit.vtep), "vni": how.exit.vni}
+    return None

@@ -1,0 +1,81 @@
+"""An `EngineState` arranged for look-ups, and what a change of it means for each port."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from ipaddress import IPv4Address
+
+from vfp.model import (
+    Address,
+    AnswerArp,
+    EngineState,
+    Forward,
+    LocalPort,
+    Location,
+    Mapping,
+    Pool,
+    Port,
+    Rule,
+    TranslateSource,
+)
+
+
+class Index:
+    """Look-ups over one state; never changes."""
+
+    def __init__(self, state: EngineState) -> None:
+        self.state = state
+        self.ports: dict[int, Port] = {port.id: port for port in state.ports}
+        self.pools: dict[int, Pool] = {pool.id: pool for pool in state.pools}
+        self.uplinks = {uplink.id: uplink for uplink in state.uplinks}
+        self.has_tunnel = state.tunnel_ifindex != 0
+        self._places: dict[tuple[int, Address], Location] = {
+            (space.id, address): location for space in state.spaces for address, location in space.entries
+        }
+        self._mappings = {(m.uplink, m.protocol, m.external, m.external_port): m for m in state.mappings}
+
+    def place(self, space: int, address: Address) -> Location | None:
+        """Where `address` is, by the entries of `space`."""
+        return self._places.get((space, address))
+
+    def mapping(self, uplink: int, protocol: int, external: IPv4Address, port: int) -> Mapping | None:
+        """The fixed inbound translation for what arrives at an uplink."""
+        return self._mappings.get((uplink, protocol, external, port))
+
+    def places(self) -> dict[tuple[int, Address], Location]:
+        """All entries of all spaces."""
+        return self._places
+
+
+def rules_of(port: Port) -> Iterator[Rule]:
+    """Every rule of a port, both directions."""
+    for layer in port.layers:
+        for group in (*layer.groups_out, *layer.groups_in):
+            yield from group.rules
+
+
+def changed_ports(old: Index, new: Index) -> set[int]:
+    """The ports whose flows must be decided again when `old` becomes `new`.
+
+    Those whose own record or layers changed (or that are gone); that belong to a space of which an entry changed
+    or is gone: their rules name the space, or an entry of it is theirs; that translate by a pool, or receive by a
+    mapping, that changed or is gone. What is only added concerns no flow.
+    """
+    changed = {id for id, port in old.ports.items() if new.ports.get(id) != port}
+    changed |= new.ports.keys() - old.ports.keys()
+    after = new.places()
+    spaces = {key[0] for key, location in old.places().items() if after.get(key) != location}
+    pools = {id for id, pool in old.pools.items() if new.pools.get(id) != pool}
+    for port in new.state.ports:
+        for rule in rules_of(port):
+            match rule.action:
+                case Forward(space) | AnswerArp(space) if space in spaces:
+                    changed.add(port.id)
+                case TranslateSource(pool) if pool in pools:
+                    changed.add(port.id)
+    for (space, _), location in old.places().items():
+        if space in spaces and isinstance(location, LocalPort):
+            changed.add(location.port)
+    kept = set(new.state.mappings)
+    changed |= {mapping.port for mapping in old.state.mappings if mapping not in kept}
+    return changed
