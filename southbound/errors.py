@@ -54,7 +54,7 @@ class QueryFailed(SouthboundError):
 
 
 class JoinRefused(SouthboundError):
-    """Raised by the controller's `on_join`; its text is what the joining host is told, so no secrets in it."""
+    """Raised by the controller's `on_join`; its text is told to the joining host: no secrets in it."""
 
 
 class HelloRefused(SouthboundError):

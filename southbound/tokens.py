@@ -67,6 +67,6 @@ def parse_token(text: str) -> JoinToken:
     except (binascii.Error, ValueError):
         secret = b""
     if len(secret) != SECRET_BYTES or not _FINGERPRINT.fullmatch(parts[2]):
-        raise TokenError("token: the secret or the fingerprint is damaged; copy the whole token, or make a new "
-                         "one with `sluice token create`")
+        raise TokenError("token: the secret or the fingerprint is damaged; copy the whole token, or make a "
+                         "new one with `sluice token create`")
     return JoinToken(secret, parts[2])
