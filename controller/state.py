@@ -1,0 +1,246 @@
+"""What is declared, in memory: every stored object with the indexes that checks and planning need.
+
+A `State` is a value to its readers. A write forks it, changes the fork, commits it to the store and then puts it
+in the old one's place; a refused write throws its fork away. Forks share what they do not change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Generic, NamedTuple, Self, TypeVar, cast
+
+from controller.resources import (
+    DEFAULT_TENANT,
+    EndpointSpec,
+    HostSpec,
+    NetworkSpec,
+    PolicySpec,
+    Spec,
+    StaticMappingSpec,
+    TenantSpec,
+)
+
+S = TypeVar("S", bound=Spec, covariant=True)
+K = TypeVar("K")
+
+
+class Ref(NamedTuple):
+    """Names a resource. `tenant` is empty for Tenant and Host."""
+
+    kind: str
+    tenant: str
+    name: str
+
+    @property
+    def path(self) -> str:
+        """`tenant/name`, or `name`."""
+        return f"{self.tenant}/{self.name}" if self.tenant else self.name
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.path}"
+
+
+@dataclass(frozen=True, slots=True)
+class Assigned:
+    """What the controller chose for an object; zero and empty: does not apply to its kind."""
+
+    space: int = 0                          # of a Network: VNI, or 2**24 + n
+    gateway_mac: str = ""                   # of a Network
+    address: str = ""                       # of an Endpoint
+    mac: str = ""                           # of an Endpoint
+    external_port: int = 0                  # of a StaticMapping
+
+    def to_json(self) -> dict[str, Any]:
+        """Without what does not apply."""
+        return {k: v for k, v in asdict(self).items() if v}
+
+
+@dataclass(frozen=True, slots=True)
+class Stored(Generic[S]):
+    """One declared object as it is stored."""
+
+    ref: Ref
+    uid: str
+    revision: int                           # of the store, when it changed last
+    created_at: str                         # RFC 3339, UTC
+    spec: S
+    labels: Mapping[str, str] = field(default_factory=dict)
+    assigned: Assigned = Assigned()
+
+
+AnyStored = Stored[Spec]
+
+CLUSTER_KINDS = frozenset({"Tenant", "Host"})
+DEFAULT_TENANT_REF = Ref("Tenant", "", DEFAULT_TENANT)
+
+
+class State:
+    """All objects at one revision. Change it only between `fork` and publication, by `put` and `remove`."""
+
+    def __init__(self) -> None:
+        self.revision = 0
+        self.cursors: dict[str, int] = {}                        # where each allocator goes on
+        self.objects: dict[Ref, AnyStored] = {}
+        self.by_kind: dict[str, dict[Ref, AnyStored]] = {}
+        self.uids: dict[str, Ref] = {}
+        self.in_tenant: dict[str, dict[Ref, None]] = {}          # tenant -> what is in it
+        self.in_network: dict[Ref, dict[Ref, AnyStored]] = {}    # network -> endpoints, policies, mappings
+        self.on_host: dict[str, dict[Ref, AnyStored]] = {}       # host -> endpoints, nat networks
+        self.mapped: dict[Ref, dict[Ref, None]] = {}             # endpoint -> its mappings
+        self.spaces: dict[int, Ref] = {}
+        self.addresses: dict[tuple[Ref, str], Ref] = {}          # (network, address) -> endpoint
+        self.macs: dict[tuple[Ref, str], Ref] = {}               # (network, MAC) -> endpoint
+        self.interfaces: dict[tuple[str, str, str], Ref] = {}    # (host, netns, interface) -> endpoint
+        self.underlays: dict[str, Ref] = {}                      # VTEP address -> host
+        self._own: set[tuple[int, object]] = set()
+
+    @classmethod
+    def of(cls, objects: Iterable[AnyStored], revision: int = 0, cursors: Mapping[str, int] | None = None) -> Self:
+        """The state that consists of these objects."""
+        state = cls()
+        for stored in objects:
+            state.put(stored)
+        state.revision = revision
+        state.cursors.update(cursors or {})
+        return state
+
+    def fork(self) -> Self:
+        """A copy that can be changed; inner tables are copied when they are first touched."""
+        twin = type(self)()
+        for name, value in vars(self).items():
+            setattr(twin, name, dict(value) if isinstance(value, dict) else value)
+        twin.by_kind = {kind: dict(table) for kind, table in self.by_kind.items()}
+        twin._own = set()
+        return twin
+
+    def put(self, stored: AnyStored) -> None:
+        """Add or replace."""
+        if stored.ref in self.objects:
+            self.remove(stored.ref)
+        ref, spec, assigned = stored.ref, stored.spec, stored.assigned
+        self.objects[ref] = stored
+        self.by_kind.setdefault(ref.kind, {})[ref] = stored
+        self.uids[stored.uid] = ref
+        if ref.tenant:
+            self._inner(self.in_tenant, ref.tenant)[ref] = None
+        if isinstance(spec, (EndpointSpec, PolicySpec, StaticMappingSpec)):
+            self._inner(self.in_network, self.network_ref(stored))[ref] = stored
+        if isinstance(spec, NetworkSpec):
+            self.spaces[assigned.space] = ref
+            if spec.host:
+                self._inner(self.on_host, spec.host)[ref] = stored
+        elif isinstance(spec, EndpointSpec):
+            network = self.network_ref(stored)
+            self._inner(self.on_host, spec.host)[ref] = stored
+            self.addresses[network, assigned.address] = ref
+            self.macs[network, assigned.mac] = ref
+            self.interfaces[spec.host, spec.netns, spec.interface] = ref
+        elif isinstance(spec, StaticMappingSpec):
+            self._inner(self.mapped, Ref("Endpoint", ref.tenant, spec.endpoint))[ref] = None
+        elif isinstance(spec, HostSpec) and spec.underlay:
+            self.underlays[spec.underlay] = ref
+
+    def remove(self, ref: Ref) -> None:
+        """Take an object out. Raises KeyError."""
+        stored = self.objects.pop(ref)
+        spec, assigned = stored.spec, stored.assigned
+        del self.by_kind[ref.kind][ref]
+        del self.uids[stored.uid]
+        if ref.tenant:
+            self._drop(self.in_tenant, ref.tenant, ref)
+        if isinstance(spec, (EndpointSpec, PolicySpec, StaticMappingSpec)):
+            self._drop(self.in_network, self.network_ref(stored), ref)
+        if isinstance(spec, NetworkSpec):
+            del self.spaces[assigned.space]
+            if spec.host:
+                self._drop(self.on_host, spec.host, ref)
+        elif isinstance(spec, EndpointSpec):
+            network = self.network_ref(stored)
+            self._drop(self.on_host, spec.host, ref)
+            del self.addresses[network, assigned.address]
+            del self.macs[network, assigned.mac]
+            del self.interfaces[spec.host, spec.netns, spec.interface]
+        elif isinstance(spec, StaticMappingSpec):
+            self._drop(self.mapped, Ref("Endpoint", ref.tenant, spec.endpoint), ref)
+        elif isinstance(spec, HostSpec) and spec.underlay:
+            del self.underlays[spec.underlay]
+
+    # Typed readers
+
+    def get(self, ref: Ref) -> AnyStored | None:
+        """The object, if it is there."""
+        return self.objects.get(ref)
+
+    def host(self, name: str) -> Stored[HostSpec] | None:
+        """A host by name."""
+        return cast("Stored[HostSpec] | None", self.objects.get(Ref("Host", "", name)))
+
+    def network(self, ref: Ref) -> Stored[NetworkSpec] | None:
+        """A network."""
+        return cast("Stored[NetworkSpec] | None", self.objects.get(ref))
+
+    def endpoint(self, ref: Ref) -> Stored[EndpointSpec] | None:
+        """An endpoint."""
+        return cast("Stored[EndpointSpec] | None", self.objects.get(ref))
+
+    def networks(self) -> Iterable[Stored[NetworkSpec]]:
+        """All networks."""
+        return cast("Iterable[Stored[NetworkSpec]]", self.by_kind.get("Network", {}).values())
+
+    def hosts(self) -> Iterable[Stored[HostSpec]]:
+        """All hosts."""
+        return cast("Iterable[Stored[HostSpec]]", self.by_kind.get("Host", {}).values())
+
+    def endpoints_of(self, network: Ref) -> list[Stored[EndpointSpec]]:
+        """The endpoints of a network."""
+        return [cast("Stored[EndpointSpec]", s) for s in self.in_network.get(network, {}).values()
+                if s.ref.kind == "Endpoint"]
+
+    def policies_of(self, network: Ref) -> list[Stored[PolicySpec]]:
+        """The policies of a network."""
+        return [cast("Stored[PolicySpec]", s) for s in self.in_network.get(network, {}).values()
+                if s.ref.kind == "Policy"]
+
+    def mappings_of(self, network: Ref) -> list[Stored[StaticMappingSpec]]:
+        """The static mappings of a network."""
+        return [cast("Stored[StaticMappingSpec]", s) for s in self.in_network.get(network, {}).values()
+                if s.ref.kind == "StaticMapping"]
+
+    def nat_networks_on(self, host: str) -> list[Stored[NetworkSpec]]:
+        """The nat networks of a host."""
+        return [cast("Stored[NetworkSpec]", s) for s in self.on_host.get(host, {}).values()
+                if s.ref.kind == "Network"]
+
+    def endpoints_on(self, host: str) -> list[Stored[EndpointSpec]]:
+        """The endpoints of a host."""
+        return [cast("Stored[EndpointSpec]", s) for s in self.on_host.get(host, {}).values()
+                if s.ref.kind == "Endpoint"]
+
+    def mappings_on(self, host: str) -> list[Stored[StaticMappingSpec]]:
+        """The static mappings of a host: those of its nat networks."""
+        return [m for network in self.nat_networks_on(host) for m in self.mappings_of(network.ref)]
+
+    @staticmethod
+    def network_ref(stored: AnyStored) -> Ref:
+        """The network that an endpoint, policy or mapping belongs to."""
+        spec = stored.spec
+        assert isinstance(spec, (EndpointSpec, PolicySpec, StaticMappingSpec)), stored.ref
+        return Ref("Network", stored.ref.tenant, spec.network)
+
+    def _inner(self, index: dict[K, Any], key: K) -> dict[Any, Any]:
+        mark = (id(index), key)
+        if mark not in self._own:
+            index[key] = dict(index.get(key, ()))
+            self._own.add(mark)
+        return cast("dict[Any, Any]", index[key])
+
+    def _drop(self, index: dict[K, Any], key: K, ref: Ref) -> None:
+        inner = self._inner(index, key)
+        del inner[ref]
+        if not inner:
+            del index[key]
+            self._own.discard((id(index), key))
+
+
+__all__ = ["CLUSTER_KINDS", "DEFAULT_TENANT_REF", "AnyStored", "Assigned", "Ref", "State", "Stored", "TenantSpec"]
