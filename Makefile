@@ -1,0 +1,74 @@
+# Sluice: install, demo, test. Targets work as root with or without sudo; a second run of `install` does nothing.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-print-directory --no-builtin-rules
+
+PYTHON ?= python3
+export PYTHON
+BIN := .venv/bin
+
+CLANG ?= clang
+OBJECT := vfp/datapath/vfp.bpf.o
+# asm/types.h is in the folder of the machine's own architecture, which clang does not search for the target bpf.
+ASM_HEADERS := $(firstword $(wildcard /usr/include/$(shell uname -m)-linux-gnu /usr/include/*-linux-gnu))
+BPF_FLAGS := -O2 -g -target bpf -Wall -Werror $(addprefix -I,$(ASM_HEADERS))
+
+.PHONY: help install packages venv bpf demo test check lint types unit bench clean root
+
+help:
+	@echo 'sudo make demo     install what is missing, run the tour (labs/tour.yaml) on real traffic'
+	@echo 'sudo make test     install what is missing, run every test'
+	@echo 'sudo make bench    Sluice beside a bridge, iptables and bare links (ARGS="--only same-host")'
+	@echo 'make install       Debian packages, .venv, BPF object; does nothing when they are there'
+	@echo 'make check         ruff and mypy'
+	@echo 'make unit          the tests that need no root'
+	@echo 'make clean         remove what make made (.venv too)'
+
+install: packages venv bpf
+
+packages:
+	@packaging/install-debian
+
+venv: packages
+	@packaging/make-venv
+
+bpf: packages
+	@$(MAKE) $(OBJECT)
+
+# Written beside and renamed: an agent that starts at this moment finds a whole object.
+$(OBJECT): $(wildcard vfp/bpf/*.c vfp/bpf/*.h)
+	@echo 'building $@'
+	@$(CLANG) $(BPF_FLAGS) -c vfp/bpf/vfp.bpf.c -o $@.new
+	@mv $@.new $@
+
+demo: root install
+	@$(BIN)/sluice lab run labs/tour.yaml
+
+test: root install check
+	@$(BIN)/python -m pytest
+
+bench: root install
+	@$(BIN)/python -m bench $(ARGS)
+
+check: lint types
+
+lint: venv
+	@$(BIN)/ruff check .
+
+types: venv
+	@$(BIN)/mypy
+
+unit: venv bpf
+	@$(BIN)/python -m pytest tests/unit
+
+root:
+	@if [ "$$(id -u)" -ne 0 ]; then \
+	    echo 'error: this makes network namespaces and loads BPF programs, which needs root' >&2; \
+	    echo '  do:    run it with sudo: sudo make $(or $(filter demo test bench,$(MAKECMDGOALS)),demo)' >&2; \
+	    exit 1; fi
+
+clean:
+	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis $(OBJECT) $(OBJECT).new
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

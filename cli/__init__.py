@@ -1,0 +1,1 @@
+"""The `sluice` command: what users hold in their hands."""

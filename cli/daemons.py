@@ -1,0 +1,209 @@
+"""The daemons and what lets a host in: controller run, agent run and purge, token create, join."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cli import options
+from cli.connection import controller
+from cli.problems import USAGE, problem
+
+if TYPE_CHECKING:
+    from southbound.identity import Identity
+
+controller_app = typer.Typer(
+    no_args_is_help=True, help="The controller: keeps what is declared, tells the hosts."
+)
+agent_app = typer.Typer(no_args_is_help=True, help="The agent of one host: makes it so in its kernel.")
+token_app = typer.Typer(no_args_is_help=True, help="Tokens with which hosts join.")
+
+HostName = Annotated[
+    str, typer.Option("--name", help="Name of this host. Default: the host name.", show_default=False)
+]
+MAX_NAME = 63
+
+
+@controller_app.command("run")
+def controller_run(
+    state: options.State = options.CONTROLLER_STATE,
+    api: Annotated[str, typer.Option("--api", help="unix:PATH on which the REST API answers.")] = options.API,
+    listen: Annotated[
+        str,
+        typer.Option(
+            "--listen",
+            metavar="ADDR:PORT",
+            show_default=False,
+            help="Also answer here over HTTP, with the bearer token in the state folder's api-token.",
+        ),
+    ] = "",
+    southbound: Annotated[
+        str, typer.Option("--southbound", metavar="ADDR:PORT", help="Where agents connect.")
+    ] = options.SOUTHBOUND,
+    name: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--name",
+            metavar="NAME",
+            show_default=False,
+            help="DNS name or address by which agents reach it, for its certificate. May be repeated.",
+        ),
+    ] = None,
+) -> None:
+    """Run the controller until SIGTERM or Ctrl-C."""
+    if not api.startswith("unix:/"):
+        raise problem(
+            "--api", "not a unix socket", repr(api), "write unix:/path; use --listen for TCP", USAGE
+        )
+    from controller.app import Config, run
+
+    with _plainly("controller"):
+        run(
+            Config(
+                state_dir=state,
+                api=api,
+                listen=listen,
+                southbound=endpoint("--southbound", southbound),
+                names=tuple(name or ()),
+            )
+        )
+
+
+@agent_app.command("run")
+def agent_run(
+    state: options.State = options.AGENT_STATE, pin_dir: options.PinDir = options.PIN_DIR, name: HostName = ""
+) -> None:
+    """Run this host's agent until SIGTERM or Ctrl-C. The data path stays when it ends."""
+    _need_root("sluice agent run")
+    from agent.app import Config, run
+
+    with _plainly("agent"):
+        run(Config(state_dir=state, pin_dir=pin_dir, name=name))
+
+
+@agent_app.command("purge")
+def agent_purge(
+    state: options.State = options.AGENT_STATE, pin_dir: options.PinDir = options.PIN_DIR
+) -> None:
+    """Remove every link, pin, filter and setting of Sluice on this host. Endpoints lose their network."""
+    _need_root("sluice agent purge")
+    from agent.app import Config, purge
+
+    with _plainly("agent"):
+        for line in purge(Config(state_dir=state, pin_dir=pin_dir, name="")):
+            print(line)
+
+
+@token_app.command("create")
+def token_create(
+    host: Annotated[str, typer.Argument(metavar="HOST", help="The host that may join with it.")],
+    ttl: Annotated[
+        int, typer.Option("--ttl", min=60, max=7 * 86400, metavar="SECONDS", help="How long it is good.")
+    ] = 3600,
+    api: options.Api = "",
+) -> None:
+    """Make a token: good for one host, once. It is printed only here."""
+    with controller(api) as client:
+        print(client.create_token(host, ttl))
+
+
+def join(
+    controller_address: Annotated[
+        str, typer.Option("--controller", metavar="HOST:PORT", help="The controller's southbound address.")
+    ],
+    token: Annotated[
+        str,
+        typer.Option("--token", help="What `sluice token create` printed; - reads it from standard input."),
+    ],
+    name: HostName = "",
+    state: options.State = options.AGENT_STATE,
+) -> None:
+    """Enrol this host: get it a certificate from the controller."""
+    import sys
+
+    text = sys.stdin.readline().strip() if token == "-" else token
+    identity = enrol(endpoint("--controller", controller_address), text, name or host_name(), state)
+    print(f"host {identity.host} joined {identity.controller}; now start: sluice agent run --state {state}")
+
+
+def enrol(address: str, token: str, host: str, state: Path) -> Identity:
+    """Get a certificate for `host` from the controller at `address`, into `state`.
+
+    Raises:
+        Problem: why it did not work.
+    """
+    import asyncio
+
+    from southbound.client import join as enrol_there
+    from southbound.errors import IdentityError, SouthboundError, TokenError, Unreachable
+
+    try:
+        return asyncio.run(enrol_there(address, token, host, state))
+    except TokenError as error:
+        raise problem("--token", str(error)) from None
+    except Unreachable as error:
+        raise problem(
+            "--controller", str(error), "", "check address, port and firewall, and that the controller runs"
+        ) from None
+    except IdentityError as error:
+        raise problem("--state", str(error)) from None
+    except SouthboundError as error:
+        raise problem("join", str(error)) from None
+    except OSError as error:
+        raise problem(
+            "--state",
+            "cannot be written",
+            f"{error.filename or state}: {error.strerror}",
+            "run as root, or give --state DIR",
+        ) from None
+
+
+def endpoint(option: str, text: str) -> str:
+    """`ADDR:PORT` as it was given, once it has been looked at.
+
+    Raises:
+        Problem: it is not an address (or name) and a port.
+    """
+    host, colon, port = text.rpartition(":")
+    if not colon or not host or not port.isdecimal() or int(port) > 65535:
+        raise problem(option, "not ADDR:PORT", repr(text), "write for example 10.0.0.1:7443", USAGE)
+    return text
+
+
+def host_name() -> str:
+    """This host's name as a DNS label."""
+    import re
+    import socket
+
+    label = re.sub(r"[^a-z0-9]+", "-", socket.gethostname().split(".")[0].lower()).strip("-")[:MAX_NAME]
+    return label or "localhost"
+
+
+def _need_root(command: str) -> None:
+    if os.geteuid() != 0:
+        raise problem(
+            command,
+            "needs root: it makes links and loads BPF programs",
+            f"user id {os.geteuid()}",
+            f"run sudo {command}; `sluice doctor` says what is missing",
+        )
+
+
+@contextmanager
+def _plainly(what: str) -> Iterator[None]:
+    """Say why a daemon could not start or go on, without a traceback (which its log has)."""
+    try:
+        yield
+    except OSError as error:
+        found = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        raise problem(
+            what,
+            "the system refused",
+            found,
+            "check paths, rights and whether another one runs there already",
+        ) from None
