@@ -18,7 +18,6 @@ from controller.resources import (
     PolicySpec,
     Spec,
     StaticMappingSpec,
-    TenantSpec,
 )
 
 S = TypeVar("S", bound=Spec, covariant=True)
@@ -70,6 +69,22 @@ class Stored(Generic[S]):
 
 
 AnyStored = Stored[Spec]
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One object before and after a commit."""
+
+    before: AnyStored | None
+    after: AnyStored | None
+
+    @property
+    def ref(self) -> Ref:
+        """Which object."""
+        either = self.after or self.before
+        assert either is not None
+        return either.ref
+
 
 CLUSTER_KINDS = frozenset({"Tenant", "Host"})
 DEFAULT_TENANT_REF = Ref("Tenant", "", DEFAULT_TENANT)
@@ -243,4 +258,4 @@ class State:
             self._own.discard((id(index), key))
 
 
-__all__ = ["CLUSTER_KINDS", "DEFAULT_TENANT_REF", "AnyStored", "Assigned", "Ref", "State", "Stored", "TenantSpec"]
+__all__ = ["CLUSTER_KINDS", "DEFAULT_TENANT_REF", "AnyStored", "Assigned", "Change", "Ref", "State", "Stored"]
