@@ -22,7 +22,7 @@ import numpy as np
 from vfp.datapath.errors import LayoutError
 from vfp.datapath.libbpf import captured_log, check, check_pointer, library
 
-__all__ = ["Layout", "check_dtype", "enum_values", "struct_layout"]
+__all__ = ["Btf", "Layout", "check_dtype", "enum_values", "kernel_btf", "layout_differences", "struct_layout"]
 
 
 class _Kind(IntEnum):
@@ -65,7 +65,7 @@ class _Type:
 
 @dataclass(frozen=True, slots=True)
 class Btf:
-    """A struct btf of libbpf, valid inside `opened_btf` or `kernel_btf`."""
+    """A struct btf of libbpf; valid as long as its owner is (`opened_btf`, `kernel_btf`, or an open object)."""
 
     handle: int
     source: str
@@ -81,8 +81,8 @@ class Btf:
             if found > 0:
                 return found
         raise LayoutError(
-            f"{kinds[0].name.lower()} {name}: not in the BTF of {self.source}; compile with -g, and make it the "
-            f"type of a field or variable: clang leaves out what only names constants"
+            f"{kinds[0].name.lower()} {name}: not in the BTF of {self.source}; compile with -g, and make it "
+            f"the type of a field or variable: clang leaves out what only names constants"
         )
 
     def type(self, type_id: int) -> _Type:
@@ -107,12 +107,14 @@ class Btf:
         return check(library().btf__resolve_size(self.handle, type_id), f"size type {type_id}")
 
     def layout(self, type_id: int) -> Layout:
-        """The layout of a struct or union.
+        """The layout of a struct or union; of anything else, its size and no fields.
 
         Raises:
             LayoutError: it has bit-fields, which have no offset in bytes.
         """
         this = self.resolved(type_id)
+        if this.kind not in (_Kind.STRUCT, _Kind.UNION):
+            return Layout(self.size_of(type_id), {})
         fields: dict[str, tuple[int, int]] = {}
         nested: dict[str, Layout] = {}
         counts: dict[str, int] = {}
@@ -230,6 +232,23 @@ def check_dtype(layout: Layout, dtype: np.dtype[Any], where: str = "") -> list[s
     for name in set(fields) & set(twins):
         differences += _check_field(path + name, layout, name, *twins[name])
     return sorted(differences)
+
+
+def layout_differences(there: Layout, here: Layout, where: str) -> list[str]:
+    """What differs between two versions of a C struct: `there` in the kernel, `here` in an object."""
+    if there.size != here.size:
+        return [f"{where} has {there.size} bytes, the object's {here.size}"]
+    differences = []
+    for name in sorted({*there.fields, *here.fields}):
+        if _padding(name) or there.fields.get(name) == here.fields.get(name):
+            continue
+        was, now = (f"{size} bytes at {at}" if size else "absent"
+                    for at, size in (layout.fields.get(name, (0, 0)) for layout in (there, here)))
+        differences.append(f"{where}.{name} is {was}, in the object {now}")
+    for name in sorted(set(there.nested) & set(here.nested)):
+        if there.fields[name] == here.fields[name]:
+            differences += layout_differences(there.nested[name], here.nested[name], f"{where}.{name}")
+    return differences
 
 
 def _padding(name: str) -> bool:

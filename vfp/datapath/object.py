@@ -18,9 +18,10 @@ from types import TracebackType
 from typing import Self
 
 from vfp.datapath import pins
+from vfp.datapath.compat import pinned_differences
 from vfp.datapath.errors import IncompatiblePin, NoSuchName, VerifierRejected, kernel_error
 from vfp.datapath.libbpf import ObjectOpenOpts, captured_log, check, check_pointer, library, possible_cpus
-from vfp.datapath.map import BpfMap, MapFlag, MapType
+from vfp.datapath.map import BpfMap, MapFlag
 from vfp.datapath.program import Program, TestRun
 
 __all__ = ["BpfMap", "BpfObject", "Program", "TestRun"]
@@ -76,7 +77,7 @@ class BpfObject:
                 declared = list(_maps(handle))
                 _configure(declared, max_entries or {}, map_flags or {}, name)
                 for map_name, pointer in declared:
-                    _pin_by_libbpf(map_name, pointer, pin_dir if reuse else None)
+                    _pin_by_libbpf(handle, map_name, pointer, pin_dir if reuse else None)
                 _load(handle, name, log_buffer)
                 maps = {
                     map_name: BpfMap(_duplicate(library().bpf_map__fd(pointer), undo), map_name)
@@ -229,7 +230,7 @@ def _configure(
         check(lib.bpf_map__set_max_entries(pointer, entries), f"set max_entries {entries} of map {map_name}")
 
 
-def _pin_by_libbpf(map_name: str, pointer: int, pin_dir: Path | None) -> None:
+def _pin_by_libbpf(handle: int, map_name: str, pointer: int, pin_dir: Path | None) -> None:
     """Tell libbpf where a map is pinned, which makes it adopt or pin. No directory: undo what C declared."""
     lib = library()
     if pin_dir is None or not _outlives(pointer):
@@ -237,29 +238,10 @@ def _pin_by_libbpf(map_name: str, pointer: int, pin_dir: Path | None) -> None:
         return
     path = pin_dir / pins.MAPS / map_name
     if path.exists():
-        _check_pinned(map_name, pointer, path)
+        with BpfMap.open_pin(path) as pinned:
+            if differences := pinned_differences(pinned, handle, pointer):
+                raise IncompatiblePin(map_name, str(path), differences)
     check(lib.bpf_map__set_pin_path(pointer, os.fsencode(path)), f"set pin of map {map_name}")
-
-
-def _check_pinned(map_name: str, pointer: int, path: Path) -> None:
-    """Compare a pinned map with the declared one, before libbpf does so without saying what differs."""
-    lib = library()
-    with BpfMap.open_pin(path) as pinned:
-        flags = pinned.flags
-        if pinned.type in (MapType.DEVMAP, MapType.DEVMAP_HASH):
-            flags &= ~MapFlag.RDONLY_PROG  # the kernel adds it
-        found = {
-            "type": (_type_name(pinned.type), _type_name(lib.bpf_map__type(pointer))),
-            "key_size": (pinned.key_size, lib.bpf_map__key_size(pointer)),
-            "value_size": (pinned.value_size, lib.bpf_map__value_size(pointer)),
-            "max_entries": (pinned.max_entries, lib.bpf_map__max_entries(pointer)),
-            "flags": (flags, lib.bpf_map__map_flags(pointer)),
-        }
-    differences = [
-        f"{what} is {there}, the object has {here}" for what, (there, here) in found.items() if there != here
-    ]
-    if differences:
-        raise IncompatiblePin(map_name, str(path), differences)
 
 
 def _load(handle: int, name: str, log_buffer: mmap.mmap) -> None:
@@ -280,10 +262,6 @@ def _duplicate(fd: int, undo: ExitStack) -> int:
     own = os.dup(check(fd, "take a descriptor from libbpf"))
     undo.callback(os.close, own)
     return own
-
-
-def _type_name(number: int) -> str:
-    return MapType(number).name.lower() if number in MapType.__members__.values() else str(number)
 
 
 def _listed(names: Mapping[str, object]) -> str:

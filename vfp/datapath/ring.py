@@ -15,8 +15,8 @@ __all__ = ["RingBuffer"]
 class RingBuffer:
     """The reading end of one ring buffer map; one reader at a time. A context manager.
 
-    Wait on `fd` (readable while there are records), then call `consume()`. When nobody reads, the buffer fills
-    and the program's later records are lost; it does not wait.
+    Wait on `fd` (readable while there are records), then call `consume()`. When nobody reads, the buffer
+    fills and the program's later records are lost; it does not wait.
     """
 
     def __init__(self, map_fd: int) -> None:
