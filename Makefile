@@ -29,10 +29,10 @@ help:
 install: packages venv bpf
 
 packages:
-	@packaging/install-debian
+	@install/install-debian
 
 venv: packages
-	@packaging/make-venv
+	@install/make-venv
 
 bpf: packages
 	@$(MAKE) $(OBJECT)
