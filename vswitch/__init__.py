@@ -5,6 +5,7 @@ Knows netlink and nothing of Sluice above it: imports none of our other rooms.
 
 from vswitch.errors import (
     AddressTaken,
+    HookTaken,
     InterfaceTaken,
     KernelRefused,
     LinkInvalid,
@@ -31,6 +32,7 @@ __all__ = [
     "OWNER_ALIAS",
     "AddressTaken",
     "BridgeLink",
+    "HookTaken",
     "InterfaceTaken",
     "KernelRefused",
     "LinkInvalid",

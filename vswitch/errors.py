@@ -37,6 +37,10 @@ class AddressTaken(VSwitchError):
     """A UDP port (or another resource of the host) that a link needs is in use by somebody else."""
 
 
+class HookTaken(VSwitchError):
+    """Somebody else's filter or qdisc is where ours must be."""
+
+
 class PermissionDenied(VSwitchError):
     """The process lacks CAP_NET_ADMIN, or CAP_SYS_ADMIN to enter a namespace."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-OWNER_ALIAS = "sluice:"                     # ifalias prefix: how a restarted agent knows its own links
+OWNER_ALIAS = "sluice:"  # ifalias prefix: how a restarted agent knows its own links
 
 Where = Literal["ingress", "egress"]
 
@@ -19,25 +19,25 @@ def port_interface(port: int) -> str:
 class PortLink:
     """A veth pair: host side here, the other side in an endpoint's namespace."""
 
-    host_interface: str                     # "slp7", at most 15 characters
-    alias: str                              # "sluice:port:<endpoint uid>:<port id>"
-    netns: str                              # name under /run/netns, or an absolute path
-    interface: str                          # name inside the namespace
-    mac: str                                # of the endpoint
-    address: str                            # with prefix length: "10.1.0.5/24"
-    gateway: str                            # "": no default route
+    host_interface: str  # "slp7", at most 15 characters
+    alias: str  # "sluice:port:<endpoint uid>:<port id>"
+    netns: str  # name under /run/netns, or an absolute path
+    interface: str  # name inside the namespace
+    mac: str  # of the endpoint
+    address: str  # with prefix length: "10.1.0.5/24"
+    gateway: str  # "": no default route
     mtu_bytes: int
-    bridge: str = ""                        # "": none; else a bridge of ours that exists
+    bridge: str = ""  # "": none; else a bridge of ours that exists
 
 
 @dataclass(frozen=True, slots=True)
 class BridgeLink:
     """The bridge of a network whose gateway is the host's own stack. It neither floods nor learns."""
 
-    name: str                               # "slb<n>"
-    alias: str                              # "sluice:bridge:<network uid>"
+    name: str  # "slb<n>"
+    alias: str  # "sluice:bridge:<network uid>"
     mac: str
-    address: str                            # of the gateway, with prefix length
+    address: str  # of the gateway, with prefix length
     mtu_bytes: int
 
 
@@ -45,8 +45,8 @@ class BridgeLink:
 class TunnelLink:
     """The one VXLAN device (RFC 7348) of the host: external (collect metadata), no learning."""
 
-    name: str                               # "slvx0"
-    alias: str                              # "sluice:tunnel"
+    name: str  # "slvx0"
+    alias: str  # "sluice:tunnel"
     udp_port: int = 4789
     mtu_bytes: int = 1450
 
@@ -57,7 +57,7 @@ class OwnedLink:
 
     name: str
     ifindex: int
-    kind: str                               # "veth", "bridge", "vxlan"
+    kind: str  # "veth", "bridge", "vxlan"
     mtu_bytes: int
     alias: str
 
@@ -68,9 +68,9 @@ class UplinkState:
 
     ifindex: int
     name: str
-    addresses: tuple[str, ...]              # IPv4 with prefix length, primary first
+    addresses: tuple[str, ...]  # IPv4 with prefix length, primary first
     mtu_bytes: int
-    mac: str                                # "" where the link has none
+    mac: str  # "" where the link has none
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,5 +78,5 @@ class Surroundings:
     """What the host has besides what Sluice made: the same shape as the southbound's `HostFacts`."""
 
     addresses: tuple[tuple[str, str], ...]  # (interface, "172.16.0.10/24"); no link-local IPv6
-    routes: tuple[tuple[str, str], ...]     # (interface or "", prefix), all tables; no default routes
+    routes: tuple[tuple[str, str], ...]  # (interface or "", prefix), all tables; no default routes
     listeners: tuple[tuple[str, str, int], ...]  # ("tcp" | "udp", address, port)

@@ -2,18 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Mapping
+import errno
+import threading
+from collections.abc import AsyncGenerator, Iterable, Mapping
+from contextlib import aclosing
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from vswitch import bridges, hooks, ports, tunnels, uplinks
+from vswitch.changes import changes
+from vswitch.errors import KernelRefused
 from vswitch.links import BridgeLink, OwnedLink, PortLink, Surroundings, TunnelLink, UplinkState, Where
+from vswitch.namespaces import Visitor
+from vswitch.netlink import Netlink
+from vswitch.ownership import find_link
+from vswitch.requests import link_delete
+from vswitch.reservations import Reservations
+from vswitch.surroundings import own_links, surroundings
 
 
 class Switch:
-    """Links of the network namespace it was opened in. Calls block for milliseconds; any thread may call."""
+    """Links of the network namespace in which it is opened, wherever its callers are.
 
-    def __init__(self, record_dir: Path = Path("/run/sluice")) -> None: ...
+    Calls block for milliseconds; any thread may call, one at a time is served. `ensure_*` adopt what fits,
+    mend what differs and make what is missing, so that they can be called again after any failure. Every call
+    may raise `PermissionDenied` or `KernelRefused` besides what it names.
+    """
+
+    def __init__(self, record_dir: Path = Path("/run/sluice")) -> None:
+        self._lock = threading.Lock()
+        self._netlink = Netlink()
+        self._visitor = Visitor()
+        self._reservations = Reservations(self._visitor, record_dir)
 
     def __enter__(self) -> Self:
         return self
@@ -24,60 +45,126 @@ class Switch:
         self.close()
 
     def close(self) -> None:
-        """Close sockets; every link stays."""
+        """Close sockets and end the thread; every link stays."""
+        self._netlink.close()
+        self._visitor.close()
 
     def ensure_port(self, link: PortLink) -> int:
-        """Make or mend a port; host-side ifindex."""
-        raise NotImplementedError
+        """Make or mend a port; ifindex of the host side.
+
+        Raises:
+            LinkInvalid: a field cannot be right. NamespaceMissing. InterfaceTaken: a name is another's, here
+                or there. LinkMissing: the bridge does not exist.
+        """
+        with self._lock:
+            return ports.ensure_port(self._netlink, self._visitor, link)
 
     def ensure_bridge(self, link: BridgeLink) -> int:
-        """Make or mend a bridge; its ifindex."""
-        raise NotImplementedError
+        """Make or mend a bridge; its ifindex.
+
+        Raises:
+            LinkInvalid, InterfaceTaken.
+        """
+        with self._lock:
+            return bridges.ensure_bridge(self._netlink, self._visitor, link)
 
     def ensure_tunnel(self, link: TunnelLink) -> int:
-        """Make or mend the tunnel device; its ifindex."""
-        raise NotImplementedError
+        """Make or mend the tunnel device; its ifindex.
+
+        Raises:
+            LinkInvalid, InterfaceTaken. AddressTaken: the UDP port is another's.
+        """
+        with self._lock:
+            return tunnels.ensure_tunnel(self._netlink, self._visitor, link)
 
     def remove(self, name: str) -> None:
-        """Remove a link of ours; one that is gone, or is not ours, is left."""
-        raise NotImplementedError
+        """Remove a link of ours, with all that hangs on it; one that is gone, or is another's, is left."""
+        with self._lock:
+            found = find_link(self._netlink, name)
+            if found is None or not found.is_ours:
+                return
+            try:
+                self._netlink.run(link_delete(found.ifindex))
+            except KernelRefused as error:
+                if error.code != errno.ENODEV:
+                    raise
 
     def owned(self) -> dict[str, OwnedLink]:
-        """Every link of ours by name."""
-        raise NotImplementedError
+        """Every link of ours by name, those included whose making was cut short."""
+        with self._lock:
+            return {link.name: link.as_owned() for link in own_links(self._netlink)}
 
     def set_neighbours(self, bridge: str, entries: Mapping[str, str]) -> None:
-        """Make the permanent neighbours (IPv4 address -> MAC) of a bridge exactly these."""
-        raise NotImplementedError
+        """Make the permanent neighbours of a bridge exactly these, IPv4 address to MAC.
+
+        Which port a MAC is behind is no matter of this call: `ensure_port` says it.
+
+        Raises:
+            LinkInvalid, LinkMissing, InterfaceTaken.
+        """
+        with self._lock:
+            bridges.set_neighbours(self._netlink, bridge, entries)
 
     def attach(self, ifindex: int, where: Where, program_fd: int, name: str) -> None:
-        """Attach a program to a clsact hook; `name` starts with `sluice_`."""
-        raise NotImplementedError
+        """Run a BPF program at a TC hook of a link, in place of any other of ours there, without a gap.
+
+        `name` starts with `sluice_` and is how our filter is known.
+
+        Raises:
+            LinkMissing, LinkInvalid. HookTaken: another's filter or qdisc is in the way.
+        """
+        with self._lock:
+            hooks.attach(self._netlink, ifindex, where, program_fd, name)
 
     def detach(self, ifindex: int, where: Where) -> None:
-        """Take our filter off a hook."""
-        raise NotImplementedError
+        """Take our filter off a hook, and the clsact qdisc too if we brought it and it is empty. Idempotent."""
+        with self._lock:
+            hooks.detach(self._netlink, ifindex, where)
 
     def uplink(self, name: str = "") -> UplinkState:
-        """The named interface, or the one with the default route."""
-        raise NotImplementedError
+        """The named interface, or the one that the default route leads through.
+
+        Raises:
+            UplinkMissing.
+        """
+        with self._lock:
+            return uplinks.uplink(self._netlink, name)
 
     def underlay(self, address: str) -> UplinkState:
-        """The interface that has this address."""
-        raise NotImplementedError
+        """The interface that has this IPv4 address.
+
+        Raises:
+            UplinkMissing, LinkInvalid.
+        """
+        with self._lock:
+            return uplinks.underlay(self._netlink, address)
 
     def facts(self) -> Surroundings:
         """Addresses, routes and listening sockets that Sluice did not make."""
-        raise NotImplementedError
+        with self._lock:
+            return surroundings(self._netlink, self._visitor)
 
     def reserve_ports(self, ranges: Iterable[tuple[int, int]]) -> None:
-        """Keep the stack from picking these source ports (inclusive ranges), beside what others reserved."""
-        raise NotImplementedError
+        """Keep the host's sockets from picking these source ports (inclusive), beside what others reserved.
+
+        A later call replaces what an earlier one asked for.
+
+        Raises:
+            LinkInvalid.
+        """
+        with self._lock:
+            self._reservations.reserve(ranges)
 
     def release_ports(self) -> None:
-        """Give back what `reserve_ports` took; what others reserved stays."""
-        raise NotImplementedError
+        """Give back what `reserve_ports` took, in whichever process; what others reserved stays."""
+        with self._lock:
+            self._reservations.release()
 
-    def watch(self) -> AsyncIterator[None]:
-        """Yield when links, addresses, routes or namespaces changed; bursts come as one."""
-        raise NotImplementedError
+    async def watch(self) -> AsyncGenerator[None]:
+        """Yield when the watch stands, then whenever links, addresses, routes or named namespaces changed.
+
+        Bursts come as one. Our own changes are told as well. Close it when done (`contextlib.aclosing`).
+        """
+        async with aclosing(changes(self._visitor)) as events:
+            async for _ in events:
+                yield

@@ -1,0 +1,221 @@
+"""A blocking netlink socket that sends several requests as one datagram.
+
+pyroute2 encodes and decodes the messages; its own `IPRoute` is not used, for three reasons. Since 0.9 it is a
+wrapper around an asyncio core: it cannot be called where a loop runs, and opens one more loop and socket for
+every thread that calls it (pyroute2 issues 1342, 1319). It forks a child for every socket in another
+namespace. And it sends one request a datagram, where we need several: the kernel works off a datagram without
+returning to us, so that SIGKILL cannot fall between making a link and marking it as ours.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+from pyroute2.netlink import NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR
+from pyroute2.netlink.rtnl.marshal import MarshalRtnl
+
+from vswitch.errors import KernelRefused, PermissionDenied
+
+SOL_NETLINK = 270
+NETLINK_CAP_ACK = 10  # errors come without our own request
+NETLINK_EXT_ACK = 11  # errors come with a sentence of the kernel
+NETLINK_GET_STRICT_CHK = 12  # dumps filter in the kernel
+
+NLMSGERR_ATTR_MSG = 1
+HEADER = struct.Struct("=IHHII")  # length, type, flags, sequence, port id
+RECEIVE_BYTES = 1 << 18
+ANSWER_WITHIN_S = 10.0
+DUMP_TRIES = 5
+BATCH = 64  # answers to one datagram must fit the socket's receive buffer
+
+Message = Any  # a pyroute2 nlmsg: a mapping of fields, with get_attr()
+MESSAGES: dict[int, type[Any]] = MarshalRtnl.msg_map
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One netlink request; `asked` says it in words, for errors."""
+
+    asked: str
+    type: int
+    fields: dict[str, int]
+    attributes: list[tuple[str, Any]]
+    flags: int = 0
+
+    def encode(self, sequence: int, flags: int) -> bytes:
+        """The message on the wire, padded to 4 bytes."""
+        message = MESSAGES[self.type]()
+        message["header"]["type"] = self.type
+        message["header"]["flags"] = NLM_F_REQUEST | self.flags | flags
+        message["header"]["sequence_number"] = sequence
+        for name, value in self.fields.items():
+            message[name] = value
+        message["attrs"] = self.attributes
+        message.encode()
+        data = bytes(message.data)
+        return data + bytes(-len(data) % 4)
+
+
+class Netlink:
+    """A rtnetlink socket in the namespace of the thread that opened it. One thread at a time may use it."""
+
+    def __init__(self) -> None:
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0)
+        self._sequence = 0
+        try:
+            for option in (NETLINK_CAP_ACK, NETLINK_EXT_ACK, NETLINK_GET_STRICT_CHK):
+                self._socket.setsockopt(SOL_NETLINK, option, 1)
+            self._socket.settimeout(ANSWER_WITHIN_S)
+            self._socket.bind((0, 0))
+        except OSError:
+            self._socket.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._socket.close()
+
+    def run(self, *requests: Request) -> None:
+        """Send all requests as one datagram and wait for every answer. The kernel tries each, even after one failed.
+
+        Raises:
+            PermissionDenied, KernelRefused: of the first request that failed.
+        """
+        if not requests:
+            return
+        waiting: dict[int, Request] = {}
+        datagram = bytearray()
+        for request in requests:
+            self._sequence += 1
+            waiting[self._sequence] = request
+            datagram += request.encode(self._sequence, NLM_F_ACK)
+        self._socket.send(datagram)
+        failures: dict[int, KernelRefused | PermissionDenied] = {}
+        while waiting:
+            for kind, flags, sequence, data in self._receive():
+                if kind == NLMSG_ERROR and sequence in waiting:
+                    request = waiting.pop(sequence)
+                    failure = _failure(request, data, flags)
+                    if failure is not None:
+                        failures[sequence] = failure
+        if failures:
+            raise failures[min(failures)]
+
+    def run_in_batches(self, requests: list[Request]) -> None:
+        """Like `run`, for any number of requests, in datagrams of a bounded size."""
+        for first in range(0, len(requests), BATCH):
+            self.run(*requests[first : first + BATCH])
+
+    def get(self, request: Request) -> Message | None:
+        """The one object that is asked for; None if the kernel has none.
+
+        Raises:
+            PermissionDenied, KernelRefused: any other answer.
+        """
+        self._sequence += 1
+        wanted = self._sequence
+        self._socket.send(request.encode(wanted, 0))
+        while True:
+            for kind, flags, sequence, data in self._receive():
+                if sequence != wanted:
+                    continue
+                if kind == NLMSG_ERROR:
+                    failure = _failure(request, data, flags)
+                    if isinstance(failure, KernelRefused) and failure.code in (errno.ENODEV, errno.ENOENT):
+                        return None
+                    if failure is not None:
+                        raise failure
+                    return None
+                return _decode(kind, data)
+
+    def dump(self, request: Request) -> list[Message]:
+        """Every object that fits; asked again when the kernel says that the set changed meanwhile.
+
+        Raises:
+            PermissionDenied, KernelRefused: the kernel's answer.
+        """
+        found: list[Message] = []
+        for _ in range(DUMP_TRIES):
+            found, whole = self._dump_once(request)
+            if whole:
+                break
+        return found
+
+    def _dump_once(self, request: Request) -> tuple[list[Message], bool]:
+        self._sequence += 1
+        wanted = self._sequence
+        self._socket.send(request.encode(wanted, NLM_F_DUMP))
+        found: list[Message] = []
+        whole = True
+        while True:
+            for kind, flags, sequence, data in self._receive():
+                if sequence != wanted:
+                    continue
+                whole = whole and not flags & NLM_F_DUMP_INTR
+                if kind == NLMSG_ERROR:
+                    failure = _failure(request, data, flags)
+                    if failure is not None:
+                        raise failure
+                if kind in (NLMSG_DONE, NLMSG_ERROR):
+                    return found, whole
+                found.append(_decode(kind, data))
+
+    def _receive(self) -> Iterator[tuple[int, int, int, bytes]]:
+        """(type, flags, sequence, whole message) of every message in the next datagram."""
+        data = self._socket.recv(RECEIVE_BYTES)
+        offset = 0
+        while offset + HEADER.size <= len(data):
+            length, kind, flags, sequence, _port = HEADER.unpack_from(data, offset)
+            if length < HEADER.size:
+                return
+            yield kind, flags, sequence, data[offset : offset + length]
+            offset += (length + 3) & ~3
+
+
+def _decode(kind: int, data: bytes) -> Message:
+    message = MESSAGES[kind](data)
+    message.decode()
+    return message
+
+
+def _failure(request: Request, data: bytes, flags: int) -> KernelRefused | PermissionDenied | None:
+    """The exception for an NLMSG_ERROR message; None if it is an acknowledgement."""
+    (code,) = struct.unpack_from("=i", data, HEADER.size)
+    if code == 0:
+        return None
+    code = -code
+    found = f"{errno.errorcode.get(code, code)} ({os.strerror(code)})"
+    sentence = _kernel_sentence(data)
+    if sentence:
+        found += f", {sentence}"
+    if code in (errno.EPERM, errno.EACCES):
+        return PermissionDenied(request.asked, found, "run as root or give the process CAP_NET_ADMIN")
+    return KernelRefused(request.asked, found, "see what the kernel says of it", code)
+
+
+def _kernel_sentence(data: bytes) -> str:
+    """NLMSGERR_ATTR_MSG; attributes follow the error code and the (capped) header of the request."""
+    offset = HEADER.size + 4 + HEADER.size
+    while offset + 4 <= len(data):
+        length, kind = struct.unpack_from("=HH", data, offset)
+        if length < 4:
+            break
+        if kind == NLMSGERR_ATTR_MSG:
+            return data[offset + 4 : offset + length].rstrip(b"\0").decode(errors="replace")
+        offset += (length + 3) & ~3
+    return ""

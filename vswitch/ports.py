@@ -1,0 +1,221 @@
+"""Ports: a veth pair between the host and an endpoint's namespace.
+
+    absent --make--> bare --mend inside--> addressed --mend here--> ready
+
+`make` is one datagram: the pair exists with both marks, its far end already in the namespace, or it does not
+exist. Every later step is a difference between what is found and what is wanted, so that it does not matter
+where the last process stopped. A pair whose far end is not where it should be is made anew.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+
+from vswitch.addressing import disable_ipv6, mend_address, mend_default_route
+from vswitch.checks import check_alias, check_mtu, check_name, checked_address, checked_interface, checked_mac
+from vswitch.errors import InterfaceTaken, KernelRefused, LinkInvalid, LinkMissing, NamespaceMissing
+from vswitch.links import PortLink
+from vswitch.namespaces import Visitor, open_namespace
+from vswitch.netlink import Netlink, Request
+from vswitch.ownership import Found, find_link, find_own_link
+from vswitch.requests import (
+    LINK_GROUP,
+    forwarding_delete,
+    forwarding_dump,
+    forwarding_set,
+    link_delete,
+    link_info_port,
+    link_new,
+    link_set,
+    nsid_get,
+    veth_peer,
+)
+
+LOOPBACK = 1  # ifindex of lo in every namespace
+NUD_PERMANENT = 0x80  # a forwarding entry of the bridge's own
+
+# What a port of ours does in a bridge: nothing that a hub would do.
+PORT_FLAGS = {
+    "IFLA_BRPORT_LEARNING": 0,
+    "IFLA_BRPORT_UNICAST_FLOOD": 0,
+    "IFLA_BRPORT_MCAST_FLOOD": 0,
+    "IFLA_BRPORT_BCAST_FLOOD": 0,
+}
+
+
+def ensure_port(netlink: Netlink, visitor: Visitor, link: PortLink) -> int:
+    """Make or mend the pair; ifindex of the host side.
+
+    Raises:
+        LinkInvalid, NamespaceMissing, InterfaceTaken, PermissionDenied, KernelRefused. LinkMissing: the
+            bridge.
+    """
+    _check(link)
+    with open_namespace(link.netns) as namespace:
+        if visitor.is_home(namespace):
+            raise LinkInvalid(
+                "namespace of the endpoint", f"{link.netns!r} is the host's own", "give another"
+            )
+        bridge = _bridge(netlink, link.bridge)
+        host = find_own_link(netlink, link.host_interface, "veth")
+        nsid = _nsid(netlink, namespace)
+        if host is not None and (host.alias not in ("", link.alias) or nsid < 0 or host.peer_nsid != nsid):
+            _remove(netlink, host)  # another endpoint's, or its far end is elsewhere
+            host = None
+        if host is None or not visitor.visit(namespace, lambda: _mend_inside(link, host)):
+            if host is not None:
+                _remove(netlink, host)
+            host = _make(netlink, namespace, link)
+            if not visitor.visit(namespace, lambda: _mend_inside(link, host)):
+                raise NamespaceMissing(
+                    f"port {link.host_interface}",
+                    "the far end vanished while it was set up",
+                    f"see what removes links in {link.netns!r}",
+                )
+        _mend_here(netlink, visitor, link, host, bridge)
+        return host.ifindex
+
+
+def _check(link: PortLink) -> None:
+    check_name(link.host_interface, "host_interface")
+    check_name(link.interface, "interface")
+    check_alias(link.alias)
+    checked_mac(link.mac)
+    check_mtu(link.mtu_bytes)
+    checked_interface(link.address)
+    if link.gateway:
+        checked_address(link.gateway, "gateway")
+
+
+def _bridge(netlink: Netlink, name: str) -> int:
+    if not name:
+        return 0
+    bridge = find_own_link(netlink, name, "bridge")
+    if bridge is None:
+        raise LinkMissing(f"bridge {name!r} for a port", "no such link", "ensure the bridge first")
+    return bridge.ifindex
+
+
+def _nsid(netlink: Netlink, namespace: int) -> int:
+    """The number of the namespace as seen from here; -1 if it has none, and so no link of ours."""
+    message = netlink.get(nsid_get(namespace))
+    number = None if message is None else message.get_attr("NETNSA_NSID")
+    return -1 if number is None or number >= 1 << 31 else int(number)
+
+
+def _remove(netlink: Netlink, host: Found) -> None:
+    try:
+        netlink.run(link_delete(host.ifindex))
+    except KernelRefused as error:
+        if error.code != errno.ENODEV:  # went with the namespace of its far end
+            raise
+
+
+def _make(netlink: Netlink, namespace: int, link: PortLink) -> Found:
+    name = link.host_interface
+    peer = veth_peer(namespace, link.interface, checked_mac(link.mac), link.mtu_bytes)
+    try:
+        netlink.run(
+            link_new(name, "veth", peer, link.mtu_bytes),
+            link_set(f"mark link {name!r}", name=name, attributes=[("IFLA_IFALIAS", link.alias)]),
+        )
+    except KernelRefused as error:
+        if error.code == errno.EEXIST:
+            raise InterfaceTaken(
+                error.asked, error.found, f"remove the other {name!r} or {link.interface!r}"
+            ) from None
+        raise
+    made = find_link(netlink, name)
+    if made is None:
+        raise NamespaceMissing(
+            f"port {name}", "it vanished right after it was made", f"is {link.netns!r} being removed?"
+        )
+    return made
+
+
+def _mend_inside(link: PortLink, host: Found | None) -> bool:
+    """Bring the far end into shape; False if there is no far end of `host`. Runs inside the namespace.
+
+    Raises:
+        InterfaceTaken: the name is in use there by a link that is not the far end of `host`.
+    """
+    with Netlink() as inside:
+        far = find_link(inside, link.interface)
+        if far is None:
+            return False
+        if host is None or (far.ifindex, far.peer_ifindex) != (host.peer_ifindex, host.ifindex):
+            whose = "another port of Sluice" if far.group == LINK_GROUP else "somebody else"
+            raise InterfaceTaken(
+                f"interface {link.interface!r} in namespace {link.netns!r}",
+                f"{far.kind or 'a device'} of {whose} has the name",
+                "choose another interface name for the endpoint, or remove that one",
+            )
+        disable_ipv6(link.interface)
+        changes: list[Request] = []
+        loopback = find_link(inside, ifindex=LOOPBACK)
+        if loopback is not None and not loopback.is_up:
+            changes.append(link_set("bring up lo", ifindex=LOOPBACK, up=True))
+        attributes: list[tuple[str, object]] = []
+        if far.mac != checked_mac(link.mac):
+            attributes.append(("IFLA_ADDRESS", checked_mac(link.mac)))
+        if far.mtu_bytes != link.mtu_bytes:
+            attributes.append(("IFLA_MTU", link.mtu_bytes))
+        if attributes or not far.is_up:
+            changes.append(
+                link_set(f"set up {link.interface!r}", ifindex=far.ifindex, up=True, attributes=attributes)
+            )
+        inside.run(*changes)
+        mend_address(inside, far.ifindex, checked_interface(link.address))
+        gateway = checked_address(link.gateway, "gateway") if link.gateway else None
+        mend_default_route(inside, far.ifindex, gateway)
+        return True
+
+
+def _mend_here(netlink: Netlink, visitor: Visitor, link: PortLink, host: Found, bridge: int) -> None:
+    visitor.at_home(lambda: disable_ipv6(link.host_interface))
+    attributes: list[tuple[str, object]] = []
+    if host.alias != link.alias:
+        attributes.append(("IFLA_IFALIAS", link.alias))
+    if host.group != LINK_GROUP:
+        attributes.append(("IFLA_GROUP", LINK_GROUP))
+    if host.mtu_bytes != link.mtu_bytes:
+        attributes.append(("IFLA_MTU", link.mtu_bytes))
+    if host.master != bridge:
+        attributes.append(("IFLA_MASTER", bridge))
+    changes: list[Request] = []
+    if attributes:
+        changes.append(link_set(f"set up {host.name!r}", ifindex=host.ifindex, attributes=attributes))
+    joined = host.master == bridge
+    if bridge and not (
+        joined and all(host.port_data.get(flag) == value for flag, value in PORT_FLAGS.items())
+    ):
+        changes.append(
+            link_set(
+                f"no flooding or learning on {host.name!r}",
+                ifindex=host.ifindex,
+                attributes=[link_info_port("bridge", list(PORT_FLAGS.items()))],
+            )
+        )
+    # Last, so that the port never floods: it carries nothing before it is up.
+    if not host.is_up:
+        changes.append(link_set(f"bring up {host.name!r}", ifindex=host.ifindex, up=True))
+    netlink.run(*changes)
+    if bridge:
+        _mend_forwarding(netlink, bridge, host.ifindex, checked_mac(link.mac))
+
+
+def _mend_forwarding(netlink: Netlink, bridge: int, port: int, mac: str) -> None:
+    """Make the endpoint's MAC the only one that the bridge forwards to this port."""
+    present = {
+        message.get_attr("NDA_LLADDR")
+        for message in netlink.dump(forwarding_dump(bridge, port))
+        if message["ifindex"] == port
+        and message["family"] == socket.AF_BRIDGE
+        and message.get_attr("NDA_MASTER") == bridge
+        and not message["state"] & NUD_PERMANENT
+    }
+    changes = [forwarding_delete(port, wrong) for wrong in sorted(present - {mac})]
+    if mac not in present:
+        changes.append(forwarding_set(port, mac))
+    netlink.run(*changes)

@@ -1,0 +1,121 @@
+"""What the host has besides what Sluice made: addresses, routes, listening sockets."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator, Mapping
+from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from pathlib import Path
+
+from vswitch.links import Surroundings
+from vswitch.namespaces import Visitor
+from vswitch.netlink import Message, Netlink
+from vswitch.ownership import Found, found_link
+from vswitch.requests import address_dump, link_dump, route_dump
+from vswitch.uplinks import next_hops
+
+FAMILIES = (socket.AF_INET, socket.AF_INET6)
+
+# Route types (rtnetlink(7)) that hold a prefix: unicast and local lead to a link; blackhole, unreachable and
+# prohibit keep it from being used, on purpose.
+TO_A_LINK = (1, 2)
+TO_NOWHERE = (6, 7, 8)
+
+TCP_LISTEN = 0x0A
+UDP_UNCONNECTED = 0x07  # TCP_CLOSE
+
+
+def surroundings(netlink: Netlink, visitor: Visitor) -> Surroundings:
+    """Look at everything once.
+
+    Raises:
+        PermissionDenied, KernelRefused.
+    """
+    links = [found_link(message) for message in netlink.dump(link_dump())]
+    ours = {link.ifindex for link in links if link.is_ours}
+    names = {link.ifindex: link.name for link in links}
+    addresses = tuple(_addresses(netlink, names, ours))
+    hosts = {address.split("/")[0] for _name, address in addresses}
+    routes = dict.fromkeys(_routes(netlink, names, ours, hosts))
+    tunnel_ports = {
+        link.data.get("IFLA_VXLAN_PORT") for link in links if link.is_ours and link.kind == "vxlan"
+    }
+    heard = visitor.at_home(lambda: list(_listeners(Path("/proc/thread-self/net"))))
+    sockets = dict.fromkeys(sorted(one for one in heard if one[0] != "udp" or one[2] not in tunnel_ports))
+    return Surroundings(addresses, tuple(routes), tuple(sockets))
+
+
+def own_links(netlink: Netlink) -> list[Found]:
+    """Every link that Sluice made in this namespace."""
+    found = (found_link(message) for message in netlink.dump(link_dump()))
+    return [link for link in found if link.is_ours]
+
+
+def _addresses(netlink: Netlink, names: Mapping[int, str], ours: set[int]) -> Iterator[tuple[str, str]]:
+    for family in FAMILIES:
+        for message in netlink.dump(address_dump(family)):
+            address = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
+            if message["index"] in ours or (ip_address(address).is_link_local and family == socket.AF_INET6):
+                continue
+            yield names.get(message["index"], ""), f"{address}/{message['prefixlen']}"
+
+
+def _routes(
+    netlink: Netlink, names: Mapping[int, str], ours: set[int], hosts: set[str]
+) -> Iterator[tuple[str, str]]:
+    for family in FAMILIES:
+        for message in netlink.dump(route_dump(family)):
+            prefix = _prefix(message)
+            if prefix is None or prefix.prefixlen == 0 or _is_housekeeping(prefix, hosts):
+                continue
+            if message["type"] in TO_NOWHERE:
+                yield "", str(prefix)
+            elif message["type"] in TO_A_LINK:
+                foreign = [ifindex for ifindex in next_hops(message) if ifindex not in ours]
+                if foreign:
+                    yield names.get(foreign[0], ""), str(prefix)
+
+
+def _prefix(message: Message) -> IPv4Network | IPv6Network | None:
+    destination = message.get_attr("RTA_DST")
+    return None if destination is None else ip_network(f"{destination}/{message['dst_len']}", strict=False)
+
+
+def _is_housekeeping(prefix: IPv4Network | IPv6Network, hosts: set[str]) -> bool:
+    """Routes that the kernel keeps for itself: to an address of the host, link-local and multicast IPv6."""
+    if prefix.prefixlen == prefix.max_prefixlen and str(prefix.network_address) in hosts:
+        return True
+    return prefix.version == 6 and (prefix.is_link_local or prefix.is_multicast)
+
+
+def _listeners(directory: Path) -> Iterator[tuple[str, str, int]]:
+    """(protocol, address, port) of every listening socket (Documentation/networking/proc_net_tcp.rst)."""
+    for name, wanted in (
+        ("tcp", TCP_LISTEN),
+        ("tcp6", TCP_LISTEN),
+        ("udp", UDP_UNCONNECTED),
+        ("udp6", UDP_UNCONNECTED),
+    ):
+        try:
+            table = (directory / name).open()
+        except FileNotFoundError:  # a kernel without IPv6
+            continue
+        with table:
+            next(table)
+            for line in table:
+                _number, local, _remote, state, _rest = line.split(maxsplit=4)
+                if int(state, 16) == wanted:
+                    address, port = local.split(":")
+                    yield name[:3], _address(address), int(port, 16)
+                elif wanted == TCP_LISTEN:
+                    break  # the kernel shows listeners first; connections may be many
+
+
+def _address(text: str) -> str:
+    """An address from 32-bit words in the host's byte order; an IPv4 one in IPv6 as IPv4."""
+    words = [int(text[at : at + 8], 16) for at in range(0, len(text), 8)]
+    packed = b"".join(socket.htonl(word).to_bytes(4, "big") for word in words)
+    address = ip_address(packed)
+    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
+        address = address.ipv4_mapped
+    return str(address)

@@ -1,0 +1,93 @@
+"""The VXLAN device (RFC 7348) that carries all overlay networks of a host.
+
+It is in external (collect metadata) mode: VNI and remote address come from the tunnel key that the engine
+sets on each packet, and arrive as one. The device itself knows no peer and learns none.
+"""
+
+from __future__ import annotations
+
+import errno
+
+from vswitch.addressing import disable_ipv6
+from vswitch.checks import check_alias, check_mtu, check_name
+from vswitch.errors import AddressTaken, KernelRefused, LinkInvalid, LinkMissing
+from vswitch.links import TunnelLink
+from vswitch.namespaces import Visitor
+from vswitch.netlink import Netlink
+from vswitch.ownership import Found, find_own_link
+from vswitch.requests import LINK_GROUP, Attributes, link_delete, link_new, link_set
+
+
+def ensure_tunnel(netlink: Netlink, visitor: Visitor, link: TunnelLink) -> int:
+    """Make or mend the device; its ifindex. The kernel cannot change a UDP port: another one makes it anew.
+
+    Raises:
+        AddressTaken: the UDP port is another's. LinkInvalid, InterfaceTaken, PermissionDenied, KernelRefused.
+    """
+    check_name(link.name, "name")
+    check_alias(link.alias)
+    check_mtu(link.mtu_bytes)
+    if not 0 < link.udp_port < 1 << 16:
+        raise LinkInvalid("udp_port", str(link.udp_port), "give 1 to 65535")
+    found = find_own_link(netlink, link.name, "vxlan")
+    if found is not None and not _has_wanted_mode(found, link):
+        netlink.run(link_delete(found.ifindex))
+        found = None
+    if found is None:
+        found = _make(netlink, link)
+    visitor.at_home(lambda: disable_ipv6(link.name))
+    attributes: Attributes = []
+    if found.alias != link.alias:
+        attributes.append(("IFLA_IFALIAS", link.alias))
+    if found.group != LINK_GROUP:
+        attributes.append(("IFLA_GROUP", LINK_GROUP))
+    if found.mtu_bytes != link.mtu_bytes:
+        attributes.append(("IFLA_MTU", link.mtu_bytes))
+    if attributes or not found.is_up:
+        try:
+            netlink.run(
+                link_set(f"set up {link.name!r}", ifindex=found.ifindex, up=True, attributes=attributes)
+            )
+        except KernelRefused as error:  # the UDP socket is opened when the device comes up
+            raise _port_taken(error, link) from None
+    return found.ifindex
+
+
+def _make(netlink: Netlink, link: TunnelLink) -> Found:
+    data: Attributes = [
+        ("IFLA_VXLAN_COLLECT_METADATA", 1),
+        ("IFLA_VXLAN_LEARNING", 0),
+        ("IFLA_VXLAN_PORT", link.udp_port),
+    ]
+    try:
+        netlink.run(
+            link_new(link.name, "vxlan", data, link.mtu_bytes),
+            link_set(f"mark link {link.name!r}", name=link.name, attributes=[("IFLA_IFALIAS", link.alias)]),
+        )
+    except KernelRefused as error:
+        raise _port_taken(error, link) from None
+    found = find_own_link(netlink, link.name, "vxlan")
+    if found is None:
+        raise LinkMissing(
+            f"tunnel {link.name!r}", "it vanished right after it was made", "see what removes it"
+        )
+    return found
+
+
+def _has_wanted_mode(found: Found, link: TunnelLink) -> bool:
+    return (
+        bool(found.data.get("IFLA_VXLAN_COLLECT_METADATA"))
+        and not found.data.get("IFLA_VXLAN_LEARNING")
+        and found.data.get("IFLA_VXLAN_PORT") == link.udp_port
+    )
+
+
+def _port_taken(error: KernelRefused, link: TunnelLink) -> KernelRefused | AddressTaken:
+    if error.code not in (errno.EEXIST, errno.EADDRINUSE):
+        return error
+    return AddressTaken(
+        f"VXLAN on UDP port {link.udp_port}",
+        error.found,
+        "remove the VXLAN device or the program that has the port (ip -d link; ss -ulnp), "
+        "or choose another port on all hosts",
+    )

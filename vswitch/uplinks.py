@@ -1,0 +1,82 @@
+"""Which link leads to the world, and which has the underlay address."""
+
+from __future__ import annotations
+
+from vswitch.addressing import addresses_of
+from vswitch.checks import checked_address
+from vswitch.errors import UplinkMissing
+from vswitch.links import UplinkState
+from vswitch.netlink import Message, Netlink
+from vswitch.ownership import Found, find_link
+from vswitch.requests import RT_TABLE_MAIN, RTN_UNICAST, address_dump, route_dump
+
+RTNH_F_UNUSABLE = 1 | 16  # RTNH_F_DEAD | RTNH_F_LINKDOWN
+
+
+def uplink(netlink: Netlink, name: str) -> UplinkState:
+    """The named link, or the one that the best usable default route of the main table leads through.
+
+    Raises:
+        UplinkMissing: no such link, or no default route. PermissionDenied, KernelRefused.
+    """
+    if name:
+        found = find_link(netlink, name)
+        if found is None:
+            raise UplinkMissing(
+                f"uplink {name!r}", "no such interface", "name another in the Host's spec.uplink"
+            )
+    else:
+        found = _default(netlink)
+        if found is None:
+            raise UplinkMissing(
+                "uplink by default route",
+                "the main table has no usable IPv4 default route",
+                "add one, or name the interface in the Host's spec.uplink",
+            )
+    return _state(netlink, found)
+
+
+def underlay(netlink: Netlink, address: str) -> UplinkState:
+    """The link that has this IPv4 address.
+
+    Raises:
+        LinkInvalid: not an address. UplinkMissing: no link has it. PermissionDenied, KernelRefused.
+    """
+    wanted = str(checked_address(address, "underlay"))
+    for message in netlink.dump(address_dump()):
+        if message.get_attr("IFA_LOCAL") == wanted:
+            found = find_link(netlink, ifindex=message["index"])
+            if found is not None:
+                return _state(netlink, found)
+    raise UplinkMissing(
+        f"underlay address {wanted}",
+        "no interface of this host has it",
+        "give it to one, or correct the Host's spec.underlay",
+    )
+
+
+def _default(netlink: Netlink) -> Found | None:
+    candidates: list[tuple[int, int]] = []
+    for message in netlink.dump(route_dump(table=RT_TABLE_MAIN)):
+        if message["dst_len"] or message["type"] != RTN_UNICAST:
+            continue
+        metric = message.get_attr("RTA_PRIORITY") or 0
+        candidates += [(metric, ifindex) for ifindex in next_hops(message)]
+    for _metric, ifindex in sorted(candidates, key=lambda candidate: candidate[0]):
+        found = find_link(netlink, ifindex=ifindex)
+        if found is not None and found.is_up:
+            return found
+    return None
+
+
+def next_hops(route: Message) -> list[int]:
+    """ifindexes a route leads through, usable ones first; none for a route that leads nowhere."""
+    single = route.get_attr("RTA_OIF")
+    hops = [(route["flags"], single)] if single else []
+    hops += [(hop["flags"], hop["oif"]) for hop in route.get_attr("RTA_MULTIPATH") or []]
+    return [ifindex for _flags, ifindex in sorted(hops, key=lambda hop: bool(hop[0] & RTNH_F_UNUSABLE))]
+
+
+def _state(netlink: Netlink, found: Found) -> UplinkState:
+    addresses = tuple(str(address) for address in addresses_of(netlink, found.ifindex))
+    return UplinkState(found.ifindex, found.name, addresses, found.mtu_bytes, found.mac)
