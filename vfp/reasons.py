@@ -1,4 +1,4 @@
-"""Why the engine dropped a packet. The numbers are the C enum `drop_reason` in `bpf/reasons.h`; a test compares them."""
+"""Why the engine dropped a packet: twin of enum drop_reason in `bpf/reasons.h`; a test compares the two."""
 
 from enum import IntEnum
 

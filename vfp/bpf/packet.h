@@ -61,6 +61,18 @@ struct scratch {
 	__u8 ttl;
 	__u8 fragment_kind;
 	__u8 probe;			/* run by BPF_PROG_TEST_RUN: report in skb->cb */
+	/* Takes no room: names types that no map uses, so that BTF has them for the layout test. */
+	struct {
+		struct event event;
+		enum drop_reason reason;
+		enum zone_kind zone;
+		enum place place;
+		enum flow_state state;
+		enum tuple_fields fields;
+		enum rule_condition condition;
+		enum rule_action action;
+		enum location_kind location;
+	} twins[0];
 };
 
 /* Not re-entrant, and need not be: TC programs run with bottom halves off. */

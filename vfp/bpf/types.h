@@ -150,7 +150,9 @@ struct tuple {
 };
 
 struct group {
-	__u32 count;
+	__u32 count;		/* tuples */
+	__u32 first;		/* its rules are one run of `rules` ... */
+	__u32 rules;		/* ... of this length */
 	__u32 pad;
 	struct tuple tuples[MAX_TUPLES];
 };
@@ -346,7 +348,7 @@ struct settings {
 	__u64 other_ns;
 	__u64 binding_ns;
 	__u32 tunnel_ifindex;
-	__u32 pad;
+	__u32 dirty;		/* a change was begun and its generations were not yet raised */
 };
 
 /* One record of the `events` ring: a dropped packet. */

@@ -1,0 +1,264 @@
+"""From an `EngineState` to table contents: a pure function, so that policy is checked before the kernel is touched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from vfp.classifier import CompiledGroup, compile_group, rewrite_fields, rule_cookie
+from vfp.errors import CompileError
+from vfp.layout import (
+    LOCATION,
+    MAPPING,
+    MAPPING_KEY,
+    MAX_STAGES,
+    POOL,
+    PORT,
+    PROGRAM,
+    REWRITE,
+    SPACE_KEY,
+    STAGE,
+    LocationKind,
+    pack,
+    pack_address,
+)
+from vfp.model import (
+    AnswerArp,
+    EngineState,
+    Forward,
+    Group,
+    HostStack,
+    Layer,
+    LocalPort,
+    Location,
+    Port,
+    Remote,
+    Rule,
+    Space,
+    ToUplink,
+    TranslateSource,
+    Untranslate,
+    Virtual,
+)
+
+__all__ = ["CompiledPort", "Compiler", "Tables", "rule_cookie"]
+
+_IN_ONLY = (Untranslate,)
+_OUT_ONLY = (Forward, ToUplink, AnswerArp, TranslateSource)
+
+
+@dataclass(frozen=True, slots=True)
+class CompiledPort:
+    """One port: its record and program (both with generation 0), and what its rules refer to."""
+
+    id: int
+    record: bytes                           # struct port
+    program: bytes                          # struct program
+    groups: frozenset[int]
+    spaces: frozenset[int]
+    pools: frozenset[int]
+
+
+@dataclass(slots=True)
+class Tables:
+    """Wanted contents of every table, by map name; keys and values are the structs' bytes."""
+
+    ports: dict[int, CompiledPort] = field(default_factory=dict)
+    groups: dict[int, CompiledGroup] = field(default_factory=dict)
+    maps: dict[str, dict[bytes, bytes]] = field(default_factory=dict)
+    tunnel_ifindex: int = 0
+
+
+class Compiler:
+    """Compiles states; keeps what the last one compiled, so that what did not change costs nothing."""
+
+    def __init__(self) -> None:
+        self._groups: dict[tuple[str, Group], CompiledGroup] = {}
+        self._spaces: dict[Space, dict[bytes, bytes]] = {}
+
+    def compile(self, state: EngineState, max_ports: int) -> Tables:
+        """Table contents for `state`.
+
+        Raises:
+            CompileError: the state contradicts itself or a bound; says where and what to do.
+        """
+        _check_ids(state, max_ports)
+        groups: dict[tuple[str, Group], CompiledGroup] = {}
+
+        def compiled(layer: str, group: Group) -> CompiledGroup:
+            key = (layer, group)
+            if key not in groups:
+                groups[key] = self._groups.get(key) or compile_group(layer, group)
+            return groups[key]
+
+        tables = Tables(tunnel_ifindex=state.tunnel_ifindex)
+        for port in state.ports:
+            tables.ports[port.id] = _compile_port(port, compiled)
+        tables.groups = {group.id: group for group in groups.values()}
+        spaces = {space: self._spaces.get(space) or dict(_space_entries(space)) for space in state.spaces}
+        tables.maps = {
+            "links": _links(state),
+            "uplinks": {_u32(uplink.id): _u32(uplink.ifindex) for uplink in state.uplinks},
+            "pools": {
+                _u32(pool.id): pack(
+                    POOL, address=pack_address(pool.address), uplink=pool.uplink, low=pool.ports.low,
+                    high=pool.ports.high,
+                )
+                for pool in state.pools
+            },
+            "mappings": dict(_mappings(state)),
+            "spaces": {key: value for entries in spaces.values() for key, value in entries.items()},
+            "rewrites": {
+                key.to_bytes(8, "little"): pack(REWRITE, **rewrite_fields(rewrite))
+                for group in tables.groups.values()
+                for key, rewrite in group.rewrites
+            },
+        }
+        self._groups, self._spaces = groups, spaces
+        return tables
+
+
+def _u32(value: int) -> bytes:
+    return value.to_bytes(4, "little")
+
+
+def _duplicates(values: Iterable[Any]) -> Iterator[Any]:
+    seen: set[Any] = set()
+    for value in values:
+        if value in seen:
+            yield value
+        seen.add(value)
+
+
+def _check_ids(state: EngineState, max_ports: int) -> None:
+    unique: tuple[tuple[str, list[Any]], ...] = (
+        ("port id", [port.id for port in state.ports]),
+        ("port interface index", [port.ifindex for port in state.ports]),
+        ("space id", [space.id for space in state.spaces]),
+        ("pool id", [pool.id for pool in state.pools]),
+        ("uplink id", [uplink.id for uplink in state.uplinks]),
+        ("mapping", [(m.uplink, m.protocol, str(m.external), m.external_port) for m in state.mappings]),
+    )
+    for what, values in unique:
+        for value in _duplicates(values):
+            raise CompileError(f"{what} {value} is given twice; ids must be unique on the host")
+    for port in state.ports:
+        if not 0 < port.id < max_ports:
+            raise CompileError(f"port {port.name}: id {port.id} is out of range; use 1..{max_ports - 1}")
+    for uplink in state.uplinks:
+        if not 0 < uplink.id < 256:
+            raise CompileError(f"uplink {uplink.name}: id {uplink.id} is out of range; use 1..255")
+    ports = {port.id for port in state.ports}
+    for mapping in state.mappings:
+        if mapping.port not in ports:
+            raise CompileError(
+                f"mapping {mapping.external}:{mapping.external_port}: port {mapping.port} does not exist"
+            )
+
+
+def _compile_port(port: Port, compiled: Callable[[str, Group], CompiledGroup]) -> CompiledPort:
+    numbered = list(enumerate(port.layers))
+    out, out_groups = _stages(port, numbered, "out", compiled)
+    in_, in_groups = _stages(port, numbered[::-1], "in", compiled)
+    program = np.zeros((), PROGRAM)
+    program["out_count"], program["in_count"] = len(out), len(in_)
+    program["out"][: len(out)] = out
+    program["in"][: len(in_)] = in_
+    actions = [rule.action for rule in _rules(port)]
+    return CompiledPort(
+        id=port.id,
+        record=pack(PORT, ifindex=port.ifindex, mac=port.mac, gateway_mac=port.gateway_mac),
+        program=program.tobytes(),
+        groups=frozenset(out_groups | in_groups),
+        spaces=frozenset(action.space for action in actions if isinstance(action, Forward | AnswerArp)),
+        pools=frozenset(action.pool for action in actions if isinstance(action, TranslateSource)),
+    )
+
+
+def _rules(port: Port) -> Iterator[Rule]:
+    for layer in port.layers:
+        for group in (*layer.groups_out, *layer.groups_in):
+            yield from group.rules
+
+
+def _stages(
+    port: Port, layers: list[tuple[int, Layer]], direction: str, compiled: Callable[[str, Group], CompiledGroup]
+) -> tuple[Any, set[int]]:
+    """The walk in one direction: dtype STAGE, and the groups it needs."""
+    rows: list[tuple[int, int, int, bool]] = []
+    used: set[int] = set()
+    for number, layer in layers:
+        groups = layer.groups_out if direction == "out" else layer.groups_in
+        default = layer.default_out if direction == "out" else layer.default_in
+        wrong_way = _IN_ONLY if direction == "out" else _OUT_ONLY
+        for group in groups:
+            for rule in group.rules:
+                if isinstance(rule.action, wrong_way):
+                    raise CompileError(
+                        f"port {port.name}, layer {layer.name}, group {group.name}, rule {rule.name!r}: action "
+                        f"{type(rule.action).__name__} cannot be used in direction {direction}"
+                    )
+        ids = [compiled(layer.name, group).id for group in groups] or [0]
+        used.update(identity for identity in ids if identity)
+        deny = type(default).__name__ == "Deny"
+        rows.extend((identity, number, position == len(ids) - 1, deny) for position, identity in enumerate(ids))
+    if len(rows) > MAX_STAGES:
+        raise CompileError(
+            f"port {port.name}: {len(rows)} groups in direction {direction}, at most {MAX_STAGES} are possible; "
+            f"merge groups of a layer"
+        )
+    stages = np.zeros(len(rows), STAGE)
+    for index, (identity, number, last, deny) in enumerate(rows):
+        stages[index] = (identity, number, last, deny, 0)
+    return stages, used
+
+
+def _location(location: Location) -> dict[str, Any]:
+    match location:
+        case LocalPort(port=port, mac=mac):
+            return {"kind": LocationKind.PORT, "port": port, "mac": mac}
+        case Remote(vtep=vtep, vni=vni, mac=mac):
+            return {"kind": LocationKind.REMOTE, "vtep": int(vtep), "vni": vni, "mac": mac}
+        case HostStack(mac=mac):
+            return {"kind": LocationKind.HOST, "mac": mac}
+        case Virtual(mac=mac):
+            return {"kind": LocationKind.VIRTUAL, "mac": mac}
+
+
+def _space_entries(space: Space) -> Iterator[tuple[bytes, bytes]]:
+    for address in _duplicates(address for address, _ in space.entries):
+        raise CompileError(f"space {space.id}: address {address} is given twice; one place an address")
+    keys = np.zeros(len(space.entries), SPACE_KEY)
+    values = np.zeros(len(space.entries), LOCATION)
+    keys["space"] = space.id
+    for index, (address, location) in enumerate(space.entries):
+        keys["address"][index] = np.frombuffer(pack_address(address), np.uint8)
+        for name, value in _location(location).items():
+            values[name][index] = np.frombuffer(value, np.uint8) if isinstance(value, bytes) else value
+    for index in range(len(space.entries)):
+        yield keys[index].tobytes(), values[index].tobytes()
+
+
+def _links(state: EngineState) -> dict[bytes, bytes]:
+    links = {_u32(port.ifindex): _u32(port.id) for port in state.ports}
+    for uplink in state.uplinks:
+        if _u32(uplink.ifindex) in links:
+            raise CompileError(
+                f"uplink {uplink.name}: interface index {uplink.ifindex} is already a port or another uplink"
+            )
+        links[_u32(uplink.ifindex)] = _u32(uplink.id)
+    return links
+
+
+def _mappings(state: EngineState) -> Iterator[tuple[bytes, bytes]]:
+    for mapping in state.mappings:
+        key = pack(
+            MAPPING_KEY, uplink=mapping.uplink, external=pack_address(mapping.external), port=mapping.external_port,
+            protocol=mapping.protocol,
+        )
+        yield key, pack(
+            MAPPING, internal=pack_address(mapping.internal), port=mapping.port, internal_port=mapping.internal_port
+        )

@@ -1,0 +1,126 @@
+"""Table contents as people and the agent read them: flows, drops, hits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vfp.layout import (
+    EVENT,
+    FLOW,
+    FLOW_KEY,
+    FLOW_REPLY,
+    ZONE_SHIFT,
+    PlaceKind,
+    State,
+    ZoneKind,
+    unpack_address,
+)
+from vfp.model import Address
+from vfp.reasons import DropReason
+
+_TCP = 6
+
+
+@dataclass(frozen=True, slots=True)
+class FlowRecord:
+    """One half of a pair. `packets` and `bytes` count this half; `place` says where its packets leave."""
+
+    zone_kind: ZoneKind
+    zone: int                               # port id, VNI or uplink id
+    protocol: int
+    src: Address
+    dst: Address
+    src_port: int
+    dst_port: int
+    reply: bool
+    state: str                              # new, established, closing, closed
+    packets: int
+    bytes: int
+    idle_s: float
+    age_s: float
+    place: str                              # stack, port, uplink, tunnel
+    ports: tuple[int, int]                  # sender, receiver; 0: none
+    ifindex: int                            # of the port or uplink it leaves by
+    vtep: int                               # IPv4 as an integer, for a tunnel
+    vni: int
+
+
+@dataclass(frozen=True, slots=True)
+class RuleHits:
+    """Decisions in which a rule matched, and packets it dropped."""
+
+    hits: int
+    drops: int
+
+
+@dataclass(frozen=True, slots=True)
+class DropEvent:
+    """One dropped packet. `layer` is an index in the port's OUT order, or None; `cookie` 0: no rule."""
+
+    time_s: float                           # monotonic clock
+    reason: DropReason
+    zone_kind: ZoneKind
+    zone: int
+    port: int
+    layer: int | None
+    cookie: int
+    ethertype: int
+    protocol: int
+    src: Address
+    dst: Address
+    src_port: int
+    dst_port: int
+    src_mac: bytes
+    dst_mac: bytes
+    length: int
+
+
+def flow_state(state: int, protocol: int) -> str:
+    """Name of a flow's state (docs/engine.md, TCP state)."""
+    if protocol == _TCP:
+        if state & State.RST or (state & State.FIN and state & State.PEER_FIN):
+            return "closed"
+        if state & (State.FIN | State.PEER_FIN):
+            return "closing"
+    return "established" if state & State.ASSURED else "new"
+
+
+def read_flows(keys: npt.NDArray[np.uint8], values: npt.NDArray[np.uint8], now_ns: int) -> Iterator[FlowRecord]:
+    """Decode rows of the flow table."""
+    key_rows = np.ascontiguousarray(keys).reshape(-1).view(FLOW_KEY)
+    flow_rows = np.ascontiguousarray(values).reshape(-1).view(FLOW)
+    for key, flow in zip(key_rows, flow_rows, strict=True):
+        family = int(key["family"])
+        protocol = int(key["protocol"])
+        yield FlowRecord(
+            zone_kind=ZoneKind(int(key["zone"]) >> ZONE_SHIFT), zone=int(key["zone"]) & ((1 << ZONE_SHIFT) - 1),
+            protocol=protocol, src=unpack_address(key["src"].tobytes(), family),
+            dst=unpack_address(key["dst"].tobytes(), family), src_port=int(key["sport"]), dst_port=int(key["dport"]),
+            reply=bool(flow["flags"] & FLOW_REPLY), state=flow_state(int(flow["state"]), protocol),
+            packets=int(flow["packets"]), bytes=int(flow["bytes"]),
+            idle_s=max(0, now_ns - int(flow["seen_ns"])) / 1e9, age_s=max(0, now_ns - int(flow["created_ns"])) / 1e9,
+            place=PlaceKind(int(flow["out"]["place"])).name.lower(),
+            ports=(int(flow["ports"][0]), int(flow["ports"][1])), ifindex=int(flow["out"]["ifindex"]),
+            vtep=int(flow["out"]["vtep"]), vni=int(flow["out"]["vni"]),
+        )
+
+
+def read_event(raw: bytes) -> DropEvent:
+    """Decode one record of the events ring."""
+    event: Any = np.frombuffer(raw, EVENT, 1)[0]
+    family = int(event["family"]) or 4
+    layer = int(event["layer"])
+    return DropEvent(
+        time_s=int(event["time_ns"]) / 1e9, reason=DropReason(int(event["reason"])),
+        zone_kind=ZoneKind(int(event["zone"]) >> ZONE_SHIFT), zone=int(event["zone"]) & ((1 << ZONE_SHIFT) - 1),
+        port=int(event["port"]), layer=None if layer == 0xFF else layer, cookie=int(event["cookie"]),
+        ethertype=int(event["ethertype"]), protocol=int(event["protocol"]),
+        src=unpack_address(event["src"].tobytes(), family), dst=unpack_address(event["dst"].tobytes(), family),
+        src_port=int(event["sport"]), dst_port=int(event["dport"]), src_mac=event["smac"].tobytes(),
+        dst_mac=event["dmac"].tobytes(), length=int(event["length"]),
+    )

@@ -1,0 +1,222 @@
+"""Python twin of `bpf/types.h`: numpy dtypes of every struct that crosses into the kernel, and its constants.
+
+`tests/kernel/test_layout.py` compares offsets and sizes with the object's BTF, so the two cannot drift apart.
+Addresses are 16 bytes: IPv4 in the first four. Fields in network byte order have big-endian dtypes.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum, IntFlag
+from ipaddress import IPv4Address, IPv6Address
+from typing import Any
+
+import numpy as np
+
+from vfp.model import Address
+
+MAX_STAGES = 32
+MAX_TUPLES = 64
+ZONE_SHIFT = 24
+
+_ADDRESS = ("u1", 16)
+_MAC = ("u1", 6)
+
+
+def _struct(*fields: tuple[str, Any] | tuple[str, Any, Any]) -> np.dtype[Any]:
+    return np.dtype(list(fields), align=True)
+
+
+class ZoneKind(IntEnum):
+    """Twin of enum zone_kind."""
+
+    PORT = 0
+    OVERLAY = 1
+    UPLINK = 2
+    HOST = 3
+
+
+class PlaceKind(IntEnum):
+    """Twin of enum place."""
+
+    NONE = 0
+    STACK = 1
+    PORT = 2
+    UPLINK = 3
+    TUNNEL = 4
+    REPLY = 5
+
+
+class Set(IntFlag):
+    """Twin of enum transposition_flags."""
+
+    SRC = 1 << 0
+    DST = 1 << 1
+    SPORT = 1 << 2
+    DPORT = 1 << 3
+    SMAC = 1 << 4
+    DMAC = 1 << 5
+    TTL = 1 << 6
+
+
+class State(IntFlag):
+    """Twin of enum flow_state."""
+
+    ASSURED = 1 << 0
+    FIN = 1 << 1
+    PEER_FIN = 1 << 2
+    RST = 1 << 3
+    SINGLE = 1 << 4
+
+
+class Field(IntFlag):
+    """Twin of enum tuple_fields."""
+
+    ETHERTYPE = 1 << 0
+    PROTOCOL = 1 << 1
+    SPORT = 1 << 2
+    DPORT = 1 << 3
+
+
+class If(IntFlag):
+    """Twin of enum rule_condition."""
+
+    ETHERTYPE = 1 << 0
+    SMAC = 1 << 1
+    DMAC = 1 << 2
+    SRC = 1 << 3
+    DST = 1 << 4
+    PROTOCOL = 1 << 5
+    SPORT = 1 << 6
+    DPORT = 1 << 7
+    ICMP_TYPE = 1 << 8
+    ICMP_CODE = 1 << 9
+    TCP_FLAGS = 1 << 10
+    DSCP = 1 << 11
+    ARP_SENDER = 1 << 12
+
+
+class ActionCode(IntEnum):
+    """Twin of enum rule_action."""
+
+    ALLOW = 0
+    DENY = 1
+    PASS = 2
+    TRANSLATE_SOURCE = 3
+    UNTRANSLATE = 4
+    FORWARD = 5
+    TO_UPLINK = 6
+    ANSWER_ARP = 7
+    REWRITE = 8
+
+
+class LocationKind(IntEnum):
+    """Twin of enum location_kind."""
+
+    PORT = 1
+    REMOTE = 2
+    HOST = 3
+    VIRTUAL = 4
+
+
+FLOW_REPLY = 1
+
+FLOW_KEY = _struct(
+    ("zone", "u4"), ("family", "u1"), ("protocol", "u1"), ("pad", "u2"), ("sport", ">u2"), ("dport", ">u2"),
+    ("src", *_ADDRESS), ("dst", *_ADDRESS),
+)
+TRANSPOSITION = _struct(
+    ("flags", "u2"), ("place", "u1"), ("pad", "u1"), ("ifindex", "u4"), ("src", *_ADDRESS), ("dst", *_ADDRESS),
+    ("sport", ">u2"), ("dport", ">u2"), ("smac", *_MAC), ("dmac", *_MAC), ("vni", "u4"), ("vtep", "u4"),
+)
+FLOW = _struct(
+    ("packets", "u8"), ("bytes", "u8"), ("created_ns", "u8"), ("seen_ns", "u8"), ("pair", FLOW_KEY),
+    ("ports", "u4", 2), ("generations", "u4", 2), ("from_vtep", "u4"), ("flags", "u1"), ("state", "u1"),
+    ("dscp", "u1"), ("tcp_flags", "u1"), ("icmp_type", "u1"), ("icmp_code", "u1"), ("smac", *_MAC), ("dmac", *_MAC),
+    ("pad", "u1", 2), ("out", TRANSPOSITION),
+)
+PORT = _struct(("generation", "u4"), ("ifindex", "u4"), ("mac", *_MAC), ("gateway_mac", *_MAC))
+STAGE = _struct(("group", "u8"), ("layer", "u1"), ("last", "u1"), ("deny", "u1"), ("pad", "u1", 5))
+PROGRAM = _struct(
+    ("generation", "u4"), ("out_count", "u2"), ("in_count", "u2"), ("out", STAGE, MAX_STAGES), ("in", STAGE, MAX_STAGES)
+)
+TUPLE = _struct(
+    ("src_len", "u1"), ("dst_len", "u1"), ("fields", "u1"), ("pad", "u1"), ("best_priority", "u2"), ("pad2", "u2")
+)
+GROUP = _struct(
+    ("count", "u4"), ("first", "u4"), ("rules", "u4"), ("pad", "u4"), ("tuples", TUPLE, MAX_TUPLES)
+)
+BUCKET_KEY = _struct(
+    ("group", "u8"), ("tuple", "u2"), ("ethertype", "u2"), ("sport", ">u2"), ("dport", ">u2"), ("src", *_ADDRESS),
+    ("dst", *_ADDRESS), ("protocol", "u1"), ("pad", "u1", 7),
+)
+BUCKET = _struct(("first", "u4"), ("count", "u4"))
+RULE = _struct(
+    ("cookie", "u8"), ("arg", "u8"), ("conditions", "u2"), ("priority", "u2"), ("ethertype", "u2"), ("action", "u1"),
+    ("stateless", "u1"), ("src", *_ADDRESS), ("dst", *_ADDRESS), ("src_len", "u1"), ("dst_len", "u1"),
+    ("family", "u1"), ("protocol", "u1"), ("icmp_type", "u1"), ("icmp_code", "u1"), ("tcp_mask", "u1"),
+    ("tcp_value", "u1"), ("sport_low", "u2"), ("sport_high", "u2"), ("dport_low", "u2"), ("dport_high", "u2"),
+    ("smac", *_MAC), ("dmac", *_MAC), ("dscp", "u1"), ("pad", "u1", 3),
+)
+REWRITE = _struct(
+    ("src", *_ADDRESS), ("dst", *_ADDRESS), ("sport", ">u2"), ("dport", ">u2"), ("flags", "u2"), ("pad", "u2")
+)
+SPACE_KEY = _struct(("space", "u4"), ("address", *_ADDRESS))
+LOCATION = _struct(("kind", "u1"), ("mac", *_MAC), ("pad", "u1"), ("port", "u4"), ("vni", "u4"), ("vtep", "u4"))
+POOL = _struct(("address", *_ADDRESS), ("uplink", "u4"), ("low", "u2"), ("high", "u2"))
+MAPPING_KEY = _struct(
+    ("uplink", "u4"), ("external", *_ADDRESS), ("port", ">u2"), ("protocol", "u1"), ("pad", "u1")
+)
+MAPPING = _struct(("internal", *_ADDRESS), ("port", "u4"), ("internal_port", ">u2"), ("pad", "u2"))
+BINDING_KEY = _struct(
+    ("port", "u4"), ("pool", "u4"), ("src", *_ADDRESS), ("sport", ">u2"), ("protocol", "u1"), ("pad", "u1")
+)
+BINDING = _struct(("external_port", ">u2"), ("pad", "u2", 3))
+EXTERNAL_KEY = _struct(("address", *_ADDRESS), ("port", ">u2"), ("protocol", "u1"), ("pad", "u1"))
+EXTERNAL = _struct(("holder", BINDING_KEY), ("pad", "u4"), ("seen_ns", "u8"))
+HIT_KEY = _struct(("cookie", "u8"), ("port", "u4"), ("pad", "u4"))
+HITS = _struct(("hits", "u8"), ("drops", "u8"))
+SETTINGS = _struct(
+    ("tcp_new_ns", "u8"), ("tcp_established_ns", "u8"), ("tcp_closing_ns", "u8"), ("tcp_closed_ns", "u8"),
+    ("udp_new_ns", "u8"), ("udp_ns", "u8"), ("icmp_ns", "u8"), ("other_ns", "u8"), ("binding_ns", "u8"),
+    ("tunnel_ifindex", "u4"), ("dirty", "u4"),
+)
+EVENT = _struct(
+    ("time_ns", "u8"), ("cookie", "u8"), ("zone", "u4"), ("port", "u4"), ("src", *_ADDRESS), ("dst", *_ADDRESS),
+    ("sport", ">u2"), ("dport", ">u2"), ("ethertype", "u2"), ("protocol", "u1"), ("family", "u1"), ("smac", *_MAC),
+    ("dmac", *_MAC), ("reason", "u1"), ("layer", "u1"), ("pad", "u1", 2), ("length", "u4"),
+)
+SWEEP = _struct(
+    ("now_ns", "u8"), ("flows_removed", "u4"), ("bindings_removed", "u4"), ("flows_seen", "u4"),
+    ("bindings_seen", "u4"),
+)
+
+STRUCTS: dict[str, np.dtype[Any]] = {
+    "flow_key": FLOW_KEY, "transposition": TRANSPOSITION, "flow": FLOW, "port": PORT, "stage": STAGE,
+    "program": PROGRAM, "tuple": TUPLE, "group": GROUP, "bucket_key": BUCKET_KEY, "bucket": BUCKET, "rule": RULE,
+    "rewrite": REWRITE, "space_key": SPACE_KEY, "location": LOCATION, "pool": POOL, "mapping_key": MAPPING_KEY,
+    "mapping": MAPPING, "binding_key": BINDING_KEY, "binding": BINDING, "external_key": EXTERNAL_KEY,
+    "external": EXTERNAL, "hit_key": HIT_KEY, "hits": HITS, "settings": SETTINGS, "event": EVENT, "sweep": SWEEP,
+}
+
+
+def zone(kind: ZoneKind, number: int) -> int:
+    """First part of a flow id: the hook and its number (24 bits)."""
+    return kind << ZONE_SHIFT | number
+
+
+def pack_address(address: Address) -> bytes:
+    """16 bytes: IPv4 in the first four."""
+    return address.packed.ljust(16, b"\0")
+
+
+def unpack_address(raw: bytes, family: int) -> Address:
+    """Inverse of `pack_address`."""
+    return IPv6Address(raw) if family == 6 else IPv4Address(raw[:4])
+
+
+def pack(dtype: np.dtype[Any], **fields: Any) -> bytes:
+    """One struct as bytes; fields that are not given are zero. Byte fields take `bytes`."""
+    value = np.zeros((), dtype)
+    for name, given in fields.items():
+        value[name] = np.frombuffer(given, np.uint8) if isinstance(given, bytes) else given
+    return value.tobytes()
