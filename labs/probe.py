@@ -1,0 +1,140 @@
+"""Small programs that steps run inside a namespace: `probe NAME …` in a lab file, `python -m labs.probe NAME …`.
+
+    udp-echo PORT --say WHO       answer every datagram with "WHO: " and what came
+    udp-ask ADDRESS PORT          send a datagram, print the answer; exit 1 if none comes
+    beat ADDRESS PORT             one TCP connection, an HTTP request every so often; on SIGTERM, a summary
+    send INTERFACE FRAME...       send crafted frames, each a scapy expression
+
+Times in summaries are CLOCK_MONOTONIC seconds, which all processes of a host share.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import signal
+import socket
+import sys
+import time
+from collections.abc import Sequence
+from types import FrameType
+
+ANSWER_BYTES = 65536
+
+
+def udp_echo(port: int, say: str) -> int:
+    """Answer datagrams until ended."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
+        server.bind(("0.0.0.0", port))
+        while True:
+            data, peer = server.recvfrom(ANSWER_BYTES)
+            server.sendto(say.encode() + b": " + data, peer)
+
+
+def udp_ask(address: str, port: int, timeout_s: float) -> int:
+    """Send a datagram and print what comes back."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        client.settimeout(timeout_s)
+        client.connect((address, port))
+        try:
+            client.send(b"hello")
+            sys.stdout.write(client.recv(ANSWER_BYTES).decode(errors="replace") + "\n")
+        except OSError as error:
+            sys.stderr.write(f"no answer from {address}:{port}: {error}\n")
+            return 1
+    return 0
+
+
+class Ended(Exception):
+    """SIGTERM came."""
+
+
+def beat(address: str, port: int, interval_s: float) -> int:
+    """Ask over one connection that is never opened again; print when answers came, and the longest pause.
+
+    Summary: `answers`, `first`, `last` (answer), `ended`, `longest_pause_s` (between answers), `error`.
+    """
+    def end(number: int, frame: FrameType | None) -> None:
+        raise Ended
+
+    signal.signal(signal.SIGTERM, end)
+    request = f"GET / HTTP/1.1\r\nHost: {address}\r\n\r\n".encode()
+    times: list[float] = []
+    error = ""
+    try:
+        with socket.create_connection((address, port), 5) as connection:
+            connection.settimeout(None)
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sys.stderr.write("connected\n")
+            while True:
+                connection.sendall(request)
+                if not connection.recv(ANSWER_BYTES):
+                    error = "the other side closed the connection"
+                    break
+                times.append(time.monotonic())
+                time.sleep(interval_s)
+    except Ended:
+        pass
+    except OSError as failure:
+        error = str(failure)
+    pauses = [later - earlier for earlier, later in itertools.pairwise(times)]
+    json.dump({"answers": len(times), "first": times[0] if times else None, "last": times[-1] if times else None,
+               "ended": time.monotonic(), "longest_pause_s": max(pauses, default=None), "error": error},
+              sys.stdout)
+    return 0
+
+
+def send(interface: str, expressions: Sequence[str], count: int) -> int:
+    """Send frames that scapy builds from expressions such as `Ether(dst="…")/IP(dst="…")/UDP(dport=9)/"text"`."""
+    from scapy.config import conf
+
+    conf.ipv6_enabled = False
+    from scapy.layers import inet, l2, vxlan
+    from scapy.packet import Raw
+
+    words = {**vars(l2), **vars(inet), **vars(vxlan), "Raw": Raw}
+    # A lab file runs commands as root anyway; its frames need no fence around them.
+    frames = [bytes(eval(text, words)) for text in expressions]
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as wire:
+        wire.bind((interface, 0))
+        for _ in range(count):
+            for frame in frames:
+                wire.send(frame)
+    sys.stdout.write(f"{len(frames) * count} frames sent\n")
+    return 0
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the probe that the arguments name."""
+    parser = argparse.ArgumentParser(prog="probe")
+    probes = parser.add_subparsers(dest="probe", required=True)
+    one = probes.add_parser("udp-echo")
+    one.add_argument("port", type=int)
+    one.add_argument("--say", default="echo")
+    one = probes.add_parser("udp-ask")
+    one.add_argument("address")
+    one.add_argument("port", type=int)
+    one.add_argument("--timeout", type=float, default=1.0)
+    one = probes.add_parser("beat")
+    one.add_argument("address")
+    one.add_argument("port", type=int)
+    one.add_argument("--interval", type=float, default=0.02)
+    one = probes.add_parser("send")
+    one.add_argument("interface")
+    one.add_argument("frames", nargs="+")
+    one.add_argument("--count", type=int, default=1)
+    given = parser.parse_args(arguments)
+    match given.probe:
+        case "udp-echo":
+            return udp_echo(given.port, given.say)
+        case "udp-ask":
+            return udp_ask(given.address, given.port, given.timeout)
+        case "beat":
+            return beat(given.address, given.port, given.interval)
+        case _:
+            return send(given.interface, given.frames, given.count)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
