@@ -187,6 +187,8 @@ def _first(errors: BaseExceptionGroup[SouthboundError]) -> SouthboundError:
 
 async def say_refused(writer: asyncio.StreamWriter, reason: str) -> None:
     """Send `Refused`, if the peer takes it within a second."""
+    if writer.is_closing():
+        return
     with suppress(ConnectionLost):
         await write_frame(writer, frame(encode(Refused(reason))), stall_s=GOODBYE_S)
 
