@@ -2,8 +2,8 @@
 
 Our filter is known by its name, `sluice_...`. Whether the clsact qdisc is ours as well is written in the
 filter's handle, so that it is known after a crash too: qdisc and filter are made by one datagram, and the
-qdisc leaves with the last filter
-if we brought it. A program is replaced under the same handle and priority: every packet meets the old one or the new one.
+qdisc leaves with the last filter if we brought it. A program is replaced under the same handle and priority:
+every packet meets the old one or the new one.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ alone.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +18,17 @@ from vswitch.errors import InterfaceTaken
 from vswitch.links import OWNER_ALIAS, OwnedLink
 from vswitch.netlink import Message, Netlink
 from vswitch.requests import LINK_GROUP, link_get
+
+LINK_ATTRIBUTES = frozenset({
+    "IFLA_IFNAME", "IFLA_IFALIAS", "IFLA_GROUP", "IFLA_MTU", "IFLA_ADDRESS", "IFLA_MASTER", "IFLA_LINK",
+    "IFLA_LINK_NETNSID", "IFLA_LINKINFO",
+})  # fmt: skip
+INFO_ATTRIBUTES = frozenset({"IFLA_INFO_KIND", "IFLA_INFO_DATA", "IFLA_INFO_SLAVE_DATA"})
+DATA_ATTRIBUTES = frozenset({
+    "IFLA_VXLAN_COLLECT_METADATA", "IFLA_VXLAN_LEARNING", "IFLA_VXLAN_PORT",
+    "IFLA_BR_FORWARD_DELAY", "IFLA_BR_STP_STATE", "IFLA_BR_MCAST_SNOOPING",
+    "IFLA_BRPORT_LEARNING", "IFLA_BRPORT_UNICAST_FLOOD", "IFLA_BRPORT_MCAST_FLOOD", "IFLA_BRPORT_BCAST_FLOOD",
+})  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,22 +61,22 @@ class Found:
 
 def found_link(message: Message) -> Found:
     """Read an RTM_NEWLINK message."""
-    info = message.get_attr("IFLA_LINKINFO")
-    nsid = message.get_attr("IFLA_LINK_NETNSID")
+    got = _pick(message, LINK_ATTRIBUTES)
+    info = _pick(got.get("IFLA_LINKINFO"), INFO_ATTRIBUTES)
     return Found(
         ifindex=message["index"],
-        name=message.get_attr("IFLA_IFNAME"),
-        kind=(info.get_attr("IFLA_INFO_KIND") or "") if info else "",
-        alias=message.get_attr("IFLA_IFALIAS") or "",
-        group=message.get_attr("IFLA_GROUP") or 0,
-        mtu_bytes=message.get_attr("IFLA_MTU") or 0,
-        mac=message.get_attr("IFLA_ADDRESS") or "",
+        name=got["IFLA_IFNAME"],
+        kind=info.get("IFLA_INFO_KIND", ""),
+        alias=got.get("IFLA_IFALIAS", ""),
+        group=got.get("IFLA_GROUP", 0),
+        mtu_bytes=got.get("IFLA_MTU", 0),
+        mac=got.get("IFLA_ADDRESS", ""),
         is_up=bool(message["flags"] & IFF_UP),
-        master=message.get_attr("IFLA_MASTER") or 0,
-        peer_ifindex=message.get_attr("IFLA_LINK") or 0,
-        peer_nsid=-1 if nsid is None else nsid,
-        data=_attributes(info.get_attr("IFLA_INFO_DATA")) if info else {},
-        port_data=_attributes(info.get_attr("IFLA_INFO_SLAVE_DATA")) if info else {},
+        master=got.get("IFLA_MASTER", 0),
+        peer_ifindex=got.get("IFLA_LINK", 0),
+        peer_nsid=got.get("IFLA_LINK_NETNSID", -1),
+        data=_pick(info.get("IFLA_INFO_DATA"), DATA_ATTRIBUTES),
+        port_data=_pick(info.get("IFLA_INFO_SLAVE_DATA"), DATA_ATTRIBUTES),
     )
 
 
@@ -95,5 +107,8 @@ def find_own_link(netlink: Netlink, name: str, kind: str) -> Found | None:
     return found
 
 
-def _attributes(nested: Any) -> dict[str, Any]:
-    return dict(nested["attrs"]) if nested and not isinstance(nested, str) else {}
+def _pick(message: Message | None, wanted: frozenset[str]) -> dict[str, Any]:
+    """The wanted attributes of a message or nest. pyroute2 decodes one when it is read; a link has some sixty."""
+    if not isinstance(message, Mapping):    # not there, or of a kind that pyroute2 does not know
+        return {}
+    return {slot.name: slot.value for slot in message.get("attrs", ()) if slot.name in wanted}
