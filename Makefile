@@ -34,11 +34,11 @@ packages:
 venv: packages
 	@install/make-venv
 
-bpf: packages
-	@$(MAKE) $(OBJECT)
+bpf: $(OBJECT)
+	@:
 
 # Written beside and renamed: an agent that starts at this moment finds a whole object.
-$(OBJECT): $(wildcard vfp/bpf/*.c vfp/bpf/*.h)
+$(OBJECT): $(wildcard vfp/bpf/*.c vfp/bpf/*.h) | packages
 	@echo 'building $@'
 	@$(CLANG) $(BPF_FLAGS) -c vfp/bpf/vfp.bpf.c -o $@.new
 	@mv $@.new $@

@@ -6,25 +6,15 @@ Links and queue disciplines are tried in a network namespace of a child process,
 from __future__ import annotations
 
 import os
-import platform
 import re
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-FLOOR = (6, 1)
-BPFFS = Path("/sys/fs/bpf")
-BPFFS_MAGIC = "cafe4a11"
-# Bits of linux/capability.h, and what needs them.
-CAPABILITIES = {
-    12: ("CAP_NET_ADMIN", "no links, addresses or filters"),
-    21: ("CAP_SYS_ADMIN", "no work inside the endpoints' namespaces"),
-    38: ("CAP_PERFMON", "the verifier refuses the programs' pointer arithmetic"),
-    39: ("CAP_BPF", "no programs or maps"),
-}
+CAP_SYS_ADMIN = 21  # linux/capability.h
 LAB_TOOLS = {
     "nginx": "nginx-light",
     "curl": "curl",
@@ -36,6 +26,22 @@ LAB_TOOLS = {
     "nsenter": "util-linux",
 }
 TRY_S = 5.0
+SUDO = "run sudo sluice doctor"
+GAIN = "run as root, or add it to the unit or container"
+
+_NEED_PRIVILEGE = (
+    "program type",
+    "helper",
+    "BPF_PROG_TEST_RUN",
+    "BPF JIT",
+    "hash map",
+    "LRU hash map",
+    "per-CPU array map",
+    "program array map",
+    "ring buffer map",
+    "memory lock limit",
+)
+_OPTIONAL = ("kernel BTF", "BPF JIT")
 
 State = Literal["ok", "missing", "absent", "unknown"]
 
@@ -51,136 +57,69 @@ class Finding:
     todo: str = ""
 
 
-Check = Callable[[], Finding]
-
-
 def all_findings() -> Iterator[Finding]:
     """Every check, in the order in which one depends on another."""
-    for check in (kernel, privileges, bpf_filesystem, btf, jit, libbpf):
-        yield check()
+    yield namespaces()
+    yield from kernel()
     yield from features()
     for check in (packages, bpf_object, nftables, lab_tools, controller):
         yield check()
 
 
-def kernel() -> Finding:
-    """The floor is the kernel of Debian 12."""
-    release = platform.release()
-    numbers = re.match(r"(\d+)\.(\d+)", release)
-    if numbers and (int(numbers[1]), int(numbers[2])) >= FLOOR:
-        return Finding("kernel", "ok", release)
-    return Finding(
-        "kernel",
-        "missing",
-        release,
-        "the BPF programs do not load",
-        f"boot Linux {FLOOR[0]}.{FLOOR[1]} or later",
-    )
+def kernel() -> Iterator[Finding]:
+    """What the loader's own probe found: version, privileges, BPF file system, helpers, map types.
+
+    Without the privilege to load anything the kernel gives no answer about helpers and maps: those are `unknown`.
+    """
+    from vfp.datapath.probe import probe
+
+    found = probe()
+    may_ask = all(feature.present for feature in found if feature.name.startswith("CAP_"))
+    for feature in found:
+        if feature.present:
+            yield Finding(feature.name, "ok", feature.detail)
+        elif may_ask or not feature.name.startswith(_NEED_PRIVILEGE):
+            what, _, todo = feature.detail.partition("; ")
+            state: State = "absent" if feature.name in _OPTIONAL else "missing"
+            if feature.name.startswith("CAP_"):
+                todo = todo or GAIN
+            yield Finding(feature.name, state, what, feature.costs, todo)
+    if not may_ask:
+        yield Finding("BPF features", "unknown", "cannot be asked without CAP_BPF", "", SUDO)
 
 
-def privileges() -> Finding:
-    """The effective capabilities of this process."""
+def namespaces() -> Finding:
+    """The privilege to work inside the endpoints' namespaces (setns(2))."""
+    name = "CAP_SYS_ADMIN"
     status = Path("/proc/self/status").read_text()
-    bits = int(re.search(r"^CapEff:\s*([0-9a-f]+)$", status, re.MULTILINE)[1], 16)  # type: ignore[index]
-    lacking = {name: cost for bit, (name, cost) in CAPABILITIES.items() if not bits >> bit & 1}
+    bits = int(re.split(r"^CapEff:\s*", status, flags=re.MULTILINE)[1].split()[0], 16)
     who = "root" if os.geteuid() == 0 else f"user id {os.geteuid()}"
-    if not lacking:
-        return Finding("privileges", "ok", f"{who}, all capabilities that are needed")
-    todo = "run sudo sluice doctor" if os.geteuid() else "give the container or service these capabilities"
-    return Finding(
-        "privileges", "missing", f"{who} without {', '.join(lacking)}", "; ".join(lacking.values()), todo
-    )
-
-
-def bpf_filesystem() -> Finding:
-    """Where programs and maps outlive the agent."""
-    name = "bpf file system"
-    found = subprocess.run(
-        ["stat", "-f", "-c", "%t", str(BPFFS)], capture_output=True, text=True, check=False
-    )
-    if found.stdout.strip() == BPFFS_MAGIC:
-        return Finding(name, "ok", f"mounted on {BPFFS}")
-    if "ermission" in found.stderr:
-        return Finding(name, "unknown", f"{BPFFS} cannot be read", "", "run sudo sluice doctor")
+    if bits >> CAP_SYS_ADMIN & 1:
+        return Finding(name, "ok", who)
     return Finding(
         name,
         "missing",
-        f"{BPFFS} is not one",
-        "the data path would end with the agent",
-        f"mount -t bpf bpf {BPFFS}",
+        f"{who} lacks it",
+        "no link can be put into an endpoint's namespace",
+        GAIN,
     )
-
-
-def btf() -> Finding:
-    """Type information of the kernel: for people and tools that look inside, not for Sluice itself."""
-    path = Path("/sys/kernel/btf/vmlinux")
-    if path.exists():
-        return Finding("kernel BTF", "ok", str(path))
-    return Finding(
-        "kernel BTF",
-        "absent",
-        "no /sys/kernel/btf/vmlinux",
-        "bpftool cannot show maps by field",
-        "use a kernel with CONFIG_DEBUG_INFO_BTF",
-    )
-
-
-def jit() -> Finding:
-    """Whether BPF runs as machine code."""
-    path = Path("/proc/sys/net/core/bpf_jit_enable")
-    try:
-        enabled = path.read_text().strip() != "0"
-    except FileNotFoundError:
-        return Finding(
-            "BPF JIT",
-            "absent",
-            "the kernel has none",
-            "each packet costs several times more",
-            "use a kernel with CONFIG_BPF_JIT",
-        )
-    except PermissionError:
-        return Finding("BPF JIT", "unknown", f"{path} cannot be read", "", "run sudo sluice doctor")
-    if enabled:
-        return Finding("BPF JIT", "ok", "on")
-    return Finding(
-        "BPF JIT",
-        "absent",
-        "off",
-        "each packet costs several times more",
-        "sysctl -w net.core.bpf_jit_enable=1",
-    )
-
-
-def libbpf() -> Finding:
-    """The library that loads the programs."""
-    import ctypes
-
-    try:
-        library = ctypes.CDLL("libbpf.so.1")
-        library.libbpf_version_string.restype = ctypes.c_char_p
-        version = library.libbpf_version_string().decode()
-    except (OSError, AttributeError) as error:
-        return Finding(
-            "libbpf", "missing", str(error), "programs cannot be loaded", "apt-get install libbpf1"
-        )
-    return Finding("libbpf", "ok", version)
 
 
 def features() -> Iterator[Finding]:
     """Link kinds and the queue discipline, each made once in a namespace that nobody sees."""
-    pair = "ip link add a type veth peer name b"
+    pair = "ip link add name try0 type veth peer name try1"
     tries = (
         ("veth pairs", pair, "no endpoint can be attached", "CONFIG_VETH"),
-        ("bridge", "ip link add a type bridge", "no nat networks", "CONFIG_BRIDGE"),
+        ("bridge", "ip link add name try0 type bridge", "no nat networks", "CONFIG_BRIDGE"),
         (
             "vxlan external",
-            "ip link add a type vxlan external dstport 4789",
+            "ip link add name try0 type vxlan external dstport 4789",
             "no overlay networks",
             "CONFIG_VXLAN",
         ),
         (
             "clsact",
-            f"{pair} && tc qdisc add dev a clsact",
+            f"{pair} && tc qdisc add dev try0 clsact",
             "the programs cannot be attached",
             "CONFIG_NET_SCH_INGRESS",
         ),
@@ -198,14 +137,14 @@ def features() -> Iterator[Finding]:
         ["unshare", "--net"] if os.geteuid() == 0 else ["unshare", "--user", "--map-root-user", "--net"]
     )
     if not _run([*namespace, "true"]).startswith("ok"):
-        yield Finding(
-            "link kinds", "unknown", "no network namespace can be made", "", "run sudo sluice doctor"
-        )
+        yield Finding("link kinds", "unknown", "no network namespace can be made", "", SUDO)
         return
     for name, command, cost, option in tries:
         answer = _run([*namespace, "sh", "-c", command])
         if answer == "ok":
             yield Finding(name, "ok", "works")
+        elif "not permitted" in answer:
+            yield Finding(name, "unknown", "cannot be tried without CAP_NET_ADMIN", "", SUDO)
         else:
             yield Finding(name, "missing", answer, cost, f"use a kernel with {option}, or load its module")
 
@@ -261,10 +200,25 @@ def lab_tools() -> Finding:
 
 
 def bpf_object() -> Finding:
-    """The compiled programs, and whether this kernel's verifier takes them."""
-    from vfp.datapath.probe import probe_object
+    """The compiled programs, and whether this kernel's verifier takes them. They are not attached anywhere."""
+    from vfp.datapath.engine import OBJECT, Datapath, Limits
+    from vfp.datapath.errors import DatapathError, NotPermitted
 
-    return probe_object()
+    name = "BPF object"
+    if not OBJECT.exists():
+        return Finding(name, "missing", f"no {OBJECT}", "no agent can start", "make install (it needs clang)")
+    try:
+        Datapath.open(
+            None, Limits(flows=1024, rules=1024, bindings=1024, space_entries=1024, mappings=1024)
+        ).close()
+    except NotPermitted:
+        return Finding(name, "unknown", f"{OBJECT} cannot be tried without privileges", "", SUDO)
+    except DatapathError as error:
+        said = " ".join(str(error).split())
+        return Finding(
+            name, "missing", said, "no agent can start", "make install builds it anew; report this line"
+        )
+    return Finding(name, "ok", "loads")
 
 
 def controller() -> Finding:
