@@ -9,7 +9,7 @@ from policy.contribution import Fault, HostView, ObjectError, UplinkView
 from southbound.messages import MappingGoal, key_of
 from vfp.model import Mapping
 
-__all__ = ["expand"]
+__all__ = ["PROTOCOLS", "expand"]
 
 PROTOCOLS = {"tcp": 6, "udp": 17}
 _ANY = IPv4Address(0)

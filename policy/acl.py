@@ -34,7 +34,8 @@ __all__ = ["Acl"]
 _ACTIONS: dict[str, Allow | Deny | Pass] = {"allow": Allow(), "deny": Deny(), "pass": Pass()}
 
 # ARP is the guard's and vnet's business; a policy about IP must not cut an endpoint off its own gateway.
-_ARP = Group("arp", (Rule(0, Match(ethertype=ETH_P_ARP), Allow(), "arp"),))
+_ARP_OUT = Group("arp", (Rule(0, Match(ethertype=ETH_P_ARP), Allow(), "arp-out"),))
+_ARP_IN = Group("arp", (Rule(0, Match(ethertype=ETH_P_ARP), Allow(), "arp-in"),))
 
 
 class Acl:
@@ -45,8 +46,8 @@ class Acl:
         tiers = sorted(port.tiers, key=lambda tier: (tier.order, tier.policy))
         return Layer(
             "acl",
-            groups_out=(_ARP, *_groups(tiers, "out")),
-            groups_in=(_ARP, *_groups(tiers, "in")),
+            groups_out=(_ARP_OUT, *_groups(tiers, "out")),
+            groups_in=(_ARP_IN, *_groups(tiers, "in")),
             default_out=_default(port.default_out),
             default_in=_default(port.default_in),
         )

@@ -1,0 +1,201 @@
+"""The agent's process: opens the kernel, applies what is on disk, then keeps up with controller and host.
+
+SIGTERM and Ctrl-C end the process and nothing else: links, programs and flows stay, and the next agent adopts them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import logging
+import os
+import signal
+import sys
+from collections.abc import Coroutine, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from agent.errors import AgentError, AlreadyRunning, WrongName
+from agent.host import Host
+from agent.inspect import Inspector
+from agent.purge import purge_host
+from agent.reconcile import Reconciler
+from agent.session import Session
+from agent.state import Disk
+from agent.worker import Worker
+from southbound.identity import Identity, load_identity
+from vfp.datapath.engine import Datapath, Limits
+from vfp.datapath.errors import DatapathError
+from vswitch.switch import Switch
+
+__all__ = ["Config", "purge", "run", "serve"]
+
+_log = structlog.get_logger("agent")
+
+SWEEP_EVERY_S = 1.0
+_DRAIN_PAUSE_S = 0.1        # between two emptyings of the event ring, so that a flood of drops costs little
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Where the agent keeps what. `name`: the host's; empty: that of the certificate."""
+
+    state_dir: Path
+    pin_dir: Path = Path("/sys/fs/bpf/sluice")
+    name: str = ""
+    limits: Limits = field(default_factory=Limits)
+
+
+def run(config: Config) -> None:
+    """Run until SIGTERM or Ctrl-C.
+
+    Raises:
+        AgentError, IdentityError, DatapathError, VSwitchError: it cannot start, or cannot go on.
+    """
+    _log_to_stderr()
+    asyncio.run(_until_told(serve(config)))
+
+
+def purge(config: Config) -> list[str]:
+    """Remove all that Sluice made on this host, a line for each thing; identity and certificate stay.
+
+    Raises:
+        AlreadyRunning: an agent uses the state directory; stop it first.
+    """
+    config.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with _only_one(config.state_dir):
+        return purge_host(config.state_dir, config.pin_dir)
+
+
+async def serve(config: Config) -> None:
+    """Be the agent of this host until cancelled. The network namespace is that of the calling thread.
+
+    Raises:
+        AgentError, IdentityError, DatapathError, VSwitchError: it cannot start, or cannot go on.
+    """
+    identity = load_identity(config.state_dir / "identity")
+    if config.name not in ("", identity.host):
+        raise WrongName(
+            f"this host is to be {config.name!r}, but its certificate in {identity.directory} is for"
+            f" {identity.host!r}; leave --name out, or join again"
+        )
+    with ExitStack() as owned:
+        owned.enter_context(_only_one(config.state_dir))
+        disk = Disk(config.state_dir)
+        switch = owned.enter_context(Switch(config.state_dir))
+        datapath = owned.enter_context(Datapath.open(config.pin_dir, config.limits))
+        worker = owned.enter_context(Worker())
+        reconciler = Reconciler(switch, datapath, disk, disk.load().ids, config.limits.ports)
+        host = Host(worker, switch, reconciler, disk)
+        inspector = Inspector(identity.host, datapath, lambda: host.outcome.built if host.outcome else None)
+        await host.start()
+        try:
+            await _all(identity, host, inspector, datapath, worker)
+        except BaseExceptionGroup as group:
+            raise group.exceptions[0] from None
+
+
+async def _all(
+    identity: Identity, host: Host, inspector: Inspector, datapath: Datapath, worker: Worker
+) -> None:
+    async def on_query(what: str, args: dict[str, Any]) -> Any:
+        return await worker.run(inspector.answer, what, args)
+
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(Session(host, on_query).keep(identity.directory))
+        tasks.create_task(host.watch())
+        tasks.create_task(host.retry())
+        tasks.create_task(_age(datapath, worker))
+        tasks.create_task(_collect(inspector, datapath, worker))
+
+
+async def _age(datapath: Datapath, worker: Worker) -> None:
+    """Sweep the flow table every second. Never ends."""
+    failing = False
+    while True:
+        await asyncio.sleep(SWEEP_EVERY_S)
+        try:
+            await worker.run(datapath.sweep)
+            failing = False
+        except DatapathError as error:
+            if not failing:
+                _log.error("ageing failed; flows stay longer than they should", error=str(error))
+            failing = True
+
+
+async def _collect(inspector: Inspector, datapath: Datapath, worker: Worker) -> None:
+    """Take drop events as they come, so that the ring has room for the next. Never ends."""
+    while True:
+        await _readable(datapath.events_fd())
+        await worker.run(inspector.collect)
+        await asyncio.sleep(_DRAIN_PAUSE_S)
+
+
+async def _readable(descriptor: int) -> None:
+    loop = asyncio.get_running_loop()
+    ready = asyncio.Event()
+    loop.add_reader(descriptor, ready.set)
+    try:
+        await ready.wait()
+    finally:
+        loop.remove_reader(descriptor)
+
+
+async def _until_told(work: Coroutine[Any, Any, None]) -> None:
+    """Do `work` until it ends, or until SIGTERM or SIGINT."""
+    loop = asyncio.get_running_loop()
+    task = asyncio.ensure_future(work)
+    told: list[str] = []
+
+    def stop(which: signal.Signals) -> None:
+        told.append(which.name)
+        task.cancel()
+
+    for which in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(which, stop, which)
+    try:
+        await task
+    except asyncio.CancelledError:
+        if not told:
+            raise
+        _log.info("agent ends; the data path stays", signal=told[0])
+    except AgentError as error:
+        _log.error("agent cannot go on", error=str(error))
+        raise
+    finally:
+        for which in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(which)
+
+
+@contextmanager
+def _only_one(state_dir: Path) -> Iterator[None]:
+    """Hold the state directory; the lock goes with the process, however that ends."""
+    state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    descriptor = os.open(state_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise AlreadyRunning(f"another agent uses {state_dir}; stop it first") from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _log_to_stderr() -> None:
+    """Readable on a terminal, JSON elsewhere."""
+    renderer: Any = structlog.dev.ConsoleRenderer() if sys.stderr.isatty() else structlog.processors.JSONRenderer()
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso"),
+            structlog.processors.dict_tracebacks,
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )

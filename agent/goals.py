@@ -1,0 +1,80 @@
+"""The goal state of this host at one revision, and how messages change it. Values only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from southbound.messages import (
+    Delta,
+    FullSync,
+    Goal,
+    HostGoal,
+    Key,
+    MappingGoal,
+    NetworkGoal,
+    PortGoal,
+    RemoteGoal,
+    key_of,
+)
+
+__all__ = ["Goals", "NotAtBase", "apply_delta", "from_sync"]
+
+
+class NotAtBase(Exception):
+    """A delta is for another base than what we have."""
+
+
+@dataclass(frozen=True, slots=True)
+class Goals:
+    """All goal-state objects by key. Revision 0: nothing was ever received."""
+
+    revision: int = 0
+    objects: Mapping[Key, Goal] = field(default_factory=dict)
+
+    @property
+    def host(self) -> HostGoal:
+        """The host object; the defaults if the controller sent none."""
+        return next((goal for goal in self.objects.values() if isinstance(goal, HostGoal)), HostGoal("self"))
+
+    @property
+    def networks(self) -> list[NetworkGoal]:
+        """Networks by uid."""
+        return sorted((g for g in self.objects.values() if isinstance(g, NetworkGoal)), key=lambda g: g.id)
+
+    @property
+    def ports(self) -> list[PortGoal]:
+        """Ports by uid."""
+        return sorted((g for g in self.objects.values() if isinstance(g, PortGoal)), key=lambda g: g.id)
+
+    @property
+    def remotes(self) -> list[RemoteGoal]:
+        """Remote endpoints by uid."""
+        return sorted((g for g in self.objects.values() if isinstance(g, RemoteGoal)), key=lambda g: g.id)
+
+    @property
+    def mappings(self) -> list[MappingGoal]:
+        """Static mappings by uid."""
+        return sorted((g for g in self.objects.values() if isinstance(g, MappingGoal)), key=lambda g: g.id)
+
+
+def from_sync(message: FullSync) -> Goals:
+    """The goal state that a full sync says."""
+    return Goals(message.revision, {key_of(goal): goal for goal in message.goals})
+
+
+def apply_delta(goals: Goals, message: Delta) -> Goals:
+    """The goal state after a delta.
+
+    Raises:
+        NotAtBase: the delta does not start at our revision.
+    """
+    if message.base != goals.revision:
+        raise NotAtBase(
+            f"delta from revision {message.base} to {message.revision}, but we are at {goals.revision}"
+        )
+    objects = dict(goals.objects)
+    for key in message.remove:
+        objects.pop((key[0], key[1]), None)
+    objects.update((key_of(goal), goal) for goal in message.put)
+    return Goals(message.revision, objects)

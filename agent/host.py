@@ -1,0 +1,161 @@
+"""One host as the event loop sees it: the goal state, how it fared, and when to look again."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
+
+import structlog
+
+from agent.goals import Goals
+from agent.reconcile import Outcome, Reconciler
+from agent.seams import SwitchSeam
+from agent.state import Disk
+from agent.worker import Worker
+from southbound.messages import Ack, Facts, HostFacts, ObjectStatus
+from vfp.datapath.errors import DatapathError
+from vswitch.errors import VSwitchError
+
+__all__ = ["RETRY_FIRST_S", "RETRY_MOST_S", "Host"]
+
+_log = structlog.get_logger("agent")
+
+RETRY_FIRST_S = 1.0
+RETRY_MOST_S = 30.0
+
+Report = Callable[[Ack | Facts], Awaitable[None]]
+
+
+class Host:
+    """Takes goal states, applies them one at a time, and tells whoever listens what changed by itself."""
+
+    def __init__(
+        self,
+        worker: Worker,
+        switch: SwitchSeam,
+        reconciler: Reconciler,
+        disk: Disk,
+        features: tuple[str, ...] = (),
+    ) -> None:
+        stored = disk.load()
+        self.goals: Goals = stored.goals
+        self.store: str = stored.store
+        self.outcome: Outcome | None = None
+        self.facts = HostFacts(features=features)
+        self.report: Report | None = None       # where changes go; set while a session is up
+        self._worker = worker
+        self._switch = switch
+        self._reconciler = reconciler
+        self._disk = disk
+        self._features = features
+        self._lock = asyncio.Lock()
+        self._incomplete = asyncio.Event()
+
+    async def start(self) -> None:
+        """Apply what is on disk; the controller may be away. With nothing on disk, leave the kernel as it is."""
+        await self.look_around()
+        if self.goals.revision:
+            await self.again()
+
+    async def take(self, goals: Goals, store: str) -> Ack:
+        """Keep a new goal state and apply it. `store`: identity of the controller it came from."""
+        async with self._lock:
+            await self._worker.run(self._disk.save_goals, goals)
+            self.goals = goals
+            await self._worker.run(self._disk.save_store, store)
+            self.store = store
+            return await self._apply()
+
+    async def again(self) -> None:
+        """Apply the same goal state once more; report if it fares differently now."""
+        async with self._lock:
+            before = self.outcome
+            ack = await self._apply()
+            if before is not None and (before.revision, before.objects) != (ack.revision, ack.objects):
+                await self._tell(ack)
+
+    async def look_around(self) -> None:
+        """Read the host's surroundings; report if they changed."""
+        try:
+            facts = await self._worker.run(self._read_facts)
+        except VSwitchError as error:
+            _log.error("surroundings unreadable", error=str(error))
+            return
+        if facts != self.facts:
+            self.facts = facts
+            await self._tell(Facts(facts))
+
+    async def watch(self) -> None:
+        """Look again whenever something about links, addresses, routes or namespaces changed. Never ends."""
+        async with aclosing(self._switch.watch()) as changes:
+            async for _ in changes:
+                if self.goals.revision:
+                    await self.again()
+                await self.look_around()
+
+    async def retry(self) -> None:
+        """Look again, ever less often, while something is not as it should be. Never ends."""
+        delay_s = RETRY_FIRST_S
+        while True:
+            await self._incomplete.wait()
+            await asyncio.sleep(delay_s)
+            if self._incomplete.is_set():
+                await self.again()
+            delay_s = min(delay_s * 2, RETRY_MOST_S) if self._incomplete.is_set() else RETRY_FIRST_S
+
+    def acknowledgement(self) -> Ack | None:
+        """How the goal state fared when last looked at; None before the first time."""
+        return None if self.outcome is None else Ack(self.outcome.revision, self.outcome.objects)
+
+    async def _apply(self) -> Ack:
+        goals = self.goals
+        try:
+            outcome = await self._worker.run(self._reconciler.reconcile, goals)
+        except (VSwitchError, DatapathError, OSError) as error:
+            _log.exception("reconcile failed", revision=goals.revision)
+            self._incomplete.set()
+            reason = f"the agent could not look at its host: {error}"
+            failed = (ObjectStatus(*key, error=reason) for key in sorted(goals.objects))
+            return Ack(goals.revision, tuple(failed))
+        self._note(outcome)
+        return Ack(outcome.revision, outcome.objects)
+
+    def _note(self, outcome: Outcome) -> None:
+        before = {} if self.outcome is None else {(s.kind, s.id): s.error for s in self.outcome.objects}
+        for status in outcome.objects:
+            if status.error and before.get((status.kind, status.id)) != status.error:
+                _log.warning("object not programmed", kind=status.kind, id=status.id, error=status.error)
+        for text in outcome.general:
+            _log.warning("not as it should be", error=text)
+        if self.outcome is None or self.outcome.revision != outcome.revision:
+            errors = sum(1 for status in outcome.objects if status.error)
+            _log.info("applied", revision=outcome.revision, objects=len(outcome.objects), errors=errors)
+        self.outcome = outcome
+        if outcome.complete:
+            self._incomplete.clear()
+        else:
+            self._incomplete.set()
+
+    async def _tell(self, message: Ack | Facts) -> None:
+        if self.report is not None:
+            await self.report(message)
+
+    def _read_facts(self) -> HostFacts:
+        found = self._switch.facts()
+        return HostFacts(
+            addresses=found.addresses,
+            routes=found.routes,
+            listeners=found.listeners,
+            underlay_mtu_bytes=self._underlay_mtu(),
+            features=self._features,
+        )
+
+    def _underlay_mtu(self) -> int:
+        """Of the underlay, if it is known; else of the way out of the host; else Ethernet's."""
+        try:
+            if self.goals.host.underlay:
+                return self._switch.underlay(self.goals.host.underlay).mtu_bytes
+            return self._switch.uplink(self.goals.host.uplink).mtu_bytes
+        except VSwitchError:
+            return 1500

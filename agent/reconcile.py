@@ -1,0 +1,263 @@
+"""Make the kernel equal the goal state, by difference.
+
+Order, so that nothing passes before its policy is in:
+
+1. ports that must go, go first: what has no link sends nothing;
+2. links are made or mended, and each is hooked at once. The programs drop what comes from a port that the
+   engine does not know, so a new link passes nothing yet;
+3. the engine is told everything at once, and swaps each port's program atomically: now new ports pass;
+4. the uplink is hooked, neighbours and reserved ports are set;
+5. bridges and the tunnel that must go, go last, and the uplink is unhooked if nothing needs it.
+
+Each object stands alone: its failure is its own status, and the next run tries again. A run that changes
+nothing writes nothing to the engine. Any step may be the last one: identities are on disk before links are
+made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Address, ip_interface
+from typing import Any
+
+import structlog
+
+from agent.build import Built, Observed, build, wanted
+from agent.goals import Goals
+from agent.ids import Ids, allocate, recover
+from agent.seams import DatapathSeam, SwitchSeam
+from agent.state import Disk
+from policy.contribution import Fault
+from southbound.messages import Goal, Key, MappingGoal, NetworkGoal, ObjectStatus, PortGoal, key_of
+from vfp.compile import Compiler
+from vfp.datapath.engine import Hook
+from vfp.datapath.errors import DatapathError
+from vfp.errors import CompileError, PolicyError
+from vfp.model import EngineState
+from vswitch.errors import UplinkMissing, VSwitchError
+from vswitch.links import Where
+
+__all__ = ["Outcome", "Reconciler", "host_addresses"]
+
+_log = structlog.get_logger("agent")
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One run: how each object fared, and what was built. `general`: what went wrong that is no object's."""
+
+    revision: int
+    objects: tuple[ObjectStatus, ...]
+    built: Built
+    general: tuple[str, ...] = ()
+
+    @property
+    def complete(self) -> bool:
+        """Nothing to try again."""
+        return not self.general and not any(status.error for status in self.objects)
+
+
+class Reconciler:
+    """Calls on the switch and the datapath of one host. Every method blocks; one thread uses it.
+
+    `max_ports`: the engine's limit of ports.
+    """
+
+    def __init__(
+        self, switch: SwitchSeam, datapath: DatapathSeam, disk: Disk, ids: Ids, max_ports: int
+    ) -> None:
+        self._switch = switch
+        self._datapath = datapath
+        self._disk = disk
+        self._ids = ids
+        self._max_ports = max_ports
+        self._programmed: EngineState | None = None
+        self._unhooked: set[str] = set()    # former uplinks that are known to be free of our program
+
+    def reconcile(self, goals: Goals) -> Outcome:
+        """One run. Raises only what is no object's fault: the disk is full, netlink is closed."""
+        general: list[str] = []
+        observed = self._observe(goals)
+        self._identify(goals, observed)
+        plan = build(goals, observed, self._ids)
+        self._remove(observed, plan, "veth", general)
+        failures = self._make_links(goals, plan)
+        observed = replace(observed, owned=self._switch.owned())
+        built, refusals = self._program(goals, observed)
+        failures += refusals
+        failures += self._hook_uplink(goals, built)
+        self._surround(built, general)
+        self._remove(observed, built, "", general)
+        self._unhook_uplinks(built, general)
+        return Outcome(goals.revision, tuple(_statuses(goals, built, failures)), built, tuple(general))
+
+    def _observe(self, goals: Goals) -> Observed:
+        modes = {network.mode for network in goals.networks}
+        uplink = underlay = None
+        uplink_error = underlay_error = ""
+        if "nat" in modes:
+            try:
+                uplink = self._switch.uplink(goals.host.uplink)
+            except VSwitchError as error:
+                uplink_error = str(error)
+        if "overlay" in modes and goals.host.underlay:
+            try:
+                underlay = self._switch.underlay(goals.host.underlay)
+            except VSwitchError as error:
+                underlay_error = str(error)
+        addresses = self._switch.facts().addresses if "nat" in modes else ()
+        return Observed(
+            uplink=uplink,
+            uplink_error=uplink_error,
+            underlay=underlay,
+            underlay_error=underlay_error,
+            addresses=host_addresses(addresses),
+            owned=self._switch.owned(),
+        )
+
+    def _identify(self, goals: Goals, observed: Observed) -> None:
+        ids = recover(self._ids, observed.owned.values())
+        ids = allocate(ids, wanted(goals, observed), self._max_ports)
+        if ids != self._ids:
+            self._disk.save_ids(ids)
+            self._ids = ids
+
+    def _remove(self, observed: Observed, keep: Built, kind: str, general: list[str]) -> None:
+        """Remove our links that must not be; of one kind, or of all that are left."""
+        for name in sorted(set(observed.owned) - keep.links()):
+            if not kind or observed.owned[name].kind == kind:
+                try:
+                    self._switch.remove(name)
+                    _log.info("link removed", link=name)
+                except VSwitchError as error:
+                    general.append(f"remove link {name}: {error}")
+
+    def _make_links(self, goals: Goals, plan: Built) -> list[Fault]:
+        faults: list[Fault] = []
+        if plan.tunnel is not None:
+            try:
+                self._hook(self._switch.ensure_tunnel(plan.tunnel), ("ingress", Hook.OVERLAY_IN))
+            except VSwitchError as error:
+                faults.append(Fault(key_of(goals.host), str(error)))
+                faults += [Fault(key_of(remote), f"not reachable: {error}") for remote in goals.remotes]
+        for uid, bridge in plan.bridges.items():
+            try:
+                self._switch.ensure_bridge(bridge)
+            except VSwitchError as error:
+                faults.append(Fault((NetworkGoal.kind, uid), str(error)))
+        for uid, port in plan.ports.items():
+            try:
+                ifindex = self._switch.ensure_port(port)
+                self._hook(ifindex, ("ingress", Hook.PORT_OUT), ("egress", Hook.PORT_IN))
+            except VSwitchError as error:
+                faults.append(Fault((PortGoal.kind, uid), str(error)))
+        return faults
+
+    def _hook(self, ifindex: int, *places: tuple[Where, Hook]) -> None:
+        for where, hook in places:
+            self._switch.attach(ifindex, where, self._datapath.program_fd(hook), f"sluice_{hook.value}")
+
+    def _program(self, goals: Goals, observed: Observed) -> tuple[Built, list[Fault]]:
+        """Tell the engine, if it is not what it was told last.
+
+        A port that does not compile is left out, so that the others get theirs; its packets drop. If the
+        engine refuses for another reason (a table is full, the kernel says no), all stays as it was.
+        """
+        built = build(goals, observed, self._ids)
+        if built.engine == self._programmed:
+            return built, []
+        self._programmed = None
+        try:
+            try:
+                self._datapath.apply(built.engine)
+            except CompileError:
+                refused = self._uncompilable(built)
+                if not refused:
+                    raise
+                built = build(goals, observed, self._ids, refused=refused)
+                self._datapath.apply(built.engine)
+        except (PolicyError, DatapathError) as error:
+            _log.error("engine refused the state", error=str(error))
+            reason = f"the engine refused the new state of this host and keeps the old one: {error}"
+            return built, [Fault(key, reason) for key in goals.objects]
+        self._programmed = built.engine
+        return built, []
+
+    def _uncompilable(self, built: Built) -> dict[str, str]:
+        """PortGoal.id and reason of each port that does not compile by itself."""
+        goal_ids = {number: uid for uid, number in built.port_ids.items()}
+        refused: dict[str, str] = {}
+        for port in built.engine.ports:
+            try:
+                Compiler().compile(EngineState(ports=(port,)), self._max_ports)
+            except CompileError as error:
+                refused[goal_ids[port.id]] = str(error)
+        return refused
+
+    def _hook_uplink(self, goals: Goals, built: Built) -> list[Fault]:
+        """After the engine knows its mappings; before, what comes by the uplink is the host's own."""
+        try:
+            if built.uplink is not None:
+                self._hook(built.uplink.ifindex, ("ingress", Hook.UPLINK_IN))
+        except VSwitchError as error:
+            nats = [network for network in goals.networks if network.mode == "nat"]
+            return [Fault(key_of(network), f"uplink: {error}") for network in nats]
+        return []
+
+    def _surround(self, built: Built, general: list[str]) -> None:
+        """Neighbours of bridges, and the ports that the host's own sockets must leave alone."""
+        present = {link.name for link in built.bridges.values()} & set(self._switch.owned())
+        for bridge in sorted(present):
+            try:
+                self._switch.set_neighbours(bridge, built.neighbours[bridge])
+            except VSwitchError as error:
+                general.append(f"neighbours of {bridge}: {error}")
+        try:
+            if built.reserved_ports:
+                self._switch.reserve_ports(built.reserved_ports)
+            else:
+                self._switch.release_ports()
+        except VSwitchError as error:
+            general.append(f"reserve ports: {error}")
+
+    def _unhook_uplinks(self, built: Built, general: list[str]) -> None:
+        """Take our program off interfaces that were our uplink once."""
+        now = {built.uplink.name} if built.uplink else set()
+        for name in sorted(set(self._ids.uplinks) - now - self._unhooked):
+            try:
+                self._switch.detach(self._switch.uplink(name).ifindex, "ingress")
+            except UplinkMissing:
+                pass
+            except VSwitchError as error:
+                general.append(f"unhook {name}: {error}")
+                continue
+            self._unhooked.add(name)
+        self._unhooked -= now
+
+
+def host_addresses(addresses: Iterable[tuple[str, str]]) -> frozenset[IPv4Address]:
+    """The IPv4 addresses among (interface, address/length) pairs, without loopback ones."""
+    found = (ip_interface(text).ip for _, text in addresses)
+    return frozenset(ip for ip in found if isinstance(ip, IPv4Address) and not ip.is_loopback)
+
+
+def _statuses(goals: Goals, built: Built, failures: Iterable[Fault]) -> Iterator[ObjectStatus]:
+    errors: dict[Key, list[str]] = {}
+    for fault in (*failures, *built.faults):
+        errors.setdefault(fault.key, []).append(fault.message)
+    for key, goal in sorted(goals.objects.items()):
+        # A link that failed is the cause; what the engine then says of the same object only follows from it.
+        yield ObjectStatus(key[0], key[1], errors.get(key, [""])[0], _details(goal, built))
+
+
+def _details(goal: Goal, built: Built) -> dict[str, Any]:
+    match goal:
+        case PortGoal() if goal.id in built.ports:
+            link = built.ports[goal.id]
+            return {"host_interface": link.host_interface, "mtu_bytes": link.mtu_bytes}
+        case NetworkGoal() if goal.id in built.bridges:
+            return {"bridge": built.bridges[goal.id].name}
+        case MappingGoal():
+            return {"external_addresses": list(built.external_addresses.get(goal.id, ()))}
+    return {}

@@ -1,0 +1,49 @@
+"""What the agent needs of the kernel's two rooms; `vswitch.Switch` and the engine's `Datapath` are these.
+
+Tests put small fakes behind these seams.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Iterable, Mapping
+from typing import Protocol
+
+from vfp.datapath.engine import Hook
+from vfp.datapath.records import DropEvent, FlowRecord, RuleHits
+from vfp.model import EngineState
+from vfp.reasons import DropReason
+from vswitch.links import BridgeLink, OwnedLink, PortLink, Surroundings, TunnelLink, UplinkState, Where
+
+__all__ = ["DatapathSeam", "SwitchSeam"]
+
+
+class SwitchSeam(Protocol):
+    """Links; see `vswitch.switch.Switch`."""
+
+    def ensure_port(self, link: PortLink) -> int: ...  # noqa: D102
+    def ensure_bridge(self, link: BridgeLink) -> int: ...  # noqa: D102
+    def ensure_tunnel(self, link: TunnelLink) -> int: ...  # noqa: D102
+    def remove(self, name: str) -> None: ...  # noqa: D102
+    def owned(self) -> dict[str, OwnedLink]: ...  # noqa: D102
+    def set_neighbours(self, bridge: str, entries: Mapping[str, str]) -> None: ...  # noqa: D102
+    def attach(self, ifindex: int, where: Where, program_fd: int, name: str) -> None: ...  # noqa: D102
+    def detach(self, ifindex: int, where: Where) -> None: ...  # noqa: D102
+    def uplink(self, name: str = "") -> UplinkState: ...  # noqa: D102
+    def underlay(self, address: str) -> UplinkState: ...  # noqa: D102
+    def facts(self) -> Surroundings: ...  # noqa: D102
+    def reserve_ports(self, ranges: Iterable[tuple[int, int]]) -> None: ...  # noqa: D102
+    def release_ports(self) -> None: ...  # noqa: D102
+    def watch(self) -> AsyncGenerator[None]: ...  # noqa: D102
+
+
+class DatapathSeam(Protocol):
+    """The engine in the kernel; see `vfp.datapath.engine.Datapath`."""
+
+    def apply(self, state: EngineState) -> None: ...  # noqa: D102
+    def program_fd(self, hook: Hook) -> int: ...  # noqa: D102
+    def flows(self) -> list[FlowRecord]: ...  # noqa: D102
+    def drop_counts(self) -> dict[DropReason, int]: ...  # noqa: D102
+    def rule_hits(self) -> dict[tuple[int, int], RuleHits]: ...  # noqa: D102
+    def events_fd(self) -> int: ...  # noqa: D102
+    def read_events(self) -> list[DropEvent]: ...  # noqa: D102
+    def sweep(self) -> int: ...  # noqa: D102
