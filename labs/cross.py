@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from ipaddress import IPv4Address
 from typing import Any
@@ -43,10 +44,10 @@ def flaws_across(lab: Lab) -> Iterator[Found]:
         if isinstance(action, Finish | Kill | Restart | Log):
             field = type(action).__name__.lower()
             wanted = getattr(action, field)
-            if "${" not in wanted and wanted not in processes:
+            if not _meant(wanted, processes):
                 yield (*path, field), (f"no process is called {wanted!r}; there are "
                                        f"{', '.join(sorted(processes)) or 'none'}")
-        if isinstance(action, Captured) and "${" not in action.captured and action.captured not in captures:
+        if isinstance(action, Captured) and not _meant(action.captured, captures):
             yield (*path, "captured"), (f"no capture is called {action.captured!r}; there are "
                                         f"{', '.join(sorted(captures)) or 'none'}")
 
@@ -109,6 +110,13 @@ def _nested(group: tuple[Any, ...], path: FieldPath) -> Iterator[tuple[FieldPath
         elif isinstance(action, Parallel):
             for number, branch in enumerate(action.parallel):
                 yield from _nested(branch, (*here, "parallel", number))
+
+
+def _meant(wanted: str, names: set[str]) -> bool:
+    """Whether a name is one of `names`, of which some have parts that are filled in later, as may this one."""
+    if "${" in wanted:
+        return True
+    return any(re.fullmatch(".+".join(map(re.escape, re.split(r"\$\{[^}]*\}", name))), wanted) for name in names)
 
 
 def _links(lab: Lab) -> Iterator[Found]:

@@ -15,7 +15,6 @@ from rich.markup import escape
 from rich.status import Status
 from rich.table import Table
 
-
 LOG_WIDTH = 140
 
 
