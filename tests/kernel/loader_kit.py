@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+FRAME = bytes.fromhex("020000000001020000000002") + b"\x08\x00" + bytes(46)
+
 HEADER = """
 #include <linux/bpf.h>
 #include <linux/pkt_cls.h>
@@ -79,6 +81,16 @@ SEC("tc") int careless(struct __sk_buff *skb)
     return *number;   /* may be NULL, which the verifier must refuse */
 }
 """
+
+
+def names(directory: Path) -> list[str]:
+    """What is in a directory, sorted."""
+    return sorted(entry.name for entry in directory.iterdir())
+
+
+def open_files() -> int:
+    """How many file descriptors this process has."""
+    return len(names(Path("/proc/self/fd")))
 
 
 def compile_c(source: str, directory: Path, name: str = "test", **defines: int) -> Path:

@@ -8,14 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from loader_kit import COUNTER, REJECTED, compile_c
+from loader_kit import COUNTER, FRAME, REJECTED, compile_c, names, open_files
 
 from vfp.datapath.errors import DatapathError, IncompatiblePin, KernelRefused, NoSuchName, VerifierRejected
 from vfp.datapath.map import BpfMap
 from vfp.datapath.object import BpfObject
 from vfp.datapath.program import Program
 
-FRAME = bytes.fromhex("020000000001020000000002") + b"\x08\x00" + bytes(46)
 KEY, VALUE = bytes(range(12)), struct.pack("QQ", 3, 180)
 
 
@@ -37,14 +36,6 @@ def pin_dir() -> Iterator[Path]:
     BpfObject.unpin(path)
     assert not path.exists()
     assert open_files() == before, "a file descriptor was leaked"
-
-
-def open_files() -> int:
-    return len(names(Path("/proc/self/fd")))
-
-
-def names(directory: Path) -> list[str]:
-    return sorted(entry.name for entry in directory.iterdir())
 
 
 def sk_buff(*, mark: int = 0, priority: int = 0, ifindex: int = 0) -> bytes:

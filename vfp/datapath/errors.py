@@ -78,6 +78,7 @@ class KernelRefused(DatapathError):
     def __init__(self, errno: int, asked: str, todo: str = "", log: Sequence[str] = ()) -> None:
         self.errno = errno
         self.asked = asked
+        self.todo = todo
         self.log = tuple(log)
         text = f"{asked}: {errno_name(errno)}"
         if todo:

@@ -199,7 +199,10 @@ class BpfMap:
         """
         try:
             keys, rows = self._lookup_batches()
-        except NotSupported:
+        except KernelRefused as error:
+            # EINTR: a trie that is written meanwhile, in kernels that give up on it.
+            if not isinstance(error, NotSupported) and error.errno != errno.EINTR:
+                raise
             keys, rows = self._lookup_each()
         if not self.per_cpu:
             return keys, rows
