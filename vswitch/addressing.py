@@ -89,8 +89,8 @@ def mend_default_route(netlink: Netlink, ifindex: int, gateway: IPv4Address | No
         via = message.get_attr("RTA_GATEWAY")
         if gateway is not None and via == str(gateway) and not kept:
             kept = True
-        elif via is not None:
-            stale.append(default_route_delete(ifindex, IPv4Address(via), metric))
+        else:
+            stale.append(default_route_delete(ifindex, via, metric))
     netlink.run(*stale)
     if gateway is not None and not kept:
         metric = METRIC_BEHIND_ANOTHER + ifindex if others else 0

@@ -63,7 +63,7 @@ def ensure_port(netlink: Netlink, visitor: Visitor, link: PortLink) -> int:
         if host is not None and (host.alias not in ("", link.alias) or nsid < 0 or host.peer_nsid != nsid):
             _remove(netlink, host)  # another endpoint's, or its far end is elsewhere
             host = None
-        if host is None or not visitor.visit(namespace, lambda: _mend_inside(link, host)):
+        if not visitor.visit(namespace, lambda: _mend_inside(link, host)):
             if host is not None:
                 _remove(netlink, host)
             host = _make(netlink, namespace, link)

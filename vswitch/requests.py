@@ -17,7 +17,7 @@ LINK_GROUP = 0x51CE  # link group of all that we make
 RTEXT_FILTER_SKIP_STATS = 1 << 3
 RT_TABLE_MAIN = 254
 RTPROT_STATIC = 4
-RT_SCOPE_UNIVERSE = 0
+RT_SCOPE_NOWHERE = 255                      # in a deletion: any
 RTN_UNICAST = 1
 RTNH_F_ONLINK = 4
 
@@ -133,33 +133,26 @@ def route_dump(family: int = socket.AF_INET, table: int = 0, ifindex: int = 0) -
     return Request("list routes", rtnl.RTM_GETROUTE, {"family": family}, attributes)
 
 
-def _default_route(ifindex: int, gateway: IPv4Address, metric: int) -> tuple[dict[str, int], Attributes]:
-    fields = {
-        "family": socket.AF_INET,
-        "dst_len": 0,
-        "table": RT_TABLE_MAIN,
-        "proto": RTPROT_STATIC,
-        "scope": RT_SCOPE_UNIVERSE,
-        "type": RTN_UNICAST,
-        "flags": RTNH_F_ONLINK,
-    }
-    attributes: Attributes = [("RTA_GATEWAY", str(gateway)), ("RTA_OIF", ifindex)]
-    if metric:
-        attributes.append(("RTA_PRIORITY", metric))
-    return fields, attributes
-
-
 def default_route_add(ifindex: int, gateway: IPv4Address, metric: int) -> Request:
     """Add a default route; refused if there is one with this metric."""
-    fields, attributes = _default_route(ifindex, gateway, metric)
-    return Request(
-        f"default route via {gateway}", rtnl.RTM_NEWROUTE, fields, attributes, NLM_F_CREATE | NLM_F_EXCL
-    )
+    fields = {
+        "family": socket.AF_INET,
+        "table": RT_TABLE_MAIN,
+        "proto": RTPROT_STATIC,
+        "type": RTN_UNICAST,
+        "flags": RTNH_F_ONLINK,             # the gateway need not be in the link's prefix
+    }
+    attributes: Attributes = [("RTA_GATEWAY", str(gateway)), ("RTA_OIF", ifindex), ("RTA_PRIORITY", metric)]
+    asked = f"default route via {gateway}"
+    return Request(asked, rtnl.RTM_NEWROUTE, fields, attributes, NLM_F_CREATE | NLM_F_EXCL)
 
 
-def default_route_delete(ifindex: int, gateway: IPv4Address, metric: int) -> Request:
-    """Remove a default route."""
-    fields, attributes = _default_route(ifindex, gateway, metric)
+def default_route_delete(ifindex: int, gateway: str | None, metric: int) -> Request:
+    """Remove a default route, whoever set it."""
+    fields = {"family": socket.AF_INET, "table": RT_TABLE_MAIN, "scope": RT_SCOPE_NOWHERE}
+    attributes: Attributes = [("RTA_OIF", ifindex), ("RTA_PRIORITY", metric)]
+    if gateway is not None:
+        attributes.append(("RTA_GATEWAY", gateway))
     return Request(f"remove default route via {gateway}", rtnl.RTM_DELROUTE, fields, attributes)
 
 
