@@ -53,7 +53,7 @@ async def read_frame(reader: asyncio.StreamReader, *, limit_bytes: int, idle_s: 
         raise ProtocolError(f"not a Sluice frame of 1..{limit_bytes} bytes; is this another program's port?",
                             message="frame", field="length", found=f"{length} (first bytes {header!r})")
     try:
-        async with asyncio.timeout(stall_s + length / MIN_RATE_BYTES_PER_S):
+        async with asyncio.timeout(2 * stall_s + length / MIN_RATE_BYTES_PER_S):
             return await _read_payload(reader, length, stall_s, stalled)
     except TimeoutError:
         raise ConnectionLost(f"a frame of {length} bytes came slower than {MIN_RATE_BYTES_PER_S} bytes a "

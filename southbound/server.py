@@ -216,6 +216,10 @@ class SouthboundServer:
                 payload = await read_frame(reader, limit_bytes=limit, idle_s=self._hello_s, stall_s=self._hello_s)
         except TimeoutError:
             raise ConnectionLost(f"no complete first message within {self._hello_s:g} s") from None
+        except ConnectionLost:
+            if who is None and reader.at_eof():
+                raise SessionClosed("closed without a message; `sluice join` does so once it saw our CA") from None
+            raise
         match decode(payload), who:
             case Join() as join, None:
                 return join
