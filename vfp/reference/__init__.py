@@ -1,7 +1,6 @@
 """The rule-flow engine in plain Python over parsed headers: no speed, all clarity. The BPF engine's oracle.
 
-`docs/engine.md` is the contract; what it leaves open the modules decide, each in
-its docstring.
+`docs/engine.md` is the contract; what it leaves open the modules decide, each in its docstring.
 """
 
 from vfp.reference.engine import Engine, Result, Verdict

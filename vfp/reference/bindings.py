@@ -116,9 +116,10 @@ def candidates(key: BindingKey, pool: Pool) -> list[int]:
 
 
 def binding_hash(key: BindingKey) -> int:
-    """32-bit FNV-1a of port (u32 LE), protocol (u8), source and source port (4 and 2 bytes, network order)."""
+    """FNV-1a, 32 bits, of port (u32 LE), protocol (u8), source and source port (network order)."""
     value = FNV_OFFSET
-    data = struct.pack("<IB", key.port, key.protocol) + key.source.packed + struct.pack("!H", key.source_port)
+    port = struct.pack("!H", key.source_port)
+    data = struct.pack("<IB", key.port, key.protocol) + key.source.packed + port
     for byte in data:
         value = ((value ^ byte) * FNV_PRIME) & 0xFFFFFFFF
     return value

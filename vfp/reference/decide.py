@@ -2,13 +2,13 @@
 
 Decided here, where `docs/engine.md` is open:
 
-- A packet other than IPv4 cannot be routed to an uplink: `NO_ROUTE`. The same holds for an uplink that the state
-  does not list, and for a remote place when the engine has no tunnel device.
+- A packet other than IPv4 cannot be routed to an uplink: `NO_ROUTE`. The same holds for an uplink that the
+  state does not list, and for a remote place when the engine has no tunnel device.
 - `Rewrite` needs IPv4, and TCP or UDP if it sets a port, else `NAT_UNSUPPORTED` (SCTP's CRC32c covers its
   ports).
 - `Forward` to a `Virtual` place drops when the action runs, whatever later layers say.
-- `AnswerArp` sets the place; later layers still run. Neither a request for the sender's own address nor one for
-  an address that is behind the asking port (a probe, RFC 5227) is answered.
+- `AnswerArp` sets the place; later layers still run. Neither a request for the sender's own address nor one
+  for an address that is behind the asking port (a probe, RFC 5227) is answered.
 - `TranslateSource` with a pool that does not exist: `ENGINE_ERROR`.
 - An action that rewrote makes the flow stateful even if the values happened to be the same.
 """

@@ -2,8 +2,8 @@
 
 Decided here, where `docs/engine.md` is open:
 
-- A SYN that finds its flow closed is a miss even if the entry is stale. If the new decision denies it, the closed
-  pair stays until it is aged.
+- A SYN that finds its flow closed is a miss even if the entry is stale. If the new decision denies it, the
+  closed pair stays until it is aged.
 - A stale entry is decided again before its VTEP is compared, with the entry as written anew.
 - TTL is checked when the packet leaves: a packet that dies of it has made or used its flow.
 - Only packets that got as far as their transposition are counted on an entry.
@@ -56,9 +56,9 @@ class Verdict(StrEnum):
 class Result:
     """What the engine did with one frame.
 
-    `frame` is what leaves, or what came if it was dropped. `port` is where it leaves to (redirect_port, reply).
-    `layer` is set when a rule (then `denied_by` too) or a layer's default dropped it, `drop_port` when a port's
-    hook or layers did.
+    `frame` is what leaves, or what came if it was dropped. `port` is where it leaves to (redirect_port,
+    reply). `layer` is set when a rule (then `denied_by` too) or a layer's default dropped it, `drop_port` when
+    a port's hook or layers did.
     """
 
     verdict: Verdict

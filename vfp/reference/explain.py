@@ -116,8 +116,8 @@ def probe(state: EngineState, hook: Hook, number: int, *, source: IPv4Address, d
           dst_mac: bytes | None = None) -> Probe:
     """An IPv4 packet as an honest endpoint would send it first: TCP SYN, ICMP echo request, own MAC.
 
-    The source MAC is by default that of the port at whose hook it enters (zeros at other hooks), the destination
-    MAC that of the port's gateway.
+    The source MAC is by default that of the port at whose hook it enters (zeros at other hooks), the
+    destination MAC that of the port's gateway.
     """
     zone = zone_of(hook, number)
     sender = next((p for p in state.ports if p.id == number), None) if zone.kind is ZoneKind.PORT else None

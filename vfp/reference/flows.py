@@ -192,7 +192,7 @@ class FlowTable:
 
 def pair_of(decision: Decision, headers: Headers, generations: dict[int, int], now_s: float,
             old: Pair | None = None) -> Pair:
-    """The pair that an allowing decision makes, with counters and TCP state of `old` if it is decided again."""
+    """The pair of an allowing decision, with counters and TCP state of `old` if it is decided again."""
     assert decision.forward is not None
     reply_half = decision.reply if decision.stateful else None
     if reply_half and (reply_half.zone, reply_half.tuple) == (decision.forward.zone, decision.forward.tuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from ipaddress import IPv4Address
 
 from vfp.model import (
@@ -57,12 +58,13 @@ def rules_of(port: Port) -> Iterator[Rule]:
 def changed_ports(old: Index, new: Index) -> set[int]:
     """The ports whose flows must be decided again when `old` becomes `new`.
 
-    Those whose own record or layers changed (or that are gone); that belong to a space of which an entry changed
-    or is gone: their rules name the space, or an entry of it is theirs; that translate by a pool, or receive by a
-    mapping, that changed or is gone. What is only added concerns no flow.
+    Those whose own record or layers changed (or that are gone); that belong to a space of which an entry
+    changed or is gone: their rules name the space, or an entry of it is theirs; that translate by a pool, or
+    receive by a mapping, that changed or is gone. What is only added concerns no flow. Names do not count.
     """
-    changed = {id for id, port in old.ports.items() if new.ports.get(id) != port}
-    changed |= new.ports.keys() - old.ports.keys()
+    before = {id: replace(port, name="") for id, port in old.ports.items()}
+    after_ports = {id: replace(port, name="") for id, port in new.ports.items()}
+    changed = {id for id in before.keys() | after_ports.keys() if before.get(id) != after_ports.get(id)}
     after = new.places()
     spaces = {key[0] for key, location in old.places().items() if after.get(key) != location}
     pools = {id for id, pool in old.pools.items() if new.pools.get(id) != pool}

@@ -1,4 +1,4 @@
-"""Bytes of a frame to headers, or the reason why not; and the ARP answer, the one frame that the engine makes.
+"""Bytes of a frame to headers, or the reason why not; and the ARP answer, the one frame the engine makes.
 
 Decided here, where `docs/engine.md` is open:
 
@@ -260,9 +260,9 @@ class FragmentTable:
 def arp_answer(request: bytes, mac: bytes) -> bytes:
     """The reply (RFC 826) to an ARP request frame: the target is at `mac`. Bytes after the ARP body are kept.
 
-    It goes to the Ethernet source of the request; the target hardware address is the request's sender's.
+    It goes to the Ethernet source of the request, which is also its target hardware address: that is who asked,
+    whatever the request claims.
     """
-    eth_src = request[6:12]
-    sender_mac, sender, target = request[22:28], request[28:32], request[38:42]
-    return (eth_src + mac + request[12:20] + ARP_REPLY.to_bytes(2, "big")
-            + mac + target + sender_mac + sender + request[42:])
+    asker, sender, target = request[6:12], request[28:32], request[38:42]
+    return (asker + mac + request[12:20] + ARP_REPLY.to_bytes(2, "big")
+            + mac + target + asker + sender + request[42:])

@@ -168,7 +168,8 @@ def apply(frame: bytes, packet: Packet, by: Transposition) -> bytes:
         if by.routed:
             if packet.ttl <= 1:
                 raise Undeliverable(DropReason.TTL_EXCEEDED)
-            _put(out, ETHERNET_BYTES + 8, bytes([packet.ttl - 1, packet.tuple.protocol]), [ETHERNET_BYTES + 10])
+            ttl_and_protocol = bytes([packet.ttl - 1, packet.tuple.protocol])
+            _put(out, ETHERNET_BYTES + 8, ttl_and_protocol, [ETHERNET_BYTES + 10])
         _rewrite_addresses(out, packet, by)
         if packet.part is not Part.LATER:
             _rewrite_ports(out, packet, by)
