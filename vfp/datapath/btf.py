@@ -206,6 +206,8 @@ def struct_layout(object_path: Path, name: str) -> Layout:
 def enum_values(object_path: Path, name: str) -> dict[str, int]:
     """The enumerators of `enum NAME` in an ELF object compiled with -g.
 
+    clang before 15 does not record that an enum is signed: its negative values then read as 2**32 minus them.
+
     Raises:
         LayoutError: no such enum.
         KernelRefused: the file has no BTF.

@@ -112,6 +112,8 @@ def errno_name(errno: int) -> str:
         return "ENOTSUPP (Operation not supported by this map, program or kernel)"
     if _LIBBPF_FIRST <= errno < _LIBBPF_FIRST + len(_LIBBPF_NAMES):
         return f"LIBBPF_ERRNO__{_LIBBPF_NAMES[errno - _LIBBPF_FIRST]}"
+    if errno == errno_module.EOPNOTSUPP:  # errorcode has the other name of the same number
+        return f"EOPNOTSUPP ({os.strerror(errno)})"
     return f"{errno_module.errorcode.get(errno, f'errno {errno}')} ({os.strerror(errno)})"
 
 
