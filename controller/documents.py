@@ -57,7 +57,7 @@ def parse(document: Any, title: str) -> Declared | list[Problem]:
         resource = model.model_validate_json(json.dumps(body))
     except (TypeError, ValueError) as error:
         if isinstance(error, ValidationError):
-            return [_problem(e, model, title) for e in error.errors(include_url=False)]
+            return [problem_of(e, model, title) for e in error.errors(include_url=False)]
         return [Problem("invalid", f"not plain data: {error}", resource=title)]
     tenant = resource.metadata.tenant
     if kind in CLUSTER_KINDS and tenant is not None:
@@ -111,7 +111,7 @@ def _title(document: Mapping[str, Any]) -> str:
     return shown(str(Ref(kind, tenant, metadata["name"])))
 
 
-def _problem(error: ErrorDetails, model: type[BaseModel], title: str) -> Problem:
+def problem_of(error: ErrorDetails, model: type[BaseModel], title: str) -> Problem:
     """A pydantic error in our words."""
     location, found, context = error["loc"], error["input"], error.get("ctx", {})
     where = path_of(location)
@@ -166,4 +166,4 @@ def _inner_model(annotation: Any) -> Any:
     return next((found for arg in get_args(annotation) if (found := _inner_model(arg)) is not None), None)
 
 
-__all__ = ["Declared", "parse", "path_of", "render", "shown", "spec_json"]
+__all__ = ["Declared", "parse", "path_of", "problem_of", "render", "shown", "spec_json"]

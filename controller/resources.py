@@ -324,6 +324,7 @@ class HostStatus(Model):
     connected: bool
     applied_revision: int = Field(description="the revision that its kernel shows; 0: not known")
     agent: str = Field(default="", description="software version")
+    message: str = Field(default="", description="why its goal state cannot be sent, if so")
     facts: dict[str, Any] = Field(default_factory=dict, description="addresses, routes, listeners, features")
 
 
@@ -334,6 +335,7 @@ class NetworkStatus(Model):
     gateway_mac: str
     endpoints: int
     hosts: tuple[str, ...] = Field(description="hosts that have an endpoint in it")
+    message: str = Field(default="", description="what of its host has come to overlap it, if anything")
 
 
 class Progress(Model):

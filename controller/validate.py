@@ -237,10 +237,10 @@ def _check_nat(ref: Ref, spec: NetworkSpec, around: Surroundings) -> Iterator[Pr
         if other.ref != ref and its_prefix.overlaps(prefix):
             yield Problem("overlap", f"overlaps {its_prefix} of {other.ref} on the same host {spec.host}", where,
                           str(prefix), "choose a prefix that overlaps none of the host's nat networks")
-    yield from _overlaps_host(prefix, where, spec.host, around.facts.get(spec.host))
+    yield from overlaps_host(prefix, where, spec.host, around.facts.get(spec.host))
 
 
-def _overlaps_host(prefix: IPv4Network, where: str, host: str, facts: HostFacts | None) -> Iterator[Problem]:
+def overlaps_host(prefix: IPv4Network, where: str, host: str, facts: HostFacts | None) -> Iterator[Problem]:
     """One problem a host interface whose addresses or routes overlap the prefix."""
     if facts is None:
         return
@@ -388,4 +388,5 @@ _CHECKS: dict[str, Callable[[Declared, AnyStored | None, Surroundings], Iterator
     "StaticMapping": _check_mapping,
 }
 
-__all__ = ["Surroundings", "check", "check_removal", "claims_port", "gateway_of", "listener_on"]
+__all__ = ["Surroundings", "check", "check_removal", "claims_port", "gateway_of", "listener_on",
+           "overlaps_host"]

@@ -1,0 +1,147 @@
+"""Look inside: traces across hosts, and flows, drops and rules of hosts, asked of agents."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+from ipaddress import AddressValueError, IPv4Address
+from typing import Any
+
+from pydantic import Field
+
+from controller.errors import Invalid, NotFound, Problem, Unavailable
+from controller.ledger import missing
+from controller.push import Push
+from controller.resources import DEFAULT_TENANT, PROTOCOL_NUMBERS, EndpointSpec, Model, Name, ProtocolText
+from controller.state import Ref, State, Stored
+
+MAX_HOPS = 4
+EPHEMERAL_PORT = 49152                      # source port of a trace that does not care (RFC 6335 section 6)
+WITH_PORTS = (6, 17, 132)
+
+
+class TraceRequest(Model):
+    """A packet to follow."""
+
+    from_: str = Field(alias="from", description="endpoint: name, or tenant/name")
+    to: str = Field(description="endpoint, or address")
+    protocol: ProtocolText = "tcp"
+    destination_port: int | None = Field(default=None, ge=0, le=65535, description="with tcp, udp and sctp")
+    source_port: int | None = Field(default=None, ge=0, le=65535, description="default: 49152")
+    tenant: Name = DEFAULT_TENANT
+
+
+@dataclass(frozen=True, slots=True)
+class _Packet:
+    source: str
+    destination: str
+    protocol: int
+    source_port: int
+    destination_port: int
+
+    def args(self) -> dict[str, Any]:
+        return {"source": self.source, "destination": self.destination, "protocol": self.protocol,
+                "source_port": self.source_port, "destination_port": self.destination_port}
+
+
+def endpoint_named(state: State, text: str, tenant: str, field: str) -> Stored[EndpointSpec]:
+    """The endpoint that `name` or `tenant/name` means.
+
+    Raises:
+        NotFound: there is none.
+    """
+    prefix, _, name = text.rpartition("/")
+    ref = Ref("Endpoint", prefix or tenant, name)
+    endpoint = state.endpoint(ref)
+    if endpoint is None:
+        problem = missing(ref, state)
+        raise NotFound(Problem(problem.code, problem.message, field, text, problem.todo))
+    return endpoint
+
+
+async def trace(push: Push, state: State, request: TraceRequest) -> dict[str, Any]:
+    """Follow a packet: OUT on the source's host; if it leaves for another host of ours, IN there.
+
+    Returns {verdict, reason, denied_by, packet, hops}; the first three are those of the last hop.
+
+    Raises:
+        NotFound, Invalid: the request names nothing, or lacks a port.
+        Unavailable: an agent on the way cannot be asked.
+    """
+    source = endpoint_named(state, request.from_, request.tenant, "from")
+    packet = _packet(state, source, request)
+    hop = await push.query(source.spec.host, "trace", {"port": source.uid, "direction": "out", **packet.args()})
+    hops = [{"host": source.spec.host, **hop}]
+    while len(hops) < MAX_HOPS and (following := _next_hop(state, hops[-1], packet)) is not None:
+        host, args = following
+        hop = await push.query(host, "trace", args)
+        hops.append({"host": host, **hop})
+    last = hops[-1]
+    return {"verdict": last.get("verdict", ""), "reason": last.get("reason", ""),
+            "denied_by": last.get("denied_by"), "packet": packet.args(), "hops": hops}
+
+
+async def inside(push: Push, state: State, what: str, host: str, endpoint: str,
+                 args: Mapping[str, Any]) -> dict[str, Any]:
+    """Ask one host, the host of an endpoint, or every connected one.
+
+    Returns {hosts: [{host, error, ...}]}. When one was asked for by name it must answer (else `Unavailable`).
+    """
+    if endpoint:
+        found = endpoint_named(state, endpoint, DEFAULT_TENANT, "endpoint")
+        if host and host != found.spec.host:
+            raise Invalid(Problem("invalid", f"endpoint {endpoint} is on host {found.spec.host}", "host", host,
+                                  "leave one of the two out"))
+        host, args = found.spec.host, {**args, "port": found.uid}
+    if host:
+        known(state, host)
+        return {"hosts": [{"host": host, "error": "", **await push.query(host, what, dict(args))}]}
+    names = sorted(h.ref.name for h in state.hosts())
+    return {"hosts": await asyncio.gather(*(_one(push, name, what, args) for name in names))}
+
+
+def known(state: State, host: str) -> None:
+    """Raise `NotFound` unless the host is declared."""
+    if state.host(host) is None:
+        raise NotFound(missing(Ref("Host", "", host), state))
+
+
+async def _one(push: Push, host: str, what: str, args: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        return {"host": host, "error": "", **await push.query(host, what, dict(args))}
+    except Unavailable as error:
+        return {"host": host, "error": error.problems[0].message}
+
+
+def _packet(state: State, source: Stored[EndpointSpec], request: TraceRequest) -> _Packet:
+    try:
+        destination = str(IPv4Address(request.to))
+    except AddressValueError:
+        destination = endpoint_named(state, request.to, request.tenant, "to").assigned.address
+    protocol = PROTOCOL_NUMBERS.get(request.protocol, -1) if isinstance(request.protocol, str) else request.protocol
+    has_ports = protocol in WITH_PORTS
+    if has_ports and request.destination_port is None:
+        raise Invalid(Problem("missing", f"protocol {request.protocol} needs a destination port", "destinationPort",
+                              "nothing", "add destinationPort"))
+    return _Packet(source.assigned.address, destination, protocol,
+                   (EPHEMERAL_PORT if request.source_port is None else request.source_port) if has_ports else 0,
+                   (request.destination_port or 0) if has_ports else 0)
+
+
+def _next_hop(state: State, hop: Mapping[str, Any], packet: _Packet) -> tuple[str, dict[str, Any]] | None:
+    """Where the packet goes on: host and query. None: it ends here, or leaves what we know."""
+    leaves = hop.get("leaves") or {}
+    if leaves.get("to") != "vtep":
+        return None
+    host, network = state.underlays.get(leaves.get("vtep", "")), state.spaces.get(leaves.get("vni", -1))
+    if host is None or network is None:
+        return None
+    target = state.addresses.get((network, packet.destination))
+    endpoint = state.endpoint(target) if target is not None else None
+    if endpoint is None or endpoint.spec.host != host.name:
+        return None
+    return host.name, {"port": endpoint.uid, "direction": "in", "vni": leaves["vni"], **packet.args()}
+
+
+__all__ = ["TraceRequest", "endpoint_named", "inside", "known", "trace"]
