@@ -1,0 +1,298 @@
+"""Goal states of one host, fakes behind the agent's seams, and frames; for the tests of features and agent."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator, Iterable, Mapping
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address
+from pathlib import Path
+
+from scapy.layers.inet import IP, TCP, UDP
+from scapy.layers.l2 import ARP, Ether
+from scapy.packet import Packet
+
+from agent.build import Built, Observed, build, wanted
+from agent.goals import Goals
+from agent.ids import Ids, allocate
+from agent.reconcile import Reconciler
+from agent.state import Disk
+from southbound.messages import (
+    Goal,
+    HostGoal,
+    MappingGoal,
+    NetworkGoal,
+    PortGoal,
+    RemoteGoal,
+    Subnet,
+    key_of,
+)
+from vfp.compile import Compiler
+from vfp.datapath.engine import Hook
+from vfp.datapath.records import DropEvent, FlowRecord, RuleHits
+from vfp.model import EngineState
+from vfp.reasons import DropReason
+from vfp.reference import Engine
+from vswitch.errors import NamespaceMissing, UplinkMissing, VSwitchError
+from vswitch.links import (
+    BridgeLink,
+    OwnedLink,
+    PortLink,
+    Surroundings,
+    TunnelLink,
+    UplinkState,
+    Where,
+)
+
+HOST_ADDRESS = "172.16.0.10"
+SECOND_ADDRESS = "172.17.0.10"
+VTEP, OTHER_VTEP = "172.31.0.1", "172.31.0.2"
+MAX_PORTS = 4096
+UPLINK_MAC = "02:aa:00:00:00:01"
+
+HOST = HostGoal("self", underlay=VTEP, uplink="lan0")
+
+
+def nat(n: int = 1, prefix: str = "192.168.{n}.0/24") -> NetworkGoal:
+    prefix = prefix.format(n=n)
+    gateway = str(next(_network(prefix)))
+    return NetworkGoal(
+        f"nat-{n}", f"nat{n}", "default", "nat", (1 << 24) + n, (Subnet(prefix, gateway),), f"02:fe:00:00:01:{n:02x}", 0
+    )
+
+
+def overlay(vni: int = 5001, prefix: str = "10.1.0.0/24", tenant: str = "red") -> NetworkGoal:
+    gateway = str(next(_network(prefix)))
+    mac = f"02:fe:00:00:{vni >> 8 & 0xFF:02x}:{vni & 0xFF:02x}"
+    return NetworkGoal(f"overlay-{vni}", "net", tenant, "overlay", vni, (Subnet(prefix, gateway),), mac, 0)
+
+
+def _network(prefix: str) -> Iterable[IPv4Address]:
+    from ipaddress import IPv4Network
+
+    return IPv4Network(prefix).hosts()
+
+
+def port(name: str, network: NetworkGoal, address: str, n: int, **more: object) -> PortGoal:
+    return PortGoal(
+        id=f"uid-{name}",
+        name=name,
+        tenant=network.tenant,
+        network=network.id,
+        address=f"{address}/24",
+        mac=f"02:00:00:00:00:{n:02x}",
+        netns=f"ns-{name}",
+        interface="eth0",
+        **more,  # type: ignore[arg-type]
+    )
+
+
+def remote(name: str, network: NetworkGoal, address: str, n: int, vtep: str = OTHER_VTEP) -> RemoteGoal:
+    return RemoteGoal(f"uid-{name}", name, network.id, address, f"02:00:00:00:00:{n:02x}", vtep)
+
+
+def mapping(name: str, to: PortGoal, outside: int, inside: int, **more: object) -> MappingGoal:
+    defaults: dict[str, object] = {"protocol": "tcp", "external_address": "0.0.0.0"}
+    return MappingGoal(
+        id=f"uid-{name}",
+        name=name,
+        tenant=to.tenant,
+        external_port=outside,
+        port=to.id,
+        internal_address=to.address.split("/")[0],
+        internal_port=inside,
+        **(defaults | more),  # type: ignore[arg-type]
+    )
+
+
+def goals(*objects: Goal, revision: int = 1) -> Goals:
+    return Goals(revision, {key_of(goal): goal for goal in objects})
+
+
+UPLINK = UplinkState(3, "lan0", (f"{HOST_ADDRESS}/24", f"{SECOND_ADDRESS}/24"), 1500, UPLINK_MAC)
+UNDERLAY = UplinkState(2, "under0", (f"{VTEP}/24",), 1400, "02:aa:00:00:00:02")
+
+
+def observed(wanted_goals: Goals, ids: Ids, **more: object) -> Observed:
+    """A host on which all links of `wanted_goals` exist."""
+    empty = Observed(UPLINK, "", UNDERLAY, "", frozenset({IPv4Address(HOST_ADDRESS)}), {})
+    plan = build(wanted_goals, empty, ids)
+    owned = {
+        name: OwnedLink(name, 100 + number, "veth", 1500, "sluice:")
+        for number, name in enumerate(sorted(plan.links()))
+    }
+    from dataclasses import replace
+
+    return replace(empty, owned=owned, **more)  # type: ignore[arg-type]
+
+
+def ids_for(*objects: Goal) -> Ids:
+    state = goals(*objects)
+    return allocate(Ids(), wanted(state, Observed(UPLINK)), MAX_PORTS)
+
+
+def built(*objects: Goal, **more: object) -> Built:
+    """The second build: every link is there. What it makes for the engine compiles."""
+    state, ids = goals(*objects), ids_for(*objects)
+    made = build(state, observed(state, ids, **more), ids)
+    Compiler().compile(made.engine, MAX_PORTS)
+    return made
+
+
+def engine(made: Built) -> Engine:
+    return Engine(made.engine)
+
+
+def number_of(made: Built, goal: PortGoal) -> int:
+    return made.port_ids[goal.id]
+
+
+def error_of(made: Built, goal: Goal) -> str:
+    return next((fault.message for fault in made.faults if fault.key == key_of(goal)), "")
+
+
+def ip(sender: PortGoal, dst: str, payload: Packet, dst_mac: str = "02:fe:00:00:01:01", **fields: str) -> bytes:
+    """A frame of the endpoint `sender`; `src` and `src_mac` lie about who it is."""
+    frame = Ether(src=fields.get("src_mac", sender.mac), dst=dst_mac)
+    return bytes(frame / IP(src=fields.get("src", sender.address.split("/")[0]), dst=dst) / payload)
+
+
+def tcp(port: int = 80, sport: int = 40000, flags: str = "S") -> Packet:
+    return TCP(sport=sport, dport=port, flags=flags)
+
+
+def udp(port: int = 53, sport: int = 40000) -> Packet:
+    return UDP(sport=sport, dport=port)
+
+
+def arp_request(sender: PortGoal, target: str) -> bytes:
+    own = sender.address.split("/")[0]
+    ask = ARP(op=1, hwsrc=sender.mac, psrc=own, hwdst="00:00:00:00:00:00", pdst=target)
+    return bytes(Ether(src=sender.mac, dst="ff:ff:ff:ff:ff:ff") / ask)
+
+
+def from_world(src: str, dst: str, payload: Packet) -> bytes:
+    return bytes(Ether(src="02:bb:00:00:00:01", dst=UPLINK_MAC) / IP(src=src, dst=dst) / payload)
+
+
+@dataclass
+class FakeSwitch:
+    """Links in memory. `calls` says what was done, in order; `missing` are absent namespaces."""
+
+    links: dict[str, OwnedLink] = field(default_factory=dict)
+    calls: list[tuple[str, ...]] = field(default_factory=list)
+    missing: set[str] = field(default_factory=set)
+    filters: dict[tuple[int, str], str] = field(default_factory=dict)
+    neighbours: dict[str, dict[str, str]] = field(default_factory=dict)
+    reserved: list[tuple[int, int]] = field(default_factory=list)
+    lost_uplink: bool = False
+    broken: str = ""
+    _next: int = 100
+
+    def _ensure(self, name: str, kind: str, mtu: int, alias: str) -> int:
+        if self.broken == name:
+            raise VSwitchError(f"link {name}", "is broken", "mend it")
+        self.calls.append(("ensure", name))
+        if name not in self.links:
+            self._next += 1
+            self.links[name] = OwnedLink(name, self._next, kind, mtu, alias)
+        return self.links[name].ifindex
+
+    def ensure_port(self, link: PortLink) -> int:
+        if link.netns in self.missing:
+            raise NamespaceMissing(f"namespace {link.netns}", "absent", "create it")
+        return self._ensure(link.host_interface, "veth", link.mtu_bytes, link.alias)
+
+    def ensure_bridge(self, link: BridgeLink) -> int:
+        return self._ensure(link.name, "bridge", link.mtu_bytes, link.alias)
+
+    def ensure_tunnel(self, link: TunnelLink) -> int:
+        return self._ensure(link.name, "vxlan", link.mtu_bytes, link.alias)
+
+    def remove(self, name: str) -> None:
+        self.calls.append(("remove", name))
+        self.links.pop(name, None)
+
+    def owned(self) -> dict[str, OwnedLink]:
+        return dict(self.links)
+
+    def set_neighbours(self, bridge: str, entries: Mapping[str, str]) -> None:
+        self.neighbours[bridge] = dict(entries)
+
+    def attach(self, ifindex: int, where: Where, program_fd: int, name: str) -> None:
+        self.calls.append(("attach", str(ifindex), where, name))
+        self.filters[ifindex, where] = name
+
+    def detach(self, ifindex: int, where: Where) -> None:
+        self.calls.append(("detach", str(ifindex), where))
+        self.filters.pop((ifindex, where), None)
+
+    def uplink(self, name: str = "") -> UplinkState:
+        if self.lost_uplink:
+            raise UplinkMissing(f"uplink {name!r}", "no such interface", "make it")
+        return UPLINK
+
+    def underlay(self, address: str) -> UplinkState:
+        if address != VTEP:
+            raise UplinkMissing(f"underlay {address}", "no interface has it", "set it")
+        return UNDERLAY
+
+    def facts(self) -> Surroundings:
+        return Surroundings((("lan0", f"{HOST_ADDRESS}/24"), ("lo", "127.0.0.1/8")), (("lan0", "172.16.0.0/24"),), ())
+
+    def reserve_ports(self, ranges: Iterable[tuple[int, int]]) -> None:
+        self.reserved = list(ranges)
+
+    def release_ports(self) -> None:
+        self.reserved = []
+
+    async def watch(self) -> AsyncGenerator[None]:
+        yield
+
+
+@dataclass
+class FakeDatapath:
+    """The reference engine in place of the kernel's."""
+
+    limit: int = MAX_PORTS
+    engine: Engine = field(default_factory=lambda: Engine(EngineState()))
+    applied: list[EngineState] = field(default_factory=list)
+    records: list[FlowRecord] = field(default_factory=list)
+    hits: dict[tuple[int, int], RuleHits] = field(default_factory=dict)
+    events: list[DropEvent] = field(default_factory=list)
+    calls: list[tuple[str, ...]] | None = None
+
+    def apply(self, state: EngineState) -> None:
+        Compiler().compile(state, self.limit)
+        self.engine.update(state)
+        self.applied.append(state)
+        if self.calls is not None:
+            self.calls.append(("apply",))
+
+    def program_fd(self, hook: Hook) -> int:
+        return 10
+
+    def flows(self) -> list[FlowRecord]:
+        return self.records
+
+    def drop_counts(self) -> dict[DropReason, int]:
+        return {reason: self.engine.drop_counts[reason] for reason in DropReason}
+
+    def rule_hits(self) -> dict[tuple[int, int], RuleHits]:
+        return self.hits
+
+    def events_fd(self) -> int:
+        return -1
+
+    def read_events(self) -> list[DropEvent]:
+        events, self.events = self.events, []
+        return events
+
+    def sweep(self) -> int:
+        return self.engine.sweep(time.monotonic())
+
+
+def reconciler(directory: Path, switch: FakeSwitch, datapath: FakeDatapath) -> Reconciler:
+    disk = Disk(directory)
+    datapath.calls = switch.calls
+    return Reconciler(switch, datapath, disk, disk.load().ids, MAX_PORTS)
