@@ -19,7 +19,7 @@ from vfp.model import Pool
 PROBES = 64
 FNV_OFFSET = 2166136261
 FNV_PRIME = 16777619
-BINDING_IDLE_S = 300.0                      # RFC 4787 REQ-5
+BINDING_IDLE_S = 2.0                        # without any flow; flows hold it for RFC 4787 REQ-5's time
 
 
 class Exhausted(Exception):
@@ -52,7 +52,7 @@ class Binding:
 
     key: BindingKey
     external: External
-    used_s: float                           # last decision, or last packet of a flow that uses it
+    used_s: float                           # last decision, or last sweep that found a flow using it
 
 
 class Bindings:
@@ -89,15 +89,14 @@ class Bindings:
                 return external
         raise Exhausted
 
-    def touch(self, key: BindingKey, used_s: float) -> None:
-        """A flow that uses the binding was last used at `used_s`."""
-        binding = self._by_key.get(key)
-        if binding is not None:
-            binding.used_s = max(binding.used_s, used_s)
-
     def sweep(self, in_use: set[BindingKey], now_s: float) -> int:
-        """Remove bindings without flows that were idle for longer than `BINDING_IDLE_S`; returns how many."""
-        idle = [b for b in self.live() if b.key not in in_use and now_s - b.used_s > BINDING_IDLE_S]
+        """Remove bindings that no flow has used for longer than `BINDING_IDLE_S`; returns how many."""
+        idle = []
+        for binding in self.live():
+            if binding.key in in_use:
+                binding.used_s = now_s
+            elif now_s - binding.used_s > BINDING_IDLE_S:
+                idle.append(binding)
         for binding in idle:
             self._remove(binding)
         return len(idle)

@@ -19,7 +19,7 @@ from ipaddress import IPv4Address
 from vfp.model import EngineState
 from vfp.reasons import DropReason
 from vfp.reference import transposition as header
-from vfp.reference.bindings import BindingKey, Bindings
+from vfp.reference.bindings import Bindings
 from vfp.reference.decide import Decision, Subject, decide
 from vfp.reference.flows import Entry, FlowKey, FlowState, FlowTable, Pair, TableFull, pair_of
 from vfp.reference.index import Index, changed_ports
@@ -128,13 +128,8 @@ class Engine:
 
     def sweep(self, now_s: float) -> int:
         """Age flows and bindings; returns how many flow entries and bindings went."""
-        in_use: set[BindingKey] = set()
-        for pair in self._flows.pairs():
-            for key in pair.bindings:
-                self.bindings.touch(key, pair.used_s)
         removed = self._flows.sweep(now_s)
-        for pair in self._flows.pairs():
-            in_use.update(pair.bindings)
+        in_use = {key for pair in self._flows.pairs() for key in pair.bindings}
         return removed + self.bindings.sweep(in_use, now_s)
 
     def process(self, hook: Hook, number: int, frame: bytes, *, vtep: IPv4Address | None = None,

@@ -43,6 +43,10 @@ class Index:
         """The fixed inbound translation for what arrives at an uplink."""
         return self._mappings.get((uplink, protocol, external, port))
 
+    def links(self) -> tuple[int, dict[int, int]]:
+        """Interfaces other than those of ports: the tunnel device, and uplinks by id."""
+        return self.state.tunnel_ifindex, {uplink.id: uplink.ifindex for uplink in self.state.uplinks}
+
     def places(self) -> dict[tuple[int, Address], Location]:
         """All entries of all spaces."""
         return self._places
@@ -64,6 +68,8 @@ def changed_ports(old: Index, new: Index) -> set[int]:
     """
     before = {id: replace(port, name="") for id, port in old.ports.items()}
     after_ports = {id: replace(port, name="") for id, port in new.ports.items()}
+    if old.links() != new.links():
+        return before.keys() | after_ports.keys()
     changed = {id for id in before.keys() | after_ports.keys() if before.get(id) != after_ports.get(id)}
     after = new.places()
     spaces = {key[0] for key, location in old.places().items() if after.get(key) != location}
