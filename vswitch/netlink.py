@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
-from pyroute2.netlink import NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR
+from pyroute2.netlink import NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_ECHO, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR
 from pyroute2.netlink.rtnl.marshal import MarshalRtnl
 
 from vswitch.errors import KernelRefused, PermissionDenied
@@ -129,7 +129,8 @@ class Netlink:
         """
         self._sequence += 1
         wanted = self._sequence
-        self._socket.send(request.encode(wanted, 0))
+        # Traffic control answers a get only to who asks for the echo; the others do not mind.
+        self._socket.send(request.encode(wanted, NLM_F_ECHO))
         while True:
             for kind, flags, sequence, data in self._receive():
                 if sequence != wanted:
@@ -177,7 +178,11 @@ class Netlink:
 
     def _receive(self) -> Iterator[tuple[int, int, int, bytes]]:
         """(type, flags, sequence, whole message) of every message in the next datagram."""
-        data = self._socket.recv(RECEIVE_BYTES)
+        try:
+            data = self._socket.recv(RECEIVE_BYTES)
+        except TimeoutError:
+            found = f"no answer in {ANSWER_WITHIN_S:.0f} s"
+            raise KernelRefused("netlink request", found, "see the kernel log", errno.ETIMEDOUT) from None
         offset = 0
         while offset + HEADER.size <= len(data):
             length, kind, flags, sequence, _port = HEADER.unpack_from(data, offset)
