@@ -194,12 +194,13 @@ async def say_refused(writer: asyncio.StreamWriter, reason: str) -> None:
 
 
 async def close_writer(writer: asyncio.StreamWriter) -> None:
-    """Close in good order within a second, else abort."""
+    """Close in good order within a second, else abort. May be called again."""
+    writer.close()
+    # A task of its own: a deadline around `wait_closed` would cancel the stream's future for the next caller too.
+    closing = asyncio.ensure_future(writer.wait_closed())
+    closing.add_done_callback(lambda done: done.cancelled() or done.exception())
     try:
-        writer.close()
-        async with asyncio.timeout(GOODBYE_S):
-            await writer.wait_closed()
-    except (TimeoutError, OSError):
-        pass
+        await asyncio.wait({closing}, timeout=GOODBYE_S)
     finally:
         writer.transport.abort()
+    await asyncio.wait({closing}, timeout=GOODBYE_S)

@@ -51,7 +51,8 @@ class Line:
             if isinstance(error.__cause__, ssl.SSLError):
                 raise SessionRefused(f"the controller does not accept this host's certificate ({error}); it may "
                                      "have a new CA: run `sluice join` with a new token") from error
-            raise
+            raise ConnectionLost(f"no answer from the controller: {error}. If this stays so, it may not accept this "
+                                 "host's certificate (its log says): run `sluice join` with a new token") from error
         if isinstance(answer, Refused):
             raise SessionRefused(answer.reason)
         return answer

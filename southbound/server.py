@@ -90,6 +90,7 @@ class SouthboundServer:
         self._gate = Gate(max_unauthenticated)
         self._sessions: dict[str, Session] = {}
         self._connections: set[asyncio.Task[None]] = set()
+        self._serving: dict[asyncio.Task[None], Channel] = {}   # those of the connections that have a session
         self._accepting: asyncio.Task[None] | None = None
         self._listener: socket.socket | None = None
 
@@ -121,7 +122,10 @@ class SouthboundServer:
         assert self._listener is not None
         tasks = {self._accepting, *self._connections}
         for task in tasks:
-            task.cancel()
+            if (channel := self._serving.get(task)) is not None:
+                channel.close("the controller stops")   # cancelled, it could miss its `on_disconnect`
+            else:
+                task.cancel()
         await asyncio.wait(tasks)
         self._listener.close()
 
@@ -255,8 +259,11 @@ class SouthboundServer:
 
     async def _run(self, session: Session, channel: Channel, welcome: Welcome) -> None:
         """Serve a greeted session until it ends; then tell the handler."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._serving[task] = channel
         worker = asyncio.create_task(self._work(session))
-        reason = "the controller stopped"
+        reason = ""
         try:
             channel.send_first(replace(welcome, version=PROTOCOL_VERSION, keepalive_s=self._limits.keepalive_s))
             _log.info("agent connected", host=session.host, peer=session.peer, agent=session.hello.agent,
@@ -275,6 +282,7 @@ class SouthboundServer:
                 await self._handler.on_disconnect(session)
             finally:
                 self._forget(session)
+                del self._serving[task]
 
     def _forget(self, session: Session) -> None:
         del self._sessions[session.host]
