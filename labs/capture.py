@@ -124,6 +124,8 @@ def judge(counts: Mapping[bytes, int], wanted: Captured, names: Mapping[str, Any
     every = [_filled(condition, names) for condition in wanted.every]
     none = [_filled(condition, names) for condition in wanted.none]
     if every:
+        if not kinds:
+            raise StepFailed("no frame was captured, so that `every` says nothing")
         _refuse("is none of what may be there",
                 [(kind, n) for kind, n in kinds if not any(_fits(kind, condition) for condition in every)])
     for condition in none:

@@ -32,7 +32,8 @@ def load(path: Path) -> Lab:
     try:
         lab = Lab.model_validate(data)
     except ValidationError as error:
-        raise InvalidLab(str(path), [_flaw(found, data, lines) for found in error.errors()]) from None
+        told = [found for found in error.errors() if not _echo(found)]
+        raise InvalidLab(str(path), [_flaw(found, data, lines) for found in told]) from None
     across = [Flaw(line_of(where, lines), _dotted(where), message) for where, message in flaws_across(lab)]
     if across:
         raise InvalidLab(str(path), across)
@@ -92,6 +93,11 @@ def line_of(path: FieldPath, lines: dict[FieldPath, int]) -> int:
 def _flaw(found: ErrorDetails, data: Any, lines: dict[FieldPath, int]) -> Flaw:
     path = _real_path(found["loc"], data)
     return Flaw(line_of(path, lines), _dotted(path), _message(found, data, path))
+
+
+def _echo(found: ErrorDetails) -> bool:
+    """pydantic calls a list too short when all that is in it is wrong, which it has told by then."""
+    return found["type"] == "too_short" and bool(found["input"])
 
 
 def _real_path(loc: FieldPath, data: Any) -> FieldPath:

@@ -13,7 +13,7 @@ import select
 import signal
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from labs.errors import LabError, StepFailed
@@ -54,8 +54,47 @@ class Spec:
     command: tuple[str, ...]
     namespace: str = ""                     # empty: the root namespace
     ready: Ready = AT_ONCE
-    environment: Mapping[str, str] = field(default_factory=dict)
-    directory: Path | None = None
+
+
+class Child:
+    """A process of ours that may outlive us (`up`), which asyncio's own would complain about."""
+
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str], out: Path, err: Path) -> None:
+        """Start it, in a session of its own.
+
+        Raises:
+            OSError: it cannot be started.
+        """
+        append = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+        self.pid = os.posix_spawnp(
+            command[0], list(command), dict(environment), setsid=True,
+            # Python ignores these two, and an ignored signal stays ignored in what is started.
+            setsigdef=[signal.SIGPIPE, signal.SIGXFSZ],
+            file_actions=[(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+                          (os.POSIX_SPAWN_OPEN, 1, str(out), append, 0o644),
+                          (os.POSIX_SPAWN_OPEN, 2, str(err), append, 0o644)])
+        self.returncode: int | None = None
+        self._ended = asyncio.Event()
+        self._descriptor = os.pidfd_open(self.pid)
+        asyncio.get_running_loop().add_reader(self._descriptor, self._reap)
+
+    async def wait(self) -> int:
+        """Its exit status, once it has ended; negative: the signal that ended it."""
+        await self._ended.wait()
+        return self.returncode or 0
+
+    def release(self) -> None:
+        """Let it go on without us."""
+        if self._descriptor >= 0:
+            asyncio.get_running_loop().remove_reader(self._descriptor)
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def _reap(self) -> None:
+        _, status = os.waitpid(self.pid, 0)
+        self.returncode = os.waitstatus_to_exitcode(status)
+        self.release()
+        self._ended.set()
 
 
 @dataclass(slots=True)
@@ -63,7 +102,7 @@ class Background:
     """A background program of this run."""
 
     spec: Spec
-    process: asyncio.subprocess.Process
+    process: Child
     log: Path                               # standard error
     out: Path                               # standard output
     began_s: float
@@ -114,15 +153,11 @@ class Processes:
         logs.mkdir(exist_ok=True)
         stem = spec.name.replace("/", "-")
         log, out = logs / f"{stem}.log", logs / f"{stem}.out"
-        with log.open("ab") as log_file, out.open("ab") as out_file:
-            written = log.stat().st_size
-            try:
-                process = await asyncio.create_subprocess_exec(
-                    *inside(spec.namespace, spec.command), stdin=asyncio.subprocess.DEVNULL, stdout=out_file,
-                    stderr=log_file, env={**self._environment, **spec.environment}, start_new_session=True,
-                    cwd=spec.directory)
-            except OSError as error:
-                raise StepFailed(f"cannot start {spec.name}: {error}") from error
+        written = log.stat().st_size if log.exists() else 0
+        try:
+            process = Child(inside(spec.namespace, spec.command), self._environment, out, log)
+        except OSError as error:
+            raise StepFailed(f"cannot start {spec.name}: {error}") from error
         self._running[spec.name] = Background(spec, process, log, out, time.monotonic())
         start = started_at(process.pid)
         if start is not None:
@@ -204,6 +239,11 @@ class Processes:
         for background in self._running.values():
             if background.process.returncode is None:
                 await background.process.wait()
+
+    def release(self) -> None:
+        """Let the background programs go on without us."""
+        for background in self._running.values():
+            background.process.release()
 
 
 def inside(namespace: str, command: Sequence[str]) -> list[str]:

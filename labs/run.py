@@ -149,6 +149,7 @@ async def _whole(lab: Lab, path: Path, report: Report, keep: bool) -> int:
             _show_logs(site, report)
         if keep and finished:
             report.note(f"the lab stays: export SLUICE_API={site.journal.api}; `sluice lab down {lab.name}`")
+            site.processes.release()
         else:
             await _tear_down(site, report)
     return HELD if held else NOT_HELD
@@ -166,7 +167,9 @@ async def _up(lab: Lab, path: Path, report: Report) -> int:
         report.console.print(getattr(failed, "details", ""), markup=False)
         _show_logs(site, report)
     finally:
-        if not done:
+        if done:
+            site.processes.release()
+        else:
             await _tear_down(site, report)
     return HELD if done else WRONG
 
@@ -239,8 +242,7 @@ async def _start_service(site: Site, name: str, service: Service, place: str) ->
     for file, content in service.files.items():
         (directory / file).write_text(fill_text(content, names), encoding="utf-8")
     await site.processes.start(processes.Spec(
-        instance, tuple(site.words(service.command, names)), site.namespace(place, names), service.ready,
-        directory=directory))
+        instance, tuple(site.words(service.command, names)), site.namespace(place, names), service.ready))
 
 
 async def _tell_chapters(site: Site, report: Report) -> None:

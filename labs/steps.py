@@ -57,7 +57,7 @@ async def _one(site: Site, action: Any, names: Names, local: Names) -> str:
         case Start():
             await site.processes.start(Spec(
                 fill_text(action.start, names), tuple(site.words(action.command, names)),
-                site.namespace(action.in_, names), action.ready, directory=site.work))
+                site.namespace(action.in_, names), action.ready))
         case Finish():
             return await _finish(site, action, names)
         case Kill():
