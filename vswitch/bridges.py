@@ -30,7 +30,6 @@ from vswitch.requests import (
 NUD_PERMANENT = 0x80
 
 BRIDGE_DATA: dict[str, int] = {
-    "IFLA_BR_FORWARD_DELAY": 0,
     "IFLA_BR_STP_STATE": 0,
     "IFLA_BR_MCAST_SNOOPING": 0,
 }

@@ -14,7 +14,7 @@ import socket
 from dataclasses import dataclass
 from pathlib import Path
 
-from pyroute2.netlink import NLM_F_CREATE, NLM_F_EXCL, rtnl
+from pyroute2.netlink import NLM_F_CREATE, NLM_F_ECHO, NLM_F_EXCL, rtnl
 from pyroute2.netlink.rtnl.tcmsg.sched_bpf import TCA_BPF_FLAG_ACT_DIRECT
 
 from vswitch.errors import HookTaken, KernelRefused, LinkInvalid, LinkMissing
@@ -181,11 +181,12 @@ def _found_filter(message: Message) -> Filter:
 
 
 def _qdisc(netlink: Netlink, ifindex: int) -> str:
-    """Kind of the qdisc at the ingress hook: "clsact", "ingress", or "" for none."""
-    request = Request(
-        f"look at the qdisc of link {ifindex}", rtnl.RTM_GETQDISC, {"index": ifindex, "parent": CLSACT}, []
-    )
-    message = netlink.get(request)
+    """Kind of the qdisc at the ingress hook: "clsact", "ingress", or "" for none.
+
+    The kernel answers this question by a notification, which the asker gets only with NLM_F_ECHO.
+    """
+    asked = f"look at the qdisc of link {ifindex}"
+    message = netlink.get(Request(asked, rtnl.RTM_GETQDISC, {"index": ifindex, "parent": CLSACT}, [], NLM_F_ECHO))
     return "" if message is None else message.get_attr("TCA_KIND") or ""
 
 

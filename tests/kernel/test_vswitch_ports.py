@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -306,8 +307,6 @@ def test_switch_keeps_no_namespace_alive(switch: Switch, host: Namespace, endpoi
 
 
 def test_switch_works_where_an_event_loop_runs_and_from_threads(switch: Switch, endpoint: Namespace) -> None:
-    import asyncio
-
     async def both() -> tuple[int, int]:
         return switch.ensure_port(port(5, endpoint)), await asyncio.to_thread(switch.ensure_port, port(5, endpoint))
 

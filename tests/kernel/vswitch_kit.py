@@ -145,11 +145,13 @@ def world(scratch: Path) -> Iterator[World]:
 
 
 def _inventory() -> dict[str, set[str]]:
-    names = os.listdir("/run/netns") if Path("/run/netns").is_dir() else []
+    named = Path("/run/netns")
+    names = {path.name for path in named.iterdir()} if named.is_dir() else set()
+    links = {link["ifname"] for link in json.loads(run("ip", "-j", "link"))}
     return {
         "namespaces": {name for name in names if name.startswith("vsw-") and name.endswith(f"-{os.getpid()}")},
-        "links": {link["ifname"] for link in json.loads(run("ip", "-j", "link")) if link["ifname"].startswith("vsw")},
-        "descriptors": {f"{len(os.listdir('/proc/self/fd'))}"},
+        "links": {name for name in links if name.startswith(("vsw", "slvx"))},
+        "descriptors": {path.name for path in Path("/proc/self/fd").iterdir() if path.exists()},
         "threads": {thread.name for thread in threading.enumerate()},
     }
 
@@ -185,5 +187,6 @@ def compile_bpf(source: str, target: Path, **constants: int) -> Path:
     text.write_text(BPF_HEADER + source)
     defines = [f"-D{name}={value}" for name, value in constants.items()]
     include = f"-I/usr/include/{os.uname().machine}-linux-gnu"
-    run("clang", "-O2", "-g", "-target", "bpf", "-Wall", "-Werror", include, *defines, "-c", str(text), "-o", str(target))
+    flags = ("-O2", "-g", "-target", "bpf", "-Wall", "-Werror", include, *defines)
+    run("clang", *flags, "-c", str(text), "-o", str(target))
     return target
