@@ -8,6 +8,7 @@ import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,7 @@ MAX_QUERIES = 16                            # answered at once
 QUERY_S = 30.0
 BACKOFF_S = (0.2, 5.0)                      # first and longest pause between sessions, before jitter
 SETTLED_S = 5.0                             # a session that lasted this long resets the pause
+EXPIRY_WARNING = timedelta(days=60)
 _KEEPALIVE_S = (0.05, 300.0)                # what a Welcome may ask for
 
 _log = structlog.get_logger(__name__)
@@ -156,11 +158,10 @@ async def connect(identity_dir: Path, hello: Hello, on_query: OnQuery) -> AsyncI
     Raises:
         IdentityError, Unreachable, UntrustedController, SessionRefused, ProtocolError, ConnectionLost
     """
-    identity = await asyncio.to_thread(load_identity, identity_dir)
+    identity, context = await asyncio.to_thread(_credentials, identity_dir)
     if hello.host != identity.host:
         raise IdentityError(f"this agent is to be host {hello.host!r}, its certificate is for {identity.host!r}; "
                             "start it with that name or join again")
-    context = await asyncio.to_thread(_context, identity)
     async with dial(identity.controller, context) as line:
         welcome = await line.ask(hello, BEFORE_SESSION_BYTES)
         if not isinstance(welcome, Welcome):
@@ -195,6 +196,9 @@ async def run(identity_dir: Path, make_hello: Callable[[Identity], Hello],
             identity = await asyncio.to_thread(load_identity, identity_dir)
             async with connect(identity_dir, make_hello(identity), on_query) as session:
                 _log.info("connected to the controller", controller=identity.controller)
+                if identity.expires - datetime.now(UTC) < EXPIRY_WARNING:
+                    _log.warning("this host's certificate expires soon; run `sluice join` with a new token",
+                                 expires=identity.expires.isoformat())
                 said = ""
                 await serve(session)
             lost: Exception = SessionClosed("the agent ended the session")
@@ -229,10 +233,13 @@ def _only_southbound(group: BaseExceptionGroup[BaseException]) -> SouthboundErro
     return error
 
 
-def _context(identity: Identity) -> ssl.SSLContext:
+def _credentials(identity_dir: Path) -> tuple[Identity, ssl.SSLContext]:
+    identity = load_identity(identity_dir)
     try:
-        return agent_context(identity.key, identity.certificate, identity.ca)
+        return identity, agent_context(identity.key, identity.certificate, identity.ca)
     except (OSError, ValueError) as error:
+        if load_identity(identity_dir) != identity:
+            return _credentials(identity_dir)    # `sluice join` replaced it while we read
         raise IdentityError(f"{identity.directory}: TLS cannot use it: {error}; join again with a new "
                             "token") from error
 

@@ -124,11 +124,13 @@ def load_identity(directory: Path) -> Identity:
     Raises:
         IdentityError: something is missing, damaged, expired or from different joins; says what to do.
     """
-    target = Path(os.path.realpath(directory))   # stays one identity, also when the link is turned meanwhile
+    target = Path(os.path.realpath(directory))   # one identity, also when the link is turned meanwhile
     try:
         parts = {name: (target / name).read_bytes() for name in ("key.pem", "cert.pem", "ca.pem", "controller")}
         controller = parts["controller"].decode("ascii").strip()
     except (OSError, UnicodeDecodeError) as error:
+        if Path(os.path.realpath(directory)) != target:
+            return load_identity(directory)      # joined again while we read: the old one is gone
         raise IdentityError(f"{directory}: this host is not enrolled, or its identity is damaged ({error}); run "
                             "`sluice join` with a token from `sluice token create`") from error
     split_address(controller)

@@ -28,7 +28,7 @@ from southbound.errors import (
     SessionClosed,
     SouthboundError,
 )
-from southbound.framing import BEFORE_SESSION_BYTES, CHUNK_BYTES, frame, read_frame, write_frame
+from southbound.framing import BEFORE_SESSION_BYTES, frame, read_frame, write_frame
 from southbound.gate import Gate, Place
 from southbound.messages import PROTOCOL_VERSION, Ack, Facts, Hello, Join, Joined, Resync, Welcome
 from southbound.session import Session
@@ -202,7 +202,7 @@ class SouthboundServer:
 
     async def _handshake(self, connection: socket.socket) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         loop = asyncio.get_running_loop()
-        reader = asyncio.StreamReader(limit=CHUNK_BYTES)
+        reader = asyncio.StreamReader(limit=BEFORE_SESSION_BYTES)
         protocol = asyncio.StreamReaderProtocol(reader)
         try:
             transport, _ = await loop.connect_accepted_socket(
