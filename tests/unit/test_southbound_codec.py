@@ -35,7 +35,7 @@ from southbound.messages import (
 
 MESSAGES = get_args(Message)
 NUMBERS = st.integers(-(2**63), 2**64 - 1)
-TEXTS = st.text(st.characters(exclude_categories=("Cs",)))
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]))
 JSON_LIKE = st.recursive(st.none() | st.booleans() | NUMBERS | st.floats(allow_nan=False, allow_infinity=False) | TEXTS,
                          lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
                          max_leaves=8)
