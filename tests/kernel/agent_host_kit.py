@@ -35,6 +35,7 @@ from southbound.messages import (
 )
 from southbound.server import SouthboundServer
 from southbound.session import Session
+from vfp.datapath.map import BpfMap
 
 T = TypeVar("T")
 
@@ -129,21 +130,25 @@ class Controller:
         """Make the goal state exactly `goals`, by a full sync; the acknowledgement."""
         self.revision += 1
         self.goals = {(goal.kind, goal.id): goal for goal in goals}
-        return self._say(FullSync(self.revision, tuple(goals)))
+        self._send(FullSync(self.revision, tuple(goals)))
+        return self.acknowledged(self.revision)
 
-    def change(self, *put: Goal, remove: tuple[Key, ...] = (), base: int | None = None) -> Ack:
+    def change(self, *put: Goal, remove: tuple[Key, ...] = ()) -> Ack:
         """A delta; its acknowledgement."""
-        before = self.revision if base is None else base
-        self.revision += 1
         for key in remove:
             self.goals.pop(key)
-        self.goals.update({(goal.kind, goal.id): goal for goal in put})
-        return self._say(Delta(before, self.revision, put, remove))
+        self.send_delta(self.revision, *put, remove=remove)
+        return self.acknowledged(self.revision)
 
-    def _say(self, message: FullSync | Delta) -> Ack:
+    def send_delta(self, base: int, *put: Goal, remove: tuple[Key, ...] = ()) -> None:
+        """A delta, to whatever end."""
+        self.revision += 1
+        self.goals.update({(goal.kind, goal.id): goal for goal in put})
+        self._send(Delta(base, self.revision, put, remove))
+
+    def _send(self, message: FullSync | Delta) -> None:
         session = until(lambda: self.session, "the agent connects")
         self._do(session.send(message))
-        return self.acknowledged(message.revision)
 
     def acknowledged(self, revision: int) -> Ack:
         """The first acknowledgement of a revision."""
@@ -279,10 +284,10 @@ class Machine:
     def map_ids(self) -> dict[str, int]:
         """Pinned maps."""
         found = {}
-        for pin in sorted(self.pins.iterdir()):
-            shown = sh(f"bpftool -j map show pinned {pin}", check=False)
-            if shown.startswith("{") and "id" in json.loads(shown):
-                found[pin.name] = json.loads(shown)["id"]
+        for pin in sorted((self.pins / "maps").iterdir()):
+            with BpfMap.open_pin(pin) as pinned:
+                text = Path(f"/proc/self/fdinfo/{pinned.fd}").read_text()
+            found[pin.name] = int(text.partition("map_id:")[2].split()[0])
         return found
 
     def close(self) -> None:
