@@ -226,16 +226,14 @@ async def _shielded(task: asyncio.Task[Outcome]) -> Outcome:
     return await waiting
 
 
-def _turn(declared: Declared) -> tuple[int, bool]:
+def _turn(declared: Declared) -> tuple[int, bool, bool]:
     """Order of a request: what others depend on first, and what leaves a choice open after what does not."""
-    spec = declared.spec
+    spec, rank = declared.spec, RANK[declared.ref.kind]
     if isinstance(spec, NetworkSpec):
-        open_choice = spec.vni == "auto"
-    elif isinstance(spec, EndpointSpec):
-        open_choice = spec.address is None or spec.mac is None
-    else:
-        open_choice = isinstance(spec, StaticMappingSpec) and spec.external_port == "auto"
-    return RANK[declared.ref.kind], open_choice
+        return rank, spec.vni == "auto", False
+    if isinstance(spec, EndpointSpec):
+        return rank, spec.address is None, spec.mac is None
+    return rank, isinstance(spec, StaticMappingSpec) and spec.external_port == "auto", False
 
 
 def _repeated(declared: Sequence[Declared]) -> list[Problem]:
@@ -250,10 +248,12 @@ def _repeated(declared: Sequence[Declared]) -> list[Problem]:
 
 
 def _without_echoes(problems: list[Problem], parsed: Sequence[Declared | list[Problem]]) -> list[Problem]:
-    """Leave out references to documents of the same request whose form was refused already."""
+    """In the order of the documents, without references to those whose form was refused already."""
     malformed = {p.resource for each in parsed if isinstance(each, list) for p in each}
     kept = [p for p in problems if not (p.code.startswith("unknown_") and _target(p) in malformed)]
-    return kept or problems
+    titles = [each[0].resource if isinstance(each, list) else str(each.ref) for each in parsed]
+    place = {title: i for i, title in reversed(list(enumerate(titles)))}
+    return sorted(kept or problems, key=lambda p: place.get(p.resource, len(place)))
 
 
 def _target(problem: Problem) -> str:

@@ -1,0 +1,211 @@
+"""The planner: only what a host needs, all that it needs, and the same by steps as at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from ipaddress import IPv4Address, IPv4Network
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from controller.assign import assign
+from controller.documents import Declared, parse
+from controller.planner import Plan, joined, plan, replan
+from controller.state import Change, Ref, State, Stored
+from controller.validate import Surroundings, check, check_removal
+from southbound.messages import AclTier, HostGoal, MappingGoal, NetworkGoal, PortGoal, RemoteGoal
+from controller_kit import endpoint, host, mapping, nat, overlay, policy
+
+HOSTS = ("h1", "h2", "h3")
+
+
+def after(state: State, *documents: Any, removed: Sequence[Ref] = ()) -> tuple[State, list[Change]]:
+    """The state with documents applied (those that pass the checks) and objects removed (those that may be)."""
+    fork, changes = state.fork(), []
+    fork.revision += 1
+    for each in documents:
+        declared = parse(each, "document")
+        assert isinstance(declared, Declared), declared
+        old = fork.get(declared.ref)
+        if check(declared, Surroundings(fork)):
+            continue
+        uid = old.uid if old else f"{declared.ref}@{fork.revision}"
+        new = Stored(declared.ref, uid, fork.revision, "", declared.spec, declared.labels,
+                     assign(declared, uid, fork, {}))
+        fork.put(new)
+        changes.append(Change(old, new))
+    for ref in removed:
+        stored = fork.get(ref)
+        if stored is not None and not check_removal(stored, fork):
+            fork.remove(ref)
+            changes.append(Change(stored, None))
+    return fork, changes
+
+
+def built(*documents: Any) -> State:
+    return after(State.of([Stored(Ref("Tenant", "", "default"), "t", 1, "", parse_spec())]), *documents)[0]
+
+
+def parse_spec() -> Any:
+    from controller.resources import TenantSpec
+
+    return TenantSpec()
+
+
+BASE = [host("h1", "172.31.0.1"), host("h2", "172.31.0.2"), host("h3", "172.31.0.3"), overlay("red"),
+        overlay("blue"), nat("office", "192.168.250.0/24"), nat("lab", "192.168.251.0/24", "h2")]
+
+
+def of(state_plan: Plan, name: str, kind: type[Any]) -> list[Any]:
+    return [goal for goal in state_plan.goals(name).values() if isinstance(goal, kind)]
+
+
+def test_a_host_gets_its_ports_and_the_others_as_remotes() -> None:
+    state = built(*BASE, endpoint("a", "red", "h1"), endpoint("b", "red", "h2"), endpoint("c", "blue", "h2"),
+                  endpoint("web", "office"), mapping("www", "office", "web", 8080))
+    made = plan(state)
+    assert [(p.name, p.address, p.interface) for p in of(made, "h1", PortGoal)] == [
+        ("a", "10.1.0.2/24", "eth0"), ("web", "192.168.250.2/24", "eth0")]
+    assert [(r.name, r.address, r.vtep) for r in of(made, "h1", RemoteGoal)] == [("b", "10.1.0.3", "172.31.0.2")]
+    assert sorted(n.name for n in of(made, "h1", NetworkGoal)) == ["office", "red"]
+    assert sorted(n.name for n in of(made, "h2", NetworkGoal)) == ["blue", "red"]
+    spaces = {n.name: n.space for h in ("h1", "h2") for n in of(made, h, NetworkGoal)}
+    assert spaces == {"red": 4096, "blue": 4097, "office": 2**24}
+    (www,) = of(made, "h1", MappingGoal)
+    assert (www.external_address, www.external_port, www.internal_address, www.internal_port) == (
+        "0.0.0.0", 8080, "192.168.250.2", 80)
+    assert www.port == next(p.id for p in of(made, "h1", PortGoal) if p.name == "web")
+    assert of(made, "h1", HostGoal) == [HostGoal("self", "172.31.0.1", "", (20000, 32767))]
+    assert made.goals("h3") == {}
+
+
+def tier(documents: Sequence[Any], of_endpoint: str = "a") -> tuple[AclTier, ...]:
+    state = built(*BASE, endpoint("a", "red", "h1", labels={"app": "web"}), endpoint("b", "red", "h2"),
+                  endpoint("c", "red", "h2", labels={"app": "web", "env": "test"}), *documents)
+    return next(p for p in of(plan(state), "h1", PortGoal) if p.name == of_endpoint).tiers
+
+
+def test_policies_are_resolved_to_prefixes_in_order() -> None:
+    deny = {"direction": "in", "action": "deny", "from": {"endpoints": ["b"]}, "protocol": "tcp",
+            "ports": [80, "8000-8100"], "name": "no-web"}
+    rest = {"direction": "out", "action": "pass", "to": {"labels": {"app": "web"}, "cidrs": ["192.0.2.0/24"]}}
+    tiers = tier([policy("late", "red", rest, priority=2000), policy("early", "red", deny, priority=5)])
+    assert [(t.policy, t.order) for t in tiers] == [("default/early", 5), ("default/late", 2000)]
+    (rule,) = tiers[0].rules
+    assert (rule.priority, rule.direction, rule.action, rule.peers, rule.protocol, rule.ports, rule.name) == (
+        10, "in", "deny", ("10.1.0.3/32",), 6, ((80, 80), (8000, 8100)), "no-web")
+    (rule,) = tiers[1].rules
+    assert rule.peers == ("10.1.0.2/32", "10.1.0.4/32", "192.0.2.0/24")
+    assert rule.name == "default/late[0]"
+
+
+def test_a_rule_that_selects_nobody_is_left_out_and_does_not_become_one_for_everybody() -> None:
+    nobody = {"direction": "in", "action": "allow", "from": {"labels": {"app": "gone"}}}
+    anyone = {"direction": "in", "action": "deny"}
+    (found,) = tier([policy("p", "red", nobody, anyone)])
+    assert [(r.action, r.peers, r.name) for r in found.rules] == [("deny", (), "default/p[1]")]
+
+
+def test_a_policy_applies_to_the_endpoints_it_selects_and_deny_wins_among_defaults() -> None:
+    state = built(*BASE, endpoint("a", "red", "h1", labels={"app": "web"}), endpoint("b", "red", "h1"),
+                  endpoint("x", "blue", "h1"),
+                  policy("p", "red", appliesTo={"labels": {"app": "web"}}, defaultIn="deny"),
+                  policy("q", "red", defaultOut="deny", defaultIn="allow"))
+    ports = {p.name: p for p in of(plan(state), "h1", PortGoal)}
+    assert [t.policy for t in ports["a"].tiers] == ["default/p", "default/q"]
+    assert [t.policy for t in ports["b"].tiers] == ["default/q"]
+    assert ports["x"].tiers == ()
+    assert {n: (p.default_in, p.default_out) for n, p in ports.items()} == {
+        "a": ("deny", "deny"), "b": ("allow", "deny"), "x": ("allow", "allow")}
+
+
+@given(st.sets(st.integers(0, 300)))
+def test_joined_prefixes_hold_exactly_the_addresses(numbers: set[int]) -> None:
+    held = [int(a) for text in joined(sorted(numbers)) for a in map(int, IPv4Network(text))]
+    assert sorted(held) == sorted(numbers)
+    assert len(held) == len(set(held))
+
+
+def test_joined_prefixes_reach_the_ends_of_the_address_space() -> None:
+    assert joined([0]) == ["0.0.0.0/32"]
+    assert joined([2**32 - 2, 2**32 - 1]) == ["255.255.255.254/31"]
+    assert joined([int(IPv4Address("10.0.0.0")) + i for i in range(256)]) == ["10.0.0.0/24"]
+
+
+NAMES = st.sampled_from([f"e{i}" for i in range(6)])
+LABELS = st.dictionaries(st.sampled_from(["app", "env"]), st.sampled_from(["x", "y"]), max_size=2)
+
+
+@st.composite
+def steps(draw: st.DrawFn) -> tuple[str, Any]:
+    match draw(st.integers(0, 5)):
+        case 0 | 1:
+            network, at = draw(st.sampled_from([("red", None), ("blue", None), ("office", "h1"), ("lab", "h2")]))
+            return "put", endpoint(draw(NAMES), network, at or draw(st.sampled_from(HOSTS)), labels=draw(LABELS))
+        case 2:
+            peer = draw(st.sampled_from([None, {"labels": {"app": "x"}}, {"cidrs": ["10.1.0.0/28"]}]))
+            rule: dict[str, Any] = {"direction": "in", "action": draw(st.sampled_from(["allow", "deny"]))}
+            return "put", policy(draw(st.sampled_from(["p", "q"])), draw(st.sampled_from(["red", "office"])),
+                                 rule | ({"from": peer} if peer else {}), appliesTo={"labels": draw(LABELS)})
+        case 3:
+            network = draw(st.sampled_from(["office", "lab"]))
+            return "put", mapping(draw(st.sampled_from(["m", "n"])), network, draw(NAMES), "auto")
+        case 4:
+            return "put", host(draw(st.sampled_from(HOSTS)), f"172.31.1.{draw(st.integers(1, 9))}")
+    kind = draw(st.sampled_from(["Endpoint", "Policy", "StaticMapping"]))
+    return "remove", Ref(kind, "default", draw(st.one_of(NAMES, st.sampled_from(["p", "q", "m", "n"]))))
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.lists(steps(), min_size=1, max_size=3), max_size=12))
+def test_properties_of_any_history(history: list[list[tuple[str, Any]]]) -> None:
+    state = built(*BASE)
+    now = plan(state)
+    known: dict[str, dict[Any, Any]] = {h: {} for h in HOSTS}     # what hosts have by patches alone
+    for batch in history:
+        state, changes = after(state, *(each for what, each in batch if what == "put"),
+                               removed=[each for what, each in batch if what == "remove"])
+        now, patches = replan(now, state, changes)
+        for name, patch in patches.items():
+            for key, goal in patch.items():
+                if goal is None:
+                    known[name].pop(key)    # KeyError: told to remove what it never had
+                else:
+                    assert known[name].get(key) != goal, "told what it knows already"
+                    known[name][key] = goal
+        fresh = plan(state)
+        for name in HOSTS:
+            goals = now.goals(name)
+            assert goals == fresh.goals(name) == known[name]
+            check_goals(name, state, goals)
+    everything = sorted(state.objects, key=lambda r: ["StaticMapping", "Policy", "Endpoint"].index(r.kind)
+                        if r.kind in ("StaticMapping", "Policy", "Endpoint") else 9)
+    state, changes = after(state, removed=[r for r in everything if r.kind in ("StaticMapping", "Policy", "Endpoint")])
+    now, _ = replan(now, state, changes)
+    assert all(now.goals(name) == {} for name in HOSTS)
+    assert now == Plan()
+
+
+def check_goals(name: str, state: State, goals: dict[Any, Any]) -> None:
+    """What holds of the goal state of any host."""
+    by_kind: dict[str, list[Any]] = {}
+    for key, goal in goals.items():
+        assert key == (goal.kind, goal.id)
+        by_kind.setdefault(goal.kind, []).append(goal)
+    ports = by_kind.get("port", [])
+    assert {p.id for p in ports} == {e.uid for e in state.endpoints_on(name)}
+    mine = {p.network for p in ports}
+    assert {n.id for n in by_kind.get("network", [])} == mine
+    assert len(by_kind.get("host", [])) == (1 if ports else 0)
+    for remote in by_kind.get("remote", []):
+        assert remote.network in mine, "a remote of a network that has no port here"
+        assert remote.vtep
+        assert remote.id not in {p.id for p in ports}
+    for mapped in by_kind.get("mapping", []):
+        assert mapped.port in {p.id for p in ports}
+    for network in by_kind.get("network", []):
+        if network.mode == "overlay":
+            everyone = {e.uid for e in state.endpoints_of(state.uids[network.id])}
+            here = {p.id for p in ports if p.network == network.id}
+            assert {r.id for r in by_kind.get("remote", []) if r.network == network.id} == everyone - here
