@@ -1,0 +1,223 @@
+"""The two engines behind one face, so that a test can hold one against the other."""
+
+from __future__ import annotations
+
+import struct
+from collections import Counter
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+from typing import Protocol
+from unittest.mock import patch
+
+import numpy as np
+
+import vfp.datapath.groups
+from vfp.classifier import rule_cookie
+from vfp.datapath.engine import Datapath, Limits
+from vfp.layout import SWEEP, PlaceKind, pack
+from vfp.model import EngineState
+from vfp.reasons import DropReason
+from vfp.reference import Engine, Hook, Result, Verdict
+from vfp.reference.layers import RuleRef
+from vfp.reference.transposition import Exit, ToPort, ToStack, ToUplink, ToVtep
+from vfp.reference.zones import zone_of
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one frame. `target` is a port id, uplink id or VNI; 0 for the rest. A dropped frame is empty."""
+
+    verdict: str
+    reason: DropReason
+    target: int
+    frame: bytes
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Flow:
+    """One entry of the flow table, without time. `place` says where it leaves: kind and number."""
+
+    zone: int
+    protocol: int
+    src: IPv4Address
+    dst: IPv4Address
+    src_port: int
+    dst_port: int
+    reply: bool
+    state: str
+    packets: int
+    bytes: int
+    place: tuple[str, int, int]             # kind; interface or VNI; VTEP
+
+
+def outcome_of(result: Result) -> Outcome:
+    """What the reference did, as both engines tell it."""
+    target = {
+        Verdict.REDIRECT_PORT: result.port, Verdict.REDIRECT_UPLINK: result.uplink, Verdict.TUNNEL: result.vni,
+    }.get(result.verdict, 0)
+    dropped = result.verdict is Verdict.DROP
+    return Outcome(result.verdict.value, result.reason, target, b"" if dropped else result.frame)
+
+
+class Backend(Protocol):
+    """An engine under test."""
+
+    def load(self, state: EngineState) -> None:
+        """Make `state` the policy in force."""
+
+    def process(self, hook: Hook, number: int, frame: bytes, vtep: IPv4Address | None, now_s: float) -> Outcome:
+        """Take one frame through. `now_s` is on the monotonic clock, and ignored by an engine with its own."""
+
+    def flows(self) -> list[Flow]:
+        """All entries, sorted."""
+
+    def drop_counts(self) -> Counter[DropReason]:
+        """Drops since the last `reset`."""
+
+    def rule_hits(self) -> Counter[tuple[int, int, str]]:
+        """(port, cookie, "hits" or "drops") to a count since the last `reset`."""
+
+    def sweep(self, now_s: float) -> None:
+        """Age flows and bindings as of `now_s`."""
+
+    def reset(self) -> None:
+        """Forget policy, flows, bindings and fragments."""
+
+
+class ReferenceBackend:
+    """`vfp.reference`."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        self.engine = Engine(EngineState())
+
+    def load(self, state: EngineState) -> None:
+        self.engine.update(state)
+
+    def process(self, hook: Hook, number: int, frame: bytes, vtep: IPv4Address | None, now_s: float) -> Outcome:
+        return outcome_of(self.engine.process(hook, number, frame, vtep=vtep, now_s=now_s))
+
+    def flows(self) -> list[Flow]:
+        return sorted(
+            Flow(int(view.key.zone), view.key.tuple.protocol, view.key.tuple.src, view.key.tuple.dst,
+                 view.key.tuple.src_port, view.key.tuple.dst_port, view.reply, view.state.value, view.packets,
+                 view.bytes, self._place(view.transposition.exit))
+            for view in self.engine.flows(0.0))
+
+    def _place(self, exit: Exit | None) -> tuple[str, int, int]:
+        match exit:
+            case ToPort(id):
+                return "port", _PORT_IFINDEX + id, 0
+            case ToUplink(id):
+                return "uplink", _UPLINK_IFINDEX + id, 0
+            case ToVtep(vtep, vni):
+                return "tunnel", vni, int(vtep)
+            case ToStack():
+                return "stack", 0, 0
+        raise AssertionError(exit)
+
+    def drop_counts(self) -> Counter[DropReason]:
+        return +self.engine.drop_counts
+
+    def rule_hits(self) -> Counter[tuple[int, int, str]]:
+        counts: Counter[tuple[int, int, str]] = Counter()
+        for what, refs in (("hits", self.engine.rule_hits), ("drops", self.engine.rule_drops)):
+            for ref, count in refs.items():
+                counts[ref.port, _cookie(ref), what] += count
+        return +counts
+
+    def sweep(self, now_s: float) -> None:
+        self.engine.sweep(now_s)
+
+
+def _cookie(ref: RuleRef) -> int:
+    return rule_cookie(ref.layer, ref.group, ref.rule)
+
+
+_PORT_IFINDEX, _UPLINK_IFINDEX = 10, 50    # as `engine_states` gives them
+_CB_OFFSET = 48                             # of cb[0] in struct __sk_buff
+_SK_BUFF_BYTES = 192
+_VERDICTS = {
+    PlaceKind.NONE: Verdict.DROP, PlaceKind.STACK: Verdict.STACK, PlaceKind.PORT: Verdict.REDIRECT_PORT,
+    PlaceKind.UPLINK: Verdict.REDIRECT_UPLINK, PlaceKind.TUNNEL: Verdict.TUNNEL, PlaceKind.REPLY: Verdict.REPLY,
+}
+_FORGOTTEN = ("flows", "bindings", "externals", "fragments")
+
+
+class BpfBackend:
+    """The kernel's engine, by BPF_PROG_TEST_RUN of `vfp_probe`. One load serves many tests: `reset` in between."""
+
+    def __init__(self) -> None:
+        self._datapath = Datapath.open(None, Limits(flows=4096, rules=4096, bindings=1024, ports=64,
+                                                    space_entries=1024, mappings=256))
+        # Replaced groups are kept for a grace in which packets may still be in them. Here no packet is.
+        self._no_grace = patch.object(vfp.datapath.groups, "GRACE_S", 0.0)
+        self._no_grace.start()
+        self._probe = self._datapath.program("vfp_probe")
+        self._drops: Counter[DropReason] = Counter()
+        self._hits: Counter[tuple[int, int, str]] = Counter()
+
+    def close(self) -> None:
+        """Let the kernel free it all."""
+        self._no_grace.stop()
+        self._datapath.close()
+
+    def reset(self) -> None:
+        self._datapath.apply(EngineState())
+        self._datapath._groups.collect()
+        for name in _FORGOTTEN:
+            table = self._datapath._object.map(name)
+            for key in [key for key, _ in table.items()]:
+                table.delete(key)
+        self._drops, self._hits = self._all_drops(), self._all_hits()
+
+    def load(self, state: EngineState) -> None:
+        self._datapath.apply(state)
+
+    def process(self, hook: Hook, number: int, frame: bytes, vtep: IPv4Address | None, now_s: float) -> Outcome:
+        context = bytearray(_SK_BUFF_BYTES)
+        struct.pack_into("=II", context, _CB_OFFSET, int(zone_of(hook, number)), int(vtep or 0))
+        run = self._probe.test_run(frame, ctx=bytes(context))
+        place, reason, target = struct.unpack_from("=III", run.ctx, _CB_OFFSET + 8)
+        verdict = _VERDICTS[PlaceKind(place)]
+        if verdict is Verdict.REDIRECT_PORT:
+            target -= _PORT_IFINDEX
+        elif verdict is Verdict.REDIRECT_UPLINK:
+            target -= _UPLINK_IFINDEX
+        elif verdict is not Verdict.TUNNEL:
+            target = 0
+        return Outcome(verdict.value, DropReason(reason), target, b"" if verdict is Verdict.DROP else run.data)
+
+    def flows(self) -> list[Flow]:
+        flows = []
+        for record in self._datapath.flows():
+            by_link = record.place in ("port", "uplink")
+            where = (record.place, record.ifindex if by_link else record.vni, record.vtep)
+            assert isinstance(record.src, IPv4Address)
+            assert isinstance(record.dst, IPv4Address)
+            flows.append(Flow(
+                int(record.zone_kind) << 24 | record.zone, record.protocol, record.src, record.dst, record.src_port,
+                record.dst_port, record.reply, record.state, record.packets, record.bytes, where))
+        return sorted(flows)
+
+    def drop_counts(self) -> Counter[DropReason]:
+        return self._all_drops() - self._drops
+
+    def rule_hits(self) -> Counter[tuple[int, int, str]]:
+        return self._all_hits() - self._hits
+
+    def sweep(self, now_s: float) -> None:
+        argument = pack(SWEEP, now_ns=int(now_s * 1e9))
+        assert np.frombuffer(self._datapath.program("vfp_sweep").test_run(ctx=argument).ctx, SWEEP).size == 1
+
+    def _all_drops(self) -> Counter[DropReason]:
+        return Counter(self._datapath.drop_counts())
+
+    def _all_hits(self) -> Counter[tuple[int, int, str]]:
+        counts: Counter[tuple[int, int, str]] = Counter()
+        for (port, cookie), hits in self._datapath.rule_hits().items():
+            counts[port, cookie, "hits"] = hits.hits
+            counts[port, cookie, "drops"] = hits.drops
+        return counts

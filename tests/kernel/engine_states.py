@@ -1,0 +1,305 @@
+"""Generated engine states and changes of them, drawn from a universe so small that things meet."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network
+from typing import Any
+
+from hypothesis import strategies as st
+
+from vfp.model import (
+    Action,
+    Allow,
+    AnswerArp,
+    Deny,
+    Direction,
+    EngineState,
+    Forward,
+    Group,
+    HostStack,
+    Layer,
+    LocalPort,
+    Location,
+    Mapping,
+    Match,
+    Pass,
+    Pool,
+    Port,
+    PortRange,
+    Remote,
+    Rewrite,
+    Rule,
+    Space,
+    ToUplink,
+    TranslateSource,
+    Untranslate,
+    Uplink,
+    Virtual,
+)
+
+PORT_IDS = (1, 2, 3, 4)
+VNIS = (100, 200)
+NAT_SPACE = 1 << 24
+SPACES = (*VNIS, NAT_SPACE)
+UPLINKS = (1, 2)
+POOLS = (1, 2)
+TUNNEL_IFINDEX = 99
+
+INSIDE = tuple(IPv4Address(f"10.1.0.{n}") for n in range(1, 7))
+GATEWAY = IPv4Address("10.1.0.254")
+EXTERNAL = (IPv4Address("198.51.100.1"), IPv4Address("198.51.100.2"))
+WORLD = (IPv4Address("203.0.113.1"), IPv4Address("203.0.113.2"))
+ADDRESSES = (*INSIDE, GATEWAY, *EXTERNAL, *WORLD, IPv4Address(0))
+VTEPS = (IPv4Address("172.31.0.2"), IPv4Address("172.31.0.3"))
+PREFIXES = tuple(IPv4Network(text) for text in (
+    "0.0.0.0/0", "10.1.0.0/24", "10.1.0.0/30", "10.1.0.4/30", "198.51.100.0/24", "203.0.113.0/24", "203.0.113.1/32",
+    "10.1.0.1/32", "10.1.0.2/32", "10.1.0.3/32", "0.0.0.0/32"))
+
+MACS = {number: bytes.fromhex(f"02000000000{number}") for number in (*PORT_IDS, 5, 6)}
+GATEWAY_MAC = bytes.fromhex("0200000000fe")
+BROADCAST = b"\xff" * 6
+ALL_MACS = (*MACS.values(), GATEWAY_MAC, BROADCAST)
+
+TRANSPORT_PORTS = (0, 53, 80, 1000, 1001, 8080, 20000, 20001, 20003, 65535)
+RANGES = tuple(PortRange(low, high) for low, high in (
+    (80, 80), (53, 80), (1000, 1001), (0, 65535), (20000, 20003), (1001, 8080), (65535, 65535)))
+PROTOCOLS = (1, 6, 17, 47, 132)
+ETHERTYPES = (0x0800, 0x0806, 0x86DD)
+FLAG_TESTS = ((0x12, 0x02), (0x10, 0x10), (0x04, 0x04), (0x02, 0x00), (0, 0))
+
+pick = st.sampled_from
+
+
+@st.composite
+def matches(draw: st.DrawFn) -> Match:
+    """Conditions: mostly one or two, so that they often hold."""
+    fields: dict[str, st.SearchStrategy[Any]] = {
+        "ethertype": pick(ETHERTYPES),
+        "src_mac": pick(ALL_MACS),
+        "dst_mac": pick(ALL_MACS),
+        "src": pick(PREFIXES),
+        "dst": pick(PREFIXES),
+        "protocol": pick((*PROTOCOLS, 0, 2)),
+        "src_ports": pick(RANGES),
+        "dst_ports": pick(RANGES),
+        "icmp_type": pick((0, 8, 3, 13)),
+        "icmp_code": pick((0, 1)),
+        "tcp_flags": pick(FLAG_TESTS),
+        "dscp": pick((0, 10, 46)),
+        "arp_sender_is_source": st.just(True),
+    }
+    names = draw(st.lists(pick(sorted(fields)), max_size=3, unique=True))
+    return Match(**{name: draw(fields[name]) for name in names})
+
+
+rewrites = st.builds(
+    Rewrite,
+    src=st.none() | pick(INSIDE[:4]),
+    dst=st.none() | pick((*INSIDE[:4], WORLD[0])),
+    src_port=st.none() | pick((1001, 20001)),
+    dst_port=st.none() | pick((80, 8080)),
+)
+
+
+def actions(direction: Direction) -> st.SearchStrategy[Action]:
+    """Actions that are legal in a direction; those that only pass a packet on come more often."""
+    common: list[st.SearchStrategy[Action]] = [
+        st.just(Allow()), st.just(Allow()), st.just(Allow()), st.just(Pass()), st.just(Pass()), st.just(Deny()),
+        rewrites,
+    ]
+    if direction is Direction.IN:
+        return st.one_of(*common, st.just(Untranslate()))
+    return st.one_of(
+        *common,
+        st.builds(TranslateSource, pick(POOLS)),
+        st.builds(Forward, pick(SPACES)),
+        st.builds(ToUplink, pick((*UPLINKS, 3))),
+        st.builds(AnswerArp, pick(SPACES)),
+    )
+
+
+@st.composite
+def small_groups(draw: st.DrawFn, direction: Direction) -> Group:
+    """A few rules of distinct priorities."""
+    priorities = draw(st.lists(st.integers(0, 40), max_size=4, unique=True))
+    rules = tuple(
+        Rule(priority, draw(matches()), draw(actions(direction)), f"r{priority}", draw(pick((True, True, False))))
+        for priority in priorities)
+    return Group(draw(pick(("a", "b", "c"))), rules)
+
+
+@st.composite
+def large_groups(draw: st.DrawFn) -> Group:
+    """So many rules of so many shapes that the compiler must search by masks, and merge some."""
+    chance = random.Random(draw(st.integers(0, 2**32 - 1)))
+    count = draw(st.integers(33, 90))
+
+    def prefix() -> IPv4Network | None:
+        address = chance.choice((*INSIDE, *WORLD, *EXTERNAL))
+        length = chance.choice((None, 0, 8, 16, 24, 27, 28, 29, 30, 31, 32))
+        return None if length is None else IPv4Network((int(address) >> (32 - length) << (32 - length), length))
+
+    def ports() -> PortRange | None:
+        low = chance.choice(TRANSPORT_PORTS)
+        return chance.choice((None, None, PortRange(low, low), PortRange(low, 65535)))
+
+    rules = []
+    for number in range(count):
+        match = Match(
+            ethertype=chance.choice((None, None, 0x0800)), src=prefix(), dst=prefix(), src_ports=ports(),
+            protocol=chance.choice((None, 6, 17)), dst_ports=ports())
+        action = chance.choice((Pass(), Pass(), Pass(), Allow(), Deny()))
+        rules.append(Rule(number * 3, match, action, f"n{number}", chance.random() < 0.8))
+    chance.shuffle(rules)
+    return Group("large", tuple(rules))
+
+
+def groups(direction: Direction) -> st.SearchStrategy[Group]:
+    """Mostly small ones."""
+    small = small_groups(direction)
+    return st.one_of(small, small, small, large_groups())
+
+
+defaults = pick((Allow(), Allow(), Allow(), Deny()))
+
+
+@st.composite
+def layers(draw: st.DrawFn, name: str) -> Layer:
+    """Groups of distinct names each way."""
+    out = draw(st.lists(groups(Direction.OUT), max_size=2, unique_by=lambda group: group.name))
+    in_ = draw(st.lists(groups(Direction.IN), max_size=2, unique_by=lambda group: group.name))
+    return Layer(name, tuple(out), tuple(in_), draw(defaults), draw(defaults))
+
+
+def guard(number: int) -> Layer:
+    """Only as itself: what keeps random packets honest, and a realistic first layer."""
+    own = IPv4Network(INSIDE[number - 1])
+    return Layer("guard", (Group("guard", (
+        Rule(0, Match(ethertype=0x0800, src_mac=MACS[number], src=own), Allow(), "ip"),
+        Rule(1, Match(ethertype=0x0806, src_mac=MACS[number], src=own, arp_sender_is_source=True), Allow(), "arp"),
+    )),), (), Deny(), Allow())
+
+
+def overlay_tail(vni: int) -> tuple[Layer, ...]:
+    """Where packets of an overlay port go."""
+    return (Layer("vnet", (Group("vnet", (
+        Rule(0, Match(ethertype=0x0806), AnswerArp(vni), "arp"),
+        Rule(1, Match(dst=IPv4Network("10.1.0.0/24")), Forward(vni), "forward"),
+    )),), (), Deny(), Allow()),)
+
+
+def nat_tail(pool: int, uplink: int) -> tuple[Layer, ...]:
+    """Where packets of a NAT port go, and what translates them."""
+    inside = IPv4Network("10.1.0.0/24")
+    return (
+        Layer("nat", (Group("nat", (
+            Rule(0, Match(ethertype=0x0806), Allow(), "arp"),
+            Rule(1, Match(dst=inside), Allow(), "inside"),
+            Rule(2, Match(), TranslateSource(pool), "translate"),
+        )),), (Group("nat", (Rule(0, Match(), Untranslate(), "untranslate"),)),), Deny(), Allow()),
+        Layer("vnet", (Group("vnet", (
+            Rule(0, Match(ethertype=0x0806), AnswerArp(NAT_SPACE), "arp"),
+            Rule(1, Match(dst=inside), Forward(NAT_SPACE), "forward"),
+            Rule(2, Match(), ToUplink(uplink), "out"),
+        )),), (), Deny(), Allow()),
+    )
+
+
+@st.composite
+def ports(draw: st.DrawFn, number: int) -> Port:
+    """A port as features would build it, with layers of anything in between; now and then without any sense."""
+    own = draw(st.lists(st.integers(0, 2).map(lambda n: f"l{n}"), max_size=2, unique=True))
+    middle = tuple(draw(layers(name)) for name in own)
+    tail = draw(pick((*(overlay_tail(vni) for vni in VNIS), nat_tail(1, 1), nat_tail(2, 2), nat_tail(1, 1), ())))
+    head = (guard(number),) if draw(st.booleans()) else ()
+    return Port(number, f"p{number}", 10 + number, MACS[number], GATEWAY_MAC, head + middle + tail)
+
+
+@st.composite
+def places(draw: st.DrawFn, address: IPv4Address) -> Location:
+    """Addresses 1 to 4 are mostly the port of that number, 5 and 6 remote, the gateway virtual or the host's."""
+    number = int(address) & 0xFF
+    remote = Remote(draw(pick(VTEPS)), draw(pick(VNIS)), MACS.get(number, MACS[5]))
+    if number in PORT_IDS:
+        return draw(pick((LocalPort(number, MACS[number]), LocalPort(number, MACS[number]), remote)))
+    if number in (5, 6):
+        return draw(pick((remote, remote, remote, LocalPort(draw(pick(PORT_IDS)), MACS[number]))))
+    return draw(pick((Virtual(GATEWAY_MAC), HostStack(GATEWAY_MAC))))
+
+
+@st.composite
+def spaces(draw: st.DrawFn, id: int) -> Space:
+    """Most of the inside addresses have a place."""
+    there = [address for address in (*INSIDE, GATEWAY) if draw(pick((True, True, True, False)))]
+    entries = []
+    for address in there:
+        place = draw(places(address))
+        if isinstance(place, Remote) and id in VNIS and draw(pick((True, True, False))):
+            place = replace(place, vni=id)
+        entries.append((address, place))
+    return Space(id, tuple(entries))
+
+
+def pools(id: int) -> st.SearchStrategy[Pool]:
+    """Small enough to run out."""
+    ranges = pick((PortRange(20000, 20003), PortRange(20002, 20005), PortRange(20000, 20099), PortRange(20001, 20001)))
+    return st.builds(Pool, st.just(id), pick(UPLINKS), pick(EXTERNAL), ranges)
+
+
+def mappings(ports: tuple[int, ...]) -> st.SearchStrategy[tuple[Mapping, ...]]:
+    """Fixed inbound translations to ports that exist."""
+    one = st.builds(
+        Mapping, uplink=pick(UPLINKS), protocol=pick((6, 17)), external=pick(EXTERNAL),
+        external_port=pick((80, 8080, 20000)), port=pick(ports), internal=pick(INSIDE), internal_port=pick((80, 53)))
+    return st.lists(one, max_size=4, unique_by=lambda m: (m.uplink, m.protocol, m.external, m.external_port)).map(tuple)
+
+
+def uplink(id: int) -> Uplink:
+    """An uplink by its id."""
+    return Uplink(id, f"up{id}", 50 + id)
+
+
+@st.composite
+def states(draw: st.DrawFn) -> EngineState:
+    """A whole host."""
+    ids = draw(st.lists(pick(PORT_IDS), min_size=2, max_size=4, unique=True))
+    return EngineState(
+        ports=tuple(draw(ports(number)) for number in ids),
+        spaces=tuple(draw(spaces(id)) for id in SPACES),
+        pools=tuple(draw(pools(id)) for id in POOLS),
+        mappings=draw(mappings(tuple(ids))),
+        uplinks=tuple(uplink(id) for id in UPLINKS),
+        tunnel_ifindex=TUNNEL_IFINDEX,
+    )
+
+
+@st.composite
+def changes(draw: st.DrawFn, state: EngineState) -> EngineState:
+    """One thing of a state is different: a port's policy, a place, a pool, the mappings, ..."""
+    what = draw(pick(("port", "port", "port", "unport", "place", "place", "unplace", "pool", "mappings", "mappings",
+                      "uplink", "nothing", "all")))
+    if what == "port":
+        number = draw(pick(PORT_IDS))
+        others = tuple(port for port in state.ports if port.id != number)
+        return replace(state, ports=(*others, draw(ports(number))))
+    if what == "unport" and len(state.ports) > 1:
+        gone = draw(pick(state.ports)).id
+        return replace(state, ports=tuple(port for port in state.ports if port.id != gone),
+                       mappings=tuple(mapping for mapping in state.mappings if mapping.port != gone))
+    if what in ("place", "unplace"):
+        space = draw(pick(state.spaces))
+        address = draw(pick((*INSIDE, GATEWAY)))
+        kept = tuple(entry for entry in space.entries if entry[0] != address)
+        entries = (*kept, (address, draw(places(address)))) if what == "place" else kept
+        return replace(state, spaces=tuple(Space(s.id, entries) if s.id == space.id else s for s in state.spaces))
+    if what == "pool":
+        id = draw(pick(POOLS))
+        return replace(state, pools=tuple(draw(pools(id)) if pool.id == id else pool for pool in state.pools))
+    if what == "mappings":
+        return replace(state, mappings=draw(mappings(tuple(port.id for port in state.ports))))
+    if what == "uplink":
+        return replace(state, uplinks=tuple(uplink(id) for id in UPLINKS if draw(st.booleans())),
+                       tunnel_ifindex=draw(pick((0, TUNNEL_IFINDEX))))
+    return draw(states()) if what == "all" else state

@@ -1,0 +1,282 @@
+"""Generated histories of a host: frames in, answers to what left, policy changes, time; and what runs them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Address
+
+from engine_frames import ACK, FIN, ICMP, RST, SYN, TCP, ArpFrame, Ipv4Frame, read_ipv4
+from engine_states import (
+    ADDRESSES,
+    ALL_MACS,
+    BROADCAST,
+    EXTERNAL,
+    GATEWAY,
+    GATEWAY_MAC,
+    INSIDE,
+    MACS,
+    PROTOCOLS,
+    TRANSPORT_PORTS,
+    UPLINKS,
+    VNIS,
+    VTEPS,
+    WORLD,
+    changes,
+    pick,
+    states,
+)
+from hypothesis import strategies as st
+
+from vfp.model import EngineState, Mapping
+from vfp.reference import Engine, Hook, Result, Verdict
+
+FLAGS = (SYN, SYN, SYN | ACK, ACK, ACK, FIN | ACK, RST, RST | ACK, FIN, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """A frame enters."""
+
+    hook: Hook
+    number: int
+    frame: bytes
+    vtep: IPv4Address | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Again:
+    """An earlier frame once more; TCP with other flags."""
+
+    back: int
+    tcp_flags: int
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The receiver of an earlier frame answers; over the overlay perhaps from another host than the right one."""
+
+    back: int
+    tcp_flags: int
+    other_vtep: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """The policy changes."""
+
+    state: EngineState
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Time passes, then the sweep runs."""
+
+    seconds: float
+
+
+Step = Send | Again | Answer | Update | Wait
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """A state and what happens under it."""
+
+    state: EngineState
+    steps: tuple[Step, ...]
+
+
+def one_in(n: int) -> st.SearchStrategy[bool]:
+    """True about once in `n`; false is the simpler value."""
+    return pick((False,) * (n - 1) + (True,))
+
+
+@st.composite
+def _ipv4(draw: st.DrawFn, src: st.SearchStrategy[IPv4Address], dst: st.SearchStrategy[IPv4Address],
+          src_mac: st.SearchStrategy[bytes], dst_mac: st.SearchStrategy[bytes]) -> Ipv4Frame:
+    return Ipv4Frame(
+        src_mac=draw(src_mac), dst_mac=draw(dst_mac), src=draw(src), dst=draw(dst),
+        protocol=draw(pick((TCP, TCP, TCP, 17, 17, ICMP, *PROTOCOLS))),
+        src_port=draw(pick(TRANSPORT_PORTS)), dst_port=draw(pick(TRANSPORT_PORTS)),
+        tcp_flags=draw(pick(FLAGS)), icmp_type=draw(pick((8, 8, 8, 0, 3, 13))), icmp_code=draw(pick((0, 0, 1))),
+        dscp=draw(pick((0, 0, 10, 46))), ttl=draw(pick((64, 64, 64, 2, 1, 0))),
+        payload=draw(pick((b"", b"odd", b"payload!", bytes(24)))), udp_checksum=draw(pick((True, True, True, False))),
+    )
+
+
+@st.composite
+def _odd(draw: st.DrawFn, frame: Ipv4Frame) -> bytes:
+    """Legal, but not what one sees every day: fragments, options, padding."""
+    what = draw(pick(("first", "later", "later", "options", "padding", "fragment with options")))
+    if what in ("first", "later", "fragment with options"):
+        later = what == "later" or (what != "first" and draw(st.booleans()))
+        frame = replace(frame, identification=draw(pick((1, 2))), fragment_offset=draw(pick((1, 3))) if later else 0,
+                        more_fragments=not later or draw(st.booleans()))
+    if what in ("options", "fragment with options"):
+        frame = replace(frame, options_words=draw(pick((1, 10))))
+    if what == "padding":
+        frame = replace(frame, padding=bytes(draw(pick((1, 18)))))
+    return frame.build()
+
+
+@st.composite
+def _damaged(draw: st.DrawFn, frame: bytes) -> bytes:
+    """Cut, flipped or replaced bytes; other ethertypes."""
+    what = draw(pick(("cut", "cut", "flip", "flip", "flip", "ethertype", "noise")))
+    if what == "cut":
+        return frame[:draw(st.integers(15, len(frame)))]
+    if what == "flip":
+        data = bytearray(frame)
+        for _ in range(draw(st.integers(1, 3))):
+            data[draw(st.integers(12, min(len(data) - 1, 60)))] = draw(pick((0, 1, 4, 0x45, 0x4F, 0x60, 0x20, 0xFF)))
+        return bytes(data)
+    if what == "ethertype":
+        kind = draw(pick((0x8100, 0x88A8, 0x86DD, 0x88CC, 0x0806, 0x0800)))
+        return frame[:12] + kind.to_bytes(2, "big") + frame[14:]
+    return frame[:14] + draw(st.binary(min_size=1, max_size=60))
+
+
+def _hostile(frame: bytes) -> st.SearchStrategy[bytes]:
+    """Damaged frames, made as long as a kernel test run wants them: more than Ethernet, and the IP header whole."""
+    shortest = {b"\x08\x00": 34, b"\x86\xdd": 54}
+    return _damaged(frame).map(lambda data: data.ljust(shortest.get(data[12:14], 15), b"\0"))
+
+
+@st.composite
+def _arp(draw: st.DrawFn, number: int) -> bytes:
+    mac = draw(pick((MACS[number], MACS[number], *ALL_MACS)))
+    return ArpFrame(
+        src_mac=mac, dst_mac=BROADCAST, opcode=draw(pick((1, 1, 1, 2, 6, 0x0101))),
+        sender_mac=draw(pick((mac, mac, MACS[1]))),
+        sender=draw(pick((INSIDE[number - 1], INSIDE[number - 1], *ADDRESSES))),
+        target=draw(pick((*INSIDE, GATEWAY, WORLD[0]))), padding=bytes(draw(pick((0, 18)))),
+    ).build()
+
+
+@st.composite
+def _mapped(draw: st.DrawFn, mapping: Mapping) -> Send:
+    """From the world to what a mapping offers there."""
+    frame = Ipv4Frame(
+        src_mac=GATEWAY_MAC, dst_mac=BROADCAST, src=draw(pick(WORLD)), dst=mapping.external,
+        protocol=mapping.protocol, src_port=draw(pick(TRANSPORT_PORTS)), dst_port=mapping.external_port,
+        tcp_flags=draw(pick(FLAGS)), ttl=draw(pick((64, 64, 64, 1))))
+    data = draw(_odd(frame)) if draw(one_in(6)) else frame.build()
+    return Send(Hook.UPLINK_IN, mapping.uplink, data)
+
+
+@st.composite
+def sends(draw: st.DrawFn, state: EngineState) -> Send:
+    """A frame at any hook, from and to addresses that mean something there; sometimes to ones that do not."""
+    hook = draw(pick((Hook.PORT_OUT,) * 5 + (Hook.OVERLAY_IN, Hook.OVERLAY_IN, Hook.UPLINK_IN, Hook.PORT_IN)))
+    number, vtep = draw(pick(tuple(port.id for port in state.ports) * 5 + (9,))), None
+    own = min(number, 4)
+    anything = draw(one_in(10))
+    every = pick(ADDRESSES)
+    if hook is Hook.PORT_OUT:
+        src, dst = st.just(INSIDE[own - 1]), pick((*INSIDE, *INSIDE, GATEWAY, *WORLD, *EXTERNAL))
+        macs = st.just(MACS[own]), pick((GATEWAY_MAC, *ALL_MACS))
+    elif hook is Hook.PORT_IN:
+        src, dst = pick((GATEWAY, *INSIDE)), st.just(INSIDE[own - 1])
+        macs = st.just(GATEWAY_MAC), st.just(MACS[own])
+    elif hook is Hook.OVERLAY_IN:
+        number, vtep = draw(pick((*VNIS, *VNIS, 300))), draw(pick(VTEPS))
+        src, dst = pick((*INSIDE[4:], *INSIDE)), pick(INSIDE[:4])
+        macs = pick(ALL_MACS), pick(ALL_MACS)
+    else:
+        number = draw(pick((*UPLINKS, *UPLINKS, 3)))
+        src, dst = pick(WORLD), pick(EXTERNAL)
+        macs = st.just(GATEWAY_MAC), pick(ALL_MACS)
+        if state.mappings and not draw(one_in(4)):
+            return draw(_mapped(draw(pick(state.mappings))))
+    if anything:
+        src, dst, macs = every, every, (pick(ALL_MACS), pick(ALL_MACS))
+    if draw(one_in(8)):
+        frame = draw(_arp(own))
+    else:
+        packet = draw(_ipv4(src, dst, *macs))
+        frame = draw(_odd(packet)) if draw(one_in(6)) else packet.build()
+    if draw(one_in(10)):
+        frame = draw(_hostile(frame))
+    return Send(hook, number, frame, vtep)
+
+
+@st.composite
+def histories(draw: st.DrawFn, *, timed: bool = False, max_steps: int = 14) -> History:
+    """A host and what happens on it. Only the reference can be told the time."""
+    state = first = draw(states())
+    back = st.integers(0, 3)
+    steps: list[Step] = []
+    kinds = ["send"] * 5 + ["again"] * 3 + ["answer"] * 6 + ["update"] * 2 + ["wait"] * timed * 2
+    for _ in range(draw(st.integers(2, max_steps))):
+        match draw(pick(kinds)):
+            case "send":
+                steps.append(draw(sends(state)))
+            case "again":
+                steps.append(Again(draw(back), draw(pick(FLAGS))))
+            case "answer":
+                steps.append(Answer(draw(back), draw(pick(FLAGS)), draw(one_in(10))))
+            case "update":
+                state = draw(changes(state))
+                steps.append(Update(state))
+            case _:
+                steps.append(Wait(draw(pick((0.5, 3.0, 31.0, 61.0, 241.0, 301.0, 7441.0)))))
+    return History(first, tuple(steps))
+
+
+class Player:
+    """Turns steps into frames: it remembers what the reference made of the ones before."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._past: list[tuple[Send, Result]] = []
+
+    def play(self, send: Send, now_s: float) -> Result:
+        """Take a frame through the reference."""
+        result = self._engine.process(send.hook, send.number, send.frame, vtep=send.vtep, now_s=now_s)
+        self._past.append((send, result))
+        return result
+
+    def frame_of(self, step: Send | Again | Answer) -> Send | None:
+        """What enters by a step; None when there is nothing to repeat or to answer."""
+        if isinstance(step, Send):
+            return step
+        if not self._past:
+            return None
+        send, result = self._past[-1 - step.back % len(self._past)]
+        if isinstance(step, Again):
+            return replace(send, frame=_with_flags(send.frame, step.tcp_flags))
+        return self._answer(send, result, step)
+
+    def _answer(self, send: Send, result: Result, step: Answer) -> Send | None:
+        left = read_ipv4(result.frame)
+        if left is None or result.verdict in (Verdict.DROP, Verdict.REPLY):
+            return None
+        frame = left.answer(step.tcp_flags).build()
+        match result.verdict:
+            case Verdict.REDIRECT_PORT:
+                return Send(Hook.PORT_OUT, result.port, frame)
+            case Verdict.REDIRECT_UPLINK:
+                return Send(Hook.UPLINK_IN, result.uplink, frame)
+            case Verdict.TUNNEL:
+                other = next(vtep for vtep in VTEPS if vtep != result.vtep)
+                return Send(Hook.OVERLAY_IN, result.vni, frame, other if step.other_vtep else result.vtep)
+            case _:
+                opposite = {Hook.PORT_OUT: Hook.PORT_IN, Hook.PORT_IN: Hook.PORT_OUT}
+                return Send(opposite[send.hook], send.number, frame) if send.hook in opposite else None
+
+
+def _with_flags(frame: bytes, flags: int) -> bytes:
+    """A whole TCP packet without options, with other flags (and a checksum that no engine verifies)."""
+    read = read_ipv4(frame)
+    if read is None or read.protocol != TCP or frame[14] != 0x45 or len(frame) < 54:
+        return frame
+    return frame[:47] + bytes([flags]) + frame[48:]
+
+
+def sends_of(player: Player, steps: tuple[Step, ...]) -> Iterator[Step]:
+    """Steps with answers and repetitions made into frames; the caller must play each `Send` before the next."""
+    for step in steps:
+        if isinstance(step, Update | Wait):
+            yield step
+        elif (send := player.frame_of(step)) is not None:
+            yield send
