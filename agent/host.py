@@ -41,7 +41,8 @@ class Host:
         stored = disk.load()
         self.goals: Goals = stored.goals
         self.store: str = stored.store
-        self.outcome: Outcome | None = None
+        self.outcome: Outcome | None = None     # of the last run that got to its end
+        self.ack: Ack | None = None             # how the goal state fared when last looked at
         self.facts = HostFacts(features=features)
         self.report: Report | None = None       # where changes go; set while a session is up
         self._worker = worker
@@ -70,9 +71,9 @@ class Host:
     async def again(self) -> None:
         """Apply the same goal state once more; report if it fares differently now."""
         async with self._lock:
-            before = self.outcome
+            before = self.ack
             ack = await self._apply()
-            if before is not None and (before.revision, before.objects) != (ack.revision, ack.objects):
+            if ack != before:
                 await self._tell(ack)
 
     async def look_around(self) -> None:
@@ -104,10 +105,6 @@ class Host:
                 await self.again()
             delay_s = min(delay_s * 2, RETRY_MOST_S) if self._incomplete.is_set() else RETRY_FIRST_S
 
-    def acknowledgement(self) -> Ack | None:
-        """How the goal state fared when last looked at; None before the first time."""
-        return None if self.outcome is None else Ack(self.outcome.revision, self.outcome.objects)
-
     async def _apply(self) -> Ack:
         goals = self.goals
         try:
@@ -117,9 +114,11 @@ class Host:
             self._incomplete.set()
             reason = f"the agent could not look at its host: {error}"
             failed = (ObjectStatus(*key, error=reason) for key in sorted(goals.objects))
-            return Ack(goals.revision, tuple(failed))
-        self._note(outcome)
-        return Ack(outcome.revision, outcome.objects)
+            self.ack = Ack(goals.revision, tuple(failed))
+        else:
+            self._note(outcome)
+            self.ack = Ack(outcome.revision, outcome.objects)
+        return self.ack
 
     def _note(self, outcome: Outcome) -> None:
         before = {} if self.outcome is None else {(s.kind, s.id): s.error for s in self.outcome.objects}

@@ -77,9 +77,8 @@ class Session:
             except SouthboundError as error:    # the session is lost; the next one starts with all of this
                 _log.info("not reported", error=str(error))
 
-        ack = host.acknowledgement()
-        if ack is not None and not foreign:
-            await session.send(ack)
+        if host.ack is not None and not foreign:
+            await session.send(host.ack)
         host.report = None if foreign else report
         try:
             async for message in session:
@@ -96,7 +95,11 @@ class Session:
                             _log.warning("resync", why=str(error))
                             await session.send(Resync(str(error)))
                             continue
-                await session.send(await host.take(goals, store))
+                try:
+                    ack = await host.take(goals, store)
+                except OSError as error:    # nothing is acknowledged that is not on disk
+                    raise SouthboundError(f"goal state not kept on disk: {error}") from error
+                await session.send(ack)
                 host.report = report
         finally:
             host.report = None

@@ -1,0 +1,203 @@
+"""Answers to the controller's questions, from fakes of the kernel's tables and the real reference engine."""
+
+from __future__ import annotations
+
+import time
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import Any
+
+import pytest
+from agent_kit import HOST, OTHER_VTEP, FakeDatapath, FakeSwitch, goals, nat, overlay, port, reconciler, remote
+
+from agent.build import Built
+from agent.errors import BadQuery
+from agent.inspect import RECENT_DROPS, Inspector
+from agent.words import action_text, match_text, packet_text
+from southbound.codec import encode
+from southbound.messages import AclRule, AclTier, Answer
+from vfp.compile import rule_cookie
+from vfp.datapath.records import DropEvent, FlowRecord, RuleHits
+from vfp.layout import ZoneKind
+from vfp.model import AnswerArp, Match, PortRange, Rewrite, Rule
+from vfp.reasons import DropReason
+
+NAT, RED = nat(1), overlay(5001)
+DENY = AclRule(10, "out", "deny", ("10.1.0.9/32", "10.1.0.3/32"), 6, ((80, 80),), "no-web")
+RED_A = port("ra", RED, "10.1.0.2", 6, tiers=(AclTier("red/web", 1, (DENY,)),))
+RED_B = port("rb", RED, "10.1.0.3", 7)
+WEB = port("web", NAT, "192.168.1.5", 5)
+FAR = remote("far", RED, "10.1.0.9", 8)
+
+
+@pytest.fixture
+def datapath() -> FakeDatapath:
+    return FakeDatapath()
+
+
+@pytest.fixture
+def built(tmp_path: Path, datapath: FakeDatapath) -> Built:
+    state = goals(HOST, NAT, RED, RED_A, RED_B, WEB, FAR)
+    return reconciler(tmp_path, FakeSwitch(), datapath).reconcile(state).built
+
+
+@pytest.fixture
+def inspector(built: Built, datapath: FakeDatapath) -> Inspector:
+    return Inspector("h1", datapath, lambda: built)
+
+
+def ask(inspector: Inspector, what: str, **args: Any) -> dict[str, Any]:
+    """The answer, as it survives the wire."""
+    answer = inspector.answer(what, args)
+    encode(Answer(1, "", answer))
+    return answer
+
+
+def trace(inspector: Inspector, destination: str, dport: int, **more: Any) -> dict[str, Any]:
+    args = {"port": RED_A.id, "direction": "out", "source": "10.1.0.2", "source_port": 0} | more
+    return ask(inspector, "trace", destination=destination, protocol=6, destination_port=dport, **args)
+
+
+def test_trace_names_layer_and_rule_that_deny(inspector: Inspector) -> None:
+    answer = trace(inspector, "10.1.0.9", 80)
+    assert (answer["host"], answer["verdict"], answer["reason"]) == ("h1", "drop", "DENIED")
+    assert answer["denied_by"] == {"port": "red/ra", "layer": "acl", "group": "red/web", "rule": "no-web"}
+
+
+def test_trace_follows_to_vtep_and_local_port(inspector: Inspector) -> None:
+    far = trace(inspector, "10.1.0.9", 443)
+    assert far["leaves"] == {"to": "vtep", "vtep": OTHER_VTEP, "vni": 5001}
+    near = trace(inspector, "10.1.0.3", 443)
+    assert near["leaves"] == {"to": "port", "name": "red/rb"}
+    assert {step["port"] for step in near["steps"]} == {"red/ra", "red/rb"}
+
+
+def test_trace_in_from_the_overlay_needs_no_port(inspector: Inspector) -> None:
+    answer = trace(inspector, "10.1.0.2", 443, port=None, direction="in", source="10.1.0.9", vni=5001)
+    assert (answer["verdict"], answer["leaves"]["name"]) == ("forward", "red/ra")
+
+
+def test_trace_in_from_the_hosts_stack(inspector: Inspector) -> None:
+    answer = trace(inspector, "192.168.1.5", 443, port=WEB.id, direction="in", source="192.168.1.1")
+    assert answer["verdict"] == "stack"
+
+
+def test_trace_shows_the_flow_if_there_is_one(inspector: Inspector, built: Built, datapath: FakeDatapath) -> None:
+    number = built.port_ids[RED_A.id]
+    datapath.records = [flow(ZoneKind.PORT, number, "10.1.0.2", "10.1.0.3", 443, ports=(number, 0))]
+    assert trace(inspector, "10.1.0.3", 443)["flow"]["packets"] == 9
+    assert trace(inspector, "10.1.0.3", 443, source_port=1)["flow"] is None
+    assert trace(inspector, "10.1.0.3", 444)["flow"] is None
+
+
+@pytest.mark.parametrize(
+    ("what", "args", "words"),
+    [
+        ("colour", {}, "does not know 'colour'"),
+        ("trace", {}, "port is missing"),
+        ("trace", {"port": "uid-nobody"}, "not programmed"),
+        ("trace", {"port": "uid-ra", "source": "x", "destination": "10.1.0.3"}, "source"),
+        ("trace", {"port": "uid-ra", "source": "10.1.0.2", "destination": "10.1.0.3", "protocol": "tcp"}, "protocol"),
+        ("trace", {"port": "uid-ra", "direction": "up"}, "direction"),
+        ("flows", {"port": "uid-nobody"}, "not programmed"),
+    ],
+)
+def test_bad_questions_are_told_what_is_wrong(
+    inspector: Inspector, what: str, args: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(BadQuery, match=words):
+        inspector.answer(what, args)
+
+
+def test_before_the_first_goal_state_there_is_nothing_to_see(datapath: FakeDatapath) -> None:
+    with pytest.raises(BadQuery, match="no goal state"):
+        Inspector("h1", datapath, lambda: None).answer("flows", {})
+
+
+def flow(kind: ZoneKind, zone: int, src: str, dst: str, dport: int, **more: Any) -> FlowRecord:
+    fields: dict[str, Any] = {
+        "reply": False, "state": "established", "packets": 9, "bytes": 900, "idle_s": 1.0, "age_s": 2.0,
+        "place": "tunnel", "ports": (0, 0), "ifindex": 0, "vtep": int(IPv4Address(OTHER_VTEP)), "vni": 5001,
+    }
+    return FlowRecord(kind, zone, 6, IPv4Address(src), IPv4Address(dst), 40000, dport, **(fields | more))
+
+
+def test_flows_bear_names_and_are_filtered_by_endpoint(
+    inspector: Inspector, built: Built, datapath: FakeDatapath
+) -> None:
+    number, other = built.port_ids[RED_A.id], built.port_ids[RED_B.id]
+    web = next(one for one in built.engine.ports if one.name == "default/web")
+    datapath.records = [
+        flow(ZoneKind.PORT, number, "10.1.0.2", "10.1.0.9", 443, ports=(number, 0)),
+        flow(ZoneKind.OVERLAY, 5001, "10.1.0.9", "10.1.0.2", 40000, ports=(number, 0), reply=True, place="port"),
+        flow(ZoneKind.UPLINK, 1, "172.16.0.80", "172.16.0.10", 20001, ports=(web.id, 0), place="port",
+             ifindex=web.ifindex),
+        flow(ZoneKind.HOST, other, "10.1.0.1", "10.1.0.3", 22, place="stack"),
+    ]
+    rows = ask(inspector, "flows")["flows"]
+    assert [(row["endpoint"], row["zone"], row["direction"], row["place"]) for row in rows] == [
+        ("red/ra", "port red/ra", "forward", f"vtep {OTHER_VTEP} vni 5001"),
+        ("red/ra", "vni 5001", "reply", "port"),
+        ("default/web", "uplink lan0", "forward", "port default/web"),
+        ("red/rb", "host red/rb", "forward", "stack"),
+    ]
+    assert len(ask(inspector, "flows", port=RED_A.id)["flows"]) == 2
+    assert len(ask(inspector, "flows", port=RED_B.id)["flows"]) == 1
+
+
+def test_rules_show_one_row_a_policy_rule_with_its_counter(
+    inspector: Inspector, built: Built, datapath: FakeDatapath
+) -> None:
+    number = built.port_ids[RED_A.id]
+    cookie = rule_cookie("acl", "red/web", Rule(10, Match(), AnswerArp(0), "no-web"))
+    datapath.hits = {(number, cookie): RuleHits(7, 5)}
+    rows = ask(inspector, "rules", port=RED_A.id)["rules"]
+    (row,) = [row for row in rows if row["rule"] == "no-web"]
+    assert row == {
+        "endpoint": "red/ra", "direction": "out", "layer": "acl", "group": "red/web", "priority": 10,
+        "match": "tcp dst 10.1.0.9 dport 80 or tcp dst 10.1.0.3 dport 80", "action": "deny", "rule": "no-web",
+        "hits": 7, "drops": 5,
+    }
+    assert [row["layer"] for row in rows[:3]] == ["guard"] * 3
+    assert {row["endpoint"] for row in ask(inspector, "rules")["rules"]} == {"red/ra", "red/rb", "default/web"}
+
+
+def event(number: int, layer: int | None, cookie: int, reason: DropReason = DropReason.DENIED) -> DropEvent:
+    return DropEvent(
+        time.monotonic(), reason, ZoneKind.PORT, number, number, layer, cookie, 0x0800, 6, IPv4Address("10.1.0.2"),
+        IPv4Address("10.1.0.9"), 40000, 80, bytes(6), bytes(6), 74,
+    )
+
+
+def test_drops_by_reason_by_rule_and_the_latest(inspector: Inspector, built: Built, datapath: FakeDatapath) -> None:
+    number = built.port_ids[RED_A.id]
+    cookie = rule_cookie("acl", "red/web", Rule(10, Match(), AnswerArp(0), "no-web"))
+    datapath.hits = {(number, cookie): RuleHits(7, 5), (999, 1): RuleHits(1, 1)}
+    datapath.engine.drop_counts[DropReason.DENIED] = 5
+    datapath.events = [event(number, 1, cookie), event(number, 0, 0, DropReason.LAYER_DEFAULT), event(999, None, 0)]
+    answer = ask(inspector, "drops")
+    assert answer["reasons"] == [{"reason": "DENIED", "packets": 5}]
+    assert answer["rules"] == [
+        {"endpoint": "red/ra", "layer": "acl", "group": "red/web", "rule": "no-web", "packets": 5}
+    ]
+    assert [(row["endpoint"], row["layer"], row["rule"]) for row in answer["recent"]] == [
+        ("", "", ""), ("red/ra", "guard", ""), ("red/ra", "acl", "no-web")
+    ]
+    assert answer["recent"][-1]["packet"].startswith("tcp 10.1.0.2:40000 > 10.1.0.9:80")
+    assert abs(answer["recent"][0]["time"] - time.time()) < 10
+    assert len(ask(inspector, "drops", port=RED_A.id)["recent"]) == 2
+
+
+def test_only_the_latest_drops_are_kept(inspector: Inspector, datapath: FakeDatapath) -> None:
+    datapath.events = [event(1, None, 0)] * (RECENT_DROPS + 5)
+    assert len(ask(inspector, "drops")["recent"]) == RECENT_DROPS
+
+
+def test_words() -> None:
+    assert match_text(Match()) == "any"
+    assert match_text(Match(ethertype=0x0806, protocol=1, arp_sender_is_source=True)) == "arp opcode 1 sender = smac"
+    assert match_text(Match(protocol=47, src_ports=PortRange(1, 9), dscp=3)) == "protocol 47 sport 1-9 dscp 3"
+    assert action_text(Rewrite(dst=IPv4Address("10.0.0.1"), dst_port=80)) == "rewrite dst 10.0.0.1 dport 80"
+    macs = (bytes(6), b"\xff" * 6)
+    assert packet_text(0x0806, 1, "10.0.0.1", "10.0.0.2", 0, 0, macs, 42).startswith("arp 10.0.0.1 asks for 10.0.0.2")
+    assert packet_text(0x86DD, 0, "0.0.0.0", "0.0.0.0", 0, 0, macs, 90).startswith("ipv6, ")
