@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
-from pyroute2.netlink import NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_ECHO, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR
+from pyroute2.netlink import NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR
 from pyroute2.netlink.rtnl.marshal import MarshalRtnl
 
 from vswitch.errors import KernelRefused, PermissionDenied
@@ -129,8 +129,7 @@ class Netlink:
         """
         self._sequence += 1
         wanted = self._sequence
-        # Traffic control answers a get only to who asks for the echo; the others do not mind.
-        self._socket.send(request.encode(wanted, NLM_F_ECHO))
+        self._socket.send(request.encode(wanted, 0))
         while True:
             for kind, flags, sequence, data in self._receive():
                 if sequence != wanted:

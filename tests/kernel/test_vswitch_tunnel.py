@@ -88,13 +88,12 @@ def test_udp_port_of_a_program_is_named(switch: Switch, host: Namespace) -> None
     assert "UP" in host.link("slvx0")["flags"]
 
 
-IMPOSSIBLE: list[dict[str, object]] = [{"udp_port": 0}, {"udp_port": 65536}, {"mtu_bytes": 1}, {"alias": "x"}, {"name": ""}]
-
-
-@pytest.mark.parametrize("change", IMPOSSIBLE)
-def test_impossible_tunnel_is_refused(switch: Switch, change: dict[str, object]) -> None:
+@pytest.mark.parametrize(
+    ("field", "value"), [("udp_port", 0), ("udp_port", 65536), ("mtu_bytes", 1), ("alias", "x"), ("name", "")]
+)
+def test_impossible_tunnel_is_refused(switch: Switch, field: str, value: object) -> None:
     with pytest.raises(LinkInvalid):
-        switch.ensure_tunnel(replace(TUNNEL, **change))
+        switch.ensure_tunnel(replace(TUNNEL, **{field: value}))
 
 
 def test_listeners_do_not_show_our_own_socket(switch: Switch, host: Namespace) -> None:

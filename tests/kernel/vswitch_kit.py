@@ -43,6 +43,10 @@ class Namespace:
         """`ip` inside."""
         return run("ip", "-n", self.name, *arguments, check=check)
 
+    def batch(self, lines: str) -> None:
+        """Many `ip` commands inside, by one process."""
+        subprocess.run(["ip", "-n", self.name, "-batch", "-"], input=lines, text=True, check=True, timeout=60)
+
     def show(self, *arguments: str) -> Any:
         """`ip` inside, as JSON."""
         return json.loads(self.ip("-d", "-j", *arguments) or "[]")
