@@ -37,7 +37,7 @@ class Link:
     pending: Patch = field(default_factory=dict)
     objects: dict[Key, ObjectStatus] = field(default_factory=dict)
     trouble: str = ""                       # why the goal state cannot be sent
-    greeting: bool = False                  # it came back: one acknowledgement is due even if nothing changed
+    confirmed: bool = False                 # it acknowledged something since it connected
 
     def applied(self, store_revision: int) -> int:
         """The revision that the host shows: the store's own when nothing is left to tell it."""
@@ -46,8 +46,15 @@ class Link:
     @property
     def up_to_date(self) -> bool:
         """Whether it is connected and has acknowledged everything that concerns it."""
-        return (self.connected and self.synced and self.flight is None and not self.pending
-                and not self.greeting)
+        return (self.connected and self.confirmed and self.synced and self.flight is None
+                and not self.pending)
+
+    def behind(self, store_revision: int) -> bool:
+        """Whether it is connected and has not acknowledged what concerns it up to a revision.
+
+        What a host says of itself when it connects is what it has on disk; its kernel may not be so far.
+        """
+        return self.connected and not self.up_to_date and (not self.confirmed or self.revision < store_revision)
 
     def awaits(self, key: Key) -> bool:
         """Whether an object's present goal has not been acknowledged."""
@@ -61,7 +68,7 @@ class Link:
 
     def connect(self, revision: int) -> None:
         """The host came (back) and says it is at `revision`."""
-        self.connected, self.greeting, self.trouble = True, True, ""
+        self.connected, self.confirmed, self.trouble = True, False, ""
         flight, self.flight = self.flight, None
         if self.synced and flight is not None and flight.revision == revision:
             self.revision = revision        # it was applied, only the acknowledgement was lost
@@ -82,11 +89,10 @@ class Link:
         if not self.connected or self.flight is not None:
             return None
         if not self.synced:
-            self.flight, self.pending, self.greeting = Flight(revision, None), {}, False
+            self.flight, self.pending = Flight(revision, None), {}
             return FullSync(revision, tuple(goals().values()))
-        if not self.pending and not self.greeting:
+        if not self.pending and self.confirmed:
             return None
-        self.greeting = False
         self.flight, self.pending = Flight(revision, self.pending), {}
         patch = self.flight.patch or {}     # empty: it only brings the host to our revision
         return Delta(self.revision, revision,
@@ -107,7 +113,8 @@ class Link:
         changed = {key for key in told.keys() | self.objects.keys() if told.get(key) != self.objects.get(key)}
         if self.flight is not None and ack.revision == self.flight.revision:
             changed |= (told if self.flight.patch is None else self.flight.patch).keys()
-            self.flight, self.synced, self.revision, self.trouble = None, True, ack.revision, ""
+            self.flight, self.synced, self.confirmed = None, True, True
+            self.revision, self.trouble = ack.revision, ""
             self.objects = told
         elif ack.revision == self.revision:
             self.objects = told

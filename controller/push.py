@@ -91,8 +91,7 @@ class Push:
         hosts = set(hosts)
 
         def behind() -> list[str]:
-            return sorted(h for h in hosts if (link := self.links.get(h)) is not None and link.connected
-                          and link.applied(self._ledger.state.revision) < revision)
+            return sorted(h for h in hosts if (link := self.links.get(h)) is not None and link.behind(revision))
 
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
