@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network
+from typing import Literal
 
 from controller.resources import (
     PROTOCOL_NUMBERS,
@@ -188,17 +189,23 @@ def _network_plan(state: State, network: Stored[NetworkSpec], old: NetworkPlan |
     local: dict[str, dict[Key, Goal]] = {}
     remotes: dict[Key, tuple[str, RemoteGoal]] = {}
     sources: dict[Key, object] = {}
+    kept = old if old is not None and old.goal == goal else None
+    vteps = {host: _vtep(state, host) for host in {e.spec.host for e in endpoints}}
     for endpoint in endpoints:
-        host = endpoint.spec.host
-        key = ("port", endpoint.uid)
-        port = _port_goal(endpoint, goal.id, length, acl)
-        if old and old.sources.get(key) is endpoint and (was := old.local.get(host, {}).get(key)) == port:
-            port = was                      # the same object: comparing plans stays cheap
+        host, key = endpoint.spec.host, ("port", endpoint.uid)
+        verdict = acl.of(endpoint)
+        same = kept is not None and kept.sources.get(key) is endpoint
+        port = kept.local[host][key] if kept is not None and same else None
+        if not isinstance(port, PortGoal) or not verdict.shows(port):
+            port = _port_goal(endpoint, goal.id, length, verdict)
         local.setdefault(host, {})[key] = port
         sources[key] = endpoint
         if goal.mode == "overlay":
             key = ("remote", endpoint.uid)
-            remotes[key] = (host, _remote_goal(state, endpoint, goal.id))
+            remote = kept.remotes[key][1] if kept is not None and same else None
+            if remote is None or remote.vtep != vteps[host]:
+                remote = _remote_goal(endpoint, goal.id, vteps[host])
+            remotes[key] = (host, remote)
     for mapping in state.mappings_of(network.ref):
         target = state.endpoint(Ref("Endpoint", mapping.ref.tenant, mapping.spec.endpoint))
         if target is not None:
@@ -215,18 +222,21 @@ def _network_goal(network: Stored[NetworkSpec]) -> NetworkGoal:
         mtu_bytes=spec.mtu if isinstance(spec.mtu, int) else 0)
 
 
-def _port_goal(endpoint: Stored[EndpointSpec], network_id: str, prefix_length: int, acl: _Acl) -> PortGoal:
-    verdict = acl.of(endpoint)
+def _port_goal(endpoint: Stored[EndpointSpec], network_id: str, prefix_length: int,
+               verdict: _Verdict) -> PortGoal:
     return PortGoal(
         id=endpoint.uid, name=endpoint.ref.name, tenant=endpoint.ref.tenant, network=network_id,
         address=f"{endpoint.assigned.address}/{prefix_length}", mac=endpoint.assigned.mac,
         netns=endpoint.spec.netns, interface=endpoint.spec.interface, tiers=verdict.tiers,
-        default_in="deny" if verdict.deny_in else "allow", default_out="deny" if verdict.deny_out else "allow")
+        default_in=verdict.default_in, default_out=verdict.default_out)
 
 
-def _remote_goal(state: State, endpoint: Stored[EndpointSpec], network_id: str) -> RemoteGoal:
-    host = state.host(endpoint.spec.host)
-    vtep = host.spec.underlay if host and host.spec.underlay else ""
+def _vtep(state: State, host: str) -> str:
+    stored = state.host(host)
+    return (stored.spec.underlay if stored else None) or ""
+
+
+def _remote_goal(endpoint: Stored[EndpointSpec], network_id: str, vtep: str) -> RemoteGoal:
     return RemoteGoal(endpoint.uid, endpoint.ref.name, network_id, endpoint.assigned.address,
                       endpoint.assigned.mac, vtep)
 
@@ -245,6 +255,7 @@ class _Members:
     def __init__(self, endpoints: Sequence[Stored[EndpointSpec]]) -> None:
         self._by_name = {e.ref.name: e for e in endpoints}
         self._by_label: dict[tuple[str, str], set[str]] | None = None
+        self._prefixes: dict[object, tuple[str, ...]] = {}
 
     def select(self, selector: Selector) -> set[str]:
         """Names of the endpoints that are named or that carry all labels; nobody for an empty selector."""
@@ -254,9 +265,14 @@ class _Members:
             chosen |= set.intersection(*(index.get(pair, set()) for pair in selector.labels.items()))
         return chosen
 
-    def address(self, name: str) -> str:
-        """The address of an endpoint by name."""
-        return self._by_name[name].assigned.address
+    def prefixes(self, selector: Selector) -> tuple[str, ...]:
+        """The addresses of the selected endpoints, joined to prefixes. Found once for equal selectors."""
+        identity = (selector.endpoints, tuple(sorted(selector.labels.items())))
+        found = self._prefixes.get(identity)
+        if found is None:
+            addresses = (self._by_name[name].assigned.address for name in self.select(selector))
+            found = self._prefixes[identity] = tuple(joined(sorted(int(IPv4Address(a)) for a in addresses)))
+        return found
 
     def _labels(self) -> dict[tuple[str, str], set[str]]:
         if self._by_label is None:
@@ -269,9 +285,16 @@ class _Members:
 
 @dataclass(frozen=True, slots=True)
 class _Verdict:
+    """What the policies of an endpoint come to."""
+
     tiers: tuple[AclTier, ...]
-    deny_in: bool
-    deny_out: bool
+    default_in: Literal["allow", "deny"]
+    default_out: Literal["allow", "deny"]
+
+    def shows(self, port: PortGoal) -> bool:
+        """Whether a goal has this already."""
+        return ((port.tiers, port.default_in, port.default_out)
+                == (self.tiers, self.default_in, self.default_out))
 
 
 class _Acl:
@@ -297,8 +320,8 @@ class _Acl:
             policies = [self._policies[i] for i in chosen]
             verdict = self._verdicts[chosen] = _Verdict(
                 tuple(self.tiers[p.ref] for p in policies),
-                any(p.spec.default_in == "deny" for p in policies),
-                any(p.spec.default_out == "deny" for p in policies))
+                "deny" if any(p.spec.default_in == "deny" for p in policies) else "allow",
+                "deny" if any(p.spec.default_out == "deny" for p in policies) else "allow")
         return verdict
 
 
@@ -325,8 +348,7 @@ def _peers(rule: PolicyRule, members: _Members) -> tuple[str, ...]:
     """The other side as prefixes: addresses of the selected endpoints, joined, and the given prefixes."""
     peer = rule.peer
     assert peer is not None
-    numbers = sorted(int(IPv4Address(members.address(name))) for name in members.select(peer))
-    return tuple(dict.fromkeys([*joined(numbers), *peer.cidrs]))
+    return tuple(dict.fromkeys((*members.prefixes(peer), *peer.cidrs)))
 
 
 def joined(addresses: Sequence[int]) -> list[str]:
