@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -125,8 +126,9 @@ class Client:
         token = token or os.environ.get("SLUICE_API_TOKEN", "")
         self._timeout_s = timeout_s
         headers = {"Authorization": f"Bearer {token}"} if token else {}
-        if self.api.startswith("unix:"):
-            transport = httpx.HTTPTransport(uds=self.api.removeprefix("unix:"))
+        self._path = self.api.removeprefix("unix:") if self.api.startswith("unix:") else ""
+        if self._path:
+            transport = httpx.HTTPTransport(uds=self._path)
             self._http = httpx.Client(transport=transport, base_url="http://sluice", headers=headers)
         elif self.api.startswith(("http://", "https://")):
             self._http = httpx.Client(base_url=self.api, headers=headers)
@@ -204,6 +206,7 @@ class Client:
         if since is not None:
             params["since"] = str(since)
         timeout = httpx.Timeout(self._timeout_s, read=timeout_s)
+        self._knock()
         try:
             with self._http.stream("GET", "/v1/watch", params=params, timeout=timeout) as answer:
                 if answer.is_error:
@@ -264,6 +267,7 @@ class Client:
         return _mapping(self._request("GET", f"/v1/{what}", params=params))
 
     def _request(self, method: str, path: str, wait_s: float = 0, **options: Any) -> Any:
+        self._knock()
         if wait_s:
             options["params"] = {**options.get("params", {}), "wait": str(wait_s)}
         try:
@@ -273,6 +277,16 @@ class Client:
         if answer.is_error:
             raise _refusal(answer)
         return answer.json()
+
+    def _knock(self) -> None:
+        """See that somebody listens on the unix socket: httpcore leaks its socket when connecting fails."""
+        if self._path:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+                probe.settimeout(self._timeout_s)
+                try:
+                    probe.connect(self._path)
+                except OSError as error:
+                    raise self._unreachable(error) from error
 
     def _unreachable(self, error: Exception) -> Unreachable:
         return Unreachable(f"no answer from the controller at {self.api}: {error or type(error).__name__}; "
