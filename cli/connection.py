@@ -36,7 +36,7 @@ def controller(api: str = "", documents: Sequence[Document] = ()) -> Iterator[Cl
             [
                 Fault(
                     "controller",
-                    "nobody answers there",
+                    "none answers there",
                     found,
                     "start one with `sluice up` (or `sluice controller run`), "
                     "or set SLUICE_API to its unix:/path or http://address:port",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,10 +12,11 @@ import typer
 
 from cli import options
 from cli.connection import controller
-from cli.problems import USAGE, problem
+from cli.problems import USAGE, Fault, Problem, problem
 
 if TYPE_CHECKING:
     from southbound.identity import Identity
+    from vfp.datapath.engine import Limits
 
 controller_app = typer.Typer(
     no_args_is_help=True, help="The controller: keeps what is declared, tells the hosts."
@@ -27,6 +28,8 @@ HostName = Annotated[
     str, typer.Option("--name", help="Name of this host. Default: the host name.", show_default=False)
 ]
 MAX_NAME = 63
+MAX_ENTRIES = 1 << 24  # more than any host has memory for
+_ROOMS = ("controller", "agent", "southbound", "vfp", "vswitch")
 
 
 @controller_app.command("run")
@@ -76,14 +79,26 @@ def controller_run(
 
 @agent_app.command("run")
 def agent_run(
-    state: options.State = options.AGENT_STATE, pin_dir: options.PinDir = options.PIN_DIR, name: HostName = ""
+    state: options.State = options.AGENT_STATE,
+    pin_dir: options.PinDir = options.PIN_DIR,
+    name: HostName = "",
+    limit: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--limit",
+            metavar="TABLE=ENTRIES",
+            show_default=False,
+            help="Size of a table: flows, rules, bindings, ports, space_entries or mappings. May be repeated.",
+        ),
+    ] = None,
 ) -> None:
     """Run this host's agent until SIGTERM or Ctrl-C. The data path stays when it ends."""
     _need_root("sluice agent run")
+    limits = _limits(limit or [])
     from agent.app import Config, run
 
     with _plainly("agent"):
-        run(Config(state_dir=state, pin_dir=pin_dir, name=name))
+        run(Config(state_dir=state, pin_dir=pin_dir, name=name, limits=limits))
 
 
 @agent_app.command("purge")
@@ -95,8 +110,14 @@ def agent_purge(
     from agent.app import Config, purge
 
     with _plainly("agent"):
-        for line in purge(Config(state_dir=state, pin_dir=pin_dir, name="")):
-            print(line)
+        lines = purge(Config(state_dir=state, pin_dir=pin_dir, name=""))
+    for line in lines:
+        print(line)
+    stuck = [line for line in lines if " not removed" in line]
+    if stuck:
+        raise Problem(
+            Fault("agent purge", line, "", "see who uses it, then run the command again") for line in stuck
+        )
 
 
 @token_app.command("create")
@@ -184,6 +205,27 @@ def host_name() -> str:
     return label or "localhost"
 
 
+def _limits(given: Sequence[str]) -> Limits:
+    from dataclasses import fields, replace
+
+    from vfp.datapath.engine import Limits
+
+    names = [field.name for field in fields(Limits)]
+    sizes: dict[str, int] = {}
+    for text in given:
+        name, _, number = text.partition("=")
+        if name not in names or not number.isdecimal() or not 0 < int(number) <= MAX_ENTRIES:
+            raise problem(
+                "--limit",
+                "not TABLE=ENTRIES",
+                repr(text),
+                f"use one of {', '.join(names)}, with 1 to {MAX_ENTRIES}, as in flows=65536",
+                USAGE,
+            )
+        sizes[name] = int(number)
+    return replace(Limits(), **sizes)
+
+
 def _need_root(command: str) -> None:
     if os.geteuid() != 0:
         raise problem(
@@ -196,14 +238,18 @@ def _need_root(command: str) -> None:
 
 @contextmanager
 def _plainly(what: str) -> Iterator[None]:
-    """Say why a daemon could not start or go on, without a traceback (which its log has)."""
+    """Say why a daemon could not start or go on, without a traceback.
+
+    Errors of our own rooms were written for people; any other is a bug, which `cli.main` reports as one.
+    """
     try:
         yield
     except OSError as error:
         found = f"{error.filename}: {error.strerror}" if error.filename else str(error)
         raise problem(
-            what,
-            "the system refused",
-            found,
-            "check paths, rights and whether another one runs there already",
+            what, "the system refused", found, "check paths and rights, and whether another one runs already"
         ) from None
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] not in _ROOMS:
+            raise
+        raise problem(what, str(error)) from None

@@ -47,6 +47,8 @@ def trace(
     The status is 0 when the question was answered, also when the answer is that the packet is dropped.
     """
     protocol = _protocol(proto)
+    if port is None and protocol in ("tcp", "udp", "sctp"):
+        raise problem("--port", f"{protocol} needs a destination port", "", "give --port N", USAGE)
     reference = parse_reference(kind_named("Endpoint"), source, tenant)
     with controller(api) as client:
         answer = client.trace(

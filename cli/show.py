@@ -44,10 +44,10 @@ def get(
     known = kind_named(kind)
     with controller(api) as client:
         if name is None:
-            _table(known, client.list(known.name, tenant, labels), output)
+            _table(known, _list(client, known, tenant, labels), output)
             return
         reference = parse_reference(known, name, tenant)
-        resource = client.get(known.name, reference.name, reference.tenant)
+        resource = _get(client, reference)
     if output is Format.TABLE:
         _table(known, [resource], output)
     else:
@@ -65,7 +65,7 @@ def describe(
     known = kind_named(kind)
     reference = parse_reference(known, name, tenant)
     with controller(api) as client:
-        resource = client.get(known.name, reference.name, reference.tenant)
+        resource = _get(client, reference)
         if output is not Format.TABLE:
             dump(resource, output)
             return
@@ -113,7 +113,7 @@ def watch(
 
 def _get_all(tenant: str | None, labels: str, output: Format, api: str) -> None:
     with controller(api) as client:
-        found = {kind: client.list(kind.name, tenant, labels) for kind in KINDS}
+        found = {kind: _list(client, kind, tenant, labels) for kind in KINDS}
     if output is not Format.TABLE:
         dump([resource for resources in found.values() for resource in resources], output)
         return
@@ -123,6 +123,22 @@ def _get_all(tenant: str | None, labels: str, output: Format, api: str) -> None:
             sys.stdout.write(f"{'' if first else chr(10)}{kind.plural}\n")
             _table(kind, resources, output)
             first = False
+
+
+def _list(client: Client, kind: Kind, tenant: str | None, labels: str) -> list[dict[str, Any]]:
+    rows = client.list(kind.name, tenant, labels)
+    return [_beside_declared(client, row) for row in rows] if kind.name == "Host" else rows
+
+
+def _get(client: Client, reference: Reference) -> dict[str, Any]:
+    resource = client.get(reference.kind.name, reference.name, reference.tenant)
+    return _beside_declared(client, resource) if reference.kind.name == "Host" else resource
+
+
+def _beside_declared(client: Client, host: dict[str, Any]) -> dict[str, Any]:
+    """A host with the revision that is declared beside the one it has applied."""
+    status = {"declaredRevision": client.health()["revision"], **(host.get("status") or {})}
+    return {**host, "status": status}
 
 
 def _table(kind: Kind, rows: Sequence[Mapping[str, Any]], output: Format) -> None:

@@ -17,6 +17,7 @@ Data = Mapping[str, Any]
 _VERDICTS = {
     "forward": ("forwarded", "bold green"),
     "stack": ("left to the host's stack", "bold green"),
+    "reply": ("answered on the spot", "bold green"),
     "drop": ("dropped", "bold red"),
 }
 _FIELDS = {
@@ -75,7 +76,8 @@ def _draw_hop(tree: Tree, hop: Data) -> None:
                     within.add(_step(step, step is decider))
     for line in _transposition(hop.get("transposition") or {}):
         branch.add(line)
-    branch.add(_leaves(hop))
+    if (hop.get("leaves") or {}).get("to"):
+        branch.add(_leaves(hop["leaves"]))
     flow = hop.get("flow")
     if flow:
         branch.add(
@@ -132,18 +134,14 @@ def _transposition(transposition: Data) -> Iterator[Text]:
         )
 
 
-def _leaves(hop: Data) -> Text:
-    leaves = hop.get("leaves") or {}
-    where = leaves.get("to")
-    if not where:
-        return _verdict(hop)
+def _leaves(leaves: Data) -> Text:
     words = {
         "port": f"to port {leaves.get('name', '')}",
         "vtep": f"to VTEP {leaves.get('vtep', leaves.get('name', ''))}, VNI {leaves.get('vni', '')}",
         "uplink": f"by uplink {leaves.get('name', '')}",
         "stack": "to the host's own stack",
     }
-    return _line(("leaves ", "dim"), (words.get(where, str(where)), "bold"))
+    return _line(("leaves ", "dim"), (words.get(leaves["to"], str(leaves["to"])), "bold"))
 
 
 def _verdict(answer: Data) -> Text:

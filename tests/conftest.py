@@ -1,0 +1,45 @@
+"""The run fails when a test session leaves something behind on the machine (see `tests/leaks.py`)."""
+
+from __future__ import annotations
+
+import gc
+
+import pytest
+
+from tests import leaks
+
+SHOWN = 30
+
+_WATCH = pytest.StashKey[leaks.Watch]()
+_LEAKS = pytest.StashKey[leaks.Leaks]()
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    session.config.stash[_WATCH] = leaks.begin()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    watch = session.config.stash.get(_WATCH, None)
+    if watch is None:
+        return
+    gc.collect()                            # descriptors of maps and programs that a failed test still holds
+    found = leaks.end(watch)
+    session.config.stash[_LEAKS] = found
+    good = (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED)
+    if found.things and found.certain and session.exitstatus in good:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    found = config.stash.get(_LEAKS, None)
+    if found is None or not found.things:
+        return
+    if found.certain:
+        terminalreporter.section("left behind by the tests", red=True)
+    else:
+        terminalreporter.section("new on this machine; others use Sluice here, so it may be theirs", yellow=True)
+    for thing in found.things[:SHOWN]:
+        terminalreporter.line(thing)
+    if len(found.things) > SHOWN:
+        terminalreporter.line(f"and {len(found.things) - SHOWN} more")
