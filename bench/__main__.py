@@ -21,12 +21,13 @@ from bench.topologies import BUILDERS, built
 
 HIT = "flow-hit"
 CASES = (*BUILDERS, HIT)
+WIDTH = 140  # of the table where no terminal says
 
 
 def main() -> int:
     """Parse, measure, print."""
     options = _options()
-    console = Console()
+    console = Console() if sys.stdout.isatty() else Console(width=WIDTH)
     problems = _problems()
     if problems:
         print(problems, file=sys.stderr)
