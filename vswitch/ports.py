@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import socket
+from functools import partial
 
 from vswitch.addressing import disable_ipv6, mend_address, mend_default_route
 from vswitch.checks import check_alias, check_mtu, check_name, checked_address, checked_interface, checked_mac
@@ -54,27 +55,32 @@ def ensure_port(netlink: Netlink, visitor: Visitor, link: PortLink) -> int:
     _check(link)
     with open_namespace(link.netns) as namespace:
         if visitor.is_home(namespace):
-            raise LinkInvalid(
-                "namespace of the endpoint", f"{link.netns!r} is the host's own", "give another"
-            )
+            raise LinkInvalid("namespace of the endpoint", f"{link.netns!r} is the host's own", "give another")
         bridge = _bridge(netlink, link.bridge)
-        host = find_own_link(netlink, link.host_interface, "veth")
-        nsid = _nsid(netlink, namespace)
-        if host is not None and (host.alias not in ("", link.alias) or nsid < 0 or host.peer_nsid != nsid):
-            _remove(netlink, host)  # another endpoint's, or its far end is elsewhere
-            host = None
-        if not visitor.visit(namespace, lambda: _mend_inside(link, host)):
-            if host is not None:
+        host = _adoptable(netlink, namespace, link)
+        if not visitor.visit(namespace, partial(_mend_inside, link, host)):
+            if host is not None:            # its far end was renamed or removed
                 _remove(netlink, host)
             host = _make(netlink, namespace, link)
-            if not visitor.visit(namespace, lambda: _mend_inside(link, host)):
-                raise NamespaceMissing(
-                    f"port {link.host_interface}",
-                    "the far end vanished while it was set up",
-                    f"see what removes links in {link.netns!r}",
-                )
+            if not visitor.visit(namespace, partial(_mend_inside, link, host)):
+                found = "the far end vanished while it was set up"
+                todo = f"see what removes links in {link.netns!r}"
+                raise NamespaceMissing(f"port {link.host_interface}", found, todo)
+        assert host is not None             # _mend_inside is true only of a pair
         _mend_here(netlink, visitor, link, host, bridge)
         return host.ifindex
+
+
+def _adoptable(netlink: Netlink, namespace: int, link: PortLink) -> Found | None:
+    """The host side of this very port, if there is one; one that is in its place but not it is removed."""
+    host = find_own_link(netlink, link.host_interface, "veth")
+    if host is None:
+        return None
+    nsid = _nsid(netlink, namespace)
+    if host.alias in ("", link.alias) and host.peer_nsid == nsid >= 0:
+        return host
+    _remove(netlink, host)                  # another endpoint's, or its far end is elsewhere
+    return None
 
 
 def _check(link: PortLink) -> None:

@@ -163,7 +163,9 @@ class Switch:
     async def watch(self) -> AsyncGenerator[None]:
         """Yield when the watch stands, then whenever links, addresses, routes or named namespaces changed.
 
-        Bursts come as one. Our own changes are told as well. Close it when done (`contextlib.aclosing`).
+        Bursts come as one. Our own changes are told as well. What happens inside the endpoints' namespaces is told
+        only if it shows on the host side of a port. Close the generator when done (`contextlib.aclosing`); a
+        cancelled `anext` ends it.
         """
         async with aclosing(changes(self._visitor)) as events:
             async for _ in events:

@@ -27,10 +27,11 @@ def w(tmp_path: Path) -> Iterator[World]:
 def host(w: World) -> Namespace:
     made = w.namespace("host")
     made.ip("link", "add", "lan0", "type", "veth", "peer", "name", "lan1")
-    made.ip("link", "set", "lan0", "up")
-    made.ip("link", "set", "lan1", "up")
+    for name in ("lan0", "lan1"):           # without link-local addresses, which tell of themselves seconds later
+        made.ip("link", "set", name, "addrgenmode", "none")
+        made.ip("link", "set", name, "up")
     notices = made.call(Notices)
-    notices.settle()                        # carrier, and IPv6 addresses that prove to be nobody else's
+    notices.settle()                        # the carrier is told a while later
     notices.close()
     return made
 
