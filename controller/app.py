@@ -134,13 +134,15 @@ async def _serve_apis(apis: list[tuple[ASGIApp, socket.socket]], controller: Con
     servers = [ApiServer(app) for app, _ in apis]
     tasks = [asyncio.create_task(server.serve(sockets=[listener]))
              for server, (_, listener) in zip(servers, apis, strict=True)]
+    listening = asyncio.gather(*(server.listening.wait() for server in servers))
     stopped = asyncio.create_task(stop.wait())
     try:
-        while not all(server.started for server in servers) and not any(task.done() for task in tasks):
-            await asyncio.sleep(0.005)
-        ready()
-        await asyncio.wait([stopped, *tasks], return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait([listening, *tasks], return_when=asyncio.FIRST_COMPLETED)
+        if listening.done():
+            ready()
+            await asyncio.wait([stopped, *tasks], return_when=asyncio.FIRST_COMPLETED)
     finally:
+        listening.cancel()
         stopped.cancel()
         controller.watches.close()
         for server in servers:

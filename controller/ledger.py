@@ -146,6 +146,9 @@ class Ledger:
             commit = _commit(self.state, fork, tuple(changes))
             await self.in_store_thread(self._store.commit, commit)
             self.state = fork
+            for ref in commit.removed:
+                if ref.kind == "Host":
+                    self.reports.pop(ref.name, None)
             outcome = Outcome(fork.revision, tuple(items), tuple(changes), commit.events)
             for listener in self.on_commit:
                 listener(outcome, fork)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import os
 import secrets
@@ -31,6 +32,12 @@ class ApiServer(uvicorn.Server):
     def __init__(self, app: ASGIApp) -> None:
         super().__init__(uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", ws="none",
                                         timeout_graceful_shutdown=GRACE_S, server_header=False))
+        self.listening = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start to answer, and say so."""
+        await super().startup(sockets)
+        self.listening.set()
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

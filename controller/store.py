@@ -160,6 +160,8 @@ class SqliteStore:
                 raise StoreError(f"the store {self._path} is at revision {found}, not {commit.base}: another program "
                                  "writes to it; stop that one and start the controller again")
             self._db.executemany("DELETE FROM objects WHERE kind = ? AND tenant = ? AND name = ?", commit.removed)
+            self._db.executemany("DELETE FROM reports WHERE host = ?",
+                                 [(ref.name,) for ref in commit.removed if ref.kind == "Host"])
             self._db.executemany("INSERT OR REPLACE INTO objects VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
                                  map(_row, commit.put))
             for key, value in commit.cursors.items():

@@ -244,7 +244,8 @@ def test_status_of_what_nobody_has_programmed_is_pending(tmp_path: Path) -> None
     async def body(parts: Parts) -> None:
         await parts.world()
         found = (await parts.http.get("/v1/tenants/default/endpoints/a")).json()["status"]
-        assert (found["phase"], found["message"], found["address"]) == ("Pending", "host h1 is not connected", "10.1.0.5")
+        assert (found["phase"], found["message"]) == ("Pending", "host h1 is not connected")
+        assert found["address"] == "10.1.0.5"
         red = (await parts.http.get("/v1/tenants/default/networks/red")).json()["status"]
         assert (red["vni"], red["endpoints"], red["hosts"]) == (4096, 2, ["h1", "h2"])
         h1 = (await parts.http.get("/v1/hosts/h1")).json()["status"]
@@ -262,8 +263,8 @@ def test_looking_inside_needs_the_host_and_says_so(tmp_path: Path) -> None:
         assert answer.status_code == 503
         assert "h1 is not connected" in answer.json()["error"]["message"]
         for change, status, field in (({"from": "zz"}, 404, "from"), ({"to": "zz"}, 404, "to"),
-                                      ({"protocol": "tpc"}, 422, "protocol"), ({"destinationPort": None}, 422, "destinationPort"),
-                                      ({"prot": 1}, 422, "prot")):
+                                      ({"protocol": "tpc"}, 422, "protocol"), ({"prot": 1}, 422, "prot"),
+                                      ({"destinationPort": None}, 422, "destinationPort")):
             refused = await parts.http.post("/v1/trace", json=ask | change)
             assert (refused.status_code, refused.json()["error"]["field"]) == (status, field), refused.text
         assert (await parts.http.get("/v1/hosts/h9/flows")).status_code == 404

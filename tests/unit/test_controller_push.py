@@ -100,7 +100,7 @@ class Fabric:
 
     async def until(self, condition: Callable[[], Awaitable[bool]]) -> None:
         async with asyncio.timeout(5):
-            while not await condition():
+            while not await condition():                # noqa: ASYNC110 - it asks over HTTP
                 await asyncio.sleep(0.01)
 
     async def settled(self, *names: str) -> None:
