@@ -37,6 +37,7 @@ class Report:
 
     console: Console
     lab: str
+    planned: int = 0                        # steps of the lab; fewer rows: it was not run to its end
     rows: list[Row] = field(default_factory=list)
     began: float = field(default_factory=time.monotonic)
 
@@ -101,8 +102,9 @@ class Report:
         width = None if self.console.is_terminal else max(self.console.width, LOG_WIDTH)
         self.console.print(table, width=width, crop=False, no_wrap=False, overflow="fold")
         held = sum(row.held for row in self.rows)
-        style = "green" if held == len(self.rows) else "red"
-        self.console.print(f"[{style}]{held} of {len(self.rows)} held[/{style}], "
+        planned = max(self.planned, len(self.rows))
+        style = "green" if held == planned else "red"
+        self.console.print(f"[{style}]{held} of {planned} held[/{style}], "
                            f"{self.seconds():.1f} s in all")
 
     def seconds(self) -> float:

@@ -45,6 +45,7 @@ def run(path: Path | str, console: Console | None = None, keep: bool = False,
     try:
         lab = load(Path(path))
         report.lab = lab.name
+        report.planned = sum(len(chapter.steps) for chapter in lab.chapters)
         with journal.exclusive(lab.name):
             status = _interruptible(_whole(lab, Path(path), report, keep), report)
     except LabError as error:
