@@ -134,10 +134,11 @@ async def _serve_apis(apis: list[tuple[ASGIApp, socket.socket]], controller: Con
     servers = [ApiServer(app) for app, _ in apis]
     tasks = [asyncio.create_task(server.serve(sockets=[listener]))
              for server, (_, listener) in zip(servers, apis, strict=True)]
-    listening = asyncio.gather(*(server.listening.wait() for server in servers))
+    listening = asyncio.ensure_future(asyncio.gather(*(server.listening.wait() for server in servers)))
     stopped = asyncio.create_task(stop.wait())
     try:
-        await asyncio.wait([listening, *tasks], return_when=asyncio.FIRST_COMPLETED)
+        waited: list[asyncio.Future[Any]] = [listening, *tasks]
+        await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
         if listening.done():
             ready()
             await asyncio.wait([stopped, *tasks], return_when=asyncio.FIRST_COMPLETED)

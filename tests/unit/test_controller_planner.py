@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv4Network
 from typing import Any
 
+from controller_kit import endpoint, host, mapping, nat, overlay, policy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,7 +16,6 @@ from controller.planner import Plan, joined, plan, replan
 from controller.state import Change, Ref, State, Stored
 from controller.validate import Surroundings, check, check_removal
 from southbound.messages import AclTier, HostGoal, MappingGoal, NetworkGoal, PortGoal, RemoteGoal
-from controller_kit import endpoint, host, mapping, nat, overlay, policy
 
 HOSTS = ("h1", "h2", "h3")
 
