@@ -123,7 +123,7 @@ _COLUMNS: dict[str, list[Column]] = {
     "Network": [
         ("MODE", _text("spec", "mode")),
         ("PREFIXES", _prefixes),
-        ("VNI", _first(("status", "vni"), ("spec", "vni"))),
+        ("VNI", _text("status", "vni")),
         ("HOST", _text("spec", "host")),
     ],
     "Endpoint": [

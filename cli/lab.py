@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from cli.problems import problem
+from cli.problems import Fault, Problem, problem
 
 app = typer.Typer(no_args_is_help=True, help="Labs: a topology and its checks as one file, run for real.")
 
@@ -66,6 +66,33 @@ def execute(
     from labs import run as labs
 
     raise typer.Exit(labs.exec_(lab, node, command or []))
+
+
+@app.command("graph")
+def graph(
+    file: File,
+    dot: Annotated[bool, typer.Option("--dot", help="In the DOT language, for graphviz.")] = False,
+) -> None:
+    """Draw the topology of a lab file, without building it. Needs no root."""
+    import sys
+
+    from cli import lab_graph
+    from cli.output import console
+    from labs.errors import InvalidLab, LabError
+    from labs.load import load
+
+    try:
+        lab = load(file)
+    except InvalidLab as error:
+        raise Problem(
+            Fault(f"{error.file}:{flaw.line}: {flaw.field}", flaw.message) for flaw in error.flaws
+        ) from None
+    except LabError as error:
+        raise problem("FILE", str(error)) from None
+    if dot:
+        sys.stdout.write(lab_graph.dot(lab))
+    else:
+        console().print(lab_graph.tree(lab))
 
 
 def _need_root(command: str) -> None:

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 Data = Mapping[str, Any]
 
+MOST_SHOWN = 12  # rules of one group; `-o json` has all
+
 _VERDICTS = {
     "forward": ("forwarded", "bold green"),
     "stack": ("left to the host's stack", "bold green"),
@@ -65,15 +67,15 @@ def _draw_hop(tree: Tree, hop: Data) -> None:
     branch = tree.add(_line(("host ", ""), (hop.get("host", "?"), "bold cyan")))
     steps: Sequence[Data] = hop.get("steps") or []
     denied = hop.get("denied_by") or {}
-    decider = _decider(steps, denied)
+    decider = _decider(steps, denied) if hop.get("verdict") == "drop" else None
     for (port, direction), of_port in _runs(steps, "port", "direction"):
         side = branch.add(_line((f"port {port} ", ""), (str(direction).upper(), "bold")))
         for (layer,), of_layer in _runs(of_port, "layer"):
             stage = side.add(_line(("layer ", "dim"), (layer, "bold")))
             for (group,), of_group in _runs(of_layer, "group"):
                 within = stage.add(_line(("group ", "dim"), (group, ""))) if group else stage
-                for step in of_group:
-                    within.add(_step(step, step is decider))
+                for line in _considered(of_group, decider):
+                    within.add(line)
     for line in _transposition(hop.get("transposition") or {}):
         branch.add(line)
     if (hop.get("leaves") or {}).get("to"):
@@ -92,9 +94,25 @@ def _draw_hop(tree: Tree, hop: Data) -> None:
 
 
 def _decider(steps: Sequence[Data], denied: Data) -> Data | None:
-    """The step that settled the packet's fate: the one that denied it."""
-    fitting = [step for step in steps if denied and _same(step, denied)]
+    """The step that settled a dropped packet's fate: the one that denied it, or the last that matched."""
+    fitting = [step for step in steps if (_same(step, denied) if denied else step.get("matched"))]
     return fitting[-1] if fitting else None
+
+
+def _considered(steps: Sequence[Data], decider: Data | None) -> Iterator[Text]:
+    """The rules of a group that were looked at; of a long run without a match only the first few."""
+    shown = skipped = 0
+    for step in steps:
+        if step is decider or step.get("matched") or shown < MOST_SHOWN:
+            if skipped:
+                yield _line((f"○ {skipped} more without a match", "dim"))
+            skipped = 0
+            shown += 1
+            yield _step(step, step is decider)
+        else:
+            skipped += 1
+    if skipped:
+        yield _line((f"○ {skipped} more without a match", "dim"))
 
 
 def _same(step: Data, denied: Data) -> bool:

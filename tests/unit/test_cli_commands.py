@@ -89,7 +89,7 @@ def test_unknown_commands_and_options_fail() -> None:
 def test_every_command_has_help() -> None:
     for command in ("apply", "diff", "get", "describe", "delete", "watch", "trace", "flows", "rules", "drops", "up",
                     "join", "doctor", "controller run", "agent run", "agent purge", "token create", "lab run",
-                    "lab up", "lab down", "lab exec"):
+                    "lab graph", "lab up", "lab down", "lab exec"):
         done = sluice(*command.split(), "--help")
         assert done.returncode == 0, command
         assert "Usage" in done.stdout
@@ -170,6 +170,36 @@ def test_a_trace_names_the_layer_and_rule_that_denies() -> None:
     assert "web → deny" in decides
     assert "dns no match" in text
     assert text.count("layer acl") == 2      # the stage, and the summary at the end
+
+
+def test_a_trace_without_a_denying_rule_shows_where_it_ended() -> None:
+    step = {"port": "red/a", "direction": "out", "layer": "vnet", "group": "route", "rule": "inside", "matched": True,
+            "action": "forward(5)", "note": "space 5 has no 10.1.0.9"}
+    text = drawn({"verdict": "drop", "reason": "NO_MAPPING", "hops": [
+        {"host": "h1", "verdict": "drop", "reason": "NO_MAPPING", "denied_by": None, "steps": [step]}]})
+    assert "inside → forward(5) ← decides" in text
+
+
+def test_a_trace_through_many_rules_stays_short() -> None:
+    steps = [{"port": "p", "direction": "out", "layer": "acl", "group": "g", "rule": f"r{n}", "matched": n == 999,
+              "action": "allow", "note": ""} for n in range(1000)]
+    text = drawn({"verdict": "forward", "reason": "", "hops": [{"host": "h", "verdict": "forward", "steps": steps}]})
+    assert "987 more without a match" in text
+    assert "r999 → allow" in text
+    assert len(text.splitlines()) < 30
+
+
+def test_the_tour_can_be_drawn() -> None:
+    done = sluice("lab", "graph", "labs/tour.yaml")
+    assert done.returncode == 0, done.stderr
+    assert "segment underlay" in done.stdout
+    assert "network red/red" in done.stdout
+    dot = sluice("lab", "graph", "labs/tour.yaml", "--dot").stdout
+    assert dot.startswith('graph "tour" {')
+    assert dot.count("{") == dot.count("}")
+    missing = sluice("lab", "graph", "labs/none.yaml")
+    assert missing.returncode == 1
+    assert "labs/none.yaml" in missing.stderr
 
 
 def test_a_trace_shows_where_the_packet_leaves() -> None:
