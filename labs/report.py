@@ -47,7 +47,7 @@ class Report:
         began = time.monotonic()
         with self._busy(text):
             yield
-        self.console.print(f"[dim]{self._clock()}[/dim]   [dim]{escape(text)}[/dim] "
+        self._say(f"[dim]{self._clock()}[/dim]   [dim]{escape(text)}[/dim] "
                            f"[dim]({time.monotonic() - began:.1f} s)[/dim]")
 
     @contextmanager
@@ -58,27 +58,27 @@ class Report:
 
     def chapter(self, title: str) -> None:
         """A new chapter begins."""
-        self.console.print(f"[dim]{self._clock()}[/dim] [bold]{escape(title)}[/bold]")
+        self._say(f"[dim]{self._clock()}[/dim] [bold]{escape(title)}[/bold]")
 
     def add(self, row: Row) -> None:
         """A step is done."""
         self.rows.append(row)
         mark = "[green]✓[/green]" if row.held else "[red]✗[/red]"
-        self.console.print(f"[dim]{self._clock()}[/dim] {mark} {escape(row.tried)} "
+        self._say(f"[dim]{self._clock()}[/dim] {mark} {escape(row.tried)} "
                            f"[dim]({row.seconds:.1f} s)[/dim]", soft_wrap=True)
         if not row.held:
-            self.console.print(f"        [red]{escape(row.seen)}[/red]", soft_wrap=True)
+            self._say(f"        [red]{escape(row.seen)}[/red]", soft_wrap=True)
             for line in row.details.splitlines():
-                self.console.print(f"        [dim]{escape(line)}[/dim]", soft_wrap=True)
+                self._say(f"        [dim]{escape(line)}[/dim]", soft_wrap=True)
 
     def note(self, text: str, style: str = "yellow") -> None:
         """Something worth a line."""
-        self.console.print(f"[dim]{self._clock()}[/dim]   [{style}]{escape(text)}[/{style}]")
+        self._say(f"[dim]{self._clock()}[/dim]   [{style}]{escape(text)}[/{style}]")
 
     def log_tail(self, name: str, text: str) -> None:
         """The last lines of a daemon, shown after a failure."""
-        self.console.print(f"[bold]last lines of {escape(name)}[/bold]")
-        self.console.print(escape(text or "(it wrote nothing)"), style="dim", soft_wrap=True)
+        self._say(f"[bold]last lines of {escape(name)}[/bold]")
+        self._say(escape(text or "(it wrote nothing)"), style="dim", soft_wrap=True)
 
     def table(self) -> None:
         """Everything that was tried, and the verdict."""
@@ -100,11 +100,11 @@ class Report:
                           f"{row.seconds:.1f}")
         # A file or a CI log has no width; rich would squeeze the table into 80 columns.
         width = None if self.console.is_terminal else max(self.console.width, LOG_WIDTH)
-        self.console.print(table, width=width, crop=False, no_wrap=False, overflow="fold")
+        self._say(table, width=width, crop=False, no_wrap=False, overflow="fold")
         held = sum(row.held for row in self.rows)
         planned = max(self.planned, len(self.rows))
         style = "green" if held == planned else "red"
-        self.console.print(f"[{style}]{held} of {planned} held[/{style}], "
+        self._say(f"[{style}]{held} of {planned} held[/{style}], "
                            f"{self.seconds():.1f} s in all")
 
     def seconds(self) -> float:
@@ -121,6 +121,10 @@ class Report:
         """Write `as_json` to a file."""
         path.write_text(json.dumps(self.as_json(exit_status), indent=1, ensure_ascii=False) + "\n",
                         encoding="utf-8")
+
+    def _say(self, *what: Any, **how: Any) -> None:
+        """Print without rich's own colours for numbers and what it takes for addresses."""
+        self.console.print(*what, highlight=False, **how)
 
     def _clock(self) -> str:
         return f"{self.seconds():5.1f} s"

@@ -108,7 +108,8 @@ def exec_(name: str, node: str, command: Sequence[str], console: Console | None 
         _complain(report, error)
         return WRONG
     variables = {**os.environ, **environment(found), processes.MARK: found.name}
-    words = processes.inside(found.places[node], list(command) or [os.environ.get("SHELL", "/bin/sh")])
+    wanted = list(command[1:] if command[:1] == ["--"] else command)
+    words = processes.inside(found.places[node], wanted or [os.environ.get("SHELL", "/bin/sh")])
     try:
         return subprocess.run(words, env=variables, check=False).returncode
     except KeyboardInterrupt:

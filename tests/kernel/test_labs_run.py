@@ -197,7 +197,7 @@ def test_up_exec_down(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None
     assert up(file, quiet) == 0
     assert exec_(NAME, "a", ["no-such-program"]) == 127
     assert exec_(str(file), "a", ["ping", "-c", "1", "-W", "1", "10.77.0.2"]) == 0
-    assert exec_(NAME, "a", ["sh", "-c", "exit 7"]) == 7
+    assert exec_(NAME, "a", ["--", "sh", "-c", "exit 7"]) == 7
     assert exec_(NAME, "nowhere", ["true"], quiet) == 2
     assert up(file, quiet) == 0             # again: the earlier one is removed
     assert down(file, quiet) == 0
