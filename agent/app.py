@@ -108,6 +108,7 @@ async def _all(
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(Session(host, on_query).keep(identity.directory))
         tasks.create_task(host.watch())
+        tasks.create_task(host.mend())
         tasks.create_task(host.retry())
         tasks.create_task(_age(datapath, worker))
         tasks.create_task(_collect(inspector, datapath, worker))

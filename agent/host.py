@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 
@@ -17,12 +18,13 @@ from southbound.messages import Ack, Facts, HostFacts, ObjectStatus
 from vfp.datapath.errors import DatapathError
 from vswitch.errors import VSwitchError
 
-__all__ = ["RETRY_FIRST_S", "RETRY_MOST_S", "Host"]
+__all__ = ["MEND_PAUSE", "RETRY_FIRST_S", "RETRY_MOST_S", "Host"]
 
 _log = structlog.get_logger("agent")
 
 RETRY_FIRST_S = 1.0
 RETRY_MOST_S = 30.0
+MEND_PAUSE = 10             # times as long as the mending took
 
 Report = Callable[[Ack | Facts], Awaitable[None]]
 
@@ -52,6 +54,7 @@ class Host:
         self._features = features
         self._lock = asyncio.Lock()
         self._incomplete = asyncio.Event()
+        self._changed = asyncio.Event()
 
     async def start(self) -> None:
         """Apply what is on disk; the controller may be away. With nothing on disk, leave the kernel as it is."""
@@ -66,13 +69,16 @@ class Host:
             self.goals = goals
             await self._worker.run(self._disk.save_store, store)
             self.store = store
-            return await self._apply()
+            return await self._apply(mend=False)
 
-    async def again(self) -> None:
-        """Apply the same goal state once more; report if it fares differently now."""
+    async def again(self, mend: bool = True) -> None:
+        """Apply the same goal state once more; report if it fares differently now.
+
+        `mend`: look also at what should still be as we left it.
+        """
         async with self._lock:
             before = self.ack
-            ack = await self._apply()
+            ack = await self._apply(mend)
             if ack != before:
                 await self._tell(ack)
 
@@ -92,8 +98,18 @@ class Host:
         async with aclosing(self._switch.watch()) as changes:
             async for _ in changes:
                 if self.goals.revision:
-                    await self.again()
+                    await self.again(mend=False)
+                    self._changed.set()
                 await self.look_around()
+
+    async def mend(self) -> None:
+        """After changes, look at everything again, in a small part of the worker's time. Never ends."""
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            began = time.monotonic()
+            await self.again()
+            await asyncio.sleep(MEND_PAUSE * (time.monotonic() - began))
 
     async def retry(self) -> None:
         """Look again, ever less often, while something is not as it should be. Never ends."""
@@ -105,10 +121,10 @@ class Host:
                 await self.again()
             delay_s = min(delay_s * 2, RETRY_MOST_S) if self._incomplete.is_set() else RETRY_FIRST_S
 
-    async def _apply(self) -> Ack:
+    async def _apply(self, mend: bool) -> Ack:
         goals = self.goals
         try:
-            outcome = await self._worker.run(self._reconciler.reconcile, goals)
+            outcome = await self._worker.run(self._reconciler.reconcile, goals, mend)
         except (VSwitchError, DatapathError, OSError) as error:
             _log.exception("reconcile failed", revision=goals.revision)
             self._incomplete.set()

@@ -9,6 +9,9 @@ Order, so that nothing passes before its policy is in:
 4. the uplink is hooked, neighbours and reserved ports are set;
 5. bridges and the tunnel that must go, go last, and the uplink is unhooked if nothing needs it.
 
+A port that is as it was made costs nothing, unless the run is to mend: then each is looked at again, inside its
+namespace and at its hooks.
+
 Each object stands alone: its failure is its own status, and the next run tries again. A run that changes
 nothing writes nothing to the engine. Any step may be the last one: identities are on disk before links are
 made.
@@ -16,10 +19,10 @@ made.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, ip_interface
-from typing import Any
+from typing import Any, NamedTuple
 
 import structlog
 
@@ -36,7 +39,7 @@ from vfp.datapath.errors import DatapathError
 from vfp.errors import CompileError, PolicyError
 from vfp.model import EngineState
 from vswitch.errors import UplinkMissing, VSwitchError
-from vswitch.links import Where
+from vswitch.links import OwnedLink, PortLink, Where
 
 __all__ = ["Outcome", "Reconciler", "host_addresses"]
 
@@ -58,6 +61,14 @@ class Outcome:
         return not self.general and not any(status.error for status in self.objects)
 
 
+class _Done(NamedTuple):
+    """A port as it was last made or mended: its link, and the interfaces it then had."""
+
+    link: PortLink
+    ifindex: int
+    bridge: int
+
+
 class Reconciler:
     """Calls on the switch and the datapath of one host. Every method blocks; one thread uses it.
 
@@ -73,18 +84,25 @@ class Reconciler:
         self._ids = ids
         self._max_ports = max_ports
         self._programmed: EngineState | None = None
+        self._done: dict[str, _Done] = {}   # by PortGoal.id
         self._unhooked: set[str] = set()    # former uplinks that are known to be free of our program
 
-    def reconcile(self, goals: Goals) -> Outcome:
-        """One run. Raises only what is no object's fault: the disk is full, netlink is closed."""
+    def reconcile(self, goals: Goals, mend: bool = True) -> Outcome:
+        """One run. Raises only what is no object's fault: the disk is full, netlink is closed.
+
+        `mend`: look at ports again that this process made or mended before and whose links are still there.
+        """
         general: list[str] = []
         observed = self._observe(goals)
         self._identify(goals, observed)
         plan = build(goals, observed, self._ids)
         self._remove(observed, plan, "veth", general)
-        failures = self._make_links(goals, plan)
-        observed = replace(observed, owned=self._switch.owned())
-        built, refusals = self._program(goals, observed)
+        failures = self._make_links(goals, plan, {} if mend else observed.owned)
+        owned = self._switch.owned()
+        if owned != observed.owned:
+            observed = replace(observed, owned=owned)
+            plan = build(goals, observed, self._ids)
+        built, refusals = self._program(goals, observed, plan)
         failures += refusals
         failures += self._hook_uplink(goals, built)
         self._surround(built, general)
@@ -133,7 +151,8 @@ class Reconciler:
                 except VSwitchError as error:
                     general.append(f"remove link {name}: {error}")
 
-    def _make_links(self, goals: Goals, plan: Built) -> list[Fault]:
+    def _make_links(self, goals: Goals, plan: Built, present: Mapping[str, OwnedLink]) -> list[Fault]:
+        """Make, mend and hook what is in `plan`. Ports that are `present` as this process left them are skipped."""
         faults: list[Fault] = []
         if plan.tunnel is not None:
             try:
@@ -141,30 +160,38 @@ class Reconciler:
             except VSwitchError as error:
                 faults.append(Fault(key_of(goals.host), str(error)))
                 faults += [Fault(key_of(remote), f"not reachable: {error}") for remote in goals.remotes]
+        bridges = {"": 0}
         for uid, bridge in plan.bridges.items():
             try:
-                self._switch.ensure_bridge(bridge)
+                bridges[bridge.name] = self._switch.ensure_bridge(bridge)
             except VSwitchError as error:
                 faults.append(Fault((NetworkGoal.kind, uid), str(error)))
+        done: dict[str, _Done] = {}
         for uid, port in plan.ports.items():
+            found = present.get(port.host_interface)
+            before = self._done.get(uid)
+            if found and before == (port, found.ifindex, bridges.get(port.bridge, 0)):
+                done[uid] = before
+                continue
             try:
                 ifindex = self._switch.ensure_port(port)
                 self._hook(ifindex, ("ingress", Hook.PORT_OUT), ("egress", Hook.PORT_IN))
+                done[uid] = _Done(port, ifindex, bridges.get(port.bridge, 0))
             except VSwitchError as error:
                 faults.append(Fault((PortGoal.kind, uid), str(error)))
+        self._done = done
         return faults
 
     def _hook(self, ifindex: int, *places: tuple[Where, Hook]) -> None:
         for where, hook in places:
             self._switch.attach(ifindex, where, self._datapath.program_fd(hook), f"sluice_{hook.value}")
 
-    def _program(self, goals: Goals, observed: Observed) -> tuple[Built, list[Fault]]:
+    def _program(self, goals: Goals, observed: Observed, built: Built) -> tuple[Built, list[Fault]]:
         """Tell the engine, if it is not what it was told last.
 
         A port that does not compile is left out, so that the others get theirs; its packets drop. If the
         engine refuses for another reason (a table is full, the kernel says no), all stays as it was.
         """
-        built = build(goals, observed, self._ids)
         if built.engine == self._programmed:
             return built, []
         self._programmed = None

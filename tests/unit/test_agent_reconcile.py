@@ -165,3 +165,39 @@ def test_every_goal_has_a_status(tmp_path: Path) -> None:
     state: Goals = ALL
     outcome = reconciler(tmp_path, FakeSwitch(), FakeDatapath()).reconcile(state)
     assert {(status.kind, status.id) for status in outcome.objects} == {key_of(g) for g in state.objects.values()}
+
+
+def test_a_run_that_does_not_mend_touches_only_ports_that_changed(tmp_path: Path) -> None:
+    switch, datapath = FakeSwitch(), FakeDatapath()
+    one = reconciler(tmp_path, switch, datapath)
+    one.reconcile(ALL, mend=False)
+    switch.calls.clear()
+    policy = replace(WEB, tiers=(AclTier("default/p", 1, (AclRule(0, "out", "deny"),)),))
+    one.reconcile(goals(HOST, NAT, RED, policy, APP, replace(RED_A, address="10.1.0.4/24"), FAR, MAP), mend=False)
+    touched = [call[1] for call in switch.calls if call[0] == "ensure" and call[1].startswith("slp")]
+    assert touched == [f"slp{one._ids.ports[RED_A.id]}"]
+    assert ("apply",) in switch.calls
+
+
+def test_a_link_that_vanished_or_lost_its_bridge_is_made_again_without_mending(tmp_path: Path) -> None:
+    switch, datapath = FakeSwitch(), FakeDatapath()
+    one = reconciler(tmp_path, switch, datapath)
+    one.reconcile(ALL)
+    web, app = (f"slp{one._ids.ports[goal.id]}" for goal in (WEB, APP))
+    del switch.links[web]
+    switch.calls.clear()
+    one.reconcile(ALL, mend=False)
+    assert ("ensure", web) in switch.calls
+    assert ("ensure", app) not in switch.calls
+    del switch.links["slb1"]
+    one.reconcile(ALL, mend=False)
+    assert ("ensure", app) in switch.calls
+
+
+def test_mending_looks_at_every_port_and_its_hooks(tmp_path: Path) -> None:
+    switch, datapath = FakeSwitch(), FakeDatapath()
+    one = reconciler(tmp_path, switch, datapath)
+    one.reconcile(ALL)
+    switch.filters.clear()
+    one.reconcile(ALL, mend=True)
+    assert len(switch.filters) == 8
