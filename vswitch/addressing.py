@@ -37,9 +37,7 @@ def disable_ipv6(interface: str) -> None:
     except OSError as error:
         if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise
-        raise PermissionDenied(
-            f"write {path}", error.strerror or "", "run as root with a writable /proc/sys"
-        ) from None
+        raise PermissionDenied(f"write {path}", error.strerror or "", "run as root with a writable /proc/sys") from None
 
 
 def addresses_of(netlink: Netlink, ifindex: int) -> list[IPv4Interface]:
@@ -76,11 +74,7 @@ def mend_default_route(netlink: Netlink, ifindex: int, gateway: IPv4Address | No
     others = False
     stale: list[Request] = []
     for message in netlink.dump(route_dump(table=RT_TABLE_MAIN)):
-        if (
-            message["dst_len"]
-            or message["type"] != RTN_UNICAST
-            or message.get_attr("RTA_TABLE") != RT_TABLE_MAIN
-        ):
+        if message["dst_len"] or message["type"] != RTN_UNICAST or message.get_attr("RTA_TABLE") != RT_TABLE_MAIN:
             continue
         metric = message.get_attr("RTA_PRIORITY") or 0
         if message.get_attr("RTA_OIF") != ifindex:

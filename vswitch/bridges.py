@@ -15,7 +15,7 @@ from vswitch.errors import LinkMissing
 from vswitch.links import BridgeLink
 from vswitch.namespaces import Visitor
 from vswitch.netlink import Netlink
-from vswitch.ownership import find_own_link
+from vswitch.ownership import differing, find_own_link
 from vswitch.requests import (
     LINK_GROUP,
     Attributes,
@@ -29,9 +29,10 @@ from vswitch.requests import (
 
 NUD_PERMANENT = 0x80
 
-BRIDGE_DATA: dict[str, int] = {
-    "IFLA_BR_STP_STATE": 0,
-    "IFLA_BR_MCAST_SNOOPING": 0,
+# By name it is sent, by number it is read.
+BRIDGE_DATA = {
+    ("IFLA_BR_STP_STATE", 5): 0,
+    ("IFLA_BR_MCAST_SNOOPING", 23): 0,
 }
 
 
@@ -49,14 +50,12 @@ def ensure_bridge(netlink: Netlink, visitor: Visitor, link: BridgeLink) -> int:
     found = find_own_link(netlink, link.name, "bridge")
     if found is None:
         netlink.run(
-            link_new(link.name, "bridge", list(BRIDGE_DATA.items()), link.mtu_bytes, mac),
+            link_new(link.name, "bridge", differing({}, BRIDGE_DATA), link.mtu_bytes, mac),
             link_set(f"mark link {link.name!r}", name=link.name, attributes=[("IFLA_IFALIAS", link.alias)]),
         )
         found = find_own_link(netlink, link.name, "bridge")
         if found is None:
-            raise LinkMissing(
-                f"bridge {link.name!r}", "it vanished right after it was made", "see what removes it"
-            )
+            raise LinkMissing(f"bridge {link.name!r}", "it vanished right after it was made", "see what removes it")
     visitor.at_home(lambda: disable_ipv6(link.name))
     attributes: Attributes = []
     if found.alias != link.alias:
@@ -67,8 +66,8 @@ def ensure_bridge(netlink: Netlink, visitor: Visitor, link: BridgeLink) -> int:
         attributes.append(("IFLA_ADDRESS", mac))
     if found.mtu_bytes != link.mtu_bytes:
         attributes.append(("IFLA_MTU", link.mtu_bytes))
-    if any(found.data.get(name) != value for name, value in BRIDGE_DATA.items()):
-        attributes.append(link_info("bridge", list(BRIDGE_DATA.items())))
+    if differing(found.data, BRIDGE_DATA):
+        attributes.append(link_info("bridge", differing({}, BRIDGE_DATA)))
     if attributes or not found.is_up:
         netlink.run(link_set(f"set up {link.name!r}", ifindex=found.ifindex, up=True, attributes=attributes))
     mend_address(netlink, found.ifindex, address)
@@ -81,9 +80,7 @@ def set_neighbours(netlink: Netlink, bridge: str, entries: Mapping[str, str]) ->
     Raises:
         LinkMissing: no such bridge of ours. LinkInvalid, PermissionDenied, KernelRefused.
     """
-    wanted = {
-        str(checked_address(address, "neighbour")): checked_mac(mac) for address, mac in entries.items()
-    }
+    wanted = {str(checked_address(address, "neighbour")): checked_mac(mac) for address, mac in entries.items()}
     found = find_own_link(netlink, bridge, "bridge")
     if found is None:
         raise LinkMissing(f"neighbours of bridge {bridge!r}", "no such link", "ensure the bridge first")
@@ -96,8 +93,6 @@ def set_neighbours(netlink: Netlink, bridge: str, entries: Mapping[str, str]) ->
     }
     gone = [neighbour_delete(found.ifindex, address) for address in present if address not in wanted]
     changed = [
-        neighbour_set(found.ifindex, address, mac)
-        for address, mac in wanted.items()
-        if present.get(address) != mac
+        neighbour_set(found.ifindex, address, mac) for address, mac in wanted.items() if present.get(address) != mac
     ]
     netlink.run_in_batches(gone + changed)

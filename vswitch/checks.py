@@ -17,21 +17,15 @@ _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}", re.IGNORECASE)
 
 def check_name(name: str, field: str) -> None:
     """Raise LinkInvalid unless the kernel would take it (dev_valid_name)."""
-    wrong = (
-        not name or len(name.encode()) > NAME_BYTES or name in (".", "..") or re.search(r"[/:%\s\0]", name)
-    )
+    wrong = not name or len(name.encode()) > NAME_BYTES or name in (".", "..") or re.search(r"[/:%\s\0]", name)
     if wrong:
-        raise LinkInvalid(
-            field, f"{name!r}", f"give 1 to {NAME_BYTES} bytes without '/', ':', '%' or white space"
-        )
+        raise LinkInvalid(field, f"{name!r}", f"give 1 to {NAME_BYTES} bytes without '/', ':', '%' or white space")
 
 
 def check_alias(alias: str) -> None:
     """Raise LinkInvalid unless it marks a link as ours."""
     if not alias.startswith(OWNER_ALIAS) or len(alias.encode()) > ALIAS_BYTES:
-        raise LinkInvalid(
-            "alias", f"{alias!r}", f"start it with {OWNER_ALIAS!r}, at most {ALIAS_BYTES} bytes"
-        )
+        raise LinkInvalid("alias", f"{alias!r}", f"start it with {OWNER_ALIAS!r}, at most {ALIAS_BYTES} bytes")
 
 
 def checked_mac(mac: str) -> str:

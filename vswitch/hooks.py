@@ -67,10 +67,7 @@ def attach(netlink: Netlink, ifindex: int, where: Where, program_fd: int, name: 
     here = _filters(netlink, ifindex, where)
     ours = [found for found in here if found.is_ours]
     current = next((found for found in ours if found.info == INFO), None)
-    if (
-        current == Filter(current.handle if current else 0, INFO, "bpf", name, program, True)
-        and len(ours) == 1
-    ):
+    if current == Filter(current.handle if current else 0, INFO, "bpf", name, program, True) and len(ours) == 1:
         return
     requests: list[Request] = []
     if current is not None:
@@ -80,8 +77,7 @@ def attach(netlink: Netlink, ifindex: int, where: Where, program_fd: int, name: 
         if made:
             requests.append(_qdisc_request(ifindex, rtnl.RTM_NEWQDISC, NLM_F_CREATE | NLM_F_EXCL))
         brought = made or any(
-            found.is_ours and found.handle == HANDLE_QDISC_MADE
-            for found in _filters(netlink, ifindex, _other(where))
+            found.is_ours and found.handle == HANDLE_QDISC_MADE for found in _filters(netlink, ifindex, _other(where))
         )
         handle = HANDLE_QDISC_MADE if brought else HANDLE_QDISC_FOUND
         if any(found.info == INFO and (found.kind != "bpf" or found.handle == handle) for found in here):
@@ -132,9 +128,7 @@ def program_id(program_fd: int) -> int:
         text = ""
     match = re.search(r"^prog_id:\s*(\d+)$", text, re.MULTILINE)
     if match is None:
-        raise LinkInvalid(
-            "program_fd", f"descriptor {program_fd} is not a BPF program", "pass Datapath.program_fd()"
-        )
+        raise LinkInvalid("program_fd", f"descriptor {program_fd} is not a BPF program", "pass Datapath.program_fd()")
     return int(match[1])
 
 

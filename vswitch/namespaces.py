@@ -56,9 +56,7 @@ def open_namespace(netns: str) -> Iterator[int]:
         except OSError:
             kind = 0
         if kind != CLONE_NEWNET:
-            raise NamespaceMissing(
-                asked, f"{path} is not a network namespace", "mount one there, or remove it"
-            )
+            raise NamespaceMissing(asked, f"{path} is not a network namespace", "mount one there, or remove it")
         yield descriptor
     finally:
         os.close(descriptor)
@@ -109,7 +107,5 @@ def _enter(descriptor: int) -> None:
         return
     code = ctypes.get_errno()
     if code in (errno.EPERM, errno.EACCES):
-        raise PermissionDenied(
-            "enter a network namespace", os.strerror(code), "give the process CAP_SYS_ADMIN"
-        )
+        raise PermissionDenied("enter a network namespace", os.strerror(code), "give the process CAP_SYS_ADMIN")
     raise OSError(code, os.strerror(code), "setns")

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
-from pyroute2.netlink import NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR
+from pyroute2.netlink import NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR, rtnl
 from pyroute2.netlink.rtnl.marshal import MarshalRtnl
 
 from vswitch.errors import KernelRefused, PermissionDenied
@@ -29,13 +29,15 @@ NETLINK_EXT_ACK = 11  # errors come with a sentence of the kernel
 NETLINK_GET_STRICT_CHK = 12  # dumps filter in the kernel
 
 NLMSGERR_ATTR_MSG = 1
+ATTRIBUTE = struct.Struct("=HH")  # length, type
+NESTED_OR_SWAPPED = 0x8000 | 0x4000
 HEADER = struct.Struct("=IHHII")  # length, type, flags, sequence, port id
 RECEIVE_BYTES = 1 << 18
 ANSWER_WITHIN_S = 10.0
 DUMP_TRIES = 5
 BATCH = 64  # answers to one datagram must fit the socket's receive buffer
 
-Message = Any  # a pyroute2 nlmsg: a mapping of fields, with get_attr()
+Message = Any  # a pyroute2 nlmsg: a mapping of fields, with get_attr(); of a link its bytes
 MESSAGES: dict[int, type[Any]] = MarshalRtnl.msg_map
 
 
@@ -191,7 +193,22 @@ class Netlink:
             offset += (length + 3) & ~3
 
 
+def attributes(data: bytes) -> dict[int, bytes]:
+    """The attributes in a piece of a message, by number; of one that comes twice the last."""
+    found: dict[int, bytes] = {}
+    offset = 0
+    while offset + ATTRIBUTE.size <= len(data):
+        length, kind = ATTRIBUTE.unpack_from(data, offset)
+        if length < ATTRIBUTE.size:
+            break
+        found[kind & ~NESTED_OR_SWAPPED] = data[offset + ATTRIBUTE.size : offset + length]
+        offset += (length + 3) & ~3
+    return found
+
+
 def _decode(kind: int, data: bytes) -> Message:
+    if kind == rtnl.RTM_NEWLINK:
+        return data
     message = MESSAGES[kind](data)
     message.decode()
     return message
@@ -214,12 +231,5 @@ def _failure(request: Request, data: bytes, flags: int) -> KernelRefused | Permi
 
 def _kernel_sentence(data: bytes) -> str:
     """NLMSGERR_ATTR_MSG; attributes follow the error code and the (capped) header of the request."""
-    offset = HEADER.size + 4 + HEADER.size
-    while offset + 4 <= len(data):
-        length, kind = struct.unpack_from("=HH", data, offset)
-        if length < 4:
-            break
-        if kind == NLMSGERR_ATTR_MSG:
-            return data[offset + 4 : offset + length].rstrip(b"\0").decode(errors="replace")
-        offset += (length + 3) & ~3
-    return ""
+    told = attributes(data[HEADER.size + 4 + HEADER.size :])
+    return told.get(NLMSGERR_ATTR_MSG, b"").rstrip(b"\0").decode(errors="replace")

@@ -19,7 +19,7 @@ from vswitch.errors import InterfaceTaken, KernelRefused, LinkInvalid, LinkMissi
 from vswitch.links import PortLink
 from vswitch.namespaces import Visitor, open_namespace
 from vswitch.netlink import Netlink, Request
-from vswitch.ownership import Found, find_link, find_own_link
+from vswitch.ownership import Found, differing, find_link, find_own_link
 from vswitch.requests import (
     LINK_GROUP,
     forwarding_delete,
@@ -36,12 +36,12 @@ from vswitch.requests import (
 LOOPBACK = 1  # ifindex of lo in every namespace
 NUD_PERMANENT = 0x80  # a forwarding entry of the bridge's own
 
-# What a port of ours does in a bridge: nothing that a hub would do.
+# What a port of ours does in a bridge: nothing that a hub would do. By name it is sent, by number it is read.
 PORT_FLAGS = {
-    "IFLA_BRPORT_LEARNING": 0,
-    "IFLA_BRPORT_UNICAST_FLOOD": 0,
-    "IFLA_BRPORT_MCAST_FLOOD": 0,
-    "IFLA_BRPORT_BCAST_FLOOD": 0,
+    ("IFLA_BRPORT_LEARNING", 8): 0,
+    ("IFLA_BRPORT_UNICAST_FLOOD", 9): 0,
+    ("IFLA_BRPORT_MCAST_FLOOD", 27): 0,
+    ("IFLA_BRPORT_BCAST_FLOOD", 30): 0,
 }
 
 
@@ -59,14 +59,14 @@ def ensure_port(netlink: Netlink, visitor: Visitor, link: PortLink) -> int:
         bridge = _bridge(netlink, link.bridge)
         host = _adoptable(netlink, namespace, link)
         if not visitor.visit(namespace, partial(_mend_inside, link, host)):
-            if host is not None:            # its far end was renamed or removed
+            if host is not None:  # its far end was renamed or removed
                 _remove(netlink, host)
             host = _make(netlink, namespace, link)
             if not visitor.visit(namespace, partial(_mend_inside, link, host)):
                 found = "the far end vanished while it was set up"
                 todo = f"see what removes links in {link.netns!r}"
                 raise NamespaceMissing(f"port {link.host_interface}", found, todo)
-        assert host is not None             # _mend_inside is true only of a pair
+        assert host is not None  # _mend_inside is true only of a pair
         _mend_here(netlink, visitor, link, host, bridge)
         return host.ifindex
 
@@ -79,7 +79,7 @@ def _adoptable(netlink: Netlink, namespace: int, link: PortLink) -> Found | None
     nsid = _nsid(netlink, namespace)
     if host.alias in ("", link.alias) and host.peer_nsid == nsid >= 0:
         return host
-    _remove(netlink, host)                  # another endpoint's, or its far end is elsewhere
+    _remove(netlink, host)  # another endpoint's, or its far end is elsewhere
     return None
 
 
@@ -128,9 +128,7 @@ def _make(netlink: Netlink, namespace: int, link: PortLink) -> Found:
         )
     except KernelRefused as error:
         if error.code == errno.EEXIST:
-            raise InterfaceTaken(
-                error.asked, error.found, f"remove the other {name!r} or {link.interface!r}"
-            ) from None
+            raise InterfaceTaken(error.asked, error.found, f"remove the other {name!r} or {link.interface!r}") from None
         raise
     made = find_link(netlink, name)
     if made is None:
@@ -168,9 +166,7 @@ def _mend_inside(link: PortLink, host: Found | None) -> bool:
         if far.mtu_bytes != link.mtu_bytes:
             attributes.append(("IFLA_MTU", link.mtu_bytes))
         if attributes or not far.is_up:
-            changes.append(
-                link_set(f"set up {link.interface!r}", ifindex=far.ifindex, up=True, attributes=attributes)
-            )
+            changes.append(link_set(f"set up {link.interface!r}", ifindex=far.ifindex, up=True, attributes=attributes))
         inside.run(*changes)
         mend_address(inside, far.ifindex, checked_interface(link.address))
         gateway = checked_address(link.gateway, "gateway") if link.gateway else None
@@ -193,14 +189,12 @@ def _mend_here(netlink: Netlink, visitor: Visitor, link: PortLink, host: Found, 
     if attributes:
         changes.append(link_set(f"set up {host.name!r}", ifindex=host.ifindex, attributes=attributes))
     joined = host.master == bridge
-    if bridge and not (
-        joined and all(host.port_data.get(flag) == value for flag, value in PORT_FLAGS.items())
-    ):
+    if bridge and not (joined and differing(host.port_data, PORT_FLAGS) == []):
         changes.append(
             link_set(
                 f"no flooding or learning on {host.name!r}",
                 ifindex=host.ifindex,
-                attributes=[link_info_port("bridge", list(PORT_FLAGS.items()))],
+                attributes=[link_info_port("bridge", differing({}, PORT_FLAGS))],
             )
         )
     # Last, so that the port never floods: it carries nothing before it is up.

@@ -17,7 +17,7 @@ LINK_GROUP = 0x51CE  # link group of all that we make
 RTEXT_FILTER_SKIP_STATS = 1 << 3
 RT_TABLE_MAIN = 254
 RTPROT_STATIC = 4
-RT_SCOPE_NOWHERE = 255                      # in a deletion: any
+RT_SCOPE_NOWHERE = 255  # in a deletion: any
 RTN_UNICAST = 1
 RTNH_F_ONLINK = 4
 
@@ -140,7 +140,7 @@ def default_route_add(ifindex: int, gateway: IPv4Address, metric: int) -> Reques
         "table": RT_TABLE_MAIN,
         "proto": RTPROT_STATIC,
         "type": RTN_UNICAST,
-        "flags": RTNH_F_ONLINK,             # the gateway need not be in the link's prefix
+        "flags": RTNH_F_ONLINK,  # the gateway need not be in the link's prefix
     }
     attributes: Attributes = [("RTA_GATEWAY", str(gateway)), ("RTA_OIF", ifindex), ("RTA_PRIORITY", metric)]
     asked = f"default route via {gateway}"
@@ -158,9 +158,7 @@ def default_route_delete(ifindex: int, gateway: str | None, metric: int) -> Requ
 
 def neighbour_dump(ifindex: int) -> Request:
     """IPv4 neighbours of a link."""
-    return Request(
-        "list neighbours", rtnl.RTM_GETNEIGH, {"family": socket.AF_INET}, [("NDA_IFINDEX", ifindex)]
-    )
+    return Request("list neighbours", rtnl.RTM_GETNEIGH, {"family": socket.AF_INET}, [("NDA_IFINDEX", ifindex)])
 
 
 def neighbour_set(ifindex: int, address: str, mac: str) -> Request:

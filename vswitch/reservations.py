@@ -75,9 +75,7 @@ class Reservations:
         wanted: set[int] = set()
         for low, high in ranges:
             if not 0 < low <= high < 1 << 16:
-                raise LinkInvalid(
-                    "range of ports to reserve", f"{low}-{high}", "give low <= high within 1 to 65535"
-                )
+                raise LinkInvalid("range of ports to reserve", f"{low}-{high}", "give low <= high within 1 to 65535")
             wanted.update(range(low, high + 1))
         self._visitor.at_home(lambda: self._set(frozenset(wanted)))
 
@@ -106,9 +104,7 @@ class Reservations:
             else:
                 path.unlink(missing_ok=True)
         except PermissionError as error:
-            raise PermissionDenied(
-                f"write {error.filename or SETTING}", error.strerror or "", "run as root"
-            ) from None
+            raise PermissionDenied(f"write {error.filename or SETTING}", error.strerror or "", "run as root") from None
 
     def _record_path(self) -> Path:
         """One file a namespace and boot: cookies are never used twice while the kernel runs."""

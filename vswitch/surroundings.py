@@ -12,6 +12,7 @@ from vswitch.namespaces import Visitor
 from vswitch.netlink import Message, Netlink
 from vswitch.ownership import Found, found_link
 from vswitch.requests import address_dump, link_dump, route_dump
+from vswitch.tunnels import udp_port
 from vswitch.uplinks import next_hops
 
 FAMILIES = (socket.AF_INET, socket.AF_INET6)
@@ -37,9 +38,7 @@ def surroundings(netlink: Netlink, visitor: Visitor) -> Surroundings:
     addresses = tuple(_addresses(netlink, names, ours))
     hosts = {address.split("/")[0] for _name, address in addresses}
     routes = dict.fromkeys(_routes(netlink, names, ours, hosts))
-    tunnel_ports = {
-        link.data.get("IFLA_VXLAN_PORT") for link in links if link.is_ours and link.kind == "vxlan"
-    }
+    tunnel_ports = {udp_port(link) for link in links if link.is_ours and link.kind == "vxlan"}
     heard = visitor.at_home(lambda: list(_listeners(Path("/proc/thread-self/net"))))
     sockets = dict.fromkeys(sorted(one for one in heard if one[0] != "udp" or one[2] not in tunnel_ports))
     return Surroundings(addresses, tuple(routes), tuple(sockets))
@@ -60,9 +59,7 @@ def _addresses(netlink: Netlink, names: Mapping[int, str], ours: set[int]) -> It
             yield names.get(message["index"], ""), f"{address}/{message['prefixlen']}"
 
 
-def _routes(
-    netlink: Netlink, names: Mapping[int, str], ours: set[int], hosts: set[str]
-) -> Iterator[tuple[str, str]]:
+def _routes(netlink: Netlink, names: Mapping[int, str], ours: set[int], hosts: set[str]) -> Iterator[tuple[str, str]]:
     for family in FAMILIES:
         for message in netlink.dump(route_dump(family)):
             prefix = _prefix(message)

@@ -14,8 +14,10 @@ from vswitch.errors import AddressTaken, KernelRefused, LinkInvalid, LinkMissing
 from vswitch.links import TunnelLink
 from vswitch.namespaces import Visitor
 from vswitch.netlink import Netlink
-from vswitch.ownership import Found, find_own_link
+from vswitch.ownership import Found, differing, find_own_link
 from vswitch.requests import LINK_GROUP, Attributes, link_delete, link_new, link_set
+
+IFLA_VXLAN_PORT = 15
 
 
 def ensure_tunnel(netlink: Netlink, visitor: Visitor, link: TunnelLink) -> int:
@@ -45,9 +47,7 @@ def ensure_tunnel(netlink: Netlink, visitor: Visitor, link: TunnelLink) -> int:
         attributes.append(("IFLA_MTU", link.mtu_bytes))
     if attributes or not found.is_up:
         try:
-            netlink.run(
-                link_set(f"set up {link.name!r}", ifindex=found.ifindex, up=True, attributes=attributes)
-            )
+            netlink.run(link_set(f"set up {link.name!r}", ifindex=found.ifindex, up=True, attributes=attributes))
         except KernelRefused as error:  # the UDP socket is opened when the device comes up
             raise _port_taken(error, link) from None
     return found.ifindex
@@ -68,18 +68,18 @@ def _make(netlink: Netlink, link: TunnelLink) -> Found:
         raise _port_taken(error, link) from None
     found = find_own_link(netlink, link.name, "vxlan")
     if found is None:
-        raise LinkMissing(
-            f"tunnel {link.name!r}", "it vanished right after it was made", "see what removes it"
-        )
+        raise LinkMissing(f"tunnel {link.name!r}", "it vanished right after it was made", "see what removes it")
     return found
 
 
 def _has_wanted_mode(found: Found, link: TunnelLink) -> bool:
-    return (
-        bool(found.data.get("IFLA_VXLAN_COLLECT_METADATA"))
-        and not found.data.get("IFLA_VXLAN_LEARNING")
-        and found.data.get("IFLA_VXLAN_PORT") == link.udp_port
-    )
+    mode = {("IFLA_VXLAN_COLLECT_METADATA", 25): 1, ("IFLA_VXLAN_LEARNING", 7): 0}
+    return not differing(found.data, mode) and udp_port(found) == link.udp_port
+
+
+def udp_port(found: Found) -> int:
+    """The UDP port of a VXLAN device."""
+    return int.from_bytes(found.data.get(IFLA_VXLAN_PORT, b""), "big")
 
 
 def _port_taken(error: KernelRefused, link: TunnelLink) -> KernelRefused | AddressTaken:

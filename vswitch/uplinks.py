@@ -22,9 +22,7 @@ def uplink(netlink: Netlink, name: str) -> UplinkState:
     if name:
         found = find_link(netlink, name)
         if found is None:
-            raise UplinkMissing(
-                f"uplink {name!r}", "no such interface", "name another in the Host's spec.uplink"
-            )
+            raise UplinkMissing(f"uplink {name!r}", "no such interface", "name another in the Host's spec.uplink")
     else:
         found = _default(netlink)
         if found is None:
