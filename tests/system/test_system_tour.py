@@ -1,5 +1,6 @@
-"""However the tour ends, nothing of it is left: Ctrl-C at random moments, and kill -9. (`test_labs_tour.py` sees it through.)
+"""However the tour ends, nothing of it is left: Ctrl-C at random moments, and kill -9.
 
+`test_labs_tour.py` sees it through to the end.
 It runs under another name, so that it does not meet a tour that somebody else runs on this machine.
 """
 
