@@ -3,7 +3,7 @@
 Order, so that nothing passes before its policy is in:
 
 1. ports that must go, go first: what has no link sends nothing;
-2. links are made or mended, and each is hooked at once. The programs drop what comes from a port that the
+2. links are made or mended; a port is hooked before it is up. The programs drop what comes from a port that the
    engine does not know, so a new link passes nothing yet;
 3. the engine is told everything at once, and swaps each port's program atomically: now new ports pass;
 4. the uplink is hooked, neighbours and reserved ports are set;
@@ -39,7 +39,7 @@ from vfp.datapath.errors import DatapathError
 from vfp.errors import CompileError, PolicyError
 from vfp.model import EngineState
 from vswitch.errors import UplinkMissing, VSwitchError
-from vswitch.links import OwnedLink, PortLink, Where
+from vswitch.links import HookedProgram, OwnedLink, PortLink, Where
 
 __all__ = ["Outcome", "Reconciler", "host_addresses"]
 
@@ -174,13 +174,18 @@ class Reconciler:
                 done[uid] = before
                 continue
             try:
-                ifindex = self._switch.ensure_port(port)
-                self._hook(ifindex, ("ingress", Hook.PORT_OUT), ("egress", Hook.PORT_IN))
+                ifindex = self._switch.ensure_port(port, self._port_hooks())
                 done[uid] = _Done(port, ifindex, bridges.get(port.bridge, 0))
             except VSwitchError as error:
                 faults.append(Fault((PortGoal.kind, uid), str(error)))
         self._done = done
         return faults
+
+    def _port_hooks(self) -> tuple[HookedProgram, ...]:
+        places: tuple[tuple[Where, Hook], ...] = (("ingress", Hook.PORT_OUT), ("egress", Hook.PORT_IN))
+        return tuple(
+            HookedProgram(where, self._datapath.program_fd(hook), f"sluice_{hook.value}") for where, hook in places
+        )
 
     def _hook(self, ifindex: int, *places: tuple[Where, Hook]) -> None:
         for where, hook in places:

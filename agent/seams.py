@@ -5,14 +5,14 @@ Tests put small fakes behind these seams.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterable, Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from typing import Protocol
 
 from vfp.datapath.engine import Hook
 from vfp.datapath.records import DropEvent, FlowRecord, RuleHits
 from vfp.model import EngineState
 from vfp.reasons import DropReason
-from vswitch.links import BridgeLink, OwnedLink, PortLink, Surroundings, TunnelLink, UplinkState, Where
+from vswitch.links import BridgeLink, HookedProgram, OwnedLink, PortLink, Surroundings, TunnelLink, UplinkState, Where
 
 __all__ = ["DatapathSeam", "SwitchSeam"]
 
@@ -20,7 +20,7 @@ __all__ = ["DatapathSeam", "SwitchSeam"]
 class SwitchSeam(Protocol):
     """Links; see `vswitch.switch.Switch`."""
 
-    def ensure_port(self, link: PortLink) -> int: ...  # noqa: D102
+    def ensure_port(self, link: PortLink, hooked: Sequence[HookedProgram] = ()) -> int: ...  # noqa: D102
     def ensure_bridge(self, link: BridgeLink) -> int: ...  # noqa: D102
     def ensure_tunnel(self, link: TunnelLink) -> int: ...  # noqa: D102
     def remove(self, name: str) -> None: ...  # noqa: D102

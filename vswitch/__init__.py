@@ -18,6 +18,7 @@ from vswitch.errors import (
 from vswitch.links import (
     OWNER_ALIAS,
     BridgeLink,
+    HookedProgram,
     OwnedLink,
     PortLink,
     Surroundings,
@@ -33,6 +34,7 @@ __all__ = [
     "AddressTaken",
     "BridgeLink",
     "HookTaken",
+    "HookedProgram",
     "InterfaceTaken",
     "KernelRefused",
     "LinkInvalid",

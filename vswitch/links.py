@@ -16,6 +16,15 @@ def port_interface(port: int) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class HookedProgram:
+    """A BPF program for one hook of a link; `name` starts with `sluice_`."""
+
+    where: Where
+    program_fd: int
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
 class PortLink:
     """A veth pair: host side here, the other side in an endpoint's namespace."""
 

@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import errno
 import socket
+from collections.abc import Sequence
 from functools import partial
 
 from vswitch.addressing import disable_ipv6, mend_address, mend_default_route
 from vswitch.checks import check_alias, check_mtu, check_name, checked_address, checked_interface, checked_mac
 from vswitch.errors import InterfaceTaken, KernelRefused, LinkInvalid, LinkMissing, NamespaceMissing
-from vswitch.links import PortLink
+from vswitch.hooks import attach
+from vswitch.links import HookedProgram, PortLink
 from vswitch.namespaces import Visitor, open_namespace
 from vswitch.netlink import Netlink, Request
 from vswitch.ownership import Found, differing, find_link, find_own_link
@@ -45,8 +47,8 @@ PORT_FLAGS = {
 }
 
 
-def ensure_port(netlink: Netlink, visitor: Visitor, link: PortLink) -> int:
-    """Make or mend the pair; ifindex of the host side.
+def ensure_port(netlink: Netlink, visitor: Visitor, link: PortLink, hooked: Sequence[HookedProgram] = ()) -> int:
+    """Make or mend the pair and its hooks; ifindex of the host side.
 
     Raises:
         LinkInvalid, NamespaceMissing, InterfaceTaken, PermissionDenied, KernelRefused. LinkMissing: the
@@ -67,7 +69,7 @@ def ensure_port(netlink: Netlink, visitor: Visitor, link: PortLink) -> int:
                 todo = f"see what removes links in {link.netns!r}"
                 raise NamespaceMissing(f"port {link.host_interface}", found, todo)
         assert host is not None  # _mend_inside is true only of a pair
-        _mend_here(netlink, visitor, link, host, bridge)
+        _mend_here(netlink, visitor, link, host, bridge, hooked)
         return host.ifindex
 
 
@@ -174,7 +176,9 @@ def _mend_inside(link: PortLink, host: Found | None) -> bool:
         return True
 
 
-def _mend_here(netlink: Netlink, visitor: Visitor, link: PortLink, host: Found, bridge: int) -> None:
+def _mend_here(
+    netlink: Netlink, visitor: Visitor, link: PortLink, host: Found, bridge: int, hooked: Sequence[HookedProgram]
+) -> None:
     visitor.at_home(lambda: disable_ipv6(link.host_interface))
     attributes: list[tuple[str, object]] = []
     if host.alias != link.alias:
@@ -197,10 +201,12 @@ def _mend_here(netlink: Netlink, visitor: Visitor, link: PortLink, host: Found, 
                 attributes=[link_info_port("bridge", differing({}, PORT_FLAGS))],
             )
         )
-    # Last, so that the port never floods: it carries nothing before it is up.
-    if not host.is_up:
-        changes.append(link_set(f"bring up {host.name!r}", ifindex=host.ifindex, up=True))
     netlink.run(*changes)
+    for program in hooked:
+        attach(netlink, host.ifindex, program.where, program.program_fd, program.name)
+    # Last: it carries nothing before it is up, so nothing floods, and nothing passes unseen by the programs.
+    if not host.is_up:
+        netlink.run(link_set(f"bring up {host.name!r}", ifindex=host.ifindex, up=True))
     if bridge:
         _mend_forwarding(netlink, bridge, host.ifindex, checked_mac(link.mac))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import threading
-from collections.abc import AsyncGenerator, Iterable, Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from types import TracebackType
@@ -13,7 +13,7 @@ from typing import Self
 from vswitch import bridges, hooks, ports, tunnels, uplinks
 from vswitch.changes import changes
 from vswitch.errors import KernelRefused
-from vswitch.links import BridgeLink, OwnedLink, PortLink, Surroundings, TunnelLink, UplinkState, Where
+from vswitch.links import BridgeLink, HookedProgram, OwnedLink, PortLink, Surroundings, TunnelLink, UplinkState, Where
 from vswitch.namespaces import Visitor
 from vswitch.netlink import Netlink
 from vswitch.ownership import find_link
@@ -49,15 +49,15 @@ class Switch:
         self._netlink.close()
         self._visitor.close()
 
-    def ensure_port(self, link: PortLink) -> int:
-        """Make or mend a port; ifindex of the host side.
+    def ensure_port(self, link: PortLink, hooked: Sequence[HookedProgram] = ()) -> int:
+        """Make or mend a port; ifindex of the host side. Its hooks are in place before it carries anything.
 
         Raises:
             LinkInvalid: a field cannot be right. NamespaceMissing. InterfaceTaken: a name is another's, here
                 or there. LinkMissing: the bridge does not exist.
         """
         with self._lock:
-            return ports.ensure_port(self._netlink, self._visitor, link)
+            return ports.ensure_port(self._netlink, self._visitor, link, hooked)
 
     def ensure_bridge(self, link: BridgeLink) -> int:
         """Make or mend a bridge; its ifindex.

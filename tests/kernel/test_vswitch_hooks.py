@@ -16,7 +16,7 @@ import pytest
 from vswitch_kit import Namespace, World, compile_bpf, port, run, world
 
 from vfp.datapath.object import BpfObject
-from vswitch import HookTaken, LinkInvalid, LinkMissing, Switch, Where
+from vswitch import HookedProgram, HookTaken, LinkInvalid, LinkMissing, Switch, Where
 
 PROGRAMS = """
 SEC("tc") int vsw_drop(struct __sk_buff *skb) { return TC_ACT_SHOT; }
@@ -69,6 +69,20 @@ def foreign_filter(host: Namespace, priority: int) -> None:
 
 def qdiscs(host: Namespace) -> str:
     return run("tc", "-n", host.name, "qdisc", "show", "dev", "slp5")
+
+
+def test_new_port_is_hooked_before_it_carries_anything(
+    switch: Switch, host: Namespace, endpoint: Namespace, programs: dict[str, int]
+) -> None:
+    new = port(6, endpoint)
+    good = HookedProgram("ingress", programs["vsw_pass"], "sluice_port")
+    with pytest.raises(LinkInvalid):
+        switch.ensure_port(new, (good, HookedProgram("egress", -1, "sluice_port")))
+    (link,) = json.loads(run("ip", "-n", host.name, "-j", "link", "show", "dev", "slp6"))
+    assert "UP" not in link["flags"]
+    switch.ensure_port(new, (good, HookedProgram("egress", programs["vsw_pass"], "sluice_port")))
+    (link,) = json.loads(run("ip", "-n", host.name, "-j", "link", "show", "dev", "slp6"))
+    assert "UP" in link["flags"]
 
 
 @pytest.mark.parametrize("where", ["ingress", "egress"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Iterable, Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -36,6 +36,7 @@ from vfp.reference import Engine
 from vswitch.errors import NamespaceMissing, UplinkMissing, VSwitchError
 from vswitch.links import (
     BridgeLink,
+    HookedProgram,
     OwnedLink,
     PortLink,
     Surroundings,
@@ -198,10 +199,13 @@ class FakeSwitch:
             self.links[name] = OwnedLink(name, self._next, kind, mtu, alias)
         return self.links[name].ifindex
 
-    def ensure_port(self, link: PortLink) -> int:
+    def ensure_port(self, link: PortLink, hooked: Sequence[HookedProgram] = ()) -> int:
         if link.netns in self.missing:
             raise NamespaceMissing(f"namespace {link.netns}", "absent", "create it")
-        return self._ensure(link.host_interface, "veth", link.mtu_bytes, link.alias)
+        ifindex = self._ensure(link.host_interface, "veth", link.mtu_bytes, link.alias)
+        for program in hooked:
+            self.attach(ifindex, program.where, program.program_fd, program.name)
+        return ifindex
 
     def ensure_bridge(self, link: BridgeLink) -> int:
         return self._ensure(link.name, "bridge", link.mtu_bytes, link.alias)

@@ -62,7 +62,7 @@ def test_a_new_link_is_hooked_before_anything_else_happens_and_programmed_before
 
 def test_identities_are_on_disk_before_links_are_made(tmp_path: Path) -> None:
     class Dying(FakeSwitch):
-        def ensure_port(self, link: object) -> int:
+        def ensure_port(self, link: object, hooked: object = ()) -> int:
             raise KeyboardInterrupt
 
     switch = Dying()
