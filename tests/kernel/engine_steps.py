@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
 
-from engine_frames import ACK, FIN, ICMP, RST, SYN, TCP, ArpFrame, Ipv4Frame, read_ipv4
+from engine_frames import ACK, FIN, ICMP, RST, SYN, TCP, UDP, ArpFrame, Ipv4Frame, read_ipv4
 from engine_states import (
     ADDRESSES,
     ALL_MACS,
@@ -16,6 +16,7 @@ from engine_states import (
     GATEWAY_MAC,
     INSIDE,
     MACS,
+    PORT_IDS,
     PROTOCOLS,
     TRANSPORT_PORTS,
     UPLINKS,
@@ -28,9 +29,14 @@ from engine_states import (
 )
 from hypothesis import strategies as st
 
-from vfp.model import EngineState, Mapping
+from vfp.model import EngineState, HostStack, LocalPort, Location, Mapping, Remote, Space
 from vfp.reference import Engine, Hook, Result, Verdict
 
+HOMES: tuple[Location, ...] = (
+    *(LocalPort(number, MACS[number]) for number in PORT_IDS),
+    *(Remote(vtep, vni, MACS[5]) for vtep in VTEPS for vni in VNIS),
+    HostStack(GATEWAY_MAC),
+)
 FLAGS = (SYN, SYN, SYN | ACK, ACK, ACK, FIN | ACK, RST, RST | ACK, FIN, 0)
 
 
@@ -46,10 +52,11 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class Again:
-    """An earlier frame once more; TCP with other flags."""
+    """An earlier frame once more; TCP with other flags, and perhaps from another port."""
 
     back: int
     tcp_flags: int
+    source_port: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,13 +76,21 @@ class Update:
 
 
 @dataclass(frozen=True, slots=True)
+class Rehome:
+    """The policy changes where an earlier frame went: its destination is somewhere else, in every space."""
+
+    back: int
+    place: Location
+
+
+@dataclass(frozen=True, slots=True)
 class Wait:
     """Time passes, then the sweep runs."""
 
     seconds: float
 
 
-Step = Send | Again | Answer | Update | Wait
+Step = Send | Again | Answer | Update | Rehome | Wait
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +111,7 @@ def _ipv4(draw: st.DrawFn, src: st.SearchStrategy[IPv4Address], dst: st.SearchSt
           src_mac: st.SearchStrategy[bytes], dst_mac: st.SearchStrategy[bytes]) -> Ipv4Frame:
     return Ipv4Frame(
         src_mac=draw(src_mac), dst_mac=draw(dst_mac), src=draw(src), dst=draw(dst),
-        protocol=draw(pick((TCP, TCP, TCP, 17, 17, ICMP, *PROTOCOLS))),
+        protocol=draw(pick((TCP, TCP, TCP, UDP, UDP, ICMP, *PROTOCOLS))),
         src_port=draw(pick(TRANSPORT_PORTS)), dst_port=draw(pick(TRANSPORT_PORTS)),
         tcp_flags=draw(pick(FLAGS)), icmp_type=draw(pick((8, 8, 8, 0, 3, 13))), icmp_code=draw(pick((0, 0, 1))),
         dscp=draw(pick((0, 0, 10, 46))), ttl=draw(pick((64, 64, 64, 2, 1, 0))),
@@ -122,7 +137,7 @@ def _odd(draw: st.DrawFn, frame: Ipv4Frame) -> bytes:
 @st.composite
 def _damaged(draw: st.DrawFn, frame: bytes) -> bytes:
     """Cut, flipped or replaced bytes; other ethertypes."""
-    what = draw(pick(("cut", "cut", "flip", "flip", "flip", "ethertype", "noise")))
+    what = draw(pick(("cut", "cut", "flip", "flip", "field", "field", "ethertype", "noise")))
     if what == "cut":
         return frame[:draw(st.integers(15, len(frame)))]
     if what == "flip":
@@ -130,6 +145,9 @@ def _damaged(draw: st.DrawFn, frame: bytes) -> bytes:
         for _ in range(draw(st.integers(1, 3))):
             data[draw(st.integers(12, min(len(data) - 1, 60)))] = draw(pick((0, 1, 4, 0x45, 0x4F, 0x60, 0x20, 0xFF)))
         return bytes(data)
+    if what == "field":                     # those that lengths are read from, when there are no options
+        at = draw(pick([where for where in (14, 16, 17, 20, 23, 38, 39, 46) if where < len(frame)]))
+        return frame[:at] + bytes([draw(pick((0, 1, 6, 7, 17, 28, 0x40, 0x60, 0xF0)))]) + frame[at + 1:]
     if what == "ethertype":
         kind = draw(pick((0x8100, 0x88A8, 0x86DD, 0x88CC, 0x0806, 0x0800)))
         return frame[:12] + kind.to_bytes(2, "big") + frame[14:]
@@ -165,6 +183,21 @@ def _mapped(draw: st.DrawFn, mapping: Mapping) -> Send:
 
 
 @st.composite
+def _encapsulated(draw: st.DrawFn, state: EngineState) -> tuple[
+        int, IPv4Address, st.SearchStrategy[IPv4Address], st.SearchStrategy[IPv4Address]]:
+    """VNI, outer source, and inner addresses that a tunnel may bring, mostly those that the space knows."""
+    number, vtep = draw(pick((*VNIS * 4, 300))), draw(pick(VTEPS))
+    entries = next((space.entries for space in state.spaces if space.id == number), ())
+    remotes = [(address, place) for address, place in entries if isinstance(place, Remote)]
+    locals_ = [address for address, place in entries if isinstance(place, LocalPort)]
+    if not remotes or not locals_ or draw(one_in(6)):
+        return number, vtep, pick(INSIDE), pick(INSIDE)
+    source, place = draw(pick(remotes))
+    assert isinstance(source, IPv4Address)
+    return number, vtep if draw(one_in(8)) else place.vtep, st.just(source), pick(locals_)
+
+
+@st.composite
 def sends(draw: st.DrawFn, state: EngineState) -> Send:
     """A frame at any hook, from and to addresses that mean something there; sometimes to ones that do not."""
     hook = draw(pick((Hook.PORT_OUT,) * 5 + (Hook.OVERLAY_IN, Hook.OVERLAY_IN, Hook.UPLINK_IN, Hook.PORT_IN)))
@@ -179,8 +212,7 @@ def sends(draw: st.DrawFn, state: EngineState) -> Send:
         src, dst = pick((GATEWAY, *INSIDE)), st.just(INSIDE[own - 1])
         macs = st.just(GATEWAY_MAC), st.just(MACS[own])
     elif hook is Hook.OVERLAY_IN:
-        number, vtep = draw(pick((*VNIS, *VNIS, 300))), draw(pick(VTEPS))
-        src, dst = pick((*INSIDE[4:], *INSIDE)), pick(INSIDE[:4])
+        number, vtep, src, dst = draw(_encapsulated(state))
         macs = pick(ALL_MACS), pick(ALL_MACS)
     else:
         number = draw(pick((*UPLINKS, *UPLINKS, 3)))
@@ -201,22 +233,25 @@ def sends(draw: st.DrawFn, state: EngineState) -> Send:
 
 
 @st.composite
-def histories(draw: st.DrawFn, *, timed: bool = False, max_steps: int = 14) -> History:
+def histories(draw: st.DrawFn, *, timed: bool = False, max_steps: int = 16) -> History:
     """A host and what happens on it. Only the reference can be told the time."""
-    state = first = draw(states())
+    plain = draw(st.booleans())
+    state = first = draw(states(plain))
     back = st.integers(0, 3)
     steps: list[Step] = []
-    kinds = ["send"] * 5 + ["again"] * 3 + ["answer"] * 6 + ["update"] * 2 + ["wait"] * timed * 2
+    kinds = ["send"] * 5 + ["again"] * 3 + ["answer"] * 5 + ["update"] * 2 + ["rehome"] * 2 + ["wait"] * timed * 2
     for _ in range(draw(st.integers(2, max_steps))):
         match draw(pick(kinds)):
             case "send":
                 steps.append(draw(sends(state)))
             case "again":
-                steps.append(Again(draw(back), draw(pick(FLAGS))))
+                steps.append(Again(draw(back), draw(pick(FLAGS)), draw(st.none() | pick(TRANSPORT_PORTS))))
             case "answer":
                 steps.append(Answer(draw(back), draw(pick(FLAGS)), draw(one_in(10))))
+            case "rehome":
+                steps.append(Rehome(draw(back), draw(pick(HOMES))))
             case "update":
-                state = draw(changes(state))
+                state = draw(changes(state, plain))
                 steps.append(Update(state))
             case _:
                 steps.append(Wait(draw(pick((0.5, 3.0, 31.0, 61.0, 241.0, 301.0, 7441.0)))))
@@ -244,8 +279,20 @@ class Player:
             return None
         send, result = self._past[-1 - step.back % len(self._past)]
         if isinstance(step, Again):
-            return replace(send, frame=_with_flags(send.frame, step.tcp_flags))
+            return replace(send, frame=_varied(send.frame, step))
         return self._answer(send, result, step)
+
+    def state_of(self, step: Rehome) -> EngineState:
+        """The policy after a step that changes it."""
+        state = self._engine.state
+        packet = read_ipv4(self._past[-1 - step.back % len(self._past)][0].frame) if self._past else None
+        if packet is None:
+            return state
+        spaces = tuple(
+            Space(space.id, tuple((address, step.place if address == packet.dst else place)
+                                  for address, place in space.entries))
+            for space in state.spaces)
+        return replace(state, spaces=spaces)
 
     def _answer(self, send: Send, result: Result, step: Answer) -> Send | None:
         left = read_ipv4(result.frame)
@@ -265,12 +312,16 @@ class Player:
                 return Send(opposite[send.hook], send.number, frame) if send.hook in opposite else None
 
 
-def _with_flags(frame: bytes, flags: int) -> bytes:
-    """A whole TCP packet without options, with other flags (and a checksum that no engine verifies)."""
+def _varied(frame: bytes, step: Again) -> bytes:
+    """A whole packet without options, with other flags and source port (and a checksum that no engine verifies)."""
     read = read_ipv4(frame)
-    if read is None or read.protocol != TCP or frame[14] != 0x45 or len(frame) < 54:
+    if read is None or frame[14] != 0x45 or read.protocol not in (TCP, UDP):
         return frame
-    return frame[:47] + bytes([flags]) + frame[48:]
+    if step.source_port is not None:
+        frame = frame[:34] + step.source_port.to_bytes(2, "big") + frame[36:]
+    if read.protocol == TCP and len(frame) >= 54:
+        frame = frame[:47] + bytes([step.tcp_flags]) + frame[48:]
+    return frame
 
 
 def sends_of(player: Player, steps: tuple[Step, ...]) -> Iterator[Step]:
@@ -278,5 +329,7 @@ def sends_of(player: Player, steps: tuple[Step, ...]) -> Iterator[Step]:
     for step in steps:
         if isinstance(step, Update | Wait):
             yield step
+        elif isinstance(step, Rehome):
+            yield Update(player.state_of(step))
         elif (send := player.frame_of(step)) is not None:
             yield send

@@ -62,7 +62,6 @@ class Entry:
     used_s: float
     packets: int = 0
     bytes: int = 0
-    fin: bool = False                       # seen from this side
 
     @property
     def key(self) -> FlowKey:
@@ -91,6 +90,7 @@ class Pair:
     generations: dict[int, int]             # of the ports that were asked, when they were
     bindings: tuple[BindingKey, ...] = ()
     reply_seen: bool = False
+    fin_sides: frozenset[str] = frozenset()  # which of "forward" and "reply" have sent a FIN
     rst: bool = False
 
     @property
@@ -106,10 +106,9 @@ class Pair:
     @property
     def state(self) -> FlowState:
         """See the drawing at the top of this module."""
-        fins = sum(entry.fin for entry in self.entries)
-        if self.rst or fins == 2:
+        if self.rst or len(self.fin_sides) == 2:
             return FlowState.CLOSED
-        if fins:
+        if self.fin_sides:
             return FlowState.CLOSING
         return FlowState.ESTABLISHED if self.reply_seen else FlowState.NEW
 
@@ -132,7 +131,8 @@ class Pair:
         entry.bytes += length
         entry.used_s = now_s
         self.reply_seen |= entry.reply
-        entry.fin |= bool(tcp_flags & TCP_FIN)
+        if tcp_flags & TCP_FIN:
+            self.fin_sides |= {"reply" if entry.reply else "forward"}
         self.rst |= bool(tcp_flags & TCP_RST)
 
 
@@ -201,7 +201,8 @@ def pair_of(decision: Decision, headers: Headers, generations: dict[int, int], n
     reply = Entry(reply_half, reply=True, used_s=now_s) if reply_half else None
     pair = Pair(headers, forward, reply, now_s, generations, decision.bindings)
     if old is not None:
-        pair.created_s, pair.reply_seen, pair.rst = old.created_s, old.reply_seen, old.rst
+        pair.created_s, pair.reply_seen = old.created_s, old.reply_seen
+        pair.fin_sides, pair.rst = old.fin_sides, old.rst
         _inherit(forward, old.forward)
         if reply is not None and old.reply is not None:
             _inherit(reply, old.reply)
@@ -209,4 +210,4 @@ def pair_of(decision: Decision, headers: Headers, generations: dict[int, int], n
 
 
 def _inherit(new: Entry, old: Entry) -> None:
-    new.used_s, new.packets, new.bytes, new.fin = old.used_s, old.packets, old.bytes, old.fin
+    new.used_s, new.packets, new.bytes = old.used_s, old.packets, old.bytes
