@@ -195,7 +195,8 @@ async def say_refused(writer: asyncio.StreamWriter, reason: str) -> None:
 
 async def close_writer(writer: asyncio.StreamWriter) -> None:
     """Close in good order within a second, else abort. May be called again."""
-    writer.close()
+    if not writer.is_closing():             # in Python 3.11.2 (Debian 12) a second close() breaks the abort() below
+        writer.close()
     # A task of its own: a deadline around `wait_closed` would cancel the stream's future for the next caller too.
     closing = asyncio.ensure_future(writer.wait_closed())
     closing.add_done_callback(lambda done: done.cancelled() or done.exception())
