@@ -170,7 +170,7 @@ MAPPING = _struct(("internal", *_ADDRESS), ("port", "u4"), ("internal_port", ">u
 BINDING_KEY = _struct(
     ("port", "u4"), ("pool", "u4"), ("src", *_ADDRESS), ("sport", ">u2"), ("protocol", "u1"), ("pad", "u1")
 )
-BINDING = _struct(("external_port", ">u2"), ("pad", "u2", 3))
+BINDING = _struct(("external", *_ADDRESS), ("external_port", ">u2"), ("pad", "u2"))
 EXTERNAL_KEY = _struct(("address", *_ADDRESS), ("port", ">u2"), ("protocol", "u1"), ("pad", "u1"))
 EXTERNAL = _struct(("holder", BINDING_KEY), ("pad", "u4"), ("seen_ns", "u8"))
 HIT_KEY = _struct(("cookie", "u8"), ("port", "u4"), ("pad", "u4"))

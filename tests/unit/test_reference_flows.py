@@ -8,6 +8,7 @@ from reference_kit import (
     A_1,
     A_2,
     A_9,
+    MAC_1,
     MAC_2,
     MAC_9,
     N_3,
@@ -119,8 +120,27 @@ def test_an_open_connection_that_the_new_policy_forbids_stops_from_either_side(s
     packet = (1, tcp(A_1, A_2, flags="A")) if side == "forward" else (2, tcp(A_2, A_1, 80, 1000, "A"))
     result = go(engine, *packet)
     assert (result.reason, result.drop_port, result.layer) == (DropReason.DENIED, 2, "acl")
-    assert not engine.flows(0.0)
     assert sum(engine.rule_drops.values()) == 1
+
+
+def test_a_forbidden_connection_is_not_reopened_by_the_other_sides_next_packet() -> None:
+    state = host()
+    engine = Engine(state)
+    go(engine, 1, tcp(A_1, A_2))
+    go(engine, 2, tcp(A_2, A_1, 80, 1000, "SA"))
+    engine.update(denying(state))
+    for number, packet in ((1, tcp(A_1, A_2, flags="A")), (2, tcp(A_2, A_1, 80, 1000, "A"))) * 2:
+        assert go(engine, number, packet).reason is DropReason.DENIED
+    assert engine.update(state) == {2}
+    assert go(engine, 2, tcp(A_2, A_1, 80, 1000, "A")).verdict is Verdict.REDIRECT_PORT
+
+
+def test_a_flow_is_not_used_under_another_source_mac() -> None:
+    engine = Engine(host(one=(layer("guard", (rule(10, Allow(), src_mac=MAC_1),), default=(Deny(), Allow())),)))
+    go(engine, 1, tcp(A_1, A_2))
+    go(engine, 2, tcp(A_2, A_1, 80, 1000, "SA"))
+    assert go(engine, 1, tcp(A_1, A_2, flags="A", src_mac=MAC_9)).reason is DropReason.LAYER_DEFAULT
+    assert go(engine, 1, tcp(A_1, A_2, flags="A")).verdict is Verdict.REDIRECT_PORT
 
 
 @pytest.mark.parametrize("side", ["forward", "reply"])
@@ -177,6 +197,7 @@ def test_a_removed_port_ends_its_flows() -> None:
     go(engine, 1, tcp(A_1, A_2))
     assert engine.update(replace(state, ports=state.ports[1:])) == {1}
     assert go(engine, 2, tcp(A_2, A_1, 80, 1000, "SA")).reason is DropReason.UNKNOWN_PORT
+    engine.sweep(0.0)
     assert not engine.flows(0.0)
 
 

@@ -195,8 +195,8 @@ def test_a_removed_mapping_ends_its_connections() -> None:
     back(engine, tcp(WORLD, str(EXTERNAL), 4000, 8080))
     engine.update(replace(state, mappings=()))
     assert out(engine, tcp(N_3, WORLD, 80, 4000, "SA")).reason is DropReason.NO_MAPPING
-    assert not engine.flows(0.0)
-    assert back(engine, tcp(WORLD, str(EXTERNAL), 4000, 8080)).verdict is Verdict.STACK
+    assert back(engine, tcp(WORLD, str(EXTERNAL), 4000, 8080, "A")).reason is DropReason.NO_MAPPING
+    assert back(engine, tcp(WORLD, str(EXTERNAL), 4001, 8080)).verdict is Verdict.STACK
 
 
 @pytest.mark.parametrize("ttl", [0, 1])

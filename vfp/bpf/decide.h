@@ -173,6 +173,8 @@ static __always_inline int forward_out(struct scratch *s, __u32 *reply_zone)
 		s->reply.from_vtep = d->place.vtep;
 		return to_tunnel(t, &d->place);
 	case PLACE_UPLINK:
+		if (s->h.key.family != 4)
+			return NO_ROUTE;
 		*reply_zone = MAKE_ZONE(ZONE_UPLINK, d->uplink);
 		return to_uplink(t, d->uplink);
 	case PLACE_STACK:
@@ -254,6 +256,14 @@ static __always_inline int compose(struct scratch *s)
 	f->icmp_code = h->icmp_code;
 	copy_mac(f->smac, h->smac);
 	copy_mac(f->dmac, h->dmac);
+	if (ZONE_KIND(reply_zone) == ZONE_PORT) {
+		__u32 id = ZONE_NUMBER(reply_zone);
+		struct port *port = bpf_map_lookup_elem(&ports, &id);
+
+		if (!port)
+			return UNKNOWN_PORT;
+		copy_mac(r->smac, port->mac);
+	}
 	r->flags = FLOW_REPLY;
 	return NONE;
 }

@@ -24,6 +24,12 @@ static __always_inline int is_current(const struct flow *f)
 	return 1;
 }
 
+/* Nobody uses a flow under another source MAC than the one that was judged: layers match MACs, keys do not. */
+static __always_inline int is_senders(const struct flow *f, const struct headers *h)
+{
+	return ZONE_KIND(h->key.zone) != ZONE_PORT || same_mac(f->smac, h->smac);
+}
+
 static __always_inline int is_closed(__u8 state)
 {
 	return state & STATE_RST || (state & STATE_FIN && state & STATE_PEER_FIN);
@@ -54,6 +60,8 @@ static __always_inline void track(struct flow *f, const struct headers *h)
 	if ((f->state & mine) == mine)
 		return;
 	f->state |= mine;
+	if (f->state & STATE_SINGLE)
+		return;
 	pair = bpf_map_lookup_elem(&flows, &f->pair);
 	if (pair)
 		pair->state |= theirs;
@@ -68,17 +76,36 @@ static __always_inline void count_packet(struct __sk_buff *skb, struct flow *f)
 	f->seen_ns = bpf_ktime_get_coarse_ns();
 }
 
-static __always_inline void forget(struct flow_key *key, struct flow_key *pair)
+/* Take a pair out. A single half's reply key may be a stranger's. */
+static __always_inline void forget(struct flow_key *key, struct flow_key *pair, __u8 state)
 {
 	bpf_map_delete_elem(&flows, key);
-	bpf_map_delete_elem(&flows, pair);
+	if (!(state & STATE_SINGLE))
+		bpf_map_delete_elem(&flows, pair);
+}
+
+/* There are no half pairs: an entry that gives way to one of another pair takes its own other half along. */
+static __always_inline void displace(struct scratch *s, struct flow_key *key, const struct flow_key *mate, int single)
+{
+	struct flow *old = bpf_map_lookup_elem(&flows, key);
+
+	if (!old || old->state & STATE_SINGLE || (!single && same_key(&old->pair, mate)))
+		return;
+	s->displaced = old->pair;
+	bpf_map_delete_elem(&flows, &s->displaced);
 }
 
 /* Both halves or none. `s->reply.pair` and `s->forward.pair` are each other's keys. */
 static __always_inline int store(struct scratch *s, int single)
 {
+	/* A packet to itself with equal ports: its answer has its own key. */
+	single |= same_key(&s->reply.pair, &s->forward.pair);
+	s->single = single;
+	displace(s, &s->reply.pair, &s->forward.pair, single);
 	if (single)
 		s->forward.state |= STATE_SINGLE;
+	else
+		displace(s, &s->forward.pair, &s->reply.pair, 0);
 	if (bpf_map_update_elem(&flows, &s->reply.pair, &s->forward, BPF_ANY))
 		return FLOW_TABLE_FULL;
 	if (single)

@@ -39,6 +39,7 @@ static __always_inline int find_place(struct scratch *s, __u32 space)
 	if (!location || location->kind == LOCATION_VIRTUAL)
 		return NO_MAPPING;
 	s->d.place = *location;
+	s->d.routed = 0;		/* an earlier layer may have said: by an uplink */
 	switch (location->kind) {
 	case LOCATION_PORT:
 		s->d.where = PLACE_PORT;
@@ -53,7 +54,8 @@ static __always_inline int find_place(struct scratch *s, __u32 space)
 	return ENGINE_ERROR;
 }
 
-static __always_inline int answer_arp(struct scratch *s, __u32 space)
+/* A port is not told that its own address is taken (RFC 5227). */
+static __always_inline int answer_arp(struct scratch *s, __u32 space, __u32 port)
 {
 	struct space_key key = {.space = space, .address = s->d.cur.dst};
 	struct location *location;
@@ -62,10 +64,11 @@ static __always_inline int answer_arp(struct scratch *s, __u32 space)
 	    same_address(&s->d.cur.src, &s->d.cur.dst))
 		return ARP_UNANSWERED;
 	location = bpf_map_lookup_elem(&spaces, &key);
-	if (!location)
+	if (!location || (location->kind == LOCATION_PORT && location->port == port))
 		return ARP_UNANSWERED;
 	s->d.place = *location;
 	s->d.where = PLACE_REPLY;
+	s->d.routed = 0;
 	return NONE;
 }
 
@@ -120,7 +123,7 @@ static __always_inline int act(struct scratch *s, struct rule *r, __u32 port)
 		d->routed = 1;
 		return NONE;
 	case ACTION_ANSWER_ARP:
-		return answer_arp(s, r->arg);
+		return answer_arp(s, r->arg, port);
 	case ACTION_REWRITE:
 		return rewrite(s, r->arg);
 	}

@@ -80,14 +80,22 @@ static __always_inline int translate_source(struct scratch *s, __u32 port, __u32
 	key->sport = d->cur.sport;
 	key->protocol = d->cur.protocol;
 	key->pad = 0;
-	known = bpf_map_lookup_elem(&bindings, key);
-	if (known) {
-		made.external_port = known->external_port;
-		goto found;
-	}
-	s->external.address = pool->address;
 	s->external.protocol = key->protocol;
 	s->external.pad = 0;
+	known = bpf_map_lookup_elem(&bindings, key);
+	if (known) {
+		wanted = bpf_ntohs(known->external_port);
+		if (same_address(&known->external, &pool->address) && wanted >= pool->low && wanted <= pool->high) {
+			made.external_port = known->external_port;
+			goto found;
+		}
+		/* The pool has changed since: the old external port is free again. */
+		s->external.address = known->external;
+		s->external.port = known->external_port;
+		bpf_map_delete_elem(&externals, &s->external);
+		bpf_map_delete_elem(&bindings, key);
+	}
+	s->external.address = pool->address;
 	s->holder.holder = *key;
 	s->holder.pad = 0;
 	s->holder.seen_ns = bpf_ktime_get_coarse_ns();
@@ -100,6 +108,7 @@ static __always_inline int translate_source(struct scratch *s, __u32 port, __u32
 		if (!search.found)
 			return NAT_EXHAUSTED;
 	}
+	made.external = pool->address;
 	made.external_port = s->external.port;
 	if (bpf_map_update_elem(&bindings, key, &made, BPF_ANY)) {
 		bpf_map_delete_elem(&externals, &s->external);

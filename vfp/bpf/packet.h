@@ -52,6 +52,7 @@ struct scratch {
 	struct decision d;
 	struct flow forward;
 	struct flow reply;
+	struct flow_key displaced;
 	struct binding_key binding;
 	struct external_key external;
 	struct external holder;
@@ -60,6 +61,7 @@ struct scratch {
 	__u16 l4;			/* offset of the transport header */
 	__u8 ttl;
 	__u8 fragment_kind;
+	__u8 single;			/* the flow just stored has one half */
 	__u8 probe;			/* run by BPF_PROG_TEST_RUN: report in skb->cb */
 	/* Takes no room: names types that no map uses, so that BTF has them for the layout test. */
 	struct {

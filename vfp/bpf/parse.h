@@ -136,7 +136,7 @@ static __always_inline int parse_transport(struct headers *h, void *l4, void *en
 	return NONE;
 }
 
-/* The ports of later fragments are those of the first. */
+/* Ports, and ICMP type and code, of later fragments are those of the first. */
 static __always_inline int parse_fragment(struct scratch *s, struct headers *h, __be16 id)
 {
 	struct fragment *known;
@@ -151,6 +151,8 @@ static __always_inline int parse_fragment(struct scratch *s, struct headers *h, 
 	if (s->fragment_kind == FIRST_FRAGMENT) {
 		ports.sport = h->key.sport;
 		ports.dport = h->key.dport;
+		ports.icmp_type = h->icmp_type;
+		ports.icmp_code = h->icmp_code;
 		bpf_map_update_elem(&fragments, &s->fragment, &ports, BPF_ANY);
 		return NONE;
 	}
@@ -159,6 +161,10 @@ static __always_inline int parse_fragment(struct scratch *s, struct headers *h, 
 		return FRAGMENT_UNKNOWN;
 	h->key.sport = known->sport;
 	h->key.dport = known->dport;
+	h->icmp_type = known->icmp_type;
+	h->icmp_code = known->icmp_code;
+	if (h->key.protocol == IPPROTO_ICMP && h->icmp_type != ICMP_ECHO && h->icmp_type != ICMP_ECHOREPLY)
+		h->tracked = 0;
 	h->has_ports = h->key.protocol == IPPROTO_TCP || h->key.protocol == IPPROTO_UDP ||
 		       h->key.protocol == IPPROTO_SCTP;
 	return NONE;

@@ -34,11 +34,24 @@ static __always_inline void stamp_binding(const struct flow_key *key, const stru
 	struct external_key external = {.address = f->out.src, .port = f->out.sport, .protocol = key->protocol};
 	struct external *held;
 
-	if (f->out.place != PLACE_UPLINK || f->flags & FLOW_REPLY || !(f->out.flags & (SET_SRC | SET_SPORT)))
+	if (f->flags & FLOW_REPLY || !(f->out.flags & (SET_SRC | SET_SPORT)))
 		return;
 	held = bpf_map_lookup_elem(&externals, &external);
 	if (held)
 		held->seen_ns = now;
+}
+
+/* Nothing can use a flow of a port that is gone; what comes for it is decided anew. */
+static __always_inline int is_orphan(const struct flow *f)
+{
+	for (int i = 0; i < 2; i++) {
+		__u32 id = f->ports[i];
+		struct port *port = id ? bpf_map_lookup_elem(&ports, &id) : 0;
+
+		if (port && !port->ifindex)
+			return 1;
+	}
+	return 0;
 }
 
 static long sweep_flow(void *map, struct flow_key *key, struct flow *f, struct sweeping *sweeping)
@@ -48,12 +61,15 @@ static long sweep_flow(void *map, struct flow_key *key, struct flow *f, struct s
 	struct flow *other;
 
 	sweeping->sweep->flows_seen++;
+	if (is_orphan(f))
+		goto dead;
 	if (f->seen_ns + limit > sweeping->now)
 		goto alive;
 	other = f->state & STATE_SINGLE ? 0 : bpf_map_lookup_elem(&flows, &pair);
 	if (other && other->seen_ns + limit > sweeping->now)
 		goto alive;
-	forget(&own, &pair);
+dead:
+	forget(&own, &pair, f->state);
 	sweeping->sweep->flows_removed++;
 	return 0;
 alive:

@@ -294,8 +294,9 @@ struct binding_key {
 };
 
 struct binding {
+	struct address external;
 	__be16 external_port;
-	__u16 pad[3];
+	__u16 pad;
 };
 
 struct external_key {
@@ -324,6 +325,9 @@ struct fragment_key {
 struct fragment {
 	__be16 sport;
 	__be16 dport;
+	__u8 icmp_type;
+	__u8 icmp_code;
+	__u16 pad;
 };
 
 struct hit_key {

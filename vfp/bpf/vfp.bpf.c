@@ -9,6 +9,7 @@
 #include "sweep.h"
 
 #define SLOW 0		/* index in `jumps` */
+#define NO_PAIR 256	/* no TC verdict: TC_ACT_UNSPEC is -1 */
 
 static __always_inline int leave_to_stack(struct __sk_buff *skb, struct scratch *s)
 {
@@ -36,7 +37,7 @@ static __always_inline int enter(struct __sk_buff *skb, struct scratch *s, __u32
 	s->pkt.vtep = vtep;
 	if (s->pkt.tracked) {
 		f = bpf_map_lookup_elem(&flows, &s->pkt.key);
-		if (f && is_current(f) && !is_reopened(f, &s->pkt)) {
+		if (f && is_senders(f, &s->pkt) && is_current(f) && !is_reopened(f, &s->pkt)) {
 			if (f->from_vtep != vtep)
 				return drop_early(skb, s, WRONG_VTEP);
 			track(f, &s->pkt);
@@ -131,7 +132,14 @@ static __always_inline void carry_over(struct flow *to, const struct flow *from)
 	to->packets = from->packets;
 	to->bytes = from->bytes;
 	to->created_ns = from->created_ns;
-	to->state = from->state;
+	to->seen_ns = from->seen_ns;
+}
+
+/* One half's state as the other half has it. */
+static __always_inline __u8 mirrored(__u8 state)
+{
+	return (state & (STATE_ASSURED | STATE_RST)) | (state & STATE_FIN ? STATE_PEER_FIN : 0) |
+	       (state & STATE_PEER_FIN ? STATE_FIN : 0);
 }
 
 /*
@@ -143,12 +151,12 @@ static __always_inline int decide_again(struct __sk_buff *skb, struct scratch *s
 	struct flow_key *forward_key = f->flags & FLOW_REPLY ? &f->pair : &s->pkt.key;
 	struct flow_key *reply_key = f->flags & FLOW_REPLY ? &s->pkt.key : &f->pair;
 	struct flow *forward = bpf_map_lookup_elem(&flows, forward_key);
-	struct flow *reply = bpf_map_lookup_elem(&flows, reply_key);
+	struct flow *reply = f->state & STATE_SINGLE ? 0 : bpf_map_lookup_elem(&flows, reply_key);
 	int from_reply = f->flags & FLOW_REPLY, reason;
 
 	if (!forward) {		/* half a pair is no flow: see what the packet itself may do */
 		bpf_map_delete_elem(&flows, &s->pkt.key);
-		return -1;
+		return NO_PAIR;
 	}
 	s->h.key = *forward_key;
 	s->h.ethertype = ETH_P_IP;
@@ -165,23 +173,19 @@ static __always_inline int decide_again(struct __sk_buff *skb, struct scratch *s
 	reason = decide(s);
 	if (!reason)
 		reason = compose(s);
-	if (reason) {
-		struct flow_key pair = f->pair;
-
-		forget(&s->pkt.key, &pair);
+	/* The pair stays, stale: without it, the next packet of the other side would look like a new flow. */
+	if (reason)
 		return drop_decided(skb, s, reason);
-	}
 	carry_over(&s->forward, forward);
+	s->forward.state = forward->state & ~STATE_SINGLE;
 	if (reply)
 		carry_over(&s->reply, reply);
-	if (from_reply && !same_key(&s->forward.pair, &s->pkt.key)) {
-		bpf_map_delete_elem(&flows, &s->pkt.key);
-		store(s, 0);
-		return drop_early(skb, s, FLOW_CHANGED);
-	}
+	s->reply.state = mirrored(s->forward.state);
 	reason = store(s, s->d.stateless && !s->d.translated);
 	if (reason)
 		return drop_early(skb, s, reason);
+	if (from_reply && (s->single || !same_key(&s->forward.pair, &s->pkt.key)))
+		return drop_early(skb, s, FLOW_CHANGED);
 	f = bpf_map_lookup_elem(&flows, &s->pkt.key);
 	if (!f)
 		return drop_early(skb, s, ENGINE_ERROR);
@@ -204,9 +208,9 @@ int vfp_slow(struct __sk_buff *skb)
 		return TC_ACT_SHOT;
 	if (s->pkt.tracked) {
 		f = bpf_map_lookup_elem(&flows, &s->pkt.key);
-		if (f && !is_reopened(f, &s->pkt)) {
+		if (f && is_senders(f, &s->pkt) && !is_reopened(f, &s->pkt)) {
 			reason = decide_again(skb, s, f);
-			if (reason >= 0)
+			if (reason != NO_PAIR)
 				return reason;
 		}
 	}

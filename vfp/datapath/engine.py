@@ -34,12 +34,14 @@ from vfp.errors import TableFull
 from vfp.layout import (
     HIT_KEY,
     HITS,
+    LOCATION,
     MAPPING,
     PORT,
     PROGRAM,
     SETTINGS,
     SPACE_KEY,
     SWEEP,
+    LocationKind,
     pack,
 )
 from vfp.model import EngineState
@@ -268,13 +270,23 @@ class Datapath(AbstractContextManager["Datapath"]):
             int(np.frombuffer(self._shadow["mappings"][key], MAPPING)[0]["port"])
             for key in self._changed("mappings", tables)
         }
+        inhabitants = self._ports_in(spaces)
         uplinks_changed = self._uplinks_changed(tables.maps["uplinks"])
         return {
             port.id
             for port in tables.ports.values()
-            if uplinks_changed or port.id in mapped or port.spaces & spaces or port.pools & pools
-            or not self._is_programmed(port)
+            if uplinks_changed or port.id in mapped or port.id in inhabitants or port.spaces & spaces
+            or port.pools & pools or not self._is_programmed(port)
         }
+
+    def _ports_in(self, spaces: set[int]) -> set[int]:
+        """Ports that are a place in one of `spaces`: what comes to them over an overlay was decided by it."""
+        if not spaces:
+            return set()
+        keys = np.frombuffer(b"".join(self._shadow["spaces"].keys()), SPACE_KEY)
+        places = np.frombuffer(b"".join(self._shadow["spaces"].values()), LOCATION)
+        theirs = np.isin(keys["space"], list(spaces)) & (places["kind"] == LocationKind.PORT)
+        return {int(port) for port in places["port"][theirs]}
 
     def _is_programmed(self, port: CompiledPort) -> bool:
         program = self._programs.get(port.id)

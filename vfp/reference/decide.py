@@ -79,6 +79,7 @@ class Half:
     zone: Zone
     tuple: FlowTuple
     transposition: Transposition
+    mac: bytes                              # from a port: the only source MAC that may use it
     vtep: IPv4Address | None = None         # overlay: the only outer source that may use it
 
 
@@ -247,12 +248,14 @@ class _Walk:
         return Transposition(dst_mac=remote.mac, exit=header.ToVtep(remote.vtep, remote.vni))
 
     def _half(self, how: Transposition, vtep: IPv4Address | None = None) -> Half:
-        return Half(self.subject.zone, self.subject.tuple, header.compose(self.rewrites, how), vtep)
+        rewritten = header.compose(self.rewrites, how)
+        return Half(self.subject.zone, self.subject.tuple, rewritten, self.headers.src_mac, vtep)
 
     def _pair(self, there: Transposition, reply_zone: Zone, back: Transposition, *,
               vtep: IPv4Address | None = None, reply_vtep: IPv4Address | None = None) -> tuple[Half, Half]:
         answer = header.compose(header.inverse(self.rewrites), back)
-        return self._half(there, vtep), Half(reply_zone, self.cur.reversed(), answer, reply_vtep)
+        mac = self.index.ports[reply_zone.number].mac if reply_zone.kind is ZoneKind.PORT else b""
+        return self._half(there, vtep), Half(reply_zone, self.cur.reversed(), answer, mac, reply_vtep)
 
     # Actions.
 

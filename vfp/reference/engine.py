@@ -128,7 +128,7 @@ class Engine:
 
     def sweep(self, now_s: float) -> int:
         """Age flows and bindings; returns how many flow entries and bindings went."""
-        removed = self._flows.sweep(now_s)
+        removed = self._flows.sweep(self._index.ports, now_s)
         in_use = {key for pair in self._flows.pairs() for key in pair.bindings}
         return removed + self.bindings.sweep(in_use, now_s)
 
@@ -181,10 +181,17 @@ class _Passage:
             if self.zone.kind is ZoneKind.UPLINK:
                 return self._to_stack()
             raise _Drop(malformed.reason) from None
-        found = self.engine._flows.find(FlowKey(self.zone, packet.tuple)) if packet.is_flow else None
+        found = self._find(packet) if packet.is_flow else None
         if found is None or (found[0].state is FlowState.CLOSED and _opens(packet)):
             return self._miss(packet)
         return self._hit(packet, *found)
+
+    def _find(self, packet: Packet) -> tuple[Pair, Entry] | None:
+        """The packet's pair and entry; layers match MACs and keys do not, so another sender's MAC is a miss."""
+        found = self.engine._flows.find(FlowKey(self.zone, packet.tuple))
+        if found and self.zone.kind is ZoneKind.PORT and found[1].half.mac != packet.headers.src_mac:
+            return None
+        return found
 
     def _hit(self, packet: Packet, pair: Pair, entry: Entry) -> Result:
         generations = self.engine._generations
@@ -195,16 +202,19 @@ class _Passage:
         return self._use(packet, pair, entry)
 
     def _decide_again(self, old: Pair, entry: Entry) -> tuple[Pair, Entry]:
-        """The pair under the policy of now. Always the forward tuple, whichever side the packet is from."""
+        """The pair under the policy of now. Always the forward tuple, whichever side the packet is from.
+
+        A pair that is denied stays, stale: without it, the next packet of the other side would look new.
+        """
         flows = self.engine._flows
         first = old.forward
         decision = self._decide(Subject(first.half.zone, first.half.tuple, old.headers, self.vtep,
                                         any_vtep=entry.reply))
-        flows.remove(old)
         if decision.not_ours:
             raise _Drop(DropReason.NO_MAPPING)
         if decision.reason:
             raise _Drop(decision.reason, decision)
+        flows.remove(old)
         new = self._store(decision, old.headers, old)
         if not entry.reply:
             return new, new.forward

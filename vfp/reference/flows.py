@@ -12,6 +12,7 @@ Decided here, where `docs/engine.md` is open:
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass
 from enum import StrEnum
 from ipaddress import IPv4Address
@@ -181,11 +182,12 @@ class FlowTable:
             if held is not None and held[0] is pair:
                 del self._entries[entry.key]
 
-    def sweep(self, now_s: float) -> int:
-        """Remove the pairs that were idle for longer than their limit; returns how many entries went."""
+    def sweep(self, ports: Container[int], now_s: float) -> int:
+        """Remove pairs that were idle for too long, or of ports not in `ports`; returns how many entries went."""
         before = len(self._entries)
         for pair in self.pairs():
-            if now_s - pair.used_s > pair.idle_limit_s():
+            orphan = any(port not in ports for port in pair.generations)
+            if orphan or now_s - pair.used_s > pair.idle_limit_s():
                 self.remove(pair)
         return before - len(self._entries)
 
