@@ -119,12 +119,14 @@ _COLUMNS: dict[str, list[Column]] = {
         ("APPLIED", _applied),
         ("UNDERLAY", _text("spec", "underlay")),
         ("AGENT", _text("status", "agent")),
+        _MESSAGE,
     ],
     "Network": [
         ("MODE", _text("spec", "mode")),
         ("PREFIXES", _prefixes),
         ("VNI", _text("status", "vni")),
         ("HOST", _text("spec", "host")),
+        _MESSAGE,
     ],
     "Endpoint": [
         ("NETWORK", _text("spec", "network")),

@@ -32,6 +32,7 @@ MaybeFiles = Annotated[
 ]
 
 _STYLES = {"created": "green", "configured": "yellow", "deleted": "red", "unchanged": "dim"}
+REPORTED = ("Network", "Endpoint", "StaticMapping")  # kinds that hosts report on
 _OF_SERVER = ("uid", "revision", "createdAt")
 
 
@@ -204,31 +205,19 @@ def _pending(written: Written, wait_s: float) -> list[Fault]:
 
 
 def _failed(client: Client, written: Written) -> list[Fault]:
-    """Objects that their host has reported as failed."""
+    """What was just declared and their hosts have reported as failed."""
+    names: dict[tuple[str, str], set[str]] = {}
+    for item in written.items:
+        if item["kind"] in REPORTED:
+            names.setdefault((item["kind"], item["tenant"]), set()).add(item["name"])
     faults = []
-    for kind, tenant in sorted(
-        {
-            (item["kind"], item.get("tenant") or "")
-            for item in written.items
-            if item["kind"] in ("Endpoint", "StaticMapping")
-        }
-    ):
-        names = {
-            item["name"]
-            for item in written.items
-            if (item["kind"], item.get("tenant") or "") == (kind, tenant)
-        }
+    for (kind, tenant), wanted in names.items():
         for resource in client.list(kind, tenant):
             status = resource.get("status") or {}
-            if resource["metadata"]["name"] in names and status.get("phase") == "Failed":
-                faults.append(
-                    Fault(
-                        str(reference_of(resource)),
-                        "its host could not program it",
-                        str(status.get("message", "")),
-                        "mend the cause; the agent tries again by itself",
-                    )
-                )
+            failed = status.get("phase", "Failed") == "Failed" and status.get("message")
+            if failed and resource["metadata"]["name"] in wanted:
+                advice = "mend the cause; the agent tries again by itself"
+                faults.append(Fault(str(reference_of(resource)), "not programmed", status["message"], advice))
     return faults
 
 

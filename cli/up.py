@@ -80,7 +80,8 @@ def up(
     host = name or host_name()
     agent_state = state / "agent"
     _make_folders(state, api)
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM):  # a shell starts background jobs with SIGINT ignored
+        signal.signal(number, _interrupt)
     try:
         with Children() as children:
             _start_controller(children, state, api, southbound)

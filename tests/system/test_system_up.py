@@ -139,6 +139,29 @@ def test_the_way_of_the_readme(host: None, tmp_path: Path) -> None:
                               f"{tmp_path}/state/agent", "--pin-dir", str(PINS)), check=True, capture_output=True)
 
 
+def test_what_a_host_cannot_do_is_told_by_apply(host: None, tmp_path: Path) -> None:
+    up = Up(tmp_path, "--purge")
+    try:
+        up.wait()
+        missing = readme_net().replace(f"netns: {WEB}", "netns: cli-absent")
+        done = subprocess.run([sys.executable, "-m", "cli.main", "apply", "-f", "-", "--api", up.api], input=missing,
+                              capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 1
+        assert "endpoint default/web: not programmed" in done.stderr
+        assert "ip netns add cli-absent" in done.stderr
+        assert "default/client" not in done.stderr
+        ip("netns", "add", "cli-absent")                            # the agent notices by itself
+        try:
+            deadline = time.monotonic() + 15
+            while json.loads(up.sluice("get", "endpoint", "web", "-o", "json"))["status"]["phase"] != "Ready":
+                assert time.monotonic() < deadline
+                time.sleep(0.2)
+        finally:
+            ip("netns", "delete", "cli-absent")
+    finally:
+        up.interrupt()
+
+
 def test_a_killed_up_takes_its_daemons_along(host: None, tmp_path: Path) -> None:
     up = Up(tmp_path)
     up.wait()
