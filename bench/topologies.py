@@ -41,7 +41,10 @@ class Site:
         run("ip", "netns", "add", name)
         self._made.append(name)
         run("ip", "-n", name, "link", "set", "lo", "up")
-        run(*inside(name, "sysctl", "-qw", "net.ipv6.conf.all.disable_ipv6=1", "net.ipv6.conf.default.disable_ipv6=1"))
+        quiet = ("net.ipv6.conf.all.disable_ipv6=1", "net.ipv6.conf.default.disable_ipv6=1")
+        # Bridge netfilter is on in a new namespace; only the subject that is about it pays for it.
+        plain = ("net.bridge.bridge-nf-call-iptables=0", "net.bridge.bridge-nf-call-arptables=0")
+        run(*inside(name, "sysctl", "-eqw", *quiet, *plain))
         return name
 
     def close(self) -> None:
