@@ -308,8 +308,13 @@ class Player:
                 other = next(vtep for vtep in VTEPS if vtep != result.vtep)
                 return Send(Hook.OVERLAY_IN, result.vni, frame, other if step.other_vtep else result.vtep)
             case _:
-                opposite = {Hook.PORT_OUT: Hook.PORT_IN, Hook.PORT_IN: Hook.PORT_OUT}
-                return Send(opposite[send.hook], send.number, frame) if send.hook in opposite else None
+                if send.hook is Hook.PORT_OUT:
+                    return Send(Hook.PORT_IN, send.number, frame)
+                if send.hook is not Hook.PORT_IN:
+                    return None
+                # Whatever MAC the stack wrote to, the endpoint answers with its own.
+                mac = next((port.mac for port in self._engine.state.ports if port.id == send.number), frame[6:12])
+                return Send(Hook.PORT_OUT, send.number, frame[:6] + mac + frame[12:])
 
 
 def _varied(frame: bytes, step: Again) -> bytes:

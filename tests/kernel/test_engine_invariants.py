@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, event, given, settings
 from vfp.reasons import DropReason
 from vfp.reference import Engine, Result, Verdict
 from vfp.reference.packet import TCP, UDP, Malformed, Part, parse
+from vfp.reference.zones import ZoneKind
 
 RELAXED = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 
@@ -103,6 +104,13 @@ def test_everything_ages_away_in_the_end(history: History) -> None:
     assert engine.bindings.live() == []
 
 
+def _changes_vni(result: Result) -> bool:
+    """An answer goes out under another VNI than the question came in: what answers it is a flow of its own."""
+    zones = [key.zone for key in result.flows]
+    return result.verdict is Verdict.TUNNEL and any(
+        zone.kind is ZoneKind.OVERLAY and zone.number != result.vni for zone in zones)
+
+
 @given(history=histories())
 @RELAXED
 def test_the_answer_to_what_left_comes_back_as_the_answer_to_what_was_asked(history: History) -> None:
@@ -116,7 +124,7 @@ def test_the_answer_to_what_left_comes_back_as_the_answer_to_what_was_asked(hist
             continue
         result = player.play(step, 0.0)
         answer = player.frame_of(Answer(0, ACK))
-        if len(result.flows) != 2 or answer is None:
+        if len(result.flows) != 2 or answer is None or _changes_vni(result):
             continue
         event("answered")
         back = engine.process(answer.hook, answer.number, answer.frame, vtep=answer.vtep, now_s=0.0)
