@@ -20,6 +20,7 @@ LAB_TOOLS = {
     "curl": "curl",
     "iperf3": "iperf3",
     "ncat": "ncat",
+    "tcpdump": "tcpdump",
     "ping": "iputils-ping",
     "ip": "iproute2",
     "tc": "iproute2",
