@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from southbound.errors import QueryRefused
+
 __all__ = ["AgentError", "AlreadyRunning", "BadQuery", "WrongName"]
 
 
@@ -17,5 +19,5 @@ class WrongName(AgentError):
     """The agent was started under a name that its certificate does not have."""
 
 
-class BadQuery(AgentError):
+class BadQuery(AgentError, QueryRefused):
     """The controller asked for something this agent does not know; the text goes back as the answer's error."""

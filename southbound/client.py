@@ -20,6 +20,7 @@ from southbound.errors import (
     IdentityError,
     JoinFailed,
     ProtocolError,
+    QueryRefused,
     SessionClosed,
     SessionRefused,
     SouthboundError,
@@ -138,6 +139,8 @@ class AgentSession:
                 data = await self._on_query(query.what, query.args)
         except TimeoutError:
             error = f"{query.what}: took longer than {QUERY_S:g} s"
+        except QueryRefused as refused:
+            error = str(refused)
         except Exception as failure:        # the asker is told; this host goes on
             _log.warning("query failed", what=query.what, error=str(failure), exc_info=True)
             error = str(failure) or type(failure).__name__

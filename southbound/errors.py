@@ -10,6 +10,7 @@ __all__ = [
     "JoinRefused",
     "ProtocolError",
     "QueryFailed",
+    "QueryRefused",
     "SessionClosed",
     "SessionRefused",
     "SouthboundError",
@@ -59,6 +60,10 @@ class JoinRefused(SouthboundError):
 
 class HelloRefused(SouthboundError):
     """Raised by the controller's `on_hello`; its text is what the agent is told."""
+
+
+class QueryRefused(SouthboundError):
+    """Raised by the agent's `on_query` for a question that is itself wrong; its text is the answer's error."""
 
 
 class SessionRefused(SouthboundError):
