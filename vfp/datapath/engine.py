@@ -19,8 +19,9 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from secrets import token_bytes
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
@@ -67,7 +68,7 @@ class Limits:
     """Sizes of the tables, in entries. A full table refuses; it never evicts."""
 
     flows: int = 262144                     # halves: a connection has two
-    rules: int = 131072
+    rules: int = 262144                     # a change of a whole group needs room for old and new side by side
     bindings: int = 65536
     ports: int = 4096
     space_entries: int = 131072
@@ -108,14 +109,18 @@ class Datapath(AbstractContextManager["Datapath"]):
         """Use `open`."""
         self._object = loaded
         self._limits = limits
-        self._compiler = Compiler()
         self._ring: RingBuffer | None = None
         self._shadow = {name: dict(loaded.map(name).items()) for name in _KEYED}
         self._programs = {int.from_bytes(key, "little"): value for key, value in loaded.map("programs").items()}
         self._groups = GroupTable(loaded.map("groups"), loaded.map("buckets"), loaded.map("rules"))
         self._groups.retire_unused(_groups_of(self._programs.values()))
         settings = np.frombuffer(self._map("config").lookup(_ZERO) or bytes(SETTINGS.itemsize), SETTINGS)[0]
-        self._settings = {**timeouts.settings(), "tunnel_ifindex": int(settings["tunnel_ifindex"])}
+        secret = settings["secret"].tobytes() if settings["secret"].any() else token_bytes(16)
+        self._compiler = Compiler(secret)
+        self._settings: dict[str, Any] = {
+            **timeouts.settings(), "secret": np.frombuffer(secret, np.uint64),
+            "tunnel_ifindex": int(settings["tunnel_ifindex"]),
+        }
         self._interrupted = bool(settings["dirty"])
         self._write_settings(dirty=self._interrupted)
 
