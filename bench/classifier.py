@@ -35,7 +35,7 @@ from vfp.datapath.libbpf import TestRunOpts, check, library
 from vfp.layout import ZoneKind, zone
 from vfp.model import Action, Allow, Deny, EngineState, Group, Layer, Match, Port, Rule, ToUplink, Uplink
 
-__all__ = ["Figures", "Setup", "answers", "figures", "main"]
+__all__ = ["Figures", "Run", "Setup", "answers", "figures", "main"]
 
 ROUNDS = 5
 UPDATES = 21
@@ -93,7 +93,7 @@ class Setup:
             ports=(Port(_PORT, "p1", 1001, _MAC, _GATEWAY, layers),), uplinks=(Uplink(_UPLINK, "up", 1002),),
         ))
 
-    def run(self, test: _Test) -> int:
+    def run(self, test: Run) -> int:
         """One frame through the engine; nanoseconds."""
         test.reset()
         check(library().bpf_prog_test_run_opts(self._probe, test.reference), "test-run vfp_probe")
@@ -118,7 +118,7 @@ class Setup:
         return max(int(record["count"]) for record in self.datapath._groups._records.values())
 
 
-class _Test:
+class Run:
     """The arguments of a test-run of one frame, made once."""
 
     def __init__(self, raw: bytes) -> None:
@@ -152,7 +152,7 @@ def answers(setup: Setup, rules: tuple[Rule, ...], headers: Sequence[Header]) ->
     by_cookie = {rule_cookie("acl", _GROUP, rule): index for index, rule in enumerate(denying)}
     setup.datapath.read_events()
     for header in headers:
-        test = _Test(frame(header))
+        test = Run(frame(header))
         setup.run(test)
         if not test.was_dropped():
             yield -1
@@ -179,7 +179,7 @@ def figures(setup: Setup, rules: tuple[Rule, ...], headers: Sequence[Header]) ->
 
 def _decisions(setup: Setup, headers: Sequence[Header]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
     """Nanoseconds of each distinct header's first packet."""
-    tests = [_Test(frame(header)) for header in dict.fromkeys(headers)]
+    tests = [Run(frame(header)) for header in dict.fromkeys(headers)]
     rounds = []
     for _ in range(ROUNDS + 1):
         setup.forget_flows()
@@ -196,7 +196,7 @@ def _updates(setup: Setup, rules: tuple[Rule, ...]) -> list[float]:
         place = random.randrange(len(rules))
         match = replace(rules[place].match, src=IPv4Network(IPv4Address(random.getrandbits(32))))
         extra = replace(rules[place], match=match, name=f"extra {number}")
-        for changed in (rules[:place] + (extra,) + rules[place:], rules[:place] + rules[place + 1 :], rules):
+        for changed in ((*rules[:place], extra, *rules[place:]), rules[:place] + rules[place + 1 :], rules):
             began = time.perf_counter()
             setup.load(changed)
             times.append((time.perf_counter() - began) * 1e3)

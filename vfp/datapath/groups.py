@@ -6,8 +6,8 @@ changes: new rules are written to live from the next version on, old ones are ma
 record gives the new content its version. Whoever walks by the old record sees the old rules and nothing else, so the
 change is whole at the moment when a port's program names the new group, however many rules it has.
 
-Nothing that a packet may still read is reused before `GRACE_S` has passed: runs of rules that were replaced, groups that
-no program names, rules that died.
+Nothing that a packet may still read is reused before `GRACE_S` has passed: runs of rules that were replaced, groups
+that no program names, rules that died.
 """
 
 from __future__ import annotations
@@ -74,8 +74,10 @@ class GroupTable:
         return identity in self._records
 
     def check_room(self, wanted: Iterable[CompiledGroup]) -> None:
-        """Raises:
-        TableFull: the new groups among `wanted` do not fit beside the old ones.
+        """See that the new groups among `wanted` fit; may wait until what changes before left behind is free.
+
+        Raises:
+            TableFull: they do not fit beside the old ones.
         """
         rules = 0
         for group in wanted:
@@ -83,12 +85,15 @@ class GroupTable:
                 rules += len(group.edit.added) * 2 * BUCKET_RULES if group.edit else 0
             elif group.id not in self._records:
                 rules += len(group.group.rules)
-        free = self._taken.count(0)
-        buckets_free = self._buckets.max_entries - self._bucket_count
-        if rules > min(free, buckets_free):
+        if rules > self._free() and (self._leaving or self._retired):
+            time.sleep(GRACE_S)
+            self.collect()              # groups, and what died with them
+            time.sleep(GRACE_S)
+            self.collect()              # their rules
+        if rules > self._free():
             raise TableFull(
-                f"table rules: {rules} more wanted, {min(free, buckets_free)} of {self._rules.max_entries} "
-                f"are free; raise Limits.rules (a change needs room for old and new side by side)"
+                f"table rules: {rules} more wanted, {self._free()} of {self._rules.max_entries} are free; raise "
+                f"Limits.rules (a change needs room for old and new side by side)"
             )
 
     def add(self, wanted: Iterable[CompiledGroup]) -> None:
@@ -126,6 +131,9 @@ class GroupTable:
         for number, instance in self._instances.items():
             if instance.dead:
                 self._bury(number, instance)
+
+    def _free(self) -> int:
+        return min(self._taken.count(0), self._buckets.max_entries - self._bucket_count)
 
     # Whole groups
 
