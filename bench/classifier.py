@@ -4,8 +4,8 @@ Every header is a frame through BPF_PROG_TEST_RUN of the whole slow path: parse,
 vnet, flow insert. By default one line a header is printed: the index of the rule that matched, or -1. With `--json` figures:
 
 - `build_s`: compile and load, from the model's rules to a policy in force;
-- `map_bytes`, `map_bytes_a_rule`: kernel memory of the maps `groups`, `buckets` and `rules` (memlock), sized for the
-  set and an eighth more;
+- `map_bytes`, `map_bytes_a_rule`: kernel memory of the maps `groups`, `buckets`, `filter` and `rules` (memlock), sized
+  for the set and an eighth more;
 - `decision_ns`: median and p99 over the distinct headers of the time of a first packet; of each header the median of
   ROUNDS runs, with the flow table emptied before each round. A clock is read twice within it;
 - `update_ms`: one rule more, or one less, at random places: `Datapath.apply` from call to return.
@@ -41,7 +41,7 @@ ROUNDS = 5
 UPDATES = 21
 _PORT, _UPLINK = 1, 1
 _GROUP = "classbench"
-_MAPS = ("groups", "buckets", "rules")
+_MAPS = ("groups", "buckets", "filter", "rules")
 _SKB_BYTES, _SKB_CB = 192, 48               # struct __sk_buff: its size, and where cb[0] is
 _MAC, _GATEWAY = bytes((2, 0, 0, 0, 0, 1)), bytes((2, 0, 0, 0, 0, 2))
 

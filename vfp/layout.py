@@ -135,7 +135,8 @@ TUPLE = _struct(
     ("wide", "u1"), ("pad", "u1"),
 )
 GROUP = _struct(
-    ("count", "u4"), ("instance", "u4"), ("version", "u4"), ("rules", "u4"), ("tuples", TUPLE, MAX_TUPLES)
+    ("count", "u4"), ("instance", "u4"), ("version", "u4"), ("rules", "u4"), ("filter_mask", "u4"),
+    ("pad", "u4"), ("tuples", TUPLE, MAX_TUPLES),
 )
 BUCKET = _struct(("first", "u4"), ("count", "u2"), ("instance", "u2"))
 RULE = _struct(

@@ -26,7 +26,7 @@ U64 = npt.NDArray[np.uint64]
 
 SMALL = 32
 """Rules up to which one bucket that is searched from the top beats any hashing."""
-BUCKET_RULES = 12
+BUCKET_RULES = 24
 """Rules of a bucket before a mask stops taking more; measured (docs/classifier.md)."""
 MAX_MASKS = MAX_TUPLES - 16
 """Masks that an arrangement uses; the rest of a group's room is for rules that come later."""

@@ -109,15 +109,20 @@ def _check_tidy(datapath: Datapath) -> None:
     for _ in range(3):
         datapath.sweep()
     groups = datapath._groups
-    _, values = _table(datapath, "buckets").lookup_all()
+    keys, values = _table(datapath, "buckets").lookup_all()
+    _, words = _table(datapath, "filter").lookup_all()
     _, rows = _table(datapath, "rules").lookup_all()
     rules = np.ascontiguousarray(rows).reshape(-1).view(RULE)
     reached = np.zeros(len(rules), np.int64)
+    keys = np.ascontiguousarray(keys)
     for bucket in np.ascontiguousarray(values).reshape(-1).view(BUCKET):
         run = slice(int(bucket["first"]), int(bucket["first"]) + int(bucket["count"]))
         reached[run] += 1
         assert (rules["died"][run] == ALIVE).all()
         assert (np.diff(rules["priority"][run].astype(np.int64)) >= 0).all()
+    numbers, filter = keys.reshape(-1).view(np.uint64), np.ascontiguousarray(words).reshape(-1).view(np.uint64)
+    places = ((numbers >> np.uint64(6)) & np.uint64(len(filter) - 1)).astype(np.int64)
+    assert (filter[places] >> (numbers & np.uint64(63)) & np.uint64(1)).all(), "no bucket is hidden by the filter"
     assert reached.tolist() == np.frombuffer(groups._taken, np.uint8).tolist()
     assert len(values) == groups._bucket_count
 

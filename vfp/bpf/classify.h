@@ -16,6 +16,7 @@ struct search {
 	__u64 rest;		/* ports, protocol, ethertype */
 	__u32 first;		/* of the bucket in hand */
 	__u32 version;
+	__u32 filter_mask;
 };
 
 static __always_inline __be32 mask32(int bits)
@@ -122,8 +123,9 @@ static long try_tuple(__u32 i, void *context)
 	struct search *search = context;
 	struct flow_key *cur = &search->s->d.cur;
 	struct bucket *bucket;
+	__u64 hash, *bits;
 	struct tuple *t;
-	__u64 hash;
+	__u32 word;
 
 	if (i >= MAX_TUPLES)
 		return 1;
@@ -136,6 +138,10 @@ static long try_tuple(__u32 i, void *context)
 		hash = mix(hash, wide_word(cur->src.w[2], cur->dst.w[2], t, 64));
 		hash = mix(hash, wide_word(cur->src.w[3], cur->dst.w[3], t, 96));
 	}
+	word = (hash >> 6) & search->filter_mask;
+	bits = bpf_map_lookup_elem(&filter, &word);
+	if (!bits || !(*bits >> (hash & 63) & 1))
+		return 0;
 	bucket = bpf_map_lookup_elem(&buckets, &hash);
 	if (!bucket)
 		return 0;
@@ -159,6 +165,7 @@ static __always_inline struct rule *classify(struct scratch *s, __u64 id)
 	if (!search.group)
 		return 0;
 	search.version = search.group->version;
+	search.filter_mask = search.group->filter_mask;
 	bpf_loop(search.group->count, try_tuple, &search, 0);
 	return search.best;
 }

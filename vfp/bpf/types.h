@@ -153,6 +153,8 @@ struct group {
 	__u32 instance;
 	__u32 version;
 	__u32 rules;
+	__u32 filter_mask;	/* words of `filter`, less one */
+	__u32 pad;
 	struct tuple tuples[MAX_TUPLES];
 };
 

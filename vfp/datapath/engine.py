@@ -27,7 +27,7 @@ import numpy as np
 
 from vfp.classifier import CompiledGroup
 from vfp.compile import CompiledPort, Compiler, Tables
-from vfp.datapath.groups import GroupTable
+from vfp.datapath.groups import GroupTable, filter_words
 from vfp.datapath.object import BpfMap, BpfObject, Program
 from vfp.datapath.records import DropEvent, FlowRecord, RuleHits, read_event, read_flows
 from vfp.datapath.ring import RingBuffer
@@ -77,7 +77,8 @@ class Limits:
     def by_map(self) -> dict[str, int]:
         """Entries of each map."""
         return {
-            "flows": self.flows, "rules": self.rules, "buckets": self.rules, "bindings": self.bindings,
+            "flows": self.flows, "rules": self.rules, "buckets": self.rules, "filter": filter_words(self.rules),
+            "bindings": self.bindings,
             "externals": self.bindings, "ports": self.ports, "programs": self.ports, "links": self.ports + 256,
             "spaces": self.space_entries, "mappings": self.mappings, "rule_hits": self.rules,
         }
@@ -112,7 +113,9 @@ class Datapath(AbstractContextManager["Datapath"]):
         self._ring: RingBuffer | None = None
         self._shadow = {name: dict(loaded.map(name).items()) for name in _KEYED}
         self._programs = {int.from_bytes(key, "little"): value for key, value in loaded.map("programs").items()}
-        self._groups = GroupTable(loaded.map("groups"), loaded.map("buckets"), loaded.map("rules"))
+        self._groups = GroupTable(
+            loaded.map("groups"), loaded.map("buckets"), loaded.map("filter"), loaded.map("rules")
+        )
         self._groups.retire_unused(_groups_of(self._programs.values()))
         settings = np.frombuffer(self._map("config").lookup(_ZERO) or bytes(SETTINGS.itemsize), SETTINGS)[0]
         secret = settings["secret"].tobytes() if settings["secret"].any() else token_bytes(16)

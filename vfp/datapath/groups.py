@@ -52,12 +52,57 @@ class _Instance:
     dead: list[tuple[int, int]] = field(default_factory=list)
 
 
+def filter_words(rules: int) -> int:
+    """Words of the filter for a table of `rules`: sixteen to thirty-two bits each, in a power of two."""
+    return 1 << max(6, (rules // 4 - 1).bit_length())
+
+
+class _Filter:
+    """The map `filter`: a bit for each bucket key. A bit without a bucket costs a look-up; a missing one, rules.
+
+    So bits are set before their bucket is written, and cleared only by `renew`, which knows all that are there.
+    """
+
+    def __init__(self, table: BpfMap) -> None:
+        self._table = table
+        _, rows = table.lookup_all()
+        self._words = np.ascontiguousarray(rows).reshape(-1).view(np.uint64).copy()
+        self.mask = len(self._words) - 1
+
+    def add(self, keys: Any) -> None:
+        """Set the bits of `keys` (uint64)."""
+        places, inverse = np.unique(self._places(keys), return_inverse=True)
+        words = self._words[places]
+        np.bitwise_or.at(words, inverse, _bits(keys))
+        self._write(places, words)
+
+    def renew(self, keys: Any) -> None:
+        """Have the bits of `keys` and no others."""
+        words = np.zeros_like(self._words)
+        np.bitwise_or.at(words, self._places(keys), _bits(keys))
+        self._write(np.arange(len(words)), words)
+
+    def _places(self, keys: Any) -> Any:
+        return ((keys >> np.uint64(6)) & np.uint64(self.mask)).astype(np.int64)
+
+    def _write(self, places: Any, words: Any) -> None:
+        changed = words != self._words[places]
+        if changed.any():
+            self._table.update_batch(places[changed].astype(np.uint32), np.ascontiguousarray(words[changed]))
+            self._words[places] = words
+
+
+def _bits(keys: Any) -> Any:
+    return np.uint64(1) << (keys & np.uint64(63))
+
+
 class GroupTable:
     """The maps `groups`, `buckets` and `rules`, and which rules are free."""
 
-    def __init__(self, groups: BpfMap, buckets: BpfMap, rules: BpfMap) -> None:
+    def __init__(self, groups: BpfMap, buckets: BpfMap, filter: BpfMap, rules: BpfMap) -> None:
         """Take over what the maps hold."""
         self._groups, self._buckets, self._rules = groups, buckets, rules
+        self._filter = _Filter(filter)
         self._records: dict[int, Any] = {}              # group id -> dtype GROUP
         self._instances: dict[int, _Instance] = {}
         self._retired: dict[int, float] = {}            # group id -> when it was found unused
@@ -154,6 +199,7 @@ class GroupTable:
         runs["instance"] = instance
         if len(records):
             self._rules.update_batch(np.arange(first, first + len(records), dtype=np.uint32), records[order])
+            self._filter.add(ordered[starts])
             self._buckets.update_batch(np.ascontiguousarray(ordered[starts]), runs)
         self._bucket_count += len(runs)
         self._instances[instance] = _Instance(newest=0)
@@ -178,6 +224,7 @@ class GroupTable:
         record = np.zeros((), GROUP)
         record["count"], record["rules"] = len(tuples), rules
         record["instance"], record["version"] = instance, version
+        record["filter_mask"] = self._filter.mask
         record["tuples"][: len(tuples)] = tuples[np.argsort(tuples["best_priority"], kind="stable")]
         old = self._records.get(identity)
         if old is not None:
@@ -279,6 +326,8 @@ class GroupTable:
             first = self._allocate(len(run))
             self._rules.update_batch(np.arange(first, first + len(run), dtype=np.uint32), run)
             value = np.array((first, len(run), number), BUCKET)
+            if old is None:
+                self._filter.add(np.array([key], np.uint64))
             self._buckets.update(key.to_bytes(8, "little"), value.tobytes())
         else:
             self._buckets.delete(key.to_bytes(8, "little"))
@@ -321,6 +370,7 @@ class GroupTable:
             self._buckets.delete_batch(np.ascontiguousarray(keys[orphans]), int(orphans.sum()))
             now = time.monotonic()
             self._leaving.extend((now, first, count) for first, count in _joined(buckets[orphans]))
+            self._filter.renew(np.ascontiguousarray(keys[~orphans]).reshape(-1).view(np.uint64))
         self._bucket_count = len(keys) - int(orphans.sum())
         for number in self._instances.keys() - alive:
             del self._instances[number]
