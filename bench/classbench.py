@@ -64,9 +64,9 @@ def read_headers(path: Path) -> list[Header]:
 def perturbed(rules: tuple[Rule, ...], count: int) -> tuple[Rule, ...]:
     """`count` rules made of `rules`: round after round of them, each with the addresses of its prefixes moved.
 
-    Round k adds k * 0x9E3779 to the bits that a prefix fixes (modulo their number; a copy of 10.0.0.0/8 is another /8), so
-    shapes and overlaps within a round are those of the original and rounds seldom meet. Wildcards stay. Priorities are
-    positions.
+    Round k adds k * 0x9E3779 to the bits that a prefix fixes (modulo their number; a copy of 10.0.0.0/8 is another
+    /8), so shapes and overlaps within a round are those of the original and rounds seldom meet. Wildcards stay.
+    Priorities are positions.
     """
     def moved(network: IPv4Network | None, by: int) -> IPv4Network | None:
         if network is None or not by:

@@ -1,7 +1,8 @@
 """`python -m bench.classifier RULES [HEADERS]`: a ClassBench filter set in one group of the real BPF engine.
 
 Every header is a frame through BPF_PROG_TEST_RUN of the whole slow path: parse, the layers guard, acl (the set) and
-vnet, flow insert. By default one line a header is printed: the index of the rule that matched, or -1. With `--json` figures:
+vnet, flow insert. By default one line a header is printed: the index of the rule that matched, or -1. With `--json`
+figures:
 
 - `build_s`: compile and load, from the model's rules to a policy in force;
 - `map_bytes`, `map_bytes_a_rule`: kernel memory of the maps `groups`, `buckets`, `filter` and `rules` (memlock), sized

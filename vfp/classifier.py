@@ -40,6 +40,7 @@ ALIVE = 0xFFFFFFFF
 MAX_EDIT = 64
 """Rules that an edit may add and remove; a larger change is compiled whole."""
 
+_MAX_SPAN = 4096                                        # rules between the first and the last that differ
 _MODULUS = 1 << 64
 _CODES: dict[type[Any], ActionCode] = {
     Allow: ActionCode.ALLOW, Deny: ActionCode.DENY, Pass: ActionCode.PASS,
@@ -119,26 +120,36 @@ def compile_group(layer: str, group: Group, secret: bytes = b"") -> CompiledGrou
     )
 
 
-def edit_group(parent: CompiledGroup, group: Group, secret: bytes = b"") -> CompiledGroup | None:
-    """Compile `group` as an edit of `parent`, without going over the rules they share; None: too different.
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What differs between two tuples of rules; outside of `new[start:stop]` they are equal."""
 
-    The rules' objects should be shared too: comparing equal but other ones takes its time.
+    removed: tuple[Rule, ...]
+    added: tuple[Rule, ...]
+    start: int
+    stop: int
+
+    @property
+    def size(self) -> int:
+        """Rules removed and added."""
+        return len(self.removed) + len(self.added)
+
+
+def edit_group(parent: CompiledGroup, group: Group, change: Change, secret: bytes = b"") -> CompiledGroup:
+    """Compile `group`, of the same name and layer, as an edit of `parent`, without going over the rules they share.
 
     Raises:
         CompileError: as `compile_group`.
     """
-    change = difference(parent.group.rules, group.rules)
-    if change is None:
-        return None
-    removed, added, start, stop = change
-    ordered = parent.ordered and _is_ordered(group.rules[max(0, start - 1) : stop + 1])
+    around = group.rules[max(0, change.start - 1) : change.stop + 1]
+    ordered = parent.ordered and _is_ordered(around)
     where = f"layer {parent.layer}, group {group.name}"
-    for rule in added:
+    for rule in change.added:
         _check(where, [rule, *_with_priority(group.rules, rule.priority, ordered)])
     actions = parent.actions.copy()
-    actions.subtract(rule.action for rule in removed)
-    actions.update(rule.action for rule in added)
-    gone, new = (_records(parent.layer, group.name, _sorted(rules)) for rules in (removed, added))
+    actions.subtract(rule.action for rule in change.removed)
+    actions.update(rule.action for rule in change.added)
+    gone, new = (_records(parent.layer, group.name, _sorted(rules)) for rules in (change.removed, change.added))
     identity = (parent.id + _content(new, secret) - _content(gone, secret)) % _MODULUS or 1
     return CompiledGroup(
         id=identity, layer=parent.layer, group=group, ordered=ordered, actions=+actions,
@@ -146,26 +157,24 @@ def edit_group(parent: CompiledGroup, group: Group, secret: bytes = b"") -> Comp
     )
 
 
-def difference(
-    old: tuple[Rule, ...], new: tuple[Rule, ...]
-) -> tuple[list[Rule], list[Rule], int, int] | None:
-    """What is removed from `old` and added in `new`, and the part new[start:stop] outside of which both are equal.
+def difference(old: tuple[Rule, ...], new: tuple[Rule, ...]) -> Change | None:
+    """What makes `new` of `old`; None if that is more than MAX_EDIT rules, or they are too far apart.
 
-    None when that part is too large. Comparing tuples stops at nothing but differing objects, so this costs about a
-    nanosecond a shared rule.
+    Tuples that share their rules' objects are compared at about a nanosecond a rule; equal but other objects take a
+    thousand times that.
     """
     shorter = min(len(old), len(new))
     start = _common(old, new, shorter)
     end = _common(old[::-1], new[::-1], shorter - start)
     before, after = old[start : len(old) - end], new[start : len(new) - end]
-    if len(before) > 16 * MAX_EDIT or len(after) > 16 * MAX_EDIT:
+    if min(len(before), len(after)) > _MAX_SPAN or abs(len(before) - len(after)) > MAX_EDIT:
         return None
     removed, added = Counter(before), Counter(after)
     both = removed & added
-    removed, added = removed - both, added - both
-    if removed.total() + added.total() > MAX_EDIT:
-        return None
-    return list(removed.elements()), list(added.elements()), start, len(new) - end
+    change = Change(
+        tuple((removed - both).elements()), tuple((added - both).elements()), start, len(new) - end
+    )
+    return change if change.size <= MAX_EDIT else None
 
 
 def _common(a: tuple[Rule, ...], b: tuple[Rule, ...], bound: int) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from vfp.classifier import CompiledGroup, compile_group, edit_group, rewrite_fields, rule_cookie
+from vfp.classifier import CompiledGroup, compile_group, difference, edit_group, rewrite_fields, rule_cookie
 from vfp.errors import CompileError
 from vfp.layout import (
     LOCATION,
@@ -138,10 +138,17 @@ class Compiler:
         return tables
 
     def _compile_large(self, layer: str, group: Group) -> CompiledGroup:
-        for (its_layer, name, _), parent in self._large.items():
-            if (its_layer, name) == (layer, group.name) and (edited := edit_group(parent, group, self._secret)):
-                return edited
-        return compile_group(layer, group, self._secret)
+        """Compile by what differs least: ports may have groups of one name that are much alike."""
+        changes = (
+            (difference(parent.group.rules, group.rules), parent)
+            for (its_layer, name, _), parent in self._large.items()
+            if (its_layer, name) == (layer, group.name)
+        )
+        near = [(change, parent) for change, parent in changes if change is not None]
+        if not near:
+            return compile_group(layer, group, self._secret)
+        change, parent = min(near, key=lambda pair: pair[0].size)
+        return edit_group(parent, group, change, self._secret)
 
 
 def _u32(value: int) -> bytes:

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import vfp.tuples
-from vfp.classifier import ALIVE, MAX_EDIT, compile_group, difference, edit_group
+from vfp.classifier import ALIVE, MAX_EDIT, Change, CompiledGroup, compile_group, difference, edit_group
 from vfp.compile import Compiler
 from vfp.errors import CompileError
 from vfp.layout import RULE, TUPLE, pack, pack_address
@@ -152,8 +152,9 @@ def test_an_edit_has_the_identity_of_a_fresh_compile(
     compiled = compile_group("acl", group, b"secret")
     for rules in _edits(group.rules, changes):
         parent, wanted = compiled, compile_group("acl", replace(group, rules=rules), b"secret")
-        edited = edit_group(parent, replace(group, rules=rules), b"secret")
-        assert edited is not None
+        change = difference(parent.group.rules, rules)
+        assert change is not None
+        edited = edit_group(parent, replace(group, rules=rules), change, b"secret")
         assert edited.edit is not None
         compiled = edited
         assert (compiled.id, compiled.actions) == (wanted.id, wanted.actions)
@@ -170,13 +171,14 @@ def _rules(count: int) -> tuple[Rule, ...]:
 def test_the_difference_of_two_groups_is_what_differs() -> None:
     rules = _rules(1000)
     extra = Rule(7, Match(), Deny(), "extra")
-    assert difference(rules, rules) == ([], [], 1000, 1000)
-    assert difference(rules, rules[:500] + rules[501:]) == ([rules[500]], [], 500, 500)
-    assert difference(rules, (*rules[:3], extra, *rules[4:])) == ([rules[3]], [extra], 3, 4)
-    assert difference(rules, (*rules, extra)) == ([], [extra], 1000, 1001)
+    assert difference(rules, rules) == Change((), (), 1000, 1000)
+    assert difference(rules, rules[:500] + rules[501:]) == Change((rules[500],), (), 500, 500)
+    assert difference(rules, (*rules[:3], extra, *rules[4:])) == Change((rules[3],), (extra,), 3, 4)
+    assert difference(rules, (*rules, extra)) == Change((), (extra,), 1000, 1001)
+    assert difference(rules, (extra, *rules[1:-1], extra)) == Change((rules[0], rules[-1]), (extra, extra), 0, 1000)
     assert difference(rules, rules[: 999 - MAX_EDIT]) is None
     swapped = (*rules[:9], rules[10], rules[9], *rules[11:])
-    assert difference(rules, swapped) == ([], [], 9, 11)
+    assert difference(rules, swapped) == Change((), (), 9, 11)
 
 
 def test_the_identity_depends_on_the_secret_and_the_content_alone() -> None:
@@ -194,9 +196,15 @@ def test_an_edit_is_checked_like_a_whole_group(ordered: bool) -> None:
     assert parent.ordered is ordered
     clash = Rule(rules[7].priority, Match(), Deny(), "clash")
     with pytest.raises(CompileError, match="both have priority"):
-        edit_group(parent, Group("g", (*rules[:8], clash, *rules[8:])))
+        _edited(parent, (*rules[:8], clash, *rules[8:]))
     with pytest.raises(CompileError, match="out of range"):
-        edit_group(parent, Group("g", (*rules, Rule(1 << 32, Match(), Deny(), "far"))))
+        _edited(parent, (*rules, Rule(1 << 32, Match(), Deny(), "far")))
+
+
+def _edited(parent: CompiledGroup, rules: tuple[Rule, ...]) -> CompiledGroup:
+    change = difference(parent.group.rules, rules)
+    assert change is not None
+    return edit_group(parent, Group(parent.group.name, rules), change)
 
 
 def _state(rules: tuple[Rule, ...], direction: str = "in") -> EngineState:

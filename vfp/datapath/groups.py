@@ -13,6 +13,7 @@ that no program names, rules that died.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -44,12 +45,24 @@ class _Instance:
     """What this process knows of an instance.
 
     `newest` is its last version, whether or not a group has it. `broken`: an edit was begun and not ended, so that
-    rules may be marked for a version that never was. `dead`: rules that died, as (version, bucket key).
+    rules may be marked for a version that never was. `versions`: those that a packet may be walking by, with the number
+    of group records that have them or had them until lately. `dead`: rules that died, as (version, bucket key).
     """
 
     newest: int
     broken: bool = False
+    versions: Counter[int] = field(default_factory=Counter)
     dead: list[tuple[int, int]] = field(default_factory=list)
+
+    def leave(self, version: int) -> None:
+        """One record less has `version`."""
+        self.versions[version] -= 1
+        if not self.versions[version]:
+            del self.versions[version]
+
+    def oldest(self) -> int:
+        """The first version that somebody may need; rules that died until then are dead to all."""
+        return min(self.versions, default=ALIVE - 1)
 
 
 def filter_words(rules: int) -> int:
@@ -125,9 +138,11 @@ class GroupTable:
             TableFull: they do not fit beside the old ones.
         """
         rules = 0
+        edited: set[int] = set()
         for group in wanted:
-            if self._is_edit(group):
-                rules += len(group.edit.added) * 2 * BUCKET_RULES if group.edit else 0
+            if group.edit is not None and self._is_edit(group) and group.edit.parent not in edited:
+                rules += len(group.edit.added) * 2 * BUCKET_RULES
+                edited.add(group.edit.parent)
             elif group.id not in self._records:
                 rules += len(group.group.rules)
         if rules > self._free() and (self._leaving or self._retired):
@@ -166,12 +181,17 @@ class GroupTable:
             if since <= before:
                 self._taken[first : first + count] = bytes(count)
         self._leaving = [run for run in self._leaving if run[0] > before]
+        for since, number, version in self._lingering:
+            if since <= before:
+                self._instances[number].leave(version)
         self._lingering = [version for version in self._lingering if version[0] > before]
         due = [identity for identity, since in self._retired.items() if since <= before]
         for identity in due:
             self._groups.delete(identity.to_bytes(8, "little"))
-            del self._records[identity], self._retired[identity]
-        if self._instances.keys() - {instance for instance, _ in self._versions()}:
+            record = self._records.pop(identity)
+            self._instances[int(record["instance"])].leave(int(record["version"]))
+            del self._retired[identity]
+        if not all(instance.versions for instance in self._instances.values()):
             self._drop_instances()
         for number, instance in self._instances.items():
             if instance.dead:
@@ -231,6 +251,7 @@ class GroupTable:
             self._lingering.append((time.monotonic(), int(old["instance"]), int(old["version"])))
         self._groups.update(identity.to_bytes(8, "little"), record.tobytes())
         self._records[identity] = record
+        self._instances[instance].versions[version] += 1
 
     # Edits
 
@@ -318,7 +339,7 @@ class GroupTable:
         first, count = int(bucket["first"]), int(bucket["count"])
         raw = b"".join(self._rules.lookup(index.to_bytes(4, "little")) or b"" for index in range(first, first + count))
         run = np.frombuffer(raw, RULE).copy()
-        return run[run["died"] > self._oldest(int(bucket["instance"]))] if tidy else run
+        return run[run["died"] > self._instances[int(bucket["instance"])].oldest()] if tidy else run
 
     def _write_bucket(self, number: int, key: int, old: Any | None, run: Records) -> None:
         """Point a bucket to a new run, in one step; the old run is free after a grace."""
@@ -337,20 +358,9 @@ class GroupTable:
 
     # Tidying
 
-    def _versions(self) -> Iterator[tuple[int, int]]:
-        """(instance, version) of all that a packet may be walking by."""
-        for record in self._records.values():
-            yield int(record["instance"]), int(record["version"])
-        for _, instance, version in self._lingering:
-            yield instance, version
-
-    def _oldest(self, number: int) -> int:
-        """The first version that somebody may need; rules that died until then are dead to all."""
-        return min((version for instance, version in self._versions() if instance == number), default=ALIVE - 1)
-
     def _bury(self, number: int, instance: _Instance) -> None:
         """Take rules that are dead to all out of their buckets."""
-        oldest = self._oldest(number)
+        oldest = instance.oldest()
         for key in {key for died, key in instance.dead if died <= oldest}:
             bucket = self._bucket(key)
             if bucket is None or int(bucket["instance"]) != number:
@@ -362,7 +372,7 @@ class GroupTable:
 
     def _drop_instances(self) -> None:
         """Remove instances without a group: freed ones, or half-written before a crash."""
-        alive = {instance for instance, _ in self._versions()}
+        alive = {number for number, instance in self._instances.items() if instance.versions}
         keys, values = self._buckets.lookup_all()
         buckets = np.ascontiguousarray(values).reshape(-1).view(BUCKET)
         orphans = ~np.isin(buckets["instance"], np.array(list(alive), np.uint16))
@@ -380,6 +390,7 @@ class GroupTable:
         for record in self._records.values():
             known = self._instances.setdefault(int(record["instance"]), _Instance(newest=0))
             known.newest = max(known.newest, int(record["version"]))
+            known.versions[int(record["version"])] += 1
         self._drop_instances()
         self._leaving.clear()                           # nobody walks by what no group names
         keys, values = self._buckets.lookup_all()
