@@ -40,7 +40,7 @@ ALIVE = 0xFFFFFFFF
 MAX_EDIT = 64
 """Rules that an edit may add and remove; a larger change is compiled whole."""
 
-_MAX_SPAN = 4096                                        # rules between the first and the last that differ
+_MAX_COMPARED = 4096                                    # rules whose equality is looked into
 _MODULUS = 1 << 64
 _CODES: dict[type[Any], ActionCode] = {
     Allow: ActionCode.ALLOW, Deny: ActionCode.DENY, Pass: ActionCode.PASS,
@@ -167,7 +167,10 @@ def difference(old: tuple[Rule, ...], new: tuple[Rule, ...]) -> Change | None:
     start = _common(old, new, shorter)
     end = _common(old[::-1], new[::-1], shorter - start)
     before, after = old[start : len(old) - end], new[start : len(new) - end]
-    if min(len(before), len(after)) > _MAX_SPAN or abs(len(before) - len(after)) > MAX_EDIT:
+    if abs(len(before) - len(after)) > MAX_EDIT:
+        return None
+    before, after = _without_shared(before, after)
+    if max(len(before), len(after)) > _MAX_COMPARED:
         return None
     removed, added = Counter(before), Counter(after)
     both = removed & added
@@ -175,6 +178,14 @@ def difference(old: tuple[Rule, ...], new: tuple[Rule, ...]) -> Change | None:
         tuple((removed - both).elements()), tuple((added - both).elements()), start, len(new) - end
     )
     return change if change.size <= MAX_EDIT else None
+
+
+def _without_shared(a: tuple[Rule, ...], b: tuple[Rule, ...]) -> tuple[tuple[Rule, ...], tuple[Rule, ...]]:
+    """Both without the objects that are in both."""
+    in_a, in_b = set(map(id, a)), set(map(id, b))
+    if len(in_a) < len(a) or len(in_b) < len(b):
+        return a, b                                     # one object twice: for whoever counts
+    return tuple(rule for rule in a if id(rule) not in in_b), tuple(rule for rule in b if id(rule) not in in_a)
 
 
 def _common(a: tuple[Rule, ...], b: tuple[Rule, ...], bound: int) -> int:

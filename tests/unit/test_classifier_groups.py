@@ -177,6 +177,10 @@ def test_the_difference_of_two_groups_is_what_differs() -> None:
     assert difference(rules, (*rules, extra)) == Change((), (extra,), 1000, 1001)
     assert difference(rules, (extra, *rules[1:-1], extra)) == Change((rules[0], rules[-1]), (extra, extra), 0, 1000)
     assert difference(rules, rules[: 999 - MAX_EDIT]) is None
+    many = _rules(10_000)
+    assert difference(many, (*many[1:-1], extra)) == Change((many[0], many[-1]), (extra,), 0, 9999)
+    twice = (extra, extra, *rules)
+    assert difference(twice, (extra, *rules)) == Change((extra,), (), 1, 1)
     swapped = (*rules[:9], rules[10], rules[9], *rules[11:])
     assert difference(rules, swapped) == Change((), (), 9, 11)
 
