@@ -17,7 +17,6 @@ from southbound.messages import AclRule, AclTier, PortGoal
 from vfp.model import (
     ETH_P_ARP,
     ETH_P_IP,
-    MAX_PRIORITY,
     Action,
     Allow,
     Deny,
@@ -30,6 +29,8 @@ from vfp.model import (
 )
 
 __all__ = ["Acl"]
+
+MAX_PRIORITY = 65535
 
 _ACTIONS: dict[str, Allow | Deny | Pass] = {"allow": Allow(), "deny": Deny(), "pass": Pass()}
 

@@ -1,23 +1,24 @@
-"""Compile a group of rules for tuple space search (`bpf/classify.h`): masks, buckets and rule records.
+"""Compile a group of rules to the kernel's records (`bpf/classify.h`): whole, or as an edit of a group compiled before.
 
-The kernel verifies every rule of a bucket in full, so a mask may always be coarser than a rule: fewer masks mean fewer
-look-ups, fuller buckets mean more verifications. Small groups are one bucket; large ones are split by their rules' own
-masks, coarsened until they fit (the idea of TupleMerge, Daly et al., IEEE/ACM ToN 2019).
+A group is identified by its content: a keyed sum over its rules, so that one rule more or less changes the identity
+without going over the others. How rules are arranged for search is no part of it (`vfp.tuples`).
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Any, NamedTuple
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from vfp.errors import CompileError
-from vfp.layout import BUCKET_KEY, MAX_TUPLES, RULE, TUPLE, ActionCode, Field, If, Set, pack_address
+from vfp.layout import RULE, ActionCode, If, Set, pack_address
 from vfp.model import (
     MAX_PRIORITY,
     Action,
@@ -26,7 +27,6 @@ from vfp.model import (
     Deny,
     Forward,
     Group,
-    Match,
     Pass,
     Rewrite,
     Rule,
@@ -35,9 +35,13 @@ from vfp.model import (
     Untranslate,
 )
 
-SMALL = 32
-"""Rules up to which one bucket that is searched from the top beats any hashing."""
+ALIVE = 0xFFFFFFFF
+"""`died` of a rule that is not known to die."""
+MAX_EDIT = 64
+"""Rules that an edit may add and remove; a larger change is compiled whole."""
 
+_MAX_COMPARED = 4096                                    # rules whose equality is looked into
+_MODULUS = 1 << 64
 _CODES: dict[type[Any], ActionCode] = {
     Allow: ActionCode.ALLOW, Deny: ActionCode.DENY, Pass: ActionCode.PASS,
     TranslateSource: ActionCode.TRANSLATE_SOURCE, Untranslate: ActionCode.UNTRANSLATE,
@@ -45,34 +49,49 @@ _CODES: dict[type[Any], ActionCode] = {
     Rewrite: ActionCode.REWRITE,
 }
 
-
-class Mask(NamedTuple):
-    """Which bits of a header are hashed: prefix lengths and exact fields."""
-
-    src_len: int
-    dst_len: int
-    fields: int
+Records = npt.NDArray[Any]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
+class Edit:
+    """What makes one group's content another's. Records have `born` 0 and `died` ALIVE."""
+
+    parent: int                             # id of the group that is edited
+    removed: Records                        # dtype RULE
+    added: Records
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class CompiledGroup:
-    """One group as table contents. Places in `rules` are relative to where the group will be put.
+    """One group, compiled.
 
     Attributes:
-        id: content hash; equal groups have equal ids, on any host and after any restart.
-        tuples: dtype TUPLE, by ascending best priority.
-        rules: dtype RULE, bucket after bucket.
-        bucket_keys: dtype BUCKET_KEY, their `group` being `id`.
-        buckets: shape [n, 2]: first rule (relative), count.
-        rewrites: argument of each rewrite action, by content hash.
+        id: of the content; equal groups have equal ids, also after a restart, as long as the secret is the same.
+        layer: name of the layer.
+        group: what was compiled.
+        ordered: its rules are in order of priority.
+        actions: how many rules have each action.
+        edit: how it comes from another group; None when `whole` was made at once.
     """
 
     id: int
-    tuples: npt.NDArray[Any]
-    rules: npt.NDArray[Any]
-    bucket_keys: npt.NDArray[Any]
-    buckets: npt.NDArray[np.uint32]
-    rewrites: tuple[tuple[int, Rewrite], ...]
+    layer: str
+    group: Group
+    ordered: bool
+    actions: Counter[Action]
+    edit: Edit | None
+    records: Records | None = None
+
+    def whole(self) -> Records:
+        """Every rule's record, in order of priority (dtype RULE)."""
+        if self.records is not None:
+            return self.records
+        return _records(self.layer, self.group.name, _sorted(self.group.rules))
+
+    @property
+    def rewrites(self) -> dict[int, Rewrite]:
+        """Argument of each rewrite action, by content hash."""
+        return {rewrite_key(action): action for action in self.actions if isinstance(action, Rewrite)}
 
 
 def rule_cookie(layer: str, group: str, rule: Rule) -> int:
@@ -85,42 +104,135 @@ def rewrite_key(rewrite: Rewrite) -> int:
     return _hash64(repr(rewrite).encode())
 
 
-def compile_group(layer: str, group: Group) -> CompiledGroup:
-    """Compile `group` of `layer`.
+def compile_group(layer: str, group: Group, secret: bytes = b"") -> CompiledGroup:
+    """Compile `group` of `layer`. `secret` keys the id: who does not know it cannot make two groups with one id.
 
     Raises:
         CompileError: a priority out of range, or two rules with one priority and different actions.
     """
-    where = f"layer {layer}, group {group.name}"
-    rules = sorted(group.rules, key=lambda rule: rule.priority)
-    _check(where, rules)
-    masks = _masks(rules)
-    members: dict[Mask, list[int]] = defaultdict(list)
-    for index, mask in enumerate(masks):
-        members[mask].append(index)
-    # Dicts keep order and rules are sorted, so masks come by their best priority.
+    rules = _sorted(group.rules)
+    _check(f"layer {layer}, group {group.name}", rules)
     records = _records(layer, group.name, rules)
-    order: list[int] = []
-    keys: list[bytes] = []
-    buckets: list[tuple[int, int]] = []
-    tuples = np.zeros(len(members), TUPLE)
-    for number, (mask, indexes) in enumerate(members.items()):
-        tuples[number] = (mask.src_len, mask.dst_len, mask.fields, 0, rules[indexes[0]].priority, 0)
-        runs: dict[bytes, list[int]] = defaultdict(list)
-        for index in indexes:
-            runs[_bucket_key(number, mask, rules[index].match)].append(index)
-        for key, run in runs.items():
-            keys.append(key)
-            buckets.append((len(order), len(run)))
-            order.extend(run)
-    bucket_keys = np.frombuffer(b"".join(keys), BUCKET_KEY).copy()
-    placed = records[order]
-    sizes = np.array(buckets, np.uint32).reshape(-1, 2)
-    content = b"".join((tuples.tobytes(), placed.tobytes(), bucket_keys.tobytes(), sizes.tobytes()))
-    identity = _hash64(content) or 1
-    bucket_keys["group"] = identity
-    rewrites = {rewrite_key(r.action): r.action for r in rules if isinstance(r.action, Rewrite)}
-    return CompiledGroup(identity, tuples, placed, bucket_keys, sizes, tuple(rewrites.items()))
+    return CompiledGroup(
+        id=(_content(records, secret) % _MODULUS) or 1,
+        layer=layer, group=group, ordered=all(map(_is, rules, group.rules)),
+        actions=Counter(rule.action for rule in rules), edit=None, records=records,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What differs between two tuples of rules; outside of `new[start:stop]` they are equal."""
+
+    removed: tuple[Rule, ...]
+    added: tuple[Rule, ...]
+    start: int
+    stop: int
+
+    @property
+    def size(self) -> int:
+        """Rules removed and added."""
+        return len(self.removed) + len(self.added)
+
+
+def edit_group(parent: CompiledGroup, group: Group, change: Change, secret: bytes = b"") -> CompiledGroup:
+    """Compile `group`, of the same name and layer, as an edit of `parent`, without going over the rules they share.
+
+    Raises:
+        CompileError: as `compile_group`.
+    """
+    around = group.rules[max(0, change.start - 1) : change.stop + 1]
+    ordered = parent.ordered and _is_ordered(around)
+    where = f"layer {parent.layer}, group {group.name}"
+    for rule in change.added:
+        _check(where, [rule, *_with_priority(group.rules, rule.priority, ordered)])
+    actions = parent.actions.copy()
+    actions.subtract(rule.action for rule in change.removed)
+    actions.update(rule.action for rule in change.added)
+    gone, new = (_records(parent.layer, group.name, _sorted(rules)) for rules in (change.removed, change.added))
+    identity = (parent.id + _content(new, secret) - _content(gone, secret)) % _MODULUS or 1
+    return CompiledGroup(
+        id=identity, layer=parent.layer, group=group, ordered=ordered, actions=+actions,
+        edit=Edit(parent.id, gone, new),
+    )
+
+
+def difference(old: tuple[Rule, ...], new: tuple[Rule, ...]) -> Change | None:
+    """What makes `new` of `old`; None if that is more than MAX_EDIT rules, or they are too far apart.
+
+    Tuples that share their rules' objects are compared at about a nanosecond a rule; equal but other objects take a
+    thousand times that.
+    """
+    shorter = min(len(old), len(new))
+    start = _common(old, new, shorter)
+    end = _common(old[::-1], new[::-1], shorter - start)
+    before, after = old[start : len(old) - end], new[start : len(new) - end]
+    if abs(len(before) - len(after)) > MAX_EDIT:
+        return None
+    before, after = _without_shared(before, after)
+    if max(len(before), len(after)) > _MAX_COMPARED:
+        return None
+    removed, added = Counter(before), Counter(after)
+    both = removed & added
+    change = Change(
+        tuple((removed - both).elements()), tuple((added - both).elements()), start, len(new) - end
+    )
+    return change if change.size <= MAX_EDIT else None
+
+
+def _without_shared(a: tuple[Rule, ...], b: tuple[Rule, ...]) -> tuple[tuple[Rule, ...], tuple[Rule, ...]]:
+    """Both without the objects that are in both."""
+    in_a, in_b = set(map(id, a)), set(map(id, b))
+    if len(in_a) < len(a) or len(in_b) < len(b):
+        return a, b                                     # one object twice: for whoever counts
+    return tuple(rule for rule in a if id(rule) not in in_b), tuple(rule for rule in b if id(rule) not in in_a)
+
+
+def _common(a: tuple[Rule, ...], b: tuple[Rule, ...], bound: int) -> int:
+    """Length of the common beginning of `a` and `b`, at most `bound`."""
+    low = 0
+    while low < bound:
+        middle = (low + bound + 1) // 2
+        if a[low:middle] == b[low:middle]:
+            low = middle
+        else:
+            bound = middle - 1
+    return low
+
+
+def _is(a: object, b: object) -> bool:
+    return a is b
+
+
+def _priority(rule: Rule) -> int:
+    return rule.priority
+
+
+def _sorted(rules: Sequence[Rule]) -> list[Rule]:
+    return sorted(rules, key=_priority)
+
+
+def _is_ordered(rules: Sequence[Rule]) -> bool:
+    return all(before.priority <= after.priority for before, after in pairwise(rules))
+
+
+def _with_priority(rules: tuple[Rule, ...], priority: int, ordered: bool) -> Iterator[Rule]:
+    if not ordered:
+        yield from (rule for rule in rules if rule.priority == priority)
+        return
+    for index in range(bisect_left(rules, priority, key=_priority), len(rules)):
+        if rules[index].priority != priority:
+            return
+        yield rules[index]
+
+
+def _content(records: Records, secret: bytes) -> int:
+    """Sum of keyed hashes: adding and removing a rule is adding and subtracting."""
+    raw, size = records.tobytes(), RULE.itemsize
+    return sum(
+        int.from_bytes(blake2b(raw[at : at + size], digest_size=8, key=secret).digest(), "little")
+        for at in range(0, len(raw), size)
+    )
 
 
 def _hash64(content: bytes) -> int:
@@ -144,57 +256,6 @@ def _check(where: str, rules: Sequence[Rule]) -> None:
         before = rule
 
 
-def _masks(rules: Sequence[Rule]) -> list[Mask]:
-    """One mask a rule, at most MAX_TUPLES different ones."""
-    if len(rules) <= SMALL:
-        return [Mask(0, 0, 0)] * len(rules)
-    natural = [_natural_mask(rule.match) for rule in rules]
-    for step in (1, 8, 16, 32, 128):
-        masks = [Mask(mask.src_len // step * step, mask.dst_len // step * step, mask.fields) for mask in natural]
-        if len(set(masks)) <= MAX_TUPLES:
-            return masks
-    return [Mask(0, 0, mask.fields & (Field.PROTOCOL | Field.DPORT)) for mask in natural]
-
-
-def _natural_mask(match: Match) -> Mask:
-    fields = 0
-    if match.ethertype is not None:
-        fields |= Field.ETHERTYPE
-    if match.protocol is not None:
-        fields |= Field.PROTOCOL
-    if match.src_ports is not None and match.src_ports.low == match.src_ports.high:
-        fields |= Field.SPORT
-    if match.dst_ports is not None and match.dst_ports.low == match.dst_ports.high:
-        fields |= Field.DPORT
-    src_len = match.src.prefixlen if match.src is not None else 0
-    dst_len = match.dst.prefixlen if match.dst is not None else 0
-    return Mask(src_len, dst_len, fields)
-
-
-def _masked(address: bytes, bits: int) -> bytes:
-    value = int.from_bytes(address, "big") >> (128 - bits) << (128 - bits)
-    return value.to_bytes(16, "big")
-
-
-def _bucket_key(number: int, mask: Mask, match: Match) -> bytes:
-    """The masked header that every packet matching `match` has. Twin of the key built in `try_tuple`."""
-    key = bytearray(BUCKET_KEY.itemsize)
-    key[8:10] = number.to_bytes(2, "little")
-    if mask.fields & Field.ETHERTYPE and match.ethertype is not None:
-        key[10:12] = match.ethertype.to_bytes(2, "little")
-    if mask.fields & Field.SPORT and match.src_ports is not None:
-        key[12:14] = match.src_ports.low.to_bytes(2, "big")
-    if mask.fields & Field.DPORT and match.dst_ports is not None:
-        key[14:16] = match.dst_ports.low.to_bytes(2, "big")
-    if mask.src_len and match.src is not None:
-        key[16:32] = _masked(pack_address(match.src.network_address), mask.src_len)
-    if mask.dst_len and match.dst is not None:
-        key[32:48] = _masked(pack_address(match.dst.network_address), mask.dst_len)
-    if mask.fields & Field.PROTOCOL and match.protocol is not None:
-        key[48] = match.protocol
-    return bytes(key)
-
-
 def _argument(action: Action) -> int:
     match action:
         case TranslateSource(pool=number) | Forward(space=number) | AnswerArp(space=number) | ToUplink(uplink=number):
@@ -211,6 +272,7 @@ def _records(layer: str, group: str, rules: Sequence[Rule]) -> npt.NDArray[Any]:
     if not rules:
         return out
     matches = [rule.match for rule in rules]
+    out["died"] = ALIVE
     out["cookie"] = [rule_cookie(layer, group, rule) for rule in rules]
     out["arg"] = np.array([_argument(rule.action) for rule in rules], np.uint64)
     out["priority"] = [rule.priority for rule in rules]

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from vfp.classifier import CompiledGroup, compile_group, rewrite_fields, rule_cookie
+from vfp.classifier import CompiledGroup, compile_group, difference, edit_group, rewrite_fields, rule_cookie
 from vfp.errors import CompileError
 from vfp.layout import (
     LOCATION,
@@ -36,7 +36,6 @@ from vfp.model import (
     Location,
     Port,
     Remote,
-    Rule,
     Space,
     ToUplink,
     TranslateSource,
@@ -72,11 +71,23 @@ class Tables:
     tunnel_ifindex: int = 0
 
 
-class Compiler:
-    """Compiles states; keeps what the last one compiled, so that what did not change costs nothing."""
+EDITABLE = 256
+"""Rules from which a group is known by the identity of its `rules` and compiled by what changed."""
 
-    def __init__(self) -> None:
+
+class Compiler:
+    """Compiles states; keeps what the last one compiled, so that what did not change costs nothing.
+
+    A small group is found again by its content. A large one is found by the identity of its tuple of rules; another
+    tuple is compared with those of groups of the same name, and if they share most rules only the rest is compiled:
+    for that, make a new group from slices of the old one's rules (`rules[:i] + (rule,) + rules[i:]`).
+    """
+
+    def __init__(self, secret: bytes = b"") -> None:
+        """`secret` keys the ids of groups (`compile_group`)."""
+        self._secret = secret
         self._groups: dict[tuple[str, Group], CompiledGroup] = {}
+        self._large: dict[tuple[str, str, int], CompiledGroup] = {}
         self._spaces: dict[Space, dict[bytes, bytes]] = {}
 
     def compile(self, state: EngineState, max_ports: int) -> Tables:
@@ -87,17 +98,23 @@ class Compiler:
         """
         _check_ids(state, max_ports)
         groups: dict[tuple[str, Group], CompiledGroup] = {}
+        large: dict[tuple[str, str, int], CompiledGroup] = {}
 
         def compiled(layer: str, group: Group) -> CompiledGroup:
-            key = (layer, group)
-            if key not in groups:
-                groups[key] = self._groups.get(key) or compile_group(layer, group)
-            return groups[key]
+            if len(group.rules) < EDITABLE:
+                key = (layer, group)
+                if key not in groups:
+                    groups[key] = self._groups.get(key) or compile_group(layer, group, self._secret)
+                return groups[key]
+            identity = (layer, group.name, id(group.rules))
+            if identity not in large:
+                large[identity] = self._large.get(identity) or self._compile_large(layer, group)
+            return large[identity]
 
         tables = Tables(tunnel_ifindex=state.tunnel_ifindex)
         for port in state.ports:
             tables.ports[port.id] = _compile_port(port, compiled)
-        tables.groups = {group.id: group for group in groups.values()}
+        tables.groups = {group.id: group for group in (*groups.values(), *large.values())}
         spaces = {space: self._spaces.get(space) or dict(_space_entries(space)) for space in state.spaces}
         tables.maps = {
             "links": _links(state),
@@ -114,11 +131,24 @@ class Compiler:
             "rewrites": {
                 key.to_bytes(8, "little"): pack(REWRITE, **rewrite_fields(rewrite))
                 for group in tables.groups.values()
-                for key, rewrite in group.rewrites
+                for key, rewrite in group.rewrites.items()
             },
         }
-        self._groups, self._spaces = groups, spaces
+        self._groups, self._large, self._spaces = groups, large, spaces
         return tables
+
+    def _compile_large(self, layer: str, group: Group) -> CompiledGroup:
+        """Compile by what differs least: ports may have groups of one name that are much alike."""
+        changes = (
+            (difference(parent.group.rules, group.rules), parent)
+            for (its_layer, name, _), parent in self._large.items()
+            if (its_layer, name) == (layer, group.name)
+        )
+        near = [(change, parent) for change, parent in changes if change is not None]
+        if not near:
+            return compile_group(layer, group, self._secret)
+        change, parent = min(near, key=lambda pair: pair[0].size)
+        return edit_group(parent, group, change, self._secret)
 
 
 def _u32(value: int) -> bytes:
@@ -167,7 +197,7 @@ def _compile_port(port: Port, compiled: Callable[[str, Group], CompiledGroup]) -
     program["out_count"], program["in_count"] = len(out), len(in_)
     program["out"][: len(out)] = out
     program["in"][: len(in_)] = in_
-    actions = [rule.action for rule in _rules(port)]
+    actions = {action for group in (*out_groups.values(), *in_groups.values()) for action in group.actions}
     return CompiledPort(
         id=port.id,
         record=pack(PORT, ifindex=port.ifindex, mac=port.mac, gateway_mac=port.gateway_mac),
@@ -178,31 +208,28 @@ def _compile_port(port: Port, compiled: Callable[[str, Group], CompiledGroup]) -
     )
 
 
-def _rules(port: Port) -> Iterator[Rule]:
-    for layer in port.layers:
-        for group in (*layer.groups_out, *layer.groups_in):
-            yield from group.rules
-
-
 def _stages(
     port: Port, layers: list[tuple[int, Layer]], direction: str, compiled: Callable[[str, Group], CompiledGroup]
-) -> tuple[Any, set[int]]:
-    """The walk in one direction: dtype STAGE, and the groups it needs."""
+) -> tuple[Any, dict[int, CompiledGroup]]:
+    """The walk in one direction: dtype STAGE, and the groups it needs by id."""
     rows: list[tuple[int, int, int, bool]] = []
-    used: set[int] = set()
+    used: dict[int, CompiledGroup] = {}
     for number, layer in layers:
         groups = layer.groups_out if direction == "out" else layer.groups_in
         default = layer.default_out if direction == "out" else layer.default_in
         wrong_way = _IN_ONLY if direction == "out" else _OUT_ONLY
+        ids = []
         for group in groups:
-            for rule in group.rules:
-                if isinstance(rule.action, wrong_way):
-                    raise CompileError(
-                        f"port {port.name}, layer {layer.name}, group {group.name}, rule {rule.name!r}: action "
-                        f"{type(rule.action).__name__} cannot be used in direction {direction}"
-                    )
-        ids = [compiled(layer.name, group).id for group in groups] or [0]
-        used.update(identity for identity in ids if identity)
+            whole = compiled(layer.name, group)
+            if any(isinstance(action, wrong_way) for action in whole.actions):
+                rule = next(rule for rule in group.rules if isinstance(rule.action, wrong_way))
+                raise CompileError(
+                    f"port {port.name}, layer {layer.name}, group {group.name}, rule {rule.name!r}: action "
+                    f"{type(rule.action).__name__} cannot be used in direction {direction}"
+                )
+            used[whole.id] = whole
+            ids.append(whole.id)
+        ids = ids or [0]
         deny = type(default).__name__ == "Deny"
         rows.extend((identity, number, position == len(ids) - 1, deny) for position, identity in enumerate(ids))
     if len(rows) > MAX_STAGES:

@@ -68,15 +68,6 @@ class State(IntFlag):
     SINGLE = 1 << 4
 
 
-class Field(IntFlag):
-    """Twin of enum tuple_fields."""
-
-    ETHERTYPE = 1 << 0
-    PROTOCOL = 1 << 1
-    SPORT = 1 << 2
-    DPORT = 1 << 3
-
-
 class If(IntFlag):
     """Twin of enum rule_condition."""
 
@@ -140,22 +131,20 @@ PROGRAM = _struct(
     ("generation", "u4"), ("out_count", "u2"), ("in_count", "u2"), ("out", STAGE, MAX_STAGES), ("in", STAGE, MAX_STAGES)
 )
 TUPLE = _struct(
-    ("src_len", "u1"), ("dst_len", "u1"), ("fields", "u1"), ("pad", "u1"), ("best_priority", "u2"), ("pad2", "u2")
+    ("seed", "u8"), ("pair", "u8"), ("rest", "u8"), ("best_priority", "u4"), ("src_len", "u1"), ("dst_len", "u1"),
+    ("wide", "u1"), ("pad", "u1"),
 )
 GROUP = _struct(
-    ("count", "u4"), ("first", "u4"), ("rules", "u4"), ("pad", "u4"), ("tuples", TUPLE, MAX_TUPLES)
+    ("count", "u4"), ("instance", "u4"), ("version", "u4"), ("rules", "u4"), ("filter_mask", "u4"),
+    ("pad", "u4"), ("tuples", TUPLE, MAX_TUPLES),
 )
-BUCKET_KEY = _struct(
-    ("group", "u8"), ("tuple", "u2"), ("ethertype", "u2"), ("sport", ">u2"), ("dport", ">u2"), ("src", *_ADDRESS),
-    ("dst", *_ADDRESS), ("protocol", "u1"), ("pad", "u1", 7),
-)
-BUCKET = _struct(("first", "u4"), ("count", "u4"))
+BUCKET = _struct(("first", "u4"), ("count", "u2"), ("instance", "u2"))
 RULE = _struct(
-    ("cookie", "u8"), ("arg", "u8"), ("conditions", "u2"), ("priority", "u2"), ("ethertype", "u2"), ("action", "u1"),
-    ("stateless", "u1"), ("src", *_ADDRESS), ("dst", *_ADDRESS), ("src_len", "u1"), ("dst_len", "u1"),
-    ("family", "u1"), ("protocol", "u1"), ("icmp_type", "u1"), ("icmp_code", "u1"), ("tcp_mask", "u1"),
-    ("tcp_value", "u1"), ("sport_low", "u2"), ("sport_high", "u2"), ("dport_low", "u2"), ("dport_high", "u2"),
-    ("smac", *_MAC), ("dmac", *_MAC), ("dscp", "u1"), ("pad", "u1", 3),
+    ("src", *_ADDRESS), ("dst", *_ADDRESS), ("born", "u4"), ("died", "u4"), ("priority", "u4"), ("conditions", "u2"),
+    ("ethertype", "u2"), ("sport_low", "u2"), ("sport_high", "u2"), ("dport_low", "u2"), ("dport_high", "u2"),
+    ("src_len", "u1"), ("dst_len", "u1"), ("family", "u1"), ("protocol", "u1"), ("icmp_type", "u1"),
+    ("icmp_code", "u1"), ("tcp_mask", "u1"), ("tcp_value", "u1"), ("cookie", "u8"), ("arg", "u8"), ("smac", *_MAC),
+    ("dmac", *_MAC), ("action", "u1"), ("stateless", "u1"), ("dscp", "u1"), ("pad", "u1"),
 )
 REWRITE = _struct(
     ("src", *_ADDRESS), ("dst", *_ADDRESS), ("sport", ">u2"), ("dport", ">u2"), ("flags", "u2"), ("pad", "u2")
@@ -178,7 +167,7 @@ HITS = _struct(("hits", "u8"), ("drops", "u8"))
 SETTINGS = _struct(
     ("tcp_new_ns", "u8"), ("tcp_established_ns", "u8"), ("tcp_closing_ns", "u8"), ("tcp_closed_ns", "u8"),
     ("udp_new_ns", "u8"), ("udp_ns", "u8"), ("icmp_ns", "u8"), ("other_ns", "u8"), ("binding_ns", "u8"),
-    ("tunnel_ifindex", "u4"), ("dirty", "u4"),
+    ("secret", "u8", 2), ("tunnel_ifindex", "u4"), ("dirty", "u4"),
 )
 EVENT = _struct(
     ("time_ns", "u8"), ("cookie", "u8"), ("zone", "u4"), ("port", "u4"), ("src", *_ADDRESS), ("dst", *_ADDRESS),
@@ -192,7 +181,7 @@ SWEEP = _struct(
 
 STRUCTS: dict[str, np.dtype[Any]] = {
     "flow_key": FLOW_KEY, "transposition": TRANSPOSITION, "flow": FLOW, "port": PORT, "stage": STAGE,
-    "program": PROGRAM, "tuple": TUPLE, "group": GROUP, "bucket_key": BUCKET_KEY, "bucket": BUCKET, "rule": RULE,
+    "program": PROGRAM, "tuple": TUPLE, "group": GROUP, "bucket": BUCKET, "rule": RULE,
     "rewrite": REWRITE, "space_key": SPACE_KEY, "location": LOCATION, "pool": POOL, "mapping_key": MAPPING_KEY,
     "mapping": MAPPING, "binding_key": BINDING_KEY, "binding": BINDING, "external_key": EXTERNAL_KEY,
     "external": EXTERNAL, "hit_key": HIT_KEY, "hits": HITS, "settings": SETTINGS, "event": EVENT, "sweep": SWEEP,

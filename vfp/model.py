@@ -21,7 +21,7 @@ ETH_P_IP = 0x0800
 ETH_P_ARP = 0x0806
 ETH_P_IPV6 = 0x86DD
 
-MAX_PRIORITY = 65535
+MAX_PRIORITY = 0xFFFFFFFF
 
 
 class Direction(StrEnum):
@@ -130,7 +130,7 @@ Action = Allow | Deny | Pass | TranslateSource | Untranslate | Forward | ToUplin
 class Rule:
     """One rule of a group. The lowest `priority` number that matches wins."""
 
-    priority: int                           # 0..65535
+    priority: int                           # 0..MAX_PRIORITY
     match: Match
     action: Action
     name: str = ""                          # shown in traces and drop records; identity of the hit counter

@@ -23,7 +23,6 @@ def test_struct_has_the_layout_of_its_c_twin(name: str) -> None:
         ("zone_kind", "ZONE_", layout.ZoneKind),
         ("place", "PLACE_", layout.PlaceKind),
         ("flow_state", "STATE_", layout.State),
-        ("tuple_fields", "FIELD_", layout.Field),
         ("rule_condition", "IF_", layout.If),
         ("rule_action", "ACTION_", layout.ActionCode),
         ("location_kind", "LOCATION_", layout.LocationKind),

@@ -12,7 +12,11 @@ struct search {
 	struct scratch *s;
 	struct group *group;
 	struct rule *best;
+	__u64 pair;		/* first words of source and destination */
+	__u64 rest;		/* ports, protocol, ethertype */
 	__u32 first;		/* of the bucket in hand */
+	__u32 version;
+	__u32 filter_mask;
 };
 
 static __always_inline __be32 mask32(int bits)
@@ -24,18 +28,13 @@ static __always_inline __be32 mask32(int bits)
 	return bpf_htonl(~0U << (32 - bits));
 }
 
-static __always_inline void mask_address(struct address *to, const struct address *from, __u8 bits)
-{
-	to->w[0] = from->w[0] & mask32(bits);
-	to->w[1] = from->w[1] & mask32(bits - 32);
-	to->w[2] = from->w[2] & mask32(bits - 64);
-	to->w[3] = from->w[3] & mask32(bits - 96);
-}
-
 static __always_inline int in_prefix(const struct address *address, const struct address *prefix, __u8 bits)
 {
-	return !(((address->w[0] ^ prefix->w[0]) & mask32(bits)) |
-		 ((address->w[1] ^ prefix->w[1]) & mask32(bits - 32)) |
+	if ((address->w[0] ^ prefix->w[0]) & mask32(bits))
+		return 0;
+	if (bits <= 32)
+		return 1;
+	return !(((address->w[1] ^ prefix->w[1]) & mask32(bits - 32)) |
 		 ((address->w[2] ^ prefix->w[2]) & mask32(bits - 64)) |
 		 ((address->w[3] ^ prefix->w[3]) & mask32(bits - 96)));
 }
@@ -99,33 +98,51 @@ static long try_rule(__u32 i, void *context)
 		return 1;
 	if (search->best && r->priority >= search->best->priority)
 		return 1;
+	if (search->version - r->born >= r->died - r->born)
+		return 0;
 	if (!rule_matches(r, &search->s->h, &search->s->d.cur))
 		return 0;
 	search->best = r;
 	return 1;
 }
 
+/* Twin of `mix` in vfp/tuples.py. */
+static __always_inline __u64 mix(__u64 hash, __u64 word)
+{
+	hash = (hash ^ word) * 0x9e3779b97f4a7c15ULL;
+	return hash ^ hash >> 32;
+}
+
+static __always_inline __u64 wide_word(__be32 src, __be32 dst, const struct tuple *t, int offset)
+{
+	return (__u64)(src & mask32(t->src_len - offset)) << 32 | (dst & mask32(t->dst_len - offset));
+}
+
 static long try_tuple(__u32 i, void *context)
 {
 	struct search *search = context;
-	struct scratch *s = search->s;
-	struct bucket_key *key = &s->bucket;
+	struct flow_key *cur = &search->s->d.cur;
 	struct bucket *bucket;
+	__u64 hash, *bits;
 	struct tuple *t;
+	__u32 word;
 
 	if (i >= MAX_TUPLES)
 		return 1;
 	t = &search->group->tuples[i];
 	if (search->best && t->best_priority >= search->best->priority)
 		return 1;
-	key->tuple = i;
-	key->ethertype = t->fields & FIELD_ETHERTYPE ? s->h.ethertype : 0;
-	key->protocol = t->fields & FIELD_PROTOCOL ? s->d.cur.protocol : 0;
-	key->sport = t->fields & FIELD_SPORT ? s->d.cur.sport : 0;
-	key->dport = t->fields & FIELD_DPORT ? s->d.cur.dport : 0;
-	mask_address(&key->src, &s->d.cur.src, t->src_len);
-	mask_address(&key->dst, &s->d.cur.dst, t->dst_len);
-	bucket = bpf_map_lookup_elem(&buckets, key);
+	hash = mix(mix(t->seed, search->pair & t->pair), search->rest & t->rest);
+	if (t->wide) {
+		hash = mix(hash, wide_word(cur->src.w[1], cur->dst.w[1], t, 32));
+		hash = mix(hash, wide_word(cur->src.w[2], cur->dst.w[2], t, 64));
+		hash = mix(hash, wide_word(cur->src.w[3], cur->dst.w[3], t, 96));
+	}
+	word = (hash >> 6) & search->filter_mask;
+	bits = bpf_map_lookup_elem(&filter, &word);
+	if (!bits || !(*bits >> (hash & 63) & 1))
+		return 0;
+	bucket = bpf_map_lookup_elem(&buckets, &hash);
 	if (!bucket)
 		return 0;
 	search->first = bucket->first;
@@ -136,12 +153,19 @@ static long try_tuple(__u32 i, void *context)
 /* The matching rule with the lowest priority number, or NULL. */
 static __always_inline struct rule *classify(struct scratch *s, __u64 id)
 {
-	struct search search = {.s = s};
+	struct flow_key *cur = &s->d.cur;
+	struct search search = {
+		.s = s,
+		.pair = (__u64)cur->src.w[0] << 32 | cur->dst.w[0],
+		.rest = (__u64)s->h.ethertype << 40 | (__u64)cur->protocol << 32 | (__u32)cur->dport << 16 |
+			cur->sport,
+	};
 
 	search.group = bpf_map_lookup_elem(&groups, &id);
 	if (!search.group)
 		return 0;
-	s->bucket.group = id;
+	search.version = search.group->version;
+	search.filter_mask = search.group->filter_mask;
 	bpf_loop(search.group->count, try_tuple, &search, 0);
 	return search.best;
 }

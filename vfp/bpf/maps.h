@@ -27,8 +27,10 @@ MAP(ports, BPF_MAP_TYPE_ARRAY, __u32, struct port, 4096, 0);
 MAP(programs, BPF_MAP_TYPE_HASH, __u32, struct program, 4096, BPF_F_NO_PREALLOC);
 /* Compiled group, by content hash: ports with equal groups share one. */
 MAP(groups, BPF_MAP_TYPE_HASH, __u64, struct group, 8192, BPF_F_NO_PREALLOC);
-/* Masked header to a run of rules. */
-MAP(buckets, BPF_MAP_TYPE_HASH, struct bucket_key, struct bucket, 65536, BPF_F_NO_PREALLOC);
+/* Hash of a masked header to a run of rules. */
+MAP(buckets, BPF_MAP_TYPE_HASH, __u64, struct bucket, 65536, BPF_F_NO_PREALLOC);
+/* One bit for each key of `buckets`, and a few without: most masks of a group have no bucket for a packet. */
+MAP(filter, BPF_MAP_TYPE_ARRAY, __u32, __u64, 16384, 0);
 /* Conditions and actions, in runs. */
 MAP(rules, BPF_MAP_TYPE_ARRAY, __u32, struct rule, 65536, 0);
 /* Arguments of rewrite actions, by content hash. */

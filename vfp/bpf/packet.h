@@ -56,7 +56,6 @@ struct scratch {
 	struct binding_key binding;
 	struct external_key external;
 	struct external holder;
-	struct bucket_key bucket;
 	struct fragment_key fragment;
 	__u16 l4;			/* offset of the transport header */
 	__u8 ttl;
@@ -70,7 +69,6 @@ struct scratch {
 		enum zone_kind zone;
 		enum place place;
 		enum flow_state state;
-		enum tuple_fields fields;
 		enum rule_condition condition;
 		enum rule_action action;
 		enum location_kind location;

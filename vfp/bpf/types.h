@@ -132,47 +132,37 @@ struct program {
 	struct stage in[MAX_STAGES];
 };
 
-enum tuple_fields {
-	FIELD_ETHERTYPE = 1 << 0,
-	FIELD_PROTOCOL = 1 << 1,
-	FIELD_SPORT = 1 << 2,
-	FIELD_DPORT = 1 << 3,
-};
-
 /* Which bits of a packet are hashed to find the bucket of rules that could match it. */
 struct tuple {
+	__u64 seed;
+	__u64 pair;		/* mask of the first words of source and destination */
+	__u64 rest;		/* mask of ports, protocol and ethertype */
+	__u32 best_priority;	/* of all its rules: tuples are sorted by it, so the search can stop early */
 	__u8 src_len;
 	__u8 dst_len;
-	__u8 fields;
+	__u8 wide;		/* a length is over 32: the other words count too */
 	__u8 pad;
-	__u16 best_priority;	/* of all its rules: tuples are sorted by it, so the search can stop early */
-	__u16 pad2;
 };
 
+/*
+ * One content of a group. Its rules are those of `instance` that live at `version`: contents that differ by a few rules
+ * share buckets and rules.
+ */
 struct group {
 	__u32 count;		/* tuples */
-	__u32 first;		/* its rules are one run of `rules` ... */
-	__u32 rules;		/* ... of this length */
+	__u32 instance;
+	__u32 version;
+	__u32 rules;
+	__u32 filter_mask;	/* words of `filter`, less one */
 	__u32 pad;
 	struct tuple tuples[MAX_TUPLES];
 };
 
-struct bucket_key {
-	__u64 group;
-	__u16 tuple;
-	__u16 ethertype;
-	__be16 sport;
-	__be16 dport;
-	struct address src;
-	struct address dst;
-	__u8 protocol;
-	__u8 pad[7];
-};
-
-/* A run of `rules`, by ascending priority. */
+/* A run of `rules`, by ascending priority. The key is a 64-bit hash: rules are verified, so a collision is harmless. */
 struct bucket {
 	__u32 first;
-	__u32 count;
+	__u16 count;
+	__u16 instance;		/* whose it is: for whoever tidies up */
 };
 
 enum rule_condition {
@@ -203,16 +193,19 @@ enum rule_action {
 	ACTION_REWRITE = 8,
 };
 
+/* What is compared comes first: the search seldom touches a second cache line. */
 struct rule {
-	__u64 cookie;
-	__u64 arg;		/* pool, space, uplink, or key of `rewrites` */
-	__u16 conditions;
-	__u16 priority;
-	__u16 ethertype;
-	__u8 action;
-	__u8 stateless;
 	struct address src;	/* masked */
 	struct address dst;
+	__u32 born;		/* it lives at versions born <= v < died of its instance */
+	__u32 died;
+	__u32 priority;
+	__u16 conditions;
+	__u16 ethertype;
+	__u16 sport_low;	/* host byte order, inclusive */
+	__u16 sport_high;
+	__u16 dport_low;
+	__u16 dport_high;
 	__u8 src_len;
 	__u8 dst_len;
 	__u8 family;		/* of src or dst: 4 or 6 */
@@ -221,14 +214,14 @@ struct rule {
 	__u8 icmp_code;
 	__u8 tcp_mask;
 	__u8 tcp_value;
-	__u16 sport_low;	/* host byte order, inclusive */
-	__u16 sport_high;
-	__u16 dport_low;
-	__u16 dport_high;
+	__u64 cookie;
+	__u64 arg;		/* pool, space, uplink, or key of `rewrites` */
 	__u8 smac[6];
 	__u8 dmac[6];
+	__u8 action;
+	__u8 stateless;
 	__u8 dscp;
-	__u8 pad[3];
+	__u8 pad;
 };
 
 struct rewrite {
@@ -351,6 +344,7 @@ struct settings {
 	__u64 icmp_ns;
 	__u64 other_ns;
 	__u64 binding_ns;
+	__u64 secret[2];	/* key of group ids: nobody can craft a group that has the id of another */
 	__u32 tunnel_ifindex;
 	__u32 dirty;		/* a change was begun and its generations were not yet raised */
 };

@@ -19,14 +19,15 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from secrets import token_bytes
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
 from vfp.classifier import CompiledGroup
 from vfp.compile import CompiledPort, Compiler, Tables
-from vfp.datapath.groups import GroupTable
+from vfp.datapath.groups import GroupTable, filter_words
 from vfp.datapath.object import BpfMap, BpfObject, Program
 from vfp.datapath.records import DropEvent, FlowRecord, RuleHits, read_event, read_flows
 from vfp.datapath.ring import RingBuffer
@@ -67,7 +68,7 @@ class Limits:
     """Sizes of the tables, in entries. A full table refuses; it never evicts."""
 
     flows: int = 262144                     # halves: a connection has two
-    rules: int = 131072
+    rules: int = 262144                     # a change of a whole group needs room for old and new side by side
     bindings: int = 65536
     ports: int = 4096
     space_entries: int = 131072
@@ -76,7 +77,8 @@ class Limits:
     def by_map(self) -> dict[str, int]:
         """Entries of each map."""
         return {
-            "flows": self.flows, "rules": self.rules, "buckets": self.rules, "bindings": self.bindings,
+            "flows": self.flows, "rules": self.rules, "buckets": self.rules, "filter": filter_words(self.rules),
+            "bindings": self.bindings,
             "externals": self.bindings, "ports": self.ports, "programs": self.ports, "links": self.ports + 256,
             "spaces": self.space_entries, "mappings": self.mappings, "rule_hits": self.rules,
         }
@@ -108,14 +110,20 @@ class Datapath(AbstractContextManager["Datapath"]):
         """Use `open`."""
         self._object = loaded
         self._limits = limits
-        self._compiler = Compiler()
         self._ring: RingBuffer | None = None
         self._shadow = {name: dict(loaded.map(name).items()) for name in _KEYED}
         self._programs = {int.from_bytes(key, "little"): value for key, value in loaded.map("programs").items()}
-        self._groups = GroupTable(loaded.map("groups"), loaded.map("buckets"), loaded.map("rules"))
+        self._groups = GroupTable(
+            loaded.map("groups"), loaded.map("buckets"), loaded.map("filter"), loaded.map("rules")
+        )
         self._groups.retire_unused(_groups_of(self._programs.values()))
         settings = np.frombuffer(self._map("config").lookup(_ZERO) or bytes(SETTINGS.itemsize), SETTINGS)[0]
-        self._settings = {**timeouts.settings(), "tunnel_ifindex": int(settings["tunnel_ifindex"])}
+        secret = settings["secret"].tobytes() if settings["secret"].any() else token_bytes(16)
+        self._compiler = Compiler(secret)
+        self._settings: dict[str, Any] = {
+            **timeouts.settings(), "secret": np.frombuffer(secret, np.uint64),
+            "tunnel_ifindex": int(settings["tunnel_ifindex"]),
+        }
         self._interrupted = bool(settings["dirty"])
         self._write_settings(dirty=self._interrupted)
 
