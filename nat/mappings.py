@@ -7,7 +7,7 @@ from ipaddress import IPv4Address
 
 from policy.contribution import Fault, HostView, ObjectError, UplinkView
 from southbound.messages import MappingGoal, key_of
-from vfp.model import Mapping
+from vfp.model import Address, Mapping
 
 __all__ = ["PROTOCOLS", "expand"]
 
@@ -22,7 +22,7 @@ def expand(view: HostView, uplink: UplinkView) -> tuple[tuple[Mapping, ...], tup
     0.0.0.0 becomes every address of the uplink. Goals that name an address come before those that do not,
     so that the specific one holds when both ask for the same port.
     """
-    taken: dict[tuple[int, IPv4Address, int], str] = {}
+    taken: dict[tuple[int, Address, int], str] = {}
     made: list[Mapping] = []
     faults: list[Fault] = []
     for goal in sorted(view.mappings, key=_specific_first):

@@ -219,7 +219,7 @@ class Pool:
 
     id: int
     uplink: int
-    address: IPv4Address
+    address: Address
     ports: PortRange
 
 
@@ -229,10 +229,10 @@ class Mapping:
 
     uplink: int
     protocol: int                           # 6 TCP, 17 UDP
-    external: IPv4Address                   # one of the host's own addresses; wildcards are expanded by the caller
+    external: Address                       # one of the host's own addresses; wildcards are expanded by the caller
     external_port: int
     port: int                               # the Port that receives
-    internal: IPv4Address
+    internal: Address                       # of the same family
     internal_port: int
 
 

@@ -28,3 +28,5 @@ class DropReason(IntEnum):
     ARP_UNANSWERED = 19         # ARP that is no request for an address of the space
     ENGINE_ERROR = 20           # a helper failed; counted, never passed
     TOO_MANY_STEPS = 21         # a bound of the engine was hit (groups, tuples)
+    FRAGMENT_TINY = 22          # a first fragment without its whole header, or TCP at offset 1 (RFC 1858, RFC 7112)
+    FRAGMENT_OVERLAP = 23       # a fragment over one already seen, past the end, or with too many holes before it

@@ -93,6 +93,21 @@ class ArpFrame:
                 + self.sender_mac + self.sender.packed + bytes(6) + self.target.packed + self.padding)
 
 
+def icmp_error(quoted: bytes, src: IPv4Address, kind: int, code: int, quoted_bytes: int, dst: IPv4Address) -> bytes:
+    """An error, from `src` to `dst`, about an IPv4 frame; it goes back the way that one came. Checksums are right."""
+    total = int.from_bytes(quoted[16:18], "big")
+    head = quoted[14:14 + total][:quoted_bytes]
+    body = struct.pack("!BBHHH", kind, code, 0, 0, 1400 if (kind, code) == (3, 4) else 0) + head
+    error = Ipv4Frame(src_mac=quoted[0:6], dst_mac=quoted[6:12], src=src, dst=dst, protocol=ICMP, fragment_offset=1,
+                      payload=body[:2] + checksum(body) + body[4:])
+    # Built as a fragment, which has its payload as it is given; then as the whole that it is.
+    frame = bytearray(error.build())
+    frame[20:22] = b"\0\0"
+    frame[24:26] = b"\0\0"
+    frame[24:26] = checksum(bytes(frame[14:34]))
+    return bytes(frame)
+
+
 def checksum(data: bytes) -> bytes:
     """The Internet checksum (RFC 1071) of data whose checksum field is zero."""
     if len(data) % 2:
@@ -101,6 +116,15 @@ def checksum(data: bytes) -> bytes:
     while total > 0xFFFF:
         total = (total & 0xFFFF) + (total >> 16)
     return (~total & 0xFFFF).to_bytes(2, "big")
+
+
+def read_first(frame: bytes) -> Ipv4Frame | None:
+    """What the fragments of one datagram share, from its first one; None for anything else."""
+    if len(frame) < 34 or frame[12:15] != b"\x08\x00\x45" or int.from_bytes(frame[20:22], "big") & 0x3FFF == 0:
+        return None
+    return Ipv4Frame(
+        src_mac=frame[6:12], dst_mac=frame[0:6], src=IPv4Address(frame[26:30]), dst=IPv4Address(frame[30:34]),
+        protocol=frame[23], identification=int.from_bytes(frame[18:20], "big"))
 
 
 def read_ipv4(frame: bytes) -> Ipv4Frame | None:

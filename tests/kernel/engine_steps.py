@@ -6,7 +6,21 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
 
-from engine_frames import ACK, FIN, ICMP, RST, SYN, TCP, UDP, ArpFrame, Ipv4Frame, read_ipv4
+from engine_frames import (
+    ACK,
+    FIN,
+    ICMP,
+    RST,
+    SCTP,
+    SYN,
+    TCP,
+    UDP,
+    ArpFrame,
+    Ipv4Frame,
+    icmp_error,
+    read_first,
+    read_ipv4,
+)
 from engine_states import (
     ADDRESSES,
     ALL_MACS,
@@ -69,6 +83,28 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
+class Continue:
+    """A later fragment of an earlier frame, if that was a first one; `at` and `units` count 8 bytes."""
+
+    back: int
+    at: int
+    units: int
+    last: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Complain:
+    """The receiver of an earlier frame, or (`source`) someone on the way to it, sends an ICMP error about it."""
+
+    back: int
+    kind: int
+    code: int
+    quoted_bytes: int
+    source: IPv4Address | None = None
+    to: IPv4Address | None = None           # not who sent it
+
+
+@dataclass(frozen=True, slots=True)
 class Update:
     """The policy changes."""
 
@@ -90,7 +126,7 @@ class Wait:
     seconds: float
 
 
-Step = Send | Again | Answer | Update | Rehome | Wait
+Step = Send | Again | Answer | Continue | Complain | Update | Rehome | Wait
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,11 +158,17 @@ def _ipv4(draw: st.DrawFn, src: st.SearchStrategy[IPv4Address], dst: st.SearchSt
 @st.composite
 def _odd(draw: st.DrawFn, frame: Ipv4Frame) -> bytes:
     """Legal, but not what one sees every day: fragments, options, padding."""
-    what = draw(pick(("first", "later", "later", "options", "padding", "fragment with options")))
+    what = draw(pick(("first", "first", "later", "later", "later", "options", "padding", "fragment with options")))
     if what in ("first", "later", "fragment with options"):
         later = what == "later" or (what != "first" and draw(st.booleans()))
-        frame = replace(frame, identification=draw(pick((1, 2))), fragment_offset=draw(pick((1, 3))) if later else 0,
-                        more_fragments=not later or draw(st.booleans()))
+        frame = replace(
+            frame, identification=draw(pick((1, 2))),
+            fragment_offset=draw(pick((1, 2, 3, 4, 5, 6, 6, 7, 8, 9, 11, 13, 15, 8190, 8191))) if later else 0,
+            more_fragments=not later or draw(st.booleans()))
+        if not draw(one_in(8)):             # as long as a fragment must be
+            head = 0 if later else {TCP: 20, SCTP: 12}.get(frame.protocol, 8)
+            units = draw(pick((1, 1, 2, 5))) if later else 4
+            frame = replace(frame, payload=bytes(units * 8 - head % 8))
     if what in ("options", "fragment with options"):
         frame = replace(frame, options_words=draw(pick((1, 10))))
     if what == "padding":
@@ -233,13 +275,27 @@ def sends(draw: st.DrawFn, state: EngineState) -> Send:
 
 
 @st.composite
+def _first_fragment(draw: st.DrawFn, state: EngineState) -> Send | None:
+    """A frame that anything may be a later fragment of: 6 units, if it is not TCP with options."""
+    send = draw(sends(state))
+    read = read_ipv4(send.frame)
+    if read is None:
+        return None
+    head = {TCP: 20, SCTP: 12}.get(read.protocol, 8)
+    whole = replace(read, src_mac=send.frame[6:12], dst_mac=send.frame[:6], identification=draw(pick((1, 2, 3))),
+                    more_fragments=True, payload=bytes(48 - head))
+    return replace(send, frame=whole.build())
+
+
+@st.composite
 def histories(draw: st.DrawFn, *, timed: bool = False, max_steps: int = 16) -> History:
     """A host and what happens on it. Only the reference can be told the time."""
     plain = draw(st.booleans())
     state = first = draw(states(plain))
     back = st.integers(0, 3)
     steps: list[Step] = []
-    kinds = ["send"] * 5 + ["again"] * 3 + ["answer"] * 5 + ["update"] * 2 + ["rehome"] * 2 + ["wait"] * timed * 2
+    kinds = (["send"] * 6 + ["again"] * 3 + ["answer"] * 5 + ["complain"] * 2 + ["continue"] + ["update"] * 2
+             + ["rehome"] * 2 + ["wait"] * timed * 2)
     for _ in range(draw(st.integers(2, max_steps))):
         match draw(pick(kinds)):
             case "send":
@@ -248,6 +304,17 @@ def histories(draw: st.DrawFn, *, timed: bool = False, max_steps: int = 16) -> H
                 steps.append(Again(draw(back), draw(pick(FLAGS)), draw(st.none() | pick(TRANSPORT_PORTS))))
             case "answer":
                 steps.append(Answer(draw(back), draw(pick(FLAGS)), draw(one_in(10))))
+            case "continue":
+                if not draw(one_in(3)) and (whole := draw(_first_fragment(state))) is not None:
+                    steps.append(whole)
+                steps.extend(
+                    Continue(n, draw(pick((6, 6, 7, 8, 8, 10, 4, 1, 12))), draw(pick((1, 2, 2, 4))), draw(one_in(4)))
+                    for n in range(draw(st.integers(1, 3))))
+            case "complain":
+                steps.append(Complain(
+                    draw(back), draw(pick((3, 3, 11, 12, 5))), draw(pick((0, 3, 4))),
+                    draw(pick((28, 28, 40, 200, 27, 19))),
+                    draw(st.none() | pick((*WORLD, GATEWAY, INSIDE[0]))), draw(pick((None,) * 7 + (INSIDE[0],)))))
             case "rehome":
                 steps.append(Rehome(draw(back), draw(pick(HOMES))))
             case "update":
@@ -271,7 +338,7 @@ class Player:
         self._past.append((send, result))
         return result
 
-    def frame_of(self, step: Send | Again | Answer) -> Send | None:
+    def frame_of(self, step: Send | Again | Answer | Complain | Continue) -> Send | None:
         """What enters by a step; None when there is nothing to repeat or to answer."""
         if isinstance(step, Send):
             return step
@@ -280,6 +347,9 @@ class Player:
         send, result = self._past[-1 - step.back % len(self._past)]
         if isinstance(step, Again):
             return replace(send, frame=_varied(send.frame, step))
+        if isinstance(step, Continue):
+            first = read_first(send.frame)
+            return replace(send, frame=_continued(first, step)) if first else None
         return self._answer(send, result, step)
 
     def state_of(self, step: Rehome) -> EngineState:
@@ -294,11 +364,17 @@ class Player:
             for space in state.spaces)
         return replace(state, spaces=spaces)
 
-    def _answer(self, send: Send, result: Result, step: Answer) -> Send | None:
+    def _answer(self, send: Send, result: Result, step: Answer | Complain) -> Send | None:
         left = read_ipv4(result.frame)
         if left is None or result.verdict in (Verdict.DROP, Verdict.REPLY):
             return None
-        frame = left.answer(step.tcp_flags).build()
+        if isinstance(step, Answer):
+            return self._back(send, result, left.answer(step.tcp_flags).build(), step.other_vtep)
+        return self._back(send, result, icmp_error(
+            result.frame, step.source or left.dst, step.kind, step.code, step.quoted_bytes, step.to or left.src))
+
+    def _back(self, send: Send, result: Result, frame: bytes, other_vtep: bool = False) -> Send | None:
+        """A frame that comes from where an earlier one went."""
         match result.verdict:
             case Verdict.REDIRECT_PORT:
                 return Send(Hook.PORT_OUT, result.port, frame)
@@ -306,7 +382,7 @@ class Player:
                 return Send(Hook.UPLINK_IN, result.uplink, frame)
             case Verdict.TUNNEL:
                 other = next(vtep for vtep in VTEPS if vtep != result.vtep)
-                return Send(Hook.OVERLAY_IN, result.vni, frame, other if step.other_vtep else result.vtep)
+                return Send(Hook.OVERLAY_IN, result.vni, frame, other if other_vtep else result.vtep)
             case _:
                 if send.hook is Hook.PORT_OUT:
                     return Send(Hook.PORT_IN, send.number, frame)
@@ -315,6 +391,10 @@ class Player:
                 # Whatever MAC the stack wrote to, the endpoint answers with its own.
                 mac = next((port.mac for port in self._engine.state.ports if port.id == send.number), frame[6:12])
                 return Send(Hook.PORT_OUT, send.number, frame[:6] + mac + frame[12:])
+
+
+def _continued(first: Ipv4Frame, step: Continue) -> bytes:
+    return replace(first, fragment_offset=step.at, more_fragments=not step.last, payload=bytes(8 * step.units)).build()
 
 
 def _varied(frame: bytes, step: Again) -> bytes:

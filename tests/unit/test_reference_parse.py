@@ -8,7 +8,8 @@ from scapy.layers.sctp import SCTP
 from scapy.packet import Raw
 
 from vfp.reasons import DropReason
-from vfp.reference.packet import FragmentTable, Malformed, Part, parse
+from vfp.reference.fragments import KEEP_S, FragmentTable
+from vfp.reference.packet import Malformed, Part, parse
 from vfp.reference.zones import Zone, ZoneKind
 
 ZONE = Zone(ZoneKind.PORT, 1)
@@ -100,12 +101,13 @@ def test_a_transport_header_that_does_not_fit_is_malformed(data: bytes) -> None:
 
 
 def test_a_udp_length_beyond_the_frame_is_right_in_a_first_fragment() -> None:
-    assert ports_of(patched(udp(A_1, A_9, flags="MF"), L4_AT + 4, 8, 0)) == (1000, 53)
+    assert ports_of(patched(udp(A_1, A_9, payload=bytes(8), flags="MF"), L4_AT + 4, 8, 0)) == (1000, 53)
 
 
 def test_ports_by_protocol() -> None:
     assert ports_of(frame(A_1, A_9, SCTP(sport=5, dport=6))) == (5, 6)
-    assert ports_of(echo(A_1, A_9, 77)) == (77, 77)
+    assert ports_of(echo(A_1, A_9, 77)) == (77, 0)
+    assert ports_of(echo(A_1, A_9, 77, reply=True)) == (0, 77)
     assert ports_of(frame(A_1, A_9, Raw(b"\1\2\3\4"), proto=47)) == (0, 0)
 
 
@@ -127,44 +129,109 @@ def test_any_other_ethertype_has_an_empty_tuple() -> None:
     assert (int(packet.tuple.src), packet.tuple.protocol, packet.is_flow) == (0, 0, False)
 
 
-def later(protocol: int, identification: int = 9, **more: object) -> bytes:
-    return frame(A_1, A_9, Raw(bytes(16)), proto=protocol, frag=2, id=identification, **more)  # type: ignore[arg-type]
+def first(protocol: int = 17, payload: int = 24, identification: int = 9) -> bytes:
+    """A first fragment with `payload` bytes after its header."""
+    head = {1: ICMP(type=13, code=0), 6: TCP(sport=1000, dport=80, flags="S"), 17: UDP(sport=1000, dport=53, len=900)}
+    return frame(A_1, A_9, head[protocol] / bytes(payload), proto=protocol, flags="MF", id=identification)
 
 
-def test_a_later_fragment_has_the_ports_of_the_first_and_no_flags() -> None:
+def later(protocol: int, identification: int = 9, *, at: int = 4, units: int = 2, more: bool = False) -> bytes:
+    """A later fragment: `units` of 8 bytes from unit `at` on."""
+    flags = "MF" if more else ""
+    return frame(A_1, A_9, Raw(bytes(8 * units)), proto=protocol, frag=at, id=identification, flags=flags)
+
+
+def refused(table: FragmentTable, data: bytes, now_s: float = 0.0) -> DropReason:
+    """Why the table does not take a fragment."""
+    with pytest.raises(Malformed) as caught:
+        table.resolve(ZONE, parse(data), now_s)
+    return caught.value.reason
+
+
+def test_a_later_fragment_has_ports_and_flags_of_the_first() -> None:
     table = FragmentTable()
-    table.resolve(ZONE, parse(tcp(A_1, A_9, flags="SF", id=9)[:16] + tcp(A_1, A_9, id=9)[16:]))
-    table.resolve(ZONE, parse(frame(A_1, A_9, TCP(sport=1000, dport=80, flags="S"), flags="MF", id=9)))
-    packet = table.resolve(ZONE, parse(later(6)))
+    table.resolve(ZONE, parse(first(6, 4)), 0.0)
+    packet = table.resolve(ZONE, parse(later(6)), 0.0)
     assert packet.part is Part.LATER
-    assert (packet.tuple.src_port, packet.tuple.dst_port, packet.headers.tcp_flags) == (1000, 80, 0)
+    assert (packet.tuple.src_port, packet.tuple.dst_port, packet.headers.tcp_flags) == (1000, 80, 2)
+
+
+def test_no_part_of_a_datagram_comes_twice() -> None:
+    table = FragmentTable()
+    table.resolve(ZONE, parse(first()), 0.0)
+    assert refused(table, first()) is DropReason.FRAGMENT_OVERLAP
+    assert refused(table, later(17, at=3)) is DropReason.FRAGMENT_OVERLAP
+    table.resolve(ZONE, parse(later(17, at=8, more=True)), 0.0)
+    assert refused(table, later(17, at=7, more=True)) is DropReason.FRAGMENT_OVERLAP
+    assert refused(table, later(17, at=4)) is DropReason.FRAGMENT_OVERLAP, "the last one ends before another"
+    table.resolve(ZONE, parse(later(17, at=10)), 0.0)
+    assert refused(table, later(17, at=12)) is DropReason.FRAGMENT_OVERLAP, "after the end"
+    table.resolve(ZONE, parse(later(17, at=4, units=4, more=True)), 0.0)
+    assert refused(table, later(17)) is DropReason.FRAGMENT_UNKNOWN, "all was seen: the identification is free again"
+    table.resolve(ZONE, parse(first()), 0.0)
+
+
+def test_a_datagram_has_few_holes_and_little_time() -> None:
+    table = FragmentTable()
+    table.resolve(ZONE, parse(first()), 0.0)
+    for at in (6, 10, 14):
+        table.resolve(ZONE, parse(later(17, at=at, more=True)), 0.0)
+    assert refused(table, later(17, at=18, more=True)) is DropReason.FRAGMENT_OVERLAP
+    table.resolve(ZONE, parse(later(17, at=16, more=True)), 0.0)
+    assert refused(table, later(17, at=30), KEEP_S) is DropReason.FRAGMENT_UNKNOWN
+    table.resolve(ZONE, parse(first()), KEEP_S)
+
+
+def test_headers_are_whole_in_the_first_fragment() -> None:
+    assert parse_error(frame(A_1, A_9, Raw(bytes(16)), proto=6, flags="MF")) is DropReason.FRAGMENT_TINY
+    options = bytes(12) + b"\x60" + bytes(11)
+    assert parse_error(frame(A_1, A_9, Raw(options[:24]), proto=6, flags="MF")) is DropReason.NONE
+    assert parse_error(frame(A_1, A_9, Raw(bytes(12) + b"\x70" + bytes(11)), proto=6, flags="MF")) is \
+        DropReason.FRAGMENT_TINY
+    table = FragmentTable()
+    table.resolve(ZONE, parse(first(6, 4)), 0.0)
+    assert refused(table, later(6, at=1)) is DropReason.FRAGMENT_TINY
+
+
+def parse_error(data: bytes) -> DropReason:
+    """Why a frame does not parse; NONE if it does."""
+    try:
+        parse(data)
+    except Malformed as malformed:
+        return malformed.reason
+    return DropReason.NONE
+
+
+def test_fragments_have_lengths_that_fit_together() -> None:
+    past_the_end, empty = later(17, at=8191), later(17, units=0)
+    for data in (first(17, 23), past_the_end, empty):
+        assert parse_error(data) is DropReason.MALFORMED_IPV4
 
 
 @pytest.mark.parametrize("what", ["zone", "identification", "protocol", "whole"])
 def test_a_later_fragment_of_an_unseen_packet_is_unknown(what: str) -> None:
     table = FragmentTable()
     flags = "" if what == "whole" else "MF"
-    table.resolve(ZONE, parse(frame(A_1, A_9, TCP(), flags=flags, id=9)))
+    table.resolve(ZONE, parse(frame(A_1, A_9, TCP() / bytes(4), flags=flags, id=9)), 0.0)
     zone = Zone(ZoneKind.PORT, 2) if what == "zone" else ZONE
     data = later(17 if what == "protocol" else 6, 8 if what == "identification" else 9)
     with pytest.raises(Malformed) as caught:
-        table.resolve(zone, parse(data))
+        table.resolve(zone, parse(data), 0.0)
     assert caught.value.reason is DropReason.FRAGMENT_UNKNOWN
 
 
 def test_a_later_fragment_of_icmp_is_of_the_type_of_the_first() -> None:
     table = FragmentTable()
-    table.resolve(ZONE, parse(frame(A_1, A_9, ICMP(type=13, code=0) / bytes(16), flags="MF", id=9)))
-    packet = table.resolve(ZONE, parse(later(1)))
+    table.resolve(ZONE, parse(first(1, 4)), 0.0)
+    packet = table.resolve(ZONE, parse(later(1)), 0.0)
     assert (packet.headers.icmp_type, packet.is_flow) == (13, False)
 
 
 def test_the_fragment_table_forgets_the_least_recently_used() -> None:
     table = FragmentTable(entries=2)
     for identification in (1, 2):
-        table.resolve(ZONE, parse(frame(A_1, A_9, UDP(), flags="MF", id=identification)))
-    table.resolve(ZONE, parse(later(17, 1)))
-    table.resolve(ZONE, parse(frame(A_1, A_9, UDP(), flags="MF", id=3)))
-    table.resolve(ZONE, parse(later(17, 1)))
-    with pytest.raises(Malformed):
-        table.resolve(ZONE, parse(later(17, 2)))
+        table.resolve(ZONE, parse(first(identification=identification)), 0.0)
+    table.resolve(ZONE, parse(later(17, 1, more=True)), 0.0)
+    table.resolve(ZONE, parse(first(identification=3)), 0.0)
+    table.resolve(ZONE, parse(later(17, 1, at=6, more=True)), 0.0)
+    assert refused(table, later(17, 2)) is DropReason.FRAGMENT_UNKNOWN

@@ -8,6 +8,13 @@
 #include "reasons.h"
 #include "types.h"
 
+enum jump {
+	JUMP_SLOW = 0,		/* misses, stale flows, and what has no flow */
+	JUMP_ODD = 1,		/* what the short parser does not know */
+	JUMP_RELATED = 2,	/* ICMP errors */
+	JUMPS = 3,
+};
+
 #define MAP(name_, type_, key_, value_, entries_, flags_)	\
 	struct {						\
 		__uint(type, type_);				\
@@ -47,7 +54,7 @@ MAP(mappings, BPF_MAP_TYPE_HASH, struct mapping_key, struct mapping, 65536, BPF_
 MAP(bindings, BPF_MAP_TYPE_HASH, struct binding_key, struct binding, 65536, BPF_F_NO_PREALLOC);
 /* ... and from outside: the one that reserves the port. */
 MAP(externals, BPF_MAP_TYPE_HASH, struct external_key, struct external, 65536, BPF_F_NO_PREALLOC);
-/* Ports of fragmented datagrams, from their first fragment. */
+/* Datagrams that come in fragments. */
 MAP(fragments, BPF_MAP_TYPE_LRU_HASH, struct fragment_key, struct fragment, 8192, 0);
 /* Drops by reason. */
 MAP(drops, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, __u64, DROP_REASONS, 0);
@@ -55,8 +62,8 @@ MAP(drops, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, __u64, DROP_REASONS, 0);
 MAP(rule_hits, BPF_MAP_TYPE_HASH, struct hit_key, struct hits, 65536, BPF_F_NO_PREALLOC);
 /* Timeouts and the tunnel device. */
 MAP(config, BPF_MAP_TYPE_ARRAY, __u32, struct settings, 1, 0);
-/* The slow path, reached by tail call. */
-MAP(jumps, BPF_MAP_TYPE_PROG_ARRAY, __u32, __u32, 1, 0);
+/* What is rare, reached by tail call: enum jump. */
+MAP(jumps, BPF_MAP_TYPE_PROG_ARRAY, __u32, __u32, JUMPS, 0);
 
 /* Dropped packets, for people. */
 struct {

@@ -6,7 +6,7 @@
  */
 #pragma once
 
-#include "packet.h"
+#include "parse.h"
 
 #define FNV_OFFSET 2166136261U
 #define FNV_PRIME 16777619U
@@ -58,6 +58,19 @@ static long try_port(__u32 i, void *context)
 	return 1;
 }
 
+/* An echo reply without a flow answers nothing that we have translated. */
+static __always_inline int is_translatable(const struct scratch *s)
+{
+	switch (s->d.cur.protocol) {
+	case IPPROTO_TCP:
+	case IPPROTO_UDP:
+		return s->h.tracked;
+	case IPPROTO_ICMP:
+		return s->h.tracked && s->h.icmp_type == ICMP_ECHO;
+	}
+	return 0;
+}
+
 /* Rewrite the source of `d->cur`. Returns a drop reason. */
 static __always_inline int translate_source(struct scratch *s, __u32 port, __u32 pool_id)
 {
@@ -68,8 +81,7 @@ static __always_inline int translate_source(struct scratch *s, __u32 port, __u32
 	struct pool *pool;
 	__u16 wanted;
 
-	if (!s->h.tracked ||
-	    (d->cur.protocol != IPPROTO_TCP && d->cur.protocol != IPPROTO_UDP && d->cur.protocol != IPPROTO_ICMP))
+	if (!is_translatable(s))
 		return NAT_UNSUPPORTED;
 	pool = bpf_map_lookup_elem(&pools, &pool_id);
 	if (!pool || pool->high < pool->low)
@@ -117,8 +129,6 @@ static __always_inline int translate_source(struct scratch *s, __u32 port, __u32
 found:
 	d->cur.src = pool->address;
 	d->cur.sport = made.external_port;
-	if (d->cur.protocol == IPPROTO_ICMP)
-		d->cur.dport = made.external_port;
 	d->translated = 1;
 	return NONE;
 }

@@ -4,6 +4,15 @@
 
 #include "maps.h"
 
+/* How far an ICMP error has come. */
+enum error_kind {
+	NO_ERROR = 0,
+	ERROR_SEEN = 1,		/* it may be about a flow */
+	ERROR_STALE = 2,	/* it is, and the flow must be decided again */
+	ERROR_AGAIN = 3,	/* that was done */
+	ERROR_UNRELATED = 4,	/* layers judge it as any packet */
+};
+
 enum fragment_kind {
 	NOT_FRAGMENT = 0,
 	FIRST_FRAGMENT = 1,
@@ -57,9 +66,12 @@ struct scratch {
 	struct external_key external;
 	struct external holder;
 	struct fragment_key fragment;
+	struct flow_key related;	/* of the flow that an ICMP error is about, as its packets come here */
 	__u16 l4;			/* offset of the transport header */
+	__u16 length;			/* bytes from there to the end of the IP packet */
 	__u8 ttl;
 	__u8 fragment_kind;
+	__u8 error;			/* enum error_kind */
 	__u8 single;			/* the flow just stored has one half */
 	__u8 probe;			/* run by BPF_PROG_TEST_RUN: report in skb->cb */
 	/* Takes no room: names types that no map uses, so that BTF has them for the layout test. */

@@ -25,5 +25,7 @@ enum drop_reason {
 	ARP_UNANSWERED = 19,
 	ENGINE_ERROR = 20,
 	TOO_MANY_STEPS = 21,
+	FRAGMENT_TINY = 22,
+	FRAGMENT_OVERLAP = 23,
 	DROP_REASONS = 32,	/* size of the counter table */
 };

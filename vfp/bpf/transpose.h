@@ -13,6 +13,18 @@
 #define IPV4_SRC (L3 + offsetof(struct iphdr, saddr))
 #define IPV4_DST (L3 + offsetof(struct iphdr, daddr))
 
+/* Of an echo: the source port of a request, the destination port of a reply. */
+static __always_inline int set_identifier(struct __sk_buff *skb, struct scratch *s, const struct transposition *t)
+{
+	__be16 from = t->flags & SET_SPORT ? s->pkt.key.sport : s->pkt.key.dport;
+	__be16 to = t->flags & SET_SPORT ? t->sport : t->dport;
+
+	if (bpf_l4_csum_replace(skb, s->l4 + offsetof(struct icmp_header, check), from, to, 2) ||
+	    bpf_skb_store_bytes(skb, s->l4 + offsetof(struct icmp_header, id), &to, 2, 0))
+		return ENGINE_ERROR;
+	return NONE;
+}
+
 /*
  * Addresses are in the pseudo header and ports are not: with an offloaded (partial) checksum only the first may be
  * folded in, so the two go through separate calls.
@@ -23,14 +35,8 @@ static __always_inline int set_ports(struct __sk_buff *skb, struct scratch *s, c
 	__u64 udp = key->protocol == IPPROTO_UDP ? BPF_F_MARK_MANGLED_0 : 0;
 	__u32 check = s->l4 + (udp ? offsetof(struct udphdr, check) : offsetof(struct tcphdr, check));
 
-	if (key->protocol == IPPROTO_ICMP) {
-		check = s->l4 + offsetof(struct icmp_header, check);
-		if (bpf_l4_csum_replace(skb, check, key->sport, t->sport, 2))
-			return ENGINE_ERROR;
-		if (bpf_skb_store_bytes(skb, s->l4 + offsetof(struct icmp_header, id), &t->sport, 2, 0))
-			return ENGINE_ERROR;
-		return NONE;
-	}
+	if (key->protocol == IPPROTO_ICMP)
+		return set_identifier(skb, s, t);
 	if (t->flags & SET_SPORT) {
 		if (bpf_l4_csum_replace(skb, check, key->sport, t->sport, udp | 2) ||
 		    bpf_skb_store_bytes(skb, s->l4, &t->sport, 2, 0))

@@ -7,6 +7,7 @@
 #define MAX_STAGES 32		/* groups of all layers of a port, one direction */
 #define MAX_TUPLES 64		/* distinct masks of one group; the compiler merges down to this */
 #define NAT_PROBES 64		/* external ports tried for a new binding */
+#define FRAGMENT_RANGES 4	/* parts of a datagram with holes between them */
 
 enum zone_kind {
 	ZONE_PORT = 0,		/* from an endpoint */
@@ -30,7 +31,7 @@ struct flow_key {
 	__u8 family;		/* 4, 6; 0: not IP */
 	__u8 protocol;
 	__u16 pad;
-	__be16 sport;		/* ICMP echo: the identifier, in both */
+	__be16 sport;		/* ICMP echo request: the identifier; an echo reply has it as destination port */
 	__be16 dport;
 	struct address src;
 	struct address dst;
@@ -306,21 +307,35 @@ struct external {
 	__u64 seen_ns;
 };
 
+/* Which datagram a fragment is of. IPv6 does not count the protocol in (RFC 8200 4.5): 0. */
 struct fragment_key {
 	__u32 zone;
+	__be32 id;
+	__u8 family;
+	__u8 protocol;
+	__u16 pad;
 	struct address src;
 	struct address dst;
-	__be16 id;
-	__u8 protocol;
-	__u8 pad;
 };
 
+/* A run of a datagram's payload, in units of 8 bytes; `to` is exclusive, 0 for none. */
+struct fragment_range {
+	__u16 from;
+	__u16 to;
+};
+
+/* A datagram under way: what its first fragment said, and which parts of it were seen. */
 struct fragment {
+	__u64 first_ns;
+	__u16 length;		/* of the whole payload, in units; 0: the last fragment was not seen */
+	__u16 pad;
 	__be16 sport;
 	__be16 dport;
 	__u8 icmp_type;
 	__u8 icmp_code;
-	__u16 pad;
+	__u8 tcp_flags;
+	__u8 protocol;
+	struct fragment_range seen[FRAGMENT_RANGES];
 };
 
 struct hit_key {

@@ -6,10 +6,12 @@
 #include "arp.h"
 #include "decide.h"
 #include "flow_table.h"
+#include "related.h"
 #include "sweep.h"
 
-#define SLOW 0		/* index in `jumps` */
-#define NO_PAIR 256	/* no TC verdict: TC_ACT_UNSPEC is -1 */
+/* No TC verdicts (TC_ACT_UNSPEC is -1). */
+#define NO_PAIR 256
+#define DECIDED 257
 
 static __always_inline int leave_to_stack(struct __sk_buff *skb, struct scratch *s)
 {
@@ -25,28 +27,44 @@ static __always_inline int refuse(struct __sk_buff *skb, struct scratch *s, int 
 	return drop_early(skb, s, reason);
 }
 
-static __always_inline int enter(struct __sk_buff *skb, struct scratch *s, __u32 zone, __u32 vtep)
+static __always_inline int jump(struct __sk_buff *skb, struct scratch *s, __u32 to)
+{
+	bpf_tail_call(skb, &jumps, to);
+	return drop_early(skb, s, ENGINE_ERROR);
+}
+
+/* A parsed packet: a hit, or one jump away from what it is. */
+static __always_inline int look_up(struct __sk_buff *skb, struct scratch *s)
 {
 	struct flow *f;
-	int reason = parse(skb, s, zone);
 
-	if (reason)
-		return refuse(skb, s, reason);
-	if (ZONE_KIND(zone) == ZONE_UPLINK && !s->pkt.tracked)
-		return leave_to_stack(skb, s);
-	s->pkt.vtep = vtep;
 	if (s->pkt.tracked) {
 		f = bpf_map_lookup_elem(&flows, &s->pkt.key);
 		if (f && is_senders(f, &s->pkt) && is_current(f) && !is_reopened(f, &s->pkt)) {
-			if (f->from_vtep != vtep)
+			if (f->from_vtep != s->pkt.vtep)
 				return drop_early(skb, s, WRONG_VTEP);
 			track(f, &s->pkt);
 			count_packet(skb, f);
 			return transpose(skb, s, &f->out);
 		}
+	} else if (s->error) {
+		return jump(skb, s, JUMP_RELATED);
+	} else if (ZONE_KIND(s->pkt.key.zone) == ZONE_UPLINK) {
+		return leave_to_stack(skb, s);
 	}
-	bpf_tail_call(skb, &jumps, SLOW);
-	return drop_early(skb, s, ENGINE_ERROR);
+	return jump(skb, s, JUMP_SLOW);
+}
+
+static __always_inline int enter(struct __sk_buff *skb, struct scratch *s, __u32 zone, __u32 vtep)
+{
+	int reason = parse(skb, s, zone, 0);
+
+	s->pkt.vtep = vtep;
+	if (reason == ODD)
+		return jump(skb, s, JUMP_ODD);
+	if (reason)
+		return refuse(skb, s, reason);
+	return look_up(skb, s);
 }
 
 static __always_inline int drop_unknown(struct __sk_buff *skb, struct scratch *s, __u32 kind)
@@ -143,19 +161,19 @@ static __always_inline __u8 mirrored(__u8 state)
 }
 
 /*
- * The policy changed under a flow: decide its forward tuple again, whichever side this packet is from. A connection
- * that the new policy forbids ends here.
+ * The policy changed under the flow `f` at `key`: decide its forward tuple again, whichever side this packet is from. A
+ * connection that the new policy forbids ends here. Returns DECIDED, NO_PAIR, or the verdict of a drop.
  */
-static __always_inline int decide_again(struct __sk_buff *skb, struct scratch *s, struct flow *f)
+static __always_inline int decide_again(struct __sk_buff *skb, struct scratch *s, struct flow_key *key, struct flow *f)
 {
-	struct flow_key *forward_key = f->flags & FLOW_REPLY ? &f->pair : &s->pkt.key;
-	struct flow_key *reply_key = f->flags & FLOW_REPLY ? &s->pkt.key : &f->pair;
+	struct flow_key *forward_key = f->flags & FLOW_REPLY ? &f->pair : key;
+	struct flow_key *reply_key = f->flags & FLOW_REPLY ? key : &f->pair;
 	struct flow *forward = bpf_map_lookup_elem(&flows, forward_key);
 	struct flow *reply = f->state & STATE_SINGLE ? 0 : bpf_map_lookup_elem(&flows, reply_key);
 	int from_reply = f->flags & FLOW_REPLY, reason;
 
 	if (!forward) {		/* half a pair is no flow: see what the packet itself may do */
-		bpf_map_delete_elem(&flows, &s->pkt.key);
+		bpf_map_delete_elem(&flows, key);
 		return NO_PAIR;
 	}
 	s->h.key = *forward_key;
@@ -164,7 +182,7 @@ static __always_inline int decide_again(struct __sk_buff *skb, struct scratch *s
 	s->h.tcp_flags = forward->tcp_flags;
 	s->h.icmp_type = forward->icmp_type;
 	s->h.icmp_code = forward->icmp_code;
-	s->h.has_ports = s->pkt.has_ports;
+	s->h.has_ports = has_ports(forward_key->protocol);
 	s->h.tracked = 1;
 	s->h.arp_sender_is_source = 0;
 	copy_mac(s->h.smac, forward->smac);
@@ -184,9 +202,28 @@ static __always_inline int decide_again(struct __sk_buff *skb, struct scratch *s
 	reason = store(s, s->d.stateless && !s->d.translated);
 	if (reason)
 		return drop_early(skb, s, reason);
-	if (from_reply && (s->single || !same_key(&s->forward.pair, &s->pkt.key)))
+	if (from_reply && (s->single || !same_key(&s->forward.pair, key)))
 		return drop_early(skb, s, FLOW_CHANGED);
-	f = bpf_map_lookup_elem(&flows, &s->pkt.key);
+	return DECIDED;
+}
+
+/* A flow that this packet, or the packet that it quotes, is of. */
+static __always_inline int use_stale(struct __sk_buff *skb, struct scratch *s)
+{
+	struct flow_key *key = s->error ? &s->related : &s->pkt.key;
+	struct flow *f = bpf_map_lookup_elem(&flows, key);
+	int verdict;
+
+	if (!f || !is_senders(f, &s->pkt) || is_reopened(f, &s->pkt))
+		return NO_PAIR;
+	verdict = decide_again(skb, s, key, f);
+	if (verdict != DECIDED)
+		return verdict;
+	if (s->error) {
+		s->error = ERROR_AGAIN;
+		return jump(skb, s, JUMP_RELATED);
+	}
+	f = bpf_map_lookup_elem(&flows, key);
 	if (!f)
 		return drop_early(skb, s, ENGINE_ERROR);
 	if (f->from_vtep != s->pkt.vtep)
@@ -196,23 +233,74 @@ static __always_inline int decide_again(struct __sk_buff *skb, struct scratch *s
 	return transpose(skb, s, &f->out);
 }
 
+/* A connection that ends, or an answer to what was not asked, is no reason to let the other side in. */
+static __always_inline int makes_flow(const struct headers *h)
+{
+	if (h->key.protocol == IPPROTO_ICMP)
+		return h->tracked && h->icmp_type == ICMP_ECHO;
+	return h->tracked && !(h->tcp_flags & TCP_RST);
+}
+
+/* What the short parser does not know. */
+SEC("tc")
+int vfp_odd(struct __sk_buff *skb)
+{
+	struct scratch *s = scratch();
+	__u32 zone, vtep;
+	int reason;
+
+	if (!s)
+		return TC_ACT_SHOT;
+	zone = s->pkt.key.zone;
+	vtep = s->pkt.vtep;
+	reason = parse_odd(skb, s, zone);
+	s->pkt.vtep = vtep;
+	if (reason)
+		return refuse(skb, s, reason);
+	return look_up(skb, s);
+}
+
+/* ICMP errors. One that is about no flow is judged as any packet is; the world's is the host's own business. */
+SEC("tc")
+int vfp_related(struct __sk_buff *skb)
+{
+	struct scratch *s = scratch();
+	struct quotation quotation = {};
+	struct flow *f;
+
+	if (!s)
+		return TC_ACT_SHOT;
+	if (read_quotation(skb, s, &quotation) && is_plausible(s)) {
+		f = bpf_map_lookup_elem(&flows, &s->related);
+		if (f && is_senders(f, &s->pkt)) {
+			if (!is_current(f)) {
+				if (s->error == ERROR_AGAIN)	/* the policy changes faster than we decide */
+					return drop_early(skb, s, ENGINE_ERROR);
+				s->error = ERROR_STALE;
+				return jump(skb, s, JUMP_SLOW);
+			}
+			if (f->from_vtep != s->pkt.vtep)
+				return drop_early(skb, s, WRONG_VTEP);
+			return pass_error(skb, s, &quotation, f);
+		}
+	}
+	s->error = ERROR_UNRELATED;
+	return jump(skb, s, JUMP_SLOW);
+}
+
 /* Misses, stale flows, and what has no flow. */
 SEC("tc")
 int vfp_slow(struct __sk_buff *skb)
 {
 	struct scratch *s = scratch();
-	struct flow *f;
 	int reason;
 
 	if (!s)
 		return TC_ACT_SHOT;
-	if (s->pkt.tracked) {
-		f = bpf_map_lookup_elem(&flows, &s->pkt.key);
-		if (f && is_senders(f, &s->pkt) && !is_reopened(f, &s->pkt)) {
-			reason = decide_again(skb, s, f);
-			if (reason != NO_PAIR)
-				return reason;
-		}
+	if (s->pkt.tracked || s->error == ERROR_STALE) {
+		reason = use_stale(skb, s);
+		if (reason != NO_PAIR)
+			return reason;
 	}
 	s->h = s->pkt;
 	reason = decide(s);
@@ -224,7 +312,7 @@ int vfp_slow(struct __sk_buff *skb)
 		return drop_decided(skb, s, reason);
 	if (s->forward.out.place == PLACE_REPLY)
 		return reply_arp(skb, s);
-	if (s->pkt.tracked && !(s->pkt.tcp_flags & TCP_RST)) {
+	if (makes_flow(&s->pkt)) {
 		s->forward.packets = skb->gso_segs ? skb->gso_segs : 1;
 		s->forward.bytes = skb->len;
 		if (s->pkt.tcp_flags & TCP_FIN) {

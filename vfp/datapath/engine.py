@@ -137,7 +137,8 @@ class Datapath(AbstractContextManager["Datapath"]):
         limits = limits or Limits()
         with ExitStack() as undo:
             loaded = undo.enter_context(BpfObject.load(OBJECT, max_entries=limits.by_map(), pin_dir=pin_dir))
-            loaded.map("jumps").set_fd(0, loaded.program("vfp_slow").fd)
+            for index, program in enumerate(("vfp_slow", "vfp_odd", "vfp_related")):    # enum jump
+                loaded.map("jumps").set_fd(index, loaded.program(program).fd)
             datapath = cls(loaded, limits, timeouts or Timeouts())
             undo.pop_all()
             return datapath

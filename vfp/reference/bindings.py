@@ -12,9 +12,8 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
-from ipaddress import IPv4Address
 
-from vfp.model import Pool
+from vfp.model import Address, Pool
 
 PROBES = 64
 FNV_OFFSET = 2166136261
@@ -33,7 +32,7 @@ class BindingKey:
     port: int
     pool: int
     protocol: int
-    source: IPv4Address
+    source: Address
     source_port: int
 
 
@@ -41,7 +40,7 @@ class BindingKey:
 class External:
     """The external side: what the world sees."""
 
-    address: IPv4Address
+    address: Address
     protocol: int
     port: int
 

@@ -47,7 +47,6 @@ from vfp.reference.layers import Dropped, RuleRef, Step, walk
 from vfp.reference.packet import (
     ARP_REQUEST,
     ICMP,
-    ICMP_ECHO_REPLY,
     ICMP_ECHO_REQUEST,
     TCP,
     UDP,
@@ -283,7 +282,7 @@ class _Walk:
                 return self._rewrite(action)
 
     def _translate_source(self, port: int, pool_id: int) -> str:
-        echo = self.cur.protocol == ICMP and self.headers.icmp_type in (ICMP_ECHO_REPLY, ICMP_ECHO_REQUEST)
+        echo = self.cur.protocol == ICMP and self.headers.icmp_type == ICMP_ECHO_REQUEST
         if self.cur.family != 4 or not (self.cur.protocol in (TCP, UDP) or echo):
             raise Dropped(DropReason.NAT_UNSUPPORTED, "no port or identifier to translate")
         pool = self.index.pools.get(pool_id)
@@ -295,8 +294,7 @@ class _Walk:
         except Exhausted:
             raise Dropped(DropReason.NAT_EXHAUSTED, f"no free port in pool {pool_id}") from None
         self.used.append(key)
-        dst_port = external.port if self.cur.protocol == ICMP else self.cur.dst_port
-        self._become(replace(self.cur, src=external.address, src_port=external.port, dst_port=dst_port))
+        self._become(replace(self.cur, src=external.address, src_port=external.port))
         return f"source becomes {external.address}:{external.port}"
 
     def _untranslate(self) -> str:

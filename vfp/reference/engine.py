@@ -12,7 +12,7 @@ Decided here, where `docs/engine.md` is open:
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from ipaddress import IPv4Address
 
@@ -22,19 +22,20 @@ from vfp.reference import transposition as header
 from vfp.reference.bindings import Bindings
 from vfp.reference.decide import Decision, Subject, decide
 from vfp.reference.flows import Entry, FlowKey, FlowState, FlowTable, Pair, TableFull, pair_of
+from vfp.reference.fragments import FragmentTable
 from vfp.reference.index import Index, changed_ports
 from vfp.reference.layers import RuleRef
 from vfp.reference.packet import (
     TCP_ACK,
-    TCP_RST,
     TCP_SYN,
-    FragmentTable,
+    FlowTuple,
     Headers,
     Malformed,
     Packet,
     arp_answer,
     parse,
 )
+from vfp.reference.related import is_plausible, quotation_of, translate_quotation
 from vfp.reference.transposition import Exit, Transposition, Undeliverable
 from vfp.reference.zones import Hook, Zone, ZoneKind, zone_of
 
@@ -176,30 +177,53 @@ class _Passage:
 
     def run(self) -> Result:
         try:
-            packet = self.engine._fragments.resolve(self.zone, parse(self.frame))
+            packet = self.engine._fragments.resolve(self.zone, parse(self.frame), self.now_s)
         except Malformed as malformed:
             if self.zone.kind is ZoneKind.UPLINK:
                 return self._to_stack()
             raise _Drop(malformed.reason) from None
-        found = self._find(packet) if packet.is_flow else None
+        if (related := self._pass_error(packet)) is not None:
+            return related
+        found = self._find(packet, packet.tuple) if packet.is_flow else None
         if found is None or (found[0].state is FlowState.CLOSED and _opens(packet)):
             return self._miss(packet)
         return self._hit(packet, *found)
 
-    def _find(self, packet: Packet) -> tuple[Pair, Entry] | None:
-        """The packet's pair and entry; layers match MACs and keys do not, so another sender's MAC is a miss."""
-        found = self.engine._flows.find(FlowKey(self.zone, packet.tuple))
+    def _find(self, packet: Packet, what: FlowTuple) -> tuple[Pair, Entry] | None:
+        """A tuple's pair and entry; layers match MACs and keys do not, so another sender's MAC is a miss."""
+        found = self.engine._flows.find(FlowKey(self.zone, what))
         if found and self.zone.kind is ZoneKind.PORT and found[1].half.mac != packet.headers.src_mac:
             return None
         return found
 
+    def _pass_error(self, packet: Packet) -> Result | None:
+        """What becomes of an ICMP error about a flow: it goes where the packets go that come from its side.
+
+        It neither counts nor keeps the flow alive. None: the packet is no such error.
+        """
+        quoted = quotation_of(self.frame, packet)
+        if quoted is None or not is_plausible(self.zone, packet, quoted):
+            return None
+        theirs = quoted.sent.reversed()
+        found = self._find(packet, theirs)
+        if found is None:
+            return None
+        how = self._current(*found)[1].transposition
+        src = how.src if packet.tuple.src == theirs.src else None
+        outer = replace(how, src=src, src_port=None, dst_port=None)
+        return self._leave(packet, outer, (), translate_quotation(self.frame, packet, quoted, how))
+
     def _hit(self, packet: Packet, pair: Pair, entry: Entry) -> Result:
+        return self._use(packet, *self._current(pair, entry))
+
+    def _current(self, pair: Pair, entry: Entry) -> tuple[Pair, Entry]:
+        """The pair and entry as the policy of now has them, and fit for who sent the packet."""
         generations = self.engine._generations
         if any(generations[port] != then for port, then in pair.generations.items()):
             pair, entry = self._decide_again(pair, entry)
         if self.zone.kind is ZoneKind.OVERLAY and entry.vtep != self.vtep:
             raise _Drop(DropReason.WRONG_VTEP)
-        return self._use(packet, pair, entry)
+        return pair, entry
 
     def _decide_again(self, old: Pair, entry: Entry) -> tuple[Pair, Entry]:
         """The pair under the policy of now. Always the forward tuple, whichever side the packet is from.
@@ -229,7 +253,7 @@ class _Passage:
         if decision.reason:
             raise _Drop(decision.reason, decision)
         assert decision.forward is not None
-        if not packet.is_flow or (packet.is_tcp and packet.headers.tcp_flags & TCP_RST):
+        if not packet.makes_flow:
             return self._leave(packet, decision.forward.transposition, ())
         pair = self._store(decision, packet.headers)
         return self._use(packet, pair, pair.forward)
@@ -252,9 +276,10 @@ class _Passage:
         pair.count(entry, packet.headers.tcp_flags, len(self.frame), self.now_s)
         return self._leave(packet, entry.transposition, tuple(e.key for e in pair.entries))
 
-    def _leave(self, packet: Packet, how: Transposition, flows: tuple[FlowKey, ...]) -> Result:
+    def _leave(self, packet: Packet, how: Transposition, flows: tuple[FlowKey, ...],
+               frame: bytes | None = None) -> Result:
         try:
-            frame = header.apply(self.frame, packet, how)
+            frame = header.apply(frame or self.frame, packet, how)
         except Undeliverable as undeliverable:
             raise _Drop(undeliverable.reason) from None
         return _leaving(how.exit, frame, flows)

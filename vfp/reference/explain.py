@@ -123,7 +123,7 @@ def probe(state: EngineState, hook: Hook, number: int, *, source: IPv4Address, d
     sender = next((p for p in state.ports if p.id == number), None) if zone.kind is ZoneKind.PORT else None
     ports = (source_port, destination_port) if protocol in PROTOCOLS_WITH_PORTS else (0, 0)
     if protocol == ICMP and icmp_type in (0, ICMP_ECHO_REQUEST):
-        ports = (icmp_id, icmp_id)
+        ports = (icmp_id, 0) if icmp_type else (0, icmp_id)
     headers = Headers(
         ethertype=ETH_P_IP,
         src_mac=src_mac or (sender.mac if sender else bytes(6)),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from ipaddress import IPv4Address
 
 from vfp.model import (
     Address,
@@ -39,7 +38,7 @@ class Index:
         """Where `address` is, by the entries of `space`."""
         return self._places.get((space, address))
 
-    def mapping(self, uplink: int, protocol: int, external: IPv4Address, port: int) -> Mapping | None:
+    def mapping(self, uplink: int, protocol: int, external: Address, port: int) -> Mapping | None:
         """The fixed inbound translation for what arrives at an uplink."""
         return self._mappings.get((uplink, protocol, external, port))
 

@@ -3,27 +3,26 @@
 Decided here, where `docs/engine.md` is open:
 
 - A frame that is neither IPv4 nor ARP has address 0.0.0.0, protocol 0 and ports 0 in its tuple.
-- A later fragment of ICMP has type and code of its first fragment (the fragment table keeps them beside the
-  ports), so it can be told whether it belongs to an echo.
 - TCP flags are the 8 bits of byte 13 (CWR..FIN); the AE bit of byte 12 is not among them.
 - Every first fragment is entered in the fragment table when it is parsed, allowed or not.
+- Of a first fragment, a TCP data offset below 5 is `MALFORMED_TRANSPORT`; any header that is not all there is
+  `FRAGMENT_TINY`.
 """
 
 from __future__ import annotations
 
 import struct
-from collections import OrderedDict
 from dataclasses import dataclass, replace
 from enum import Enum
 from ipaddress import IPv4Address
 
-from vfp.model import ETH_P_ARP, ETH_P_IP
+from vfp.model import ETH_P_ARP, ETH_P_IP, Address
 from vfp.reasons import DropReason
-from vfp.reference.zones import Zone
 
 ETHERNET_BYTES = 14
 ARP_BYTES = 28
 IPV4_MIN_BYTES = 20
+IP_BYTES_MAX = 65535
 ETH_P_8021Q = 0x8100
 ETH_P_8021AD = 0x88A8
 
@@ -35,6 +34,7 @@ PROTOCOLS_WITH_PORTS = (TCP, UDP, SCTP)
 
 ICMP_ECHO_REPLY = 0
 ICMP_ECHO_REQUEST = 8
+ICMP_ERRORS = (3, 11, 12)                   # unreachable, time exceeded, parameter problem
 
 TCP_FIN = 0x01
 TCP_SYN = 0x02
@@ -43,8 +43,6 @@ TCP_ACK = 0x10
 
 ARP_REQUEST = 1
 ARP_REPLY = 2
-
-FRAGMENT_ENTRIES = 16384
 
 NOWHERE = IPv4Address(0)
 
@@ -63,14 +61,18 @@ class FlowTuple:
 
     family: int
     protocol: int                           # IP protocol; ARP: low byte of the opcode
-    src: IPv4Address
-    dst: IPv4Address
-    src_port: int = 0                       # ICMP echo: the identifier, in both
-    dst_port: int = 0
+    src: Address
+    dst: Address
+    src_port: int = 0                       # ICMP echo request: the identifier
+    dst_port: int = 0                       # ICMP echo reply: the identifier
 
     def reversed(self) -> FlowTuple:
         """The tuple of an answer to this one."""
         return FlowTuple(self.family, self.protocol, self.dst, self.src, self.dst_port, self.src_port)
+
+    def with_ports(self, src_port: int, dst_port: int) -> FlowTuple:
+        """The tuple with other ports."""
+        return replace(self, src_port=src_port, dst_port=dst_port)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,15 +98,32 @@ class Part(Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class Fragment:
+    """Where a fragment is in its datagram's payload: [begin, end) in units of 8 bytes, the last one rounded up."""
+
+    identification: int
+    begin: int
+    end: int
+    last: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Packet:
     """A parsed frame. `transport` is the offset of the transport header from the start of the frame."""
 
     headers: Headers
     tuple: FlowTuple
-    part: Part = Part.WHOLE
     transport: int = 0
-    identification: int = 0
+    length: int = 0                         # bytes from there to the end of the IP packet
     ttl: int = 0
+    fragment: Fragment | None = None
+
+    @property
+    def part(self) -> Part:
+        """Which part of an IP packet it is."""
+        if self.fragment is None:
+            return Part.WHOLE
+        return Part.LATER if self.fragment.begin else Part.FIRST
 
     @property
     def is_ipv4(self) -> bool:
@@ -117,6 +136,21 @@ class Packet:
         if not self.is_ipv4:
             return False
         return self.tuple.protocol != ICMP or self.headers.icmp_type in (ICMP_ECHO_REPLY, ICMP_ECHO_REQUEST)
+
+    @property
+    def is_error(self) -> bool:
+        """Whether it is an ICMP error, which quotes the packet that it is about."""
+        return self.is_ipv4 and self.tuple.protocol == ICMP and self.headers.icmp_type in ICMP_ERRORS
+
+    @property
+    def makes_flow(self) -> bool:
+        """Whether a first packet like this one may open the way for others.
+
+        A connection that ends, or an answer to what was not asked, is no reason to let the other side in.
+        """
+        if self.tuple.protocol == ICMP:
+            return self.is_flow and self.headers.icmp_type == ICMP_ECHO_REQUEST
+        return self.is_flow and not (self.is_tcp and self.headers.tcp_flags & TCP_RST)
 
     @property
     def is_tcp(self) -> bool:
@@ -164,97 +198,61 @@ def _parse_ipv4(frame: bytes, src_mac: bytes, dst_mac: bytes) -> Packet:
         raise Malformed(DropReason.MALFORMED_IPV4)
     protocol = body[9]
     more, offset = bool(fragment & 0x2000), fragment & 0x1FFF
-    part = Part.LATER if offset else Part.FIRST if more else Part.WHOLE
+    payload = body[header_len:total_len]
+    part = None
+    if more or offset:
+        if not payload or (more and len(payload) % 8) or header_len + offset * 8 + len(payload) > IP_BYTES_MAX:
+            raise Malformed(DropReason.MALFORMED_IPV4)
+        part = Fragment(identification, offset, offset + (len(payload) + 7) // 8, not more)
     headers = Headers(ETH_P_IP, src_mac, dst_mac, dscp=body[1] >> 2)
     ports = (0, 0)
-    if part is not Part.LATER:
-        headers, ports = _parse_transport(protocol, body[header_len:total_len], part, headers)
+    if not offset:
+        headers, ports = _parse_transport(protocol, payload, part is not None, headers)
     return Packet(
         headers=headers,
         tuple=FlowTuple(4, protocol, IPv4Address(body[12:16]), IPv4Address(body[16:20]), *ports),
-        part=part,
         transport=ETHERNET_BYTES + header_len,
-        identification=identification,
+        length=len(payload),
         ttl=body[8],
+        fragment=part,
     )
 
 
-def _parse_transport(protocol: int, payload: bytes, part: Part,
+def _parse_transport(protocol: int, payload: bytes, first: bool,
                      headers: Headers) -> tuple[Headers, tuple[int, int]]:
     """Ports of a transport header, and `headers` completed by what conditions may test in it."""
     bad = Malformed(DropReason.MALFORMED_TRANSPORT)
+    truncated = Malformed(DropReason.FRAGMENT_TINY) if first else bad
     ports = (int.from_bytes(payload[0:2], "big"), int.from_bytes(payload[2:4], "big"))
     if protocol == TCP:
         if len(payload) < 20:
-            raise bad
+            raise truncated
         data_offset = (payload[12] >> 4) * 4
-        if not 20 <= data_offset <= len(payload):
+        if data_offset < 20:
             raise bad
+        if data_offset > len(payload):
+            raise truncated
         return replace(headers, tcp_flags=payload[13]), ports
     if protocol == UDP:
         if len(payload) < 8:
-            raise bad
+            raise truncated
         length = int.from_bytes(payload[4:6], "big")
-        if length < 8 or (part is Part.WHOLE and length > len(payload)):
+        if length < 8 or (not first and length > len(payload)):
             raise bad
         return headers, ports
     if protocol == SCTP:
         if len(payload) < 12:
-            raise bad
+            raise truncated
         return headers, ports
     if protocol == ICMP:
         if len(payload) < 8:
-            raise bad
+            raise truncated
         headers = replace(headers, icmp_type=payload[0], icmp_code=payload[1])
-        if headers.icmp_type in (ICMP_ECHO_REPLY, ICMP_ECHO_REQUEST):
-            identifier = int.from_bytes(payload[4:6], "big")
-            return headers, (identifier, identifier)
-        return headers, (0, 0)
+        identifier = int.from_bytes(payload[4:6], "big")
+        if headers.icmp_type == ICMP_ECHO_REQUEST:
+            return headers, (identifier, 0)
+        return headers, (0, identifier if headers.icmp_type == ICMP_ECHO_REPLY else 0)
     return headers, (0, 0)
-
-
-@dataclass(frozen=True, slots=True)
-class _Known:
-    """What a first fragment told about its packet."""
-
-    src_port: int
-    dst_port: int
-    icmp_type: int
-    icmp_code: int
-
-
-class FragmentTable:
-    """Ports of fragmented packets, by (zone, source, destination, protocol, identification); LRU."""
-
-    def __init__(self, entries: int = FRAGMENT_ENTRIES) -> None:
-        self._entries = entries
-        self._known: OrderedDict[tuple[Zone, IPv4Address, IPv4Address, int, int], _Known] = OrderedDict()
-
-    def resolve(self, zone: Zone, packet: Packet) -> Packet:
-        """The packet with the ports of its first fragment, which this call remembers when it is that one.
-
-        Raises:
-            Malformed: `FRAGMENT_UNKNOWN`, a later fragment of a packet whose first one was not seen.
-        """
-        if packet.part is Part.WHOLE:
-            return packet
-        what, headers = packet.tuple, packet.headers
-        key = (zone, what.src, what.dst, what.protocol, packet.identification)
-        if packet.part is Part.FIRST:
-            self._known[key] = _Known(what.src_port, what.dst_port, headers.icmp_type, headers.icmp_code)
-            self._known.move_to_end(key)
-            if len(self._known) > self._entries:
-                self._known.popitem(last=False)
-            return packet
-        known = self._known.get(key)
-        if known is None:
-            raise Malformed(DropReason.FRAGMENT_UNKNOWN)
-        self._known.move_to_end(key)
-        return replace(
-            packet,
-            tuple=replace(what, src_port=known.src_port, dst_port=known.dst_port),
-            headers=replace(headers, icmp_type=known.icmp_type, icmp_code=known.icmp_code),
-        )
 
 
 def arp_answer(request: bytes, mac: bytes) -> bytes:

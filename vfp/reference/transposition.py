@@ -10,10 +10,11 @@ from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
 from typing import Generic, TypeVar
 
+from vfp.model import Address
 from vfp.reasons import DropReason
 from vfp.reference.packet import ETHERNET_BYTES, ICMP, TCP, UDP, FlowTuple, Packet, Part
 
-T = TypeVar("T", IPv4Address, int)
+T = TypeVar("T", Address, int)
 
 
 class Incomposable(Exception):
@@ -82,9 +83,9 @@ class Change(Generic[T]):
 class Transposition:
     """Everything that happens to a packet's headers. `Transposition()` is the identity."""
 
-    src: Change[IPv4Address] | None = None
-    dst: Change[IPv4Address] | None = None
-    src_port: Change[int] | None = None     # ICMP echo: the identifier, equal to `dst_port`
+    src: Change[Address] | None = None
+    dst: Change[Address] | None = None
+    src_port: Change[int] | None = None     # ICMP echo: the identifier is one of the two
     dst_port: Change[int] | None = None
     src_mac: bytes | None = None
     dst_mac: bytes | None = None
@@ -190,8 +191,9 @@ def _rewrite_addresses(out: bytearray, packet: Packet, by: Transposition) -> Non
 def _rewrite_ports(out: bytearray, packet: Packet, by: Transposition) -> None:
     start, sums = packet.transport, _transport_checksum(out, packet)
     if packet.tuple.protocol == ICMP:
-        if by.src_port is not None:
-            _put(out, start + 4, by.src_port.becomes.to_bytes(2, "big"), sums)
+        identifier = by.src_port or by.dst_port
+        if identifier is not None:
+            _put(out, start + 4, identifier.becomes.to_bytes(2, "big"), sums)
         return
     for offset, change in ((0, by.src_port), (2, by.dst_port)):
         if change is not None:
