@@ -1,4 +1,4 @@
-"""The same cases every time; and the run fails when a test session leaves something behind on the machine (see `tests/leaks.py`)."""
+"""The same generated cases every time; and a run that leaves something on the machine fails (see `tests/leaks.py`)."""
 
 from __future__ import annotations
 
