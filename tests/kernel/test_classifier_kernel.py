@@ -182,6 +182,21 @@ def test_a_change_to_and_fro_stays_an_edit() -> None:
         _check_tidy(setup.datapath)
 
 
+def test_bits_of_the_filter_that_nobody_needs_leave() -> None:
+    rules = tuple(Rule(n, Match(dst=IPv4Network((n << 8, 32)), protocol=6), Deny(), str(n)) for n in range(1, 400))
+    with Setup(4096) as setup:
+        for start in range(0, 3000, 50):
+            extra = (
+                Rule(1000 + n, Match(dst=IPv4Network((n << 16, 32)), protocol=6), Deny(), f"x{n}")
+                for n in range(start, start + 50)
+            )
+            setup.load((*rules, *extra))
+            setup.datapath.sweep()
+        _check_tidy(setup.datapath)
+        _, words = _table(setup.datapath, "filter").lookup_all()
+        assert np.unpackbits(np.ascontiguousarray(words)).sum() < 2 * 450 + 1100
+
+
 def test_a_shape_that_no_mask_fits_gets_its_own_until_there_is_no_room() -> None:
     rules = tuple(Rule(n, Match(dst=IPv4Network((n << 8, 32)), protocol=6), Deny(), str(n)) for n in range(1, 400))
     odd = tuple(

@@ -81,6 +81,7 @@ class _Filter:
         _, rows = table.lookup_all()
         self._words = np.ascontiguousarray(rows).reshape(-1).view(np.uint64).copy()
         self.mask = len(self._words) - 1
+        self.added = 0                                  # keys since `renew`, some of them gone by now
 
     def add(self, keys: Any) -> None:
         """Set the bits of `keys` (uint64)."""
@@ -88,12 +89,14 @@ class _Filter:
         words = self._words[places]
         np.bitwise_or.at(words, inverse, _bits(keys))
         self._write(places, words)
+        self.added += len(keys)
 
     def renew(self, keys: Any) -> None:
         """Have the bits of `keys` and no others."""
         words = np.zeros_like(self._words)
         np.bitwise_or.at(words, self._places(keys), _bits(keys))
         self._write(np.arange(len(words)), words)
+        self.added = len(keys)
 
     def _places(self, keys: Any) -> Any:
         return ((keys >> np.uint64(6)) & np.uint64(self.mask)).astype(np.int64)
@@ -196,6 +199,8 @@ class GroupTable:
         for number, instance in self._instances.items():
             if instance.dead:
                 self._bury(number, instance)
+        if self._filter.added > 2 * self._bucket_count + 1024:
+            self._filter.renew(self._keys())
 
     def _free(self) -> int:
         return min(self._taken.count(0), self._buckets.max_entries - self._bucket_count)
@@ -229,8 +234,12 @@ class GroupTable:
         """A bucket of another group has one of `keys`: by a chance of 2^-64 each, but then it would be overwritten."""
         if len(keys) <= 64:
             return any(self._bucket(key) is not None for key in set(keys.tolist()))
-        there, _ = self._buckets.lookup_all()
-        return bool(np.isin(keys, np.ascontiguousarray(there).reshape(-1).view(np.uint64)).any())
+        return bool(np.isin(keys, self._keys()).any())
+
+    def _keys(self) -> Any:
+        """Key of every bucket."""
+        keys, _ = self._buckets.lookup_all()
+        return np.ascontiguousarray(keys).reshape(-1).view(np.uint64)
 
     def _free_number(self) -> int:
         """A number for an instance, in turn, so that one is not soon used again."""
