@@ -179,8 +179,8 @@ def figures(setup: Setup, rules: tuple[Rule, ...], headers: Sequence[Header]) ->
 
 
 def _decisions(setup: Setup, headers: Sequence[Header]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    """Nanoseconds of each distinct header's first packet."""
-    tests = [Run(frame(header)) for header in dict.fromkeys(headers)]
+    """Nanoseconds of each distinct frame as the first of its flow."""
+    tests = [Run(raw) for raw in dict.fromkeys(map(frame, headers))]
     rounds = []
     for _ in range(ROUNDS + 1):
         setup.forget_flows()

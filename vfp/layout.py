@@ -15,7 +15,7 @@ import numpy as np
 from vfp.model import Address
 
 MAX_STAGES = 32
-MAX_TUPLES = 64
+MAX_TUPLES = 60
 ZONE_SHIFT = 24
 
 _ADDRESS = ("u1", 16)

@@ -28,7 +28,7 @@ SMALL = 32
 """Rules up to which one bucket that is searched from the top beats any hashing."""
 BUCKET_RULES = 24
 """Rules of a bucket before a mask stops taking more; measured (docs/classifier.md)."""
-MAX_MASKS = MAX_TUPLES - 16
+MAX_MASKS = MAX_TUPLES - 12
 """Masks that an arrangement uses; the rest of a group's room is for rules that come later."""
 MAX_RUN = 65535
 """Rules that a bucket can have (struct bucket)."""

@@ -16,7 +16,7 @@ import pytest
 
 import vfp.datapath.groups
 from bench.classbench import Header, frame, perturbed, read_headers, read_rules
-from bench.classifier import Run, Setup, answers
+from bench.classifier import Run, Setup, answers, figures, main
 from vfp.classifier import ALIVE
 from vfp.datapath.engine import Datapath, Limits
 from vfp.datapath.map import BpfMap
@@ -38,6 +38,37 @@ def test_the_engine_gives_every_golden_answer(name: str) -> None:
     rules, headers = read_rules(DATA / f"{name}.gz"), read_headers(DATA / f"{name}.gold.gz")
     with Setup(len(rules)) as setup:
         assert list(answers(setup, rules, headers)) == _golden(name)
+
+
+def test_the_bench_measures_first_packets_that_make_flows() -> None:
+    """Each header in each round goes all the way: afterwards the table has both halves of every pair."""
+    rules, headers = read_rules(DATA / "acl1_1k.gz"), read_headers(DATA / "acl1_1k.gold.gz")
+    with Setup(2 * len(rules)) as setup:
+        result = figures(setup, rules, headers)
+        setup.forget_flows()
+        frames = {frame(header) for header in headers}
+        for raw in frames:
+            setup.run(Run(raw))
+        assert len(setup.datapath.flows()) == 2 * len(frames)
+        assert not any(setup.datapath.drop_counts().values())
+    assert result.rules == len(rules)
+    assert 0 < result.decision_ns_median <= result.decision_ns_p99
+    assert result.build_s > 0 < result.update_ms_median
+    assert result.map_bytes > len(rules) * RULE.itemsize
+
+
+def test_the_command_prints_a_line_a_header(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    headers = tmp_path / "headers"
+    headers.write_text("2954081542 883698240 65535 1350 6\n1 2 3 4 6\n")
+    with patch("sys.argv", ["bench.classifier", str(DATA / "acl1_1k.gz"), str(headers), "--answers"]):
+        assert main() == 0
+    golden = _golden("acl1_1k")[0]
+    first, second = capsys.readouterr().out.split()
+    assert int(first) == golden
+    assert int(second) >= -1
+    with patch("sys.argv", ["bench.classifier", str(headers)]):
+        assert main() == 1
+    assert "line 1" in capsys.readouterr().err
 
 
 def test_a_hundred_thousand_rules_decide_as_the_set_they_are_made_of() -> None:
@@ -149,6 +180,21 @@ def test_a_change_to_and_fro_stays_an_edit() -> None:
             setup.load(rules)
         assert _instances(setup) == before
         _check_tidy(setup.datapath)
+
+
+def test_bits_of_the_filter_that_nobody_needs_leave() -> None:
+    rules = tuple(Rule(n, Match(dst=IPv4Network((n << 8, 32)), protocol=6), Deny(), str(n)) for n in range(1, 400))
+    with Setup(4096) as setup:
+        for start in range(0, 3000, 50):
+            extra = (
+                Rule(1000 + n, Match(dst=IPv4Network((n << 16, 32)), protocol=6), Deny(), f"x{n}")
+                for n in range(start, start + 50)
+            )
+            setup.load((*rules, *extra))
+            setup.datapath.sweep()
+        _check_tidy(setup.datapath)
+        _, words = _table(setup.datapath, "filter").lookup_all()
+        assert np.unpackbits(np.ascontiguousarray(words)).sum() < 2 * 450 + 1100
 
 
 def test_a_shape_that_no_mask_fits_gets_its_own_until_there_is_no_room() -> None:

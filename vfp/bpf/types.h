@@ -5,7 +5,7 @@
 #include <linux/types.h>
 
 #define MAX_STAGES 32		/* groups of all layers of a port, one direction */
-#define MAX_TUPLES 64		/* distinct masks of one group; the compiler merges down to this */
+#define MAX_TUPLES 60		/* masks of one group: an element of `groups` is just under 2 KiB */
 #define NAT_PROBES 64		/* external ports tried for a new binding */
 #define FRAGMENT_RANGES 4	/* parts of a datagram with holes between them */
 

@@ -27,7 +27,8 @@ import numpy as np
 
 from vfp.classifier import CompiledGroup
 from vfp.compile import CompiledPort, Compiler, Tables
-from vfp.datapath.groups import GroupTable, filter_words
+from vfp.datapath.filter import filter_words
+from vfp.datapath.groups import GroupTable
 from vfp.datapath.object import BpfMap, BpfObject, Program
 from vfp.datapath.records import DropEvent, FlowRecord, RuleHits, read_event, read_flows
 from vfp.datapath.ring import RingBuffer

@@ -25,6 +25,7 @@ import numpy as np
 
 from vfp.classifier import ALIVE, CompiledGroup, Edit
 from vfp.datapath.errors import DatapathError
+from vfp.datapath.filter import Filter
 from vfp.datapath.map import BpfMap
 from vfp.errors import TableFull
 from vfp.layout import BUCKET, GROUP, MAX_TUPLES, RULE, TUPLE
@@ -65,57 +66,13 @@ class _Instance:
         return min(self.versions, default=ALIVE - 1)
 
 
-def filter_words(rules: int) -> int:
-    """Words of the filter for a table of `rules`: sixteen to thirty-two bits each, in a power of two."""
-    return 1 << max(6, (rules // 4 - 1).bit_length())
-
-
-class _Filter:
-    """The map `filter`: a bit for each bucket key. A bit without a bucket costs a look-up; a missing one, rules.
-
-    So bits are set before their bucket is written, and cleared only by `renew`, which knows all that are there.
-    """
-
-    def __init__(self, table: BpfMap) -> None:
-        self._table = table
-        _, rows = table.lookup_all()
-        self._words = np.ascontiguousarray(rows).reshape(-1).view(np.uint64).copy()
-        self.mask = len(self._words) - 1
-
-    def add(self, keys: Any) -> None:
-        """Set the bits of `keys` (uint64)."""
-        places, inverse = np.unique(self._places(keys), return_inverse=True)
-        words = self._words[places]
-        np.bitwise_or.at(words, inverse, _bits(keys))
-        self._write(places, words)
-
-    def renew(self, keys: Any) -> None:
-        """Have the bits of `keys` and no others."""
-        words = np.zeros_like(self._words)
-        np.bitwise_or.at(words, self._places(keys), _bits(keys))
-        self._write(np.arange(len(words)), words)
-
-    def _places(self, keys: Any) -> Any:
-        return ((keys >> np.uint64(6)) & np.uint64(self.mask)).astype(np.int64)
-
-    def _write(self, places: Any, words: Any) -> None:
-        changed = words != self._words[places]
-        if changed.any():
-            self._table.update_batch(places[changed].astype(np.uint32), np.ascontiguousarray(words[changed]))
-            self._words[places] = words
-
-
-def _bits(keys: Any) -> Any:
-    return np.uint64(1) << (keys & np.uint64(63))
-
-
 class GroupTable:
     """The maps `groups`, `buckets` and `rules`, and which rules are free."""
 
     def __init__(self, groups: BpfMap, buckets: BpfMap, filter: BpfMap, rules: BpfMap) -> None:
         """Take over what the maps hold."""
         self._groups, self._buckets, self._rules = groups, buckets, rules
-        self._filter = _Filter(filter)
+        self._filter = Filter(filter)
         self._records: dict[int, Any] = {}              # group id -> dtype GROUP
         self._instances: dict[int, _Instance] = {}
         self._retired: dict[int, float] = {}            # group id -> when it was found unused
@@ -196,6 +153,8 @@ class GroupTable:
         for number, instance in self._instances.items():
             if instance.dead:
                 self._bury(number, instance)
+        if self._filter.added > 2 * self._bucket_count + 1024:
+            self._filter.renew(self._keys())
 
     def _free(self) -> int:
         return min(self._taken.count(0), self._buckets.max_entries - self._bucket_count)
@@ -229,8 +188,12 @@ class GroupTable:
         """A bucket of another group has one of `keys`: by a chance of 2^-64 each, but then it would be overwritten."""
         if len(keys) <= 64:
             return any(self._bucket(key) is not None for key in set(keys.tolist()))
-        there, _ = self._buckets.lookup_all()
-        return bool(np.isin(keys, np.ascontiguousarray(there).reshape(-1).view(np.uint64)).any())
+        return bool(np.isin(keys, self._keys()).any())
+
+    def _keys(self) -> Any:
+        """Key of every bucket."""
+        keys, _ = self._buckets.lookup_all()
+        return np.ascontiguousarray(keys).reshape(-1).view(np.uint64)
 
     def _free_number(self) -> int:
         """A number for an instance, in turn, so that one is not soon used again."""
