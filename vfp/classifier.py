@@ -42,6 +42,8 @@ MAX_EDIT = 64
 
 _MAX_COMPARED = 4096                                    # rules whose equality is looked into
 _MODULUS = 1 << 64
+_NO_FAMILY = 0xFF                                       # of a rule whose two addresses can never meet
+
 _CODES: dict[type[Any], ActionCode] = {
     Allow: ActionCode.ALLOW, Deny: ActionCode.DENY, Pass: ActionCode.PASS,
     TranslateSource: ActionCode.TRANSLATE_SOURCE, Untranslate: ActionCode.UNTRANSLATE,
@@ -291,6 +293,7 @@ def _records(layer: str, group: str, rules: Sequence[Rule]) -> npt.NDArray[Any]:
     column(If.ICMP_CODE, [m.icmp_code is not None for m in matches], {"icmp_code": [m.icmp_code or 0 for m in matches]})
     column(If.DSCP, [m.dscp is not None for m in matches], {"dscp": [m.dscp or 0 for m in matches]})
     column(If.ARP_SENDER, [m.arp_sender_is_source for m in matches], {})
+    column(If.ND_SENDER, [m.nd_sender_is_source for m in matches], {})
     flags = [m.tcp_flags or (0, 0) for m in matches]
     column(
         If.TCP_FLAGS, [m.tcp_flags is not None for m in matches],
@@ -307,7 +310,7 @@ def _records(layer: str, group: str, rules: Sequence[Rule]) -> npt.NDArray[Any]:
                 f"{name}_len": [p.prefixlen if p is not None else 0 for p in prefixes],
             },
         )
-    out["family"] = [p.version if (p := m.src or m.dst) is not None else 0 for m in matches]
+    out["family"] = [_family(m) for m in matches]
     for bit, ranges, name in (
         (If.SPORT, [m.src_ports for m in matches], "sport"), (If.DPORT, [m.dst_ports for m in matches], "dport"),
     ):
@@ -329,6 +332,12 @@ def _records(layer: str, group: str, rules: Sequence[Rule]) -> npt.NDArray[Any]:
     return out
 
 
+def _family(match: Match) -> int:
+    """4, 6, 0 for any, or `_NO_FAMILY` when the two addresses can never meet."""
+    versions = {prefix.version for prefix in (match.src, match.dst) if prefix is not None}
+    return _NO_FAMILY if len(versions) == 2 else next(iter(versions), 0)
+
+
 def rewrite_fields(rewrite: Rewrite) -> dict[str, Any]:
     """The fields of struct rewrite."""
     flags = Set(0)
@@ -337,6 +346,7 @@ def rewrite_fields(rewrite: Rewrite) -> dict[str, Any]:
         if address is not None:
             flags |= bit
             fields[name] = pack_address(address)
+            fields[f"{name}_family"] = address.version
     for name, bit, port in (("sport", Set.SPORT, rewrite.src_port), ("dport", Set.DPORT, rewrite.dst_port)):
         if port is not None:
             flags |= bit

@@ -122,7 +122,7 @@ class Compiler:
             "pools": {
                 _u32(pool.id): pack(
                     POOL, address=pack_address(pool.address), uplink=pool.uplink, low=pool.ports.low,
-                    high=pool.ports.high,
+                    high=pool.ports.high, family=pool.address.version,
                 )
                 for pool in state.pools
             },
@@ -186,6 +186,11 @@ def _check_ids(state: EngineState, max_ports: int) -> None:
         if mapping.port not in ports:
             raise CompileError(
                 f"mapping {mapping.external}:{mapping.external_port}: port {mapping.port} does not exist"
+            )
+        if mapping.external.version != mapping.internal.version:
+            raise CompileError(
+                f"mapping {mapping.external}:{mapping.external_port}: internal address {mapping.internal} is not of "
+                f"the same family; a mapping does not translate between IPv4 and IPv6"
             )
 
 
@@ -262,6 +267,7 @@ def _space_entries(space: Space) -> Iterator[tuple[bytes, bytes]]:
     values = np.zeros(len(space.entries), LOCATION)
     keys["space"] = space.id
     for index, (address, location) in enumerate(space.entries):
+        keys["family"][index] = address.version
         keys["address"][index] = np.frombuffer(pack_address(address), np.uint8)
         for name, value in _location(location).items():
             values[name][index] = np.frombuffer(value, np.uint8) if isinstance(value, bytes) else value
@@ -284,7 +290,7 @@ def _mappings(state: EngineState) -> Iterator[tuple[bytes, bytes]]:
     for mapping in state.mappings:
         key = pack(
             MAPPING_KEY, uplink=mapping.uplink, external=pack_address(mapping.external), port=mapping.external_port,
-            protocol=mapping.protocol,
+            protocol=mapping.protocol, family=mapping.external.version,
         )
         yield key, pack(
             MAPPING, internal=pack_address(mapping.internal), port=mapping.port, internal_port=mapping.internal_port

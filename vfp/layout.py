@@ -84,6 +84,7 @@ class If(IntFlag):
     TCP_FLAGS = 1 << 10
     DSCP = 1 << 11
     ARP_SENDER = 1 << 12
+    ND_SENDER = 1 << 13
 
 
 class ActionCode(IntEnum):
@@ -147,20 +148,23 @@ RULE = _struct(
     ("dmac", *_MAC), ("action", "u1"), ("stateless", "u1"), ("dscp", "u1"), ("pad", "u1"),
 )
 REWRITE = _struct(
-    ("src", *_ADDRESS), ("dst", *_ADDRESS), ("sport", ">u2"), ("dport", ">u2"), ("flags", "u2"), ("pad", "u2")
+    ("src", *_ADDRESS), ("dst", *_ADDRESS), ("sport", ">u2"), ("dport", ">u2"), ("flags", "u2"), ("src_family", "u1"),
+    ("dst_family", "u1"),
 )
-SPACE_KEY = _struct(("space", "u4"), ("address", *_ADDRESS))
+SPACE_KEY = _struct(("space", "u4"), ("family", "u1"), ("pad", "u1", 3), ("address", *_ADDRESS))
 LOCATION = _struct(("kind", "u1"), ("mac", *_MAC), ("pad", "u1"), ("port", "u4"), ("vni", "u4"), ("vtep", "u4"))
-POOL = _struct(("address", *_ADDRESS), ("uplink", "u4"), ("low", "u2"), ("high", "u2"))
+POOL = _struct(
+    ("address", *_ADDRESS), ("uplink", "u4"), ("low", "u2"), ("high", "u2"), ("family", "u1"), ("pad", "u1", 3)
+)
 MAPPING_KEY = _struct(
-    ("uplink", "u4"), ("external", *_ADDRESS), ("port", ">u2"), ("protocol", "u1"), ("pad", "u1")
+    ("uplink", "u4"), ("external", *_ADDRESS), ("port", ">u2"), ("protocol", "u1"), ("family", "u1")
 )
 MAPPING = _struct(("internal", *_ADDRESS), ("port", "u4"), ("internal_port", ">u2"), ("pad", "u2"))
 BINDING_KEY = _struct(
-    ("port", "u4"), ("pool", "u4"), ("src", *_ADDRESS), ("sport", ">u2"), ("protocol", "u1"), ("pad", "u1")
+    ("port", "u4"), ("pool", "u4"), ("src", *_ADDRESS), ("sport", ">u2"), ("protocol", "u1"), ("family", "u1")
 )
 BINDING = _struct(("external", *_ADDRESS), ("external_port", ">u2"), ("pad", "u2"))
-EXTERNAL_KEY = _struct(("address", *_ADDRESS), ("port", ">u2"), ("protocol", "u1"), ("pad", "u1"))
+EXTERNAL_KEY = _struct(("address", *_ADDRESS), ("port", ">u2"), ("protocol", "u1"), ("family", "u1"))
 EXTERNAL = _struct(("holder", BINDING_KEY), ("pad", "u4"), ("seen_ns", "u8"))
 HIT_KEY = _struct(("cookie", "u8"), ("port", "u4"), ("pad", "u4"))
 HITS = _struct(("hits", "u8"), ("drops", "u8"))

@@ -44,7 +44,9 @@ class Match:
     """Conditions of a rule; all that are given must hold. `Match()` matches every packet.
 
     For ARP, `src`/`dst` are the sender and target protocol addresses (RFC 826) and `protocol` is the opcode.
-    For ICMP, `icmp_type`/`icmp_code` apply; transport ports do not exist and a port condition cannot hold.
+    For a neighbour solicitation `dst` is the target that is asked for, for an advertisement `src` is the target that it
+    speaks for (RFC 4861): as in ARP, `src` is who speaks and `dst` who is meant.
+    For ICMP and ICMPv6, `icmp_type`/`icmp_code` apply; transport ports do not exist and a port condition cannot hold.
     """
 
     ethertype: int | None = None
@@ -60,6 +62,7 @@ class Match:
     tcp_flags: tuple[int, int] | None = None  # (mask, value): flags & mask == value; TCP only
     dscp: int | None = None                 # 0..63
     arp_sender_is_source: bool = False      # ARP sender hardware address equals the Ethernet source
+    nd_sender_is_source: bool = False       # ND speaks for its sender only: link-layer address, and NA's source
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,14 +104,14 @@ class Forward:
 
 @dataclass(frozen=True, slots=True)
 class ToUplink:
-    """Send by the host's routing table through an uplink; TTL is decremented (RFC 1812 5.3.1)."""
+    """Send by the host's routing table through an uplink; TTL or hop limit is decremented (RFC 1812 5.3.1)."""
 
     uplink: int
 
 
 @dataclass(frozen=True, slots=True)
 class AnswerArp:
-    """Answer an ARP request from `space` on the spot; anything else in ARP is dropped."""
+    """Answer an ARP request or a neighbour solicitation from `space` on the spot; anything else is dropped."""
 
     space: int
 

@@ -30,3 +30,5 @@ class DropReason(IntEnum):
     TOO_MANY_STEPS = 21         # a bound of the engine was hit (groups, tuples)
     FRAGMENT_TINY = 22          # a first fragment without its whole header, or TCP at offset 1 (RFC 1858, RFC 7112)
     FRAGMENT_OVERLAP = 23       # a fragment over one already seen, past the end, or with too many holes before it
+    MALFORMED_IPV6 = 24         # version, payload length, or a wrong, truncated or overlong chain of extension headers
+    MALFORMED_ND = 25           # a neighbour solicitation or advertisement that RFC 4861 7.1 tells to discard

@@ -39,8 +39,8 @@ class Flow:
 
     zone: int
     protocol: int
-    src: IPv4Address
-    dst: IPv4Address
+    src: str
+    dst: str
     src_port: int
     dst_port: int
     reply: bool
@@ -101,7 +101,7 @@ class ReferenceBackend:
 
     def flows(self) -> list[Flow]:
         return sorted(
-            Flow(int(view.key.zone), view.key.tuple.protocol, view.key.tuple.src, view.key.tuple.dst,
+            Flow(int(view.key.zone), view.key.tuple.protocol, str(view.key.tuple.src), str(view.key.tuple.dst),
                  view.key.tuple.src_port, view.key.tuple.dst_port, view.reply, view.state.value, view.packets,
                  view.bytes, self._place(view.transposition.exit))
             for view in self.engine.flows(0.0))
@@ -195,11 +195,9 @@ class BpfBackend:
         for record in self._datapath.flows():
             by_link = record.place in ("port", "uplink")
             where = (record.place, record.ifindex if by_link else record.vni, record.vtep)
-            assert isinstance(record.src, IPv4Address)
-            assert isinstance(record.dst, IPv4Address)
             flows.append(Flow(
-                int(record.zone_kind) << 24 | record.zone, record.protocol, record.src, record.dst, record.src_port,
-                record.dst_port, record.reply, record.state, record.packets, record.bytes, where))
+                int(record.zone_kind) << 24 | record.zone, record.protocol, str(record.src), str(record.dst),
+                record.src_port, record.dst_port, record.reply, record.state, record.packets, record.bytes, where))
         return sorted(flows)
 
     def drop_counts(self) -> Counter[DropReason]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any
 
 from hypothesis import strategies as st
 
 from vfp.model import (
     Action,
+    Address,
     Allow,
     AnswerArp,
     Deny,
@@ -50,6 +51,7 @@ TUNNEL_IFINDEX = 99
 INSIDE = tuple(IPv4Address(f"10.1.0.{n}") for n in range(1, 7))
 GATEWAY = IPv4Address("10.1.0.254")
 EXTERNAL = (IPv4Address("198.51.100.1"), IPv4Address("198.51.100.2"))
+EXTERNAL_6 = IPv6Address("2001:db8::198.51.100.1")
 WORLD = (IPv4Address("203.0.113.1"), IPv4Address("203.0.113.2"))
 ADDRESSES = (*INSIDE, GATEWAY, *EXTERNAL, *WORLD, IPv4Address(0))
 VTEPS = (IPv4Address("172.31.0.2"), IPv4Address("172.31.0.3"))
@@ -57,6 +59,25 @@ PREFIXES = tuple(IPv4Network(text) for text in (
     "0.0.0.0/0", "10.1.0.0/24", "10.1.0.0/30", "10.1.0.4/30", "198.51.100.0/24", "203.0.113.0/24", "203.0.113.1/32",
     "10.1.0.1/32", "10.1.0.2/32", "10.1.0.3/32", "0.0.0.0/32"))
 
+_SIX = int(IPv6Address("2001:db8::"))
+
+
+def six(address: IPv4Address) -> IPv6Address:
+    """The IPv6 twin of an address of this universe."""
+    return IPv6Address(_SIX | int(address)) if int(address) else IPv6Address(0)
+
+
+def four(address: Address) -> IPv4Address:
+    """The IPv4 twin."""
+    return address if isinstance(address, IPv4Address) else IPv4Address(int(address) & 0xFFFFFFFF)
+
+
+def _six_prefix(prefix: IPv4Network) -> IPv6Network:
+    return IPv6Network((six(prefix.network_address), 96 + prefix.prefixlen if prefix.prefixlen else 0))
+
+
+INSIDE_6 = tuple(six(address) for address in INSIDE)
+PREFIXES_6 = tuple(_six_prefix(prefix) for prefix in PREFIXES)
 MACS = {number: bytes.fromhex(f"02000000000{number}") for number in (*PORT_IDS, 5, 6)}
 GATEWAY_MAC = bytes.fromhex("0200000000fe")
 BROADCAST = b"\xff" * 6
@@ -66,6 +87,7 @@ TRANSPORT_PORTS = (0, 53, 80, 1000, 1001, 8080, 20000, 20001, 20003, 65535)
 RANGES = tuple(PortRange(low, high) for low, high in (
     (80, 80), (53, 80), (1000, 1001), (0, 65535), (20000, 20003), (1001, 8080), (65535, 65535)))
 PROTOCOLS = (1, 6, 17, 47, 132)
+PROTOCOLS_6 = (58, 50, 59)
 ETHERTYPES = (0x0800, 0x0806, 0x86DD)
 FLAG_TESTS = ((0x12, 0x02), (0x10, 0x10), (0x04, 0x04), (0x02, 0x00), (0, 0))
 
@@ -79,16 +101,17 @@ def matches(draw: st.DrawFn) -> Match:
         "ethertype": pick(ETHERTYPES),
         "src_mac": pick(ALL_MACS),
         "dst_mac": pick(ALL_MACS),
-        "src": pick(PREFIXES),
-        "dst": pick(PREFIXES),
-        "protocol": pick((*PROTOCOLS, 0, 2)),
+        "src": pick((*PREFIXES, *PREFIXES_6)),
+        "dst": pick((*PREFIXES, *PREFIXES_6)),
+        "protocol": pick((*PROTOCOLS, *PROTOCOLS_6, 0, 2)),
         "src_ports": pick(RANGES),
         "dst_ports": pick(RANGES),
-        "icmp_type": pick((0, 8, 3, 13)),
+        "icmp_type": pick((0, 8, 3, 13, 128, 129, 1, 2, 135, 136)),
         "icmp_code": pick((0, 1)),
         "tcp_flags": pick(FLAG_TESTS),
         "dscp": pick((0, 10, 46)),
         "arp_sender_is_source": st.just(True),
+        "nd_sender_is_source": st.just(True),
     }
     names = draw(st.lists(pick(sorted(fields)), max_size=3, unique=True))
     return Match(**{name: draw(fields[name]) for name in names})
@@ -96,8 +119,8 @@ def matches(draw: st.DrawFn) -> Match:
 
 rewrites = st.builds(
     Rewrite,
-    src=st.none() | pick(INSIDE[:4]),
-    dst=st.none() | pick((*INSIDE[:4], WORLD[0])),
+    src=st.none() | pick((*INSIDE[:4], *INSIDE_6[:4])),
+    dst=st.none() | pick((*INSIDE[:4], WORLD[0], *INSIDE_6[:4])),
     src_port=st.none() | pick((1001, 20001)),
     dst_port=st.none() | pick((80, 8080)),
 )
@@ -175,10 +198,16 @@ def layers(draw: st.DrawFn, name: str) -> Layer:
 
 def guard(number: int) -> Layer:
     """Only as itself: what keeps random packets honest, and a realistic first layer."""
-    own = IPv4Network(INSIDE[number - 1])
+    own, own_6 = IPv4Network(INSIDE[number - 1]), IPv6Network(INSIDE_6[number - 1])
     return Layer("guard", (Group("guard", (
         Rule(0, Match(ethertype=0x0800, src_mac=MACS[number], src=own), Allow(), "ip"),
         Rule(1, Match(ethertype=0x0806, src_mac=MACS[number], src=own, arp_sender_is_source=True), Allow(), "arp"),
+        Rule(2, Match(ethertype=0x86DD, src_mac=MACS[number], protocol=58, icmp_type=135, nd_sender_is_source=True),
+             Allow(), "asks"),
+        Rule(3, Match(ethertype=0x86DD, src_mac=MACS[number], protocol=58, icmp_type=136, src=own_6,
+                      nd_sender_is_source=True), Allow(), "tells"),
+        Rule(4, Match(protocol=58, icmp_type=136), Deny(), "lies"),
+        Rule(5, Match(ethertype=0x86DD, src_mac=MACS[number], src=own_6), Allow(), "ipv6"),
     )),), (), Deny(), Allow())
 
 
@@ -187,6 +216,8 @@ def overlay_tail(vni: int) -> tuple[Layer, ...]:
     return (Layer("vnet", (Group("vnet", (
         Rule(0, Match(ethertype=0x0806), AnswerArp(vni), "arp"),
         Rule(1, Match(dst=IPv4Network("10.1.0.0/24")), Forward(vni), "forward"),
+        Rule(2, Match(protocol=58, icmp_type=135), AnswerArp(vni), "nd"),
+        Rule(3, Match(dst=PREFIXES_6[1]), Forward(vni), "forward 6"),
     )),), (), Deny(), Allow()),)
 
 
@@ -197,12 +228,16 @@ def nat_tail(pool: int, uplink: int) -> tuple[Layer, ...]:
         Layer("nat", (Group("nat", (
             Rule(0, Match(ethertype=0x0806), Allow(), "arp"),
             Rule(1, Match(dst=inside), Allow(), "inside"),
-            Rule(2, Match(), TranslateSource(pool), "translate"),
+            Rule(3, Match(protocol=58, icmp_type=135), Allow(), "nd"),
+            Rule(4, Match(dst=PREFIXES_6[1]), Allow(), "inside 6"),
+            Rule(5, Match(), TranslateSource(pool), "translate"),
         )),), (Group("nat", (Rule(0, Match(), Untranslate(), "untranslate"),)),), Deny(), Allow()),
         Layer("vnet", (Group("vnet", (
             Rule(0, Match(ethertype=0x0806), AnswerArp(NAT_SPACE), "arp"),
             Rule(1, Match(dst=inside), Forward(NAT_SPACE), "forward"),
-            Rule(2, Match(), ToUplink(uplink), "out"),
+            Rule(2, Match(protocol=58, icmp_type=135), AnswerArp(NAT_SPACE), "nd"),
+            Rule(3, Match(dst=PREFIXES_6[1]), Forward(NAT_SPACE), "forward 6"),
+            Rule(4, Match(), ToUplink(uplink), "out"),
         )),), (), Deny(), Allow()),
     )
 
@@ -243,21 +278,22 @@ def spaces(draw: st.DrawFn, id: int) -> Space:
         place = draw(places(address))
         if isinstance(place, Remote) and id in VNIS and draw(pick((True, True, False))):
             place = replace(place, vni=id)
-        entries.append((address, place))
+        entries += [(address, place), (six(address), place)]
     return Space(id, tuple(entries))
 
 
 def pools(id: int) -> st.SearchStrategy[Pool]:
     """Small enough to run out."""
     ranges = pick((PortRange(20001, 20001), PortRange(20002, 20003), PortRange(20000, 20003), PortRange(20000, 20099)))
-    return st.builds(Pool, st.just(id), pick(UPLINKS), pick(EXTERNAL), ranges)
+    return st.builds(Pool, st.just(id), pick(UPLINKS), pick((*EXTERNAL, EXTERNAL_6)), ranges)
 
 
 def mappings(ports: tuple[int, ...]) -> st.SearchStrategy[tuple[Mapping, ...]]:
     """Fixed inbound translations to ports that exist."""
-    one = st.builds(
-        Mapping, uplink=pick(UPLINKS), protocol=pick((6, 17)), external=pick(EXTERNAL),
-        external_port=pick((80, 8080, 20000)), port=pick(ports), internal=pick(INSIDE), internal_port=pick((80, 53)))
+    one = pick((EXTERNAL, (EXTERNAL_6,))).flatmap(lambda external: st.builds(
+        Mapping, uplink=pick(UPLINKS), protocol=pick((6, 17)), external=pick(external),
+        external_port=pick((80, 8080, 20000)), port=pick(ports),
+        internal=pick(INSIDE_6 if external[0].version == 6 else INSIDE), internal_port=pick((80, 53))))
     return st.lists(one, max_size=4, unique_by=lambda m: (m.uplink, m.protocol, m.external, m.external_port)).map(tuple)
 
 
@@ -296,8 +332,9 @@ def changes(draw: st.DrawFn, state: EngineState, plain: bool = False) -> EngineS
     if what in ("place", "unplace"):
         space = draw(pick(state.spaces))
         address = draw(pick((*INSIDE, GATEWAY)))
+        address = draw(pick((address, six(address))))
         kept = tuple(entry for entry in space.entries if entry[0] != address)
-        entries = (*kept, (address, draw(places(address)))) if what == "place" else kept
+        entries = (*kept, (address, draw(places(four(address))))) if what == "place" else kept
         return replace(state, spaces=tuple(Space(s.id, entries) if s.id == space.id else s for s in state.spaces))
     if what == "pool":
         id = draw(pick(POOLS))

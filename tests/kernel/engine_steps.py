@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 
 from engine_frames import (
     ACK,
@@ -16,10 +16,11 @@ from engine_frames import (
     TCP,
     UDP,
     ArpFrame,
-    Ipv4Frame,
+    IpFrame,
     icmp_error,
+    nd_frame,
     read_first,
-    read_ipv4,
+    read_ip,
 )
 from engine_states import (
     ADDRESSES,
@@ -38,12 +39,14 @@ from engine_states import (
     VTEPS,
     WORLD,
     changes,
+    four,
     pick,
+    six,
     states,
 )
 from hypothesis import strategies as st
 
-from vfp.model import EngineState, HostStack, LocalPort, Location, Mapping, Remote, Space
+from vfp.model import Address, EngineState, HostStack, LocalPort, Location, Mapping, Remote, Space
 from vfp.reference import Engine, Hook, Result, Verdict
 
 HOMES: tuple[Location, ...] = (
@@ -100,7 +103,7 @@ class Complain:
     kind: int
     code: int
     quoted_bytes: int
-    source: IPv4Address | None = None
+    source: IPv4Address | None = None       # or its twin
     to: IPv4Address | None = None           # not who sent it
 
 
@@ -144,8 +147,8 @@ def one_in(n: int) -> st.SearchStrategy[bool]:
 
 @st.composite
 def _ipv4(draw: st.DrawFn, src: st.SearchStrategy[IPv4Address], dst: st.SearchStrategy[IPv4Address],
-          src_mac: st.SearchStrategy[bytes], dst_mac: st.SearchStrategy[bytes]) -> Ipv4Frame:
-    return Ipv4Frame(
+          src_mac: st.SearchStrategy[bytes], dst_mac: st.SearchStrategy[bytes]) -> IpFrame:
+    return IpFrame(
         src_mac=draw(src_mac), dst_mac=draw(dst_mac), src=draw(src), dst=draw(dst),
         protocol=draw(pick((TCP, TCP, TCP, UDP, UDP, ICMP, *PROTOCOLS))),
         src_port=draw(pick(TRANSPORT_PORTS)), dst_port=draw(pick(TRANSPORT_PORTS)),
@@ -156,7 +159,7 @@ def _ipv4(draw: st.DrawFn, src: st.SearchStrategy[IPv4Address], dst: st.SearchSt
 
 
 @st.composite
-def _odd(draw: st.DrawFn, frame: Ipv4Frame) -> bytes:
+def _odd(draw: st.DrawFn, frame: IpFrame) -> bytes:
     """Legal, but not what one sees every day: fragments, options, padding."""
     what = draw(pick(("first", "first", "later", "later", "later", "options", "padding", "fragment with options")))
     if what in ("first", "later", "fragment with options"):
@@ -170,7 +173,8 @@ def _odd(draw: st.DrawFn, frame: Ipv4Frame) -> bytes:
             units = draw(pick((1, 1, 2, 5))) if later else 4
             frame = replace(frame, payload=bytes(units * 8 - head % 8))
     if what in ("options", "fragment with options"):
-        frame = replace(frame, options_words=draw(pick((1, 10))))
+        frame = replace(frame, options_words=draw(pick((1, 10))), extensions=draw(pick(_EXTENSIONS)),
+                        fragment_header=draw(one_in(4)))
     if what == "padding":
         frame = replace(frame, padding=bytes(draw(pick((1, 18)))))
     return frame.build()
@@ -214,10 +218,45 @@ def _arp(draw: st.DrawFn, number: int) -> bytes:
 
 
 @st.composite
+def _nd(draw: st.DrawFn, number: int) -> bytes:
+    mac = draw(pick((MACS[number], MACS[number], *ALL_MACS)))
+    kind = draw(pick((135, 135, 135, 136)))
+    source = draw(pick((*(INSIDE[number - 1],) * 6, IPv4Address(0), IPv4Address(0), *ADDRESSES)))
+    target = six(draw(pick((*INSIDE, *INSIDE, GATEWAY, WORLD[0]))))
+    group = IPv6Address(_SOLICITED_NODE | int(target) & 0xFFFFFF)
+    given = draw(pick((mac, mac, mac, MACS[1])))
+    option = bytes([1 if kind == 135 else 2, 1]) + given
+    other = bytes((14, 1)) + bytes(6)
+    options = [b"", option, option, option + other, other] if int(source) else [b"", b"", b"", other, option]
+    if draw(one_in(10)):
+        options = [option[:7], bytes(8), option * 9]
+    to = (group,) * 6 + ((target, ALL_NODES) if int(source) else (target,))
+    return nd_frame(
+        mac, draw(pick((b"\x33\x33" + group.packed[12:], GATEWAY_MAC))), six(source), draw(pick(to)), kind=kind,
+        flags=draw(pick((0, 0, 0x20, 0x60))), target=draw(pick((target,) * 12 + (ALL_NODES,))),
+        hops=draw(pick((255,) * 15 + (64,))), options=draw(pick(options)))
+
+
+_EXTENSIONS: tuple[tuple[tuple[int, bytes], ...], ...] = (
+    ((0, bytes(7)),), ((60, bytes(7)),), ((60, b"\1" + bytes(14)), (43, bytes(7))),
+    ((43, bytes((0, 0, 1)) + bytes(4)),),
+    ((43, bytes((0, 4, 1)) + bytes(4)),), ((51, b"\4" + bytes(22)),), ((60, bytes(7)), (0, bytes(7))),
+    ((0, bytes(7)), (60, bytes(7)), (43, bytes(7)), (51, b"\1" + bytes(10))), ((60, bytes(7)),) * 8,
+    ((60, bytes(7)),) * 9, ((60, b"\xff" + bytes(6)),), ((44, bytes(7)),), ((44, bytes(7)), (44, bytes(7))),
+)
+_SOLICITED_NODE = int(IPv6Address("ff02::1:ff00:0"))
+ALL_NODES = IPv6Address("ff02::1")
+
+
+def _world(mapping: Mapping) -> st.SearchStrategy[Address]:
+    return pick(tuple(six(address) for address in WORLD) if mapping.external.version == 6 else WORLD)
+
+
+@st.composite
 def _mapped(draw: st.DrawFn, mapping: Mapping) -> Send:
     """From the world to what a mapping offers there."""
-    frame = Ipv4Frame(
-        src_mac=GATEWAY_MAC, dst_mac=BROADCAST, src=draw(pick(WORLD)), dst=mapping.external,
+    frame = IpFrame(
+        src_mac=GATEWAY_MAC, dst_mac=BROADCAST, src=draw(_world(mapping)), dst=mapping.external,
         protocol=mapping.protocol, src_port=draw(pick(TRANSPORT_PORTS)), dst_port=mapping.external_port,
         tcp_flags=draw(pick(FLAGS)), ttl=draw(pick((64, 64, 64, 1))))
     data = draw(_odd(frame)) if draw(one_in(6)) else frame.build()
@@ -230,12 +269,12 @@ def _encapsulated(draw: st.DrawFn, state: EngineState) -> tuple[
     """VNI, outer source, and inner addresses that a tunnel may bring, mostly those that the space knows."""
     number, vtep = draw(pick((*VNIS * 4, 300))), draw(pick(VTEPS))
     entries = next((space.entries for space in state.spaces if space.id == number), ())
-    remotes = [(address, place) for address, place in entries if isinstance(place, Remote)]
-    locals_ = [address for address, place in entries if isinstance(place, LocalPort)]
+    entries = tuple(entry for entry in entries if isinstance(entry[0], IPv4Address))
+    remotes = [(four(address), place) for address, place in entries if isinstance(place, Remote)]
+    locals_ = [four(address) for address, place in entries if isinstance(place, LocalPort)]
     if not remotes or not locals_ or draw(one_in(6)):
         return number, vtep, pick(INSIDE), pick(INSIDE)
     source, place = draw(pick(remotes))
-    assert isinstance(source, IPv4Address)
     return number, vtep if draw(one_in(8)) else place.vtep, st.just(source), pick(locals_)
 
 
@@ -265,9 +304,11 @@ def sends(draw: st.DrawFn, state: EngineState) -> Send:
     if anything:
         src, dst, macs = every, every, (pick(ALL_MACS), pick(ALL_MACS))
     if draw(one_in(8)):
-        frame = draw(_arp(own))
+        frame = draw(_nd(own)) if draw(st.booleans()) else draw(_arp(own))
     else:
         packet = draw(_ipv4(src, dst, *macs))
+        if draw(one_in(3)):
+            packet = replace(packet, src=six(packet.src), dst=six(packet.dst))
         frame = draw(_odd(packet)) if draw(one_in(6)) else packet.build()
     if draw(one_in(10)):
         frame = draw(_hostile(frame))
@@ -278,7 +319,7 @@ def sends(draw: st.DrawFn, state: EngineState) -> Send:
 def _first_fragment(draw: st.DrawFn, state: EngineState) -> Send | None:
     """A frame that anything may be a later fragment of: 6 units, if it is not TCP with options."""
     send = draw(sends(state))
-    read = read_ipv4(send.frame)
+    read = read_ip(send.frame)
     if read is None:
         return None
     head = {TCP: 20, SCTP: 12}.get(read.protocol, 8)
@@ -325,6 +366,15 @@ def histories(draw: st.DrawFn, *, timed: bool = False, max_steps: int = 16) -> H
     return History(first, tuple(steps))
 
 
+@st.composite
+def neighbours(draw: st.DrawFn) -> History:
+    """A host whose endpoints look for each other, in ARP and in neighbour discovery."""
+    state = draw(states(plain=True))
+    numbers = draw(st.lists(pick([port.id for port in state.ports]), min_size=3, max_size=8))
+    return History(state, tuple(
+        Send(Hook.PORT_OUT, number, draw(_arp(number) if draw(one_in(4)) else _nd(number))) for number in numbers))
+
+
 class Player:
     """Turns steps into frames: it remembers what the reference made of the ones before."""
 
@@ -355,7 +405,7 @@ class Player:
     def state_of(self, step: Rehome) -> EngineState:
         """The policy after a step that changes it."""
         state = self._engine.state
-        packet = read_ipv4(self._past[-1 - step.back % len(self._past)][0].frame) if self._past else None
+        packet = read_ip(self._past[-1 - step.back % len(self._past)][0].frame) if self._past else None
         if packet is None:
             return state
         spaces = tuple(
@@ -365,13 +415,16 @@ class Player:
         return replace(state, spaces=spaces)
 
     def _answer(self, send: Send, result: Result, step: Answer | Complain) -> Send | None:
-        left = read_ipv4(result.frame)
+        left = read_ip(result.frame)
         if left is None or result.verdict in (Verdict.DROP, Verdict.REPLY):
             return None
         if isinstance(step, Answer):
             return self._back(send, result, left.answer(step.tcp_flags).build(), step.other_vtep)
+        source, to = step.source, step.to
+        if left.src.version == 6:
+            source, to = source and six(source), to and six(to)
         return self._back(send, result, icmp_error(
-            result.frame, step.source or left.dst, step.kind, step.code, step.quoted_bytes, step.to or left.src))
+            result.frame, source or left.dst, step.kind, step.code, step.quoted_bytes, to or left.src))
 
     def _back(self, send: Send, result: Result, frame: bytes, other_vtep: bool = False) -> Send | None:
         """A frame that comes from where an earlier one went."""
@@ -393,19 +446,20 @@ class Player:
                 return Send(Hook.PORT_OUT, send.number, frame[:6] + mac + frame[12:])
 
 
-def _continued(first: Ipv4Frame, step: Continue) -> bytes:
+def _continued(first: IpFrame, step: Continue) -> bytes:
     return replace(first, fragment_offset=step.at, more_fragments=not step.last, payload=bytes(8 * step.units)).build()
 
 
 def _varied(frame: bytes, step: Again) -> bytes:
     """A whole packet without options, with other flags and source port (and a checksum that no engine verifies)."""
-    read = read_ipv4(frame)
-    if read is None or frame[14] != 0x45 or read.protocol not in (TCP, UDP):
+    read = read_ip(frame)
+    if read is None or frame[14] not in (0x45, 0x60) or read.protocol not in (TCP, UDP):
         return frame
+    at = 54 if read.src.version == 6 else 34
     if step.source_port is not None:
-        frame = frame[:34] + step.source_port.to_bytes(2, "big") + frame[36:]
-    if read.protocol == TCP and len(frame) >= 54:
-        frame = frame[:47] + bytes([step.tcp_flags]) + frame[48:]
+        frame = frame[:at] + step.source_port.to_bytes(2, "big") + frame[at + 2:]
+    if read.protocol == TCP and len(frame) >= at + 20:
+        frame = frame[:at + 13] + bytes([step.tcp_flags]) + frame[at + 14:]
     return frame
 
 

@@ -6,7 +6,7 @@
  */
 #pragma once
 
-#include "packet.h"
+#include "parse.h"
 
 struct search {
 	struct scratch *s;
@@ -68,7 +68,7 @@ static __always_inline int rule_matches(const struct rule *r, const struct heade
 		if (!h->has_ports || port < r->dport_low || port > r->dport_high)
 			return 0;
 	}
-	if (conditions & (IF_ICMP_TYPE | IF_ICMP_CODE) && (h->key.family != 4 || cur->protocol != IPPROTO_ICMP))
+	if (conditions & (IF_ICMP_TYPE | IF_ICMP_CODE) && !is_icmp(h->key.family, cur->protocol))
 		return 0;
 	if (conditions & IF_ICMP_TYPE && r->icmp_type != h->icmp_type)
 		return 0;
@@ -84,6 +84,8 @@ static __always_inline int rule_matches(const struct rule *r, const struct heade
 	if (conditions & IF_DMAC && !same_mac(r->dmac, h->dmac))
 		return 0;
 	if (conditions & IF_ARP_SENDER && !h->arp_sender_is_source)
+		return 0;
+	if (conditions & IF_ND_SENDER && !h->nd_sender_is_source)
 		return 0;
 	return 1;
 }

@@ -23,7 +23,7 @@ static __always_inline int decide_from_port(struct scratch *s, __u32 number)
 static __always_inline int decide_from_overlay(struct scratch *s, __u32 vni)
 {
 	struct decision *d = &s->d;
-	struct space_key key = {.space = vni, .address = s->h.key.src};
+	struct space_key key = {.space = vni, .family = address_family(&s->h.key), .address = s->h.key.src};
 	struct location *location = bpf_map_lookup_elem(&spaces, &key);
 
 	if (!location || location->kind != LOCATION_REMOTE)
@@ -47,6 +47,7 @@ static __always_inline int decide_from_uplink(struct scratch *s, __u32 uplink)
 		.external = s->h.key.dst,
 		.port = s->h.key.dport,
 		.protocol = s->h.key.protocol,
+		.family = s->h.key.family,
 	};
 	struct mapping *mapping = s->h.has_ports ? bpf_map_lookup_elem(&mappings, &key) : 0;
 
@@ -173,7 +174,7 @@ static __always_inline int forward_out(struct scratch *s, __u32 *reply_zone)
 		s->reply.from_vtep = d->place.vtep;
 		return to_tunnel(t, &d->place);
 	case PLACE_UPLINK:
-		if (s->h.key.family != 4)
+		if (!s->h.key.family || s->h.nd)
 			return NO_ROUTE;
 		*reply_zone = MAKE_ZONE(ZONE_UPLINK, d->uplink);
 		return to_uplink(t, d->uplink);

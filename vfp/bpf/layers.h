@@ -33,7 +33,7 @@ static __always_inline void count_hit(__u32 port, __u64 cookie, int dropped)
 
 static __always_inline int find_place(struct scratch *s, __u32 space)
 {
-	struct space_key key = {.space = space, .address = s->d.cur.dst};
+	struct space_key key = {.space = space, .family = address_family(&s->d.cur), .address = s->d.cur.dst};
 	struct location *location = bpf_map_lookup_elem(&spaces, &key);
 
 	if (!location || location->kind == LOCATION_VIRTUAL)
@@ -54,14 +54,15 @@ static __always_inline int find_place(struct scratch *s, __u32 space)
 	return ENGINE_ERROR;
 }
 
-/* A port is not told that its own address is taken (RFC 5227). */
+/* A port is not told that its own address is taken (RFC 5227, RFC 4862 5.4). */
 static __always_inline int answer_arp(struct scratch *s, __u32 space, __u32 port)
 {
-	struct space_key key = {.space = space, .address = s->d.cur.dst};
+	struct space_key key = {.space = space, .family = address_family(&s->d.cur), .address = s->d.cur.dst};
 	struct location *location;
+	int asks = s->h.nd ? s->h.icmp_type == ND_SOLICITATION :
+			     s->h.ethertype == ETH_P_ARP && s->h.key.protocol == 1;
 
-	if (s->h.ethertype != ETH_P_ARP || s->h.key.protocol != 1 ||
-	    same_address(&s->d.cur.src, &s->d.cur.dst))
+	if (!asks || same_address(&s->d.cur.src, &s->d.cur.dst))
 		return ARP_UNANSWERED;
 	location = bpf_map_lookup_elem(&spaces, &key);
 	if (!location || (location->kind == LOCATION_PORT && location->port == port))
@@ -80,6 +81,9 @@ static __always_inline int rewrite(struct scratch *s, __u64 id)
 	if (!to)
 		return ENGINE_ERROR;
 	/* SCTP's CRC32c covers its ports and cannot be mended in place; ICMP and the rest have none. */
+	if (s->h.nd || (to->flags & SET_SRC && to->src_family != cur->family) ||
+	    (to->flags & SET_DST && to->dst_family != cur->family))
+		return NAT_UNSUPPORTED;
 	if (!cur->family || (to->flags & (SET_SPORT | SET_DPORT) &&
 			     cur->protocol != IPPROTO_TCP && cur->protocol != IPPROTO_UDP))
 		return NAT_UNSUPPORTED;

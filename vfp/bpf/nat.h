@@ -28,6 +28,8 @@ static __always_inline __u32 binding_hash(const struct binding_key *key)
 	hash = fnv1a(hash, &key->port, 4);
 	hash = fnv1a(hash, &key->protocol, 1);
 	hash = fnv1a(hash, &key->src, 4);
+	if (key->family == 6)
+		hash = fnv1a(hash, &key->src.w[1], 12);
 	return fnv1a(hash, &key->sport, 2);
 }
 
@@ -65,10 +67,8 @@ static __always_inline int is_translatable(const struct scratch *s)
 	case IPPROTO_TCP:
 	case IPPROTO_UDP:
 		return s->h.tracked;
-	case IPPROTO_ICMP:
-		return s->h.tracked && s->h.icmp_type == ICMP_ECHO;
 	}
-	return 0;
+	return is_echo_request(&s->h);
 }
 
 /* Rewrite the source of `d->cur`. Returns a drop reason. */
@@ -86,14 +86,16 @@ static __always_inline int translate_source(struct scratch *s, __u32 port, __u32
 	pool = bpf_map_lookup_elem(&pools, &pool_id);
 	if (!pool || pool->high < pool->low)
 		return ENGINE_ERROR;
+	if (pool->family != d->cur.family)
+		return NAT_UNSUPPORTED;
 	key->port = port;
 	key->pool = pool_id;
 	key->src = d->cur.src;
 	key->sport = d->cur.sport;
 	key->protocol = d->cur.protocol;
-	key->pad = 0;
+	key->family = d->cur.family;
 	s->external.protocol = key->protocol;
-	s->external.pad = 0;
+	s->external.family = key->family;
 	known = bpf_map_lookup_elem(&bindings, key);
 	if (known) {
 		wanted = bpf_ntohs(known->external_port);

@@ -31,9 +31,11 @@ struct headers {
 	__u8 icmp_type;
 	__u8 icmp_code;
 	__u8 arp_sender_is_source;
+	__u8 nd;		/* neighbour solicitation or advertisement */
+	__u8 nd_sender_is_source;
 	__u8 has_ports;		/* TCP, UDP, SCTP */
 	__u8 tracked;		/* may have a flow */
-	__u8 pad;
+	__u8 pad[3];
 };
 
 struct decision {
@@ -71,6 +73,7 @@ struct scratch {
 	__u16 length;			/* bytes from there to the end of the IP packet */
 	__u8 ttl;
 	__u8 fragment_kind;
+	__u8 fragmented;		/* IPv6: there is a fragment header */
 	__u8 error;			/* enum error_kind */
 	__u8 single;			/* the flow just stored has one half */
 	__u8 probe;			/* run by BPF_PROG_TEST_RUN: report in skb->cb */
@@ -100,6 +103,12 @@ static __always_inline struct scratch *scratch(void)
 	__u32 zero = 0;
 
 	return bpf_map_lookup_elem(&scratches, &zero);
+}
+
+/* Of the addresses: an ARP tuple carries IPv4 ones, and what has none has those of nobody. */
+static __always_inline __u8 address_family(const struct flow_key *key)
+{
+	return key->family == 6 ? 6 : 4;
 }
 
 static __always_inline int same_mac(const __u8 *a, const __u8 *b)

@@ -8,6 +8,7 @@
 
 #include <linux/if_ether.h>
 #include <linux/in.h>
+#include <linux/in6.h>
 #include <linux/ip.h>
 #include <linux/pkt_cls.h>
 #include <linux/tcp.h>
@@ -24,6 +25,20 @@
 #define HEADERS_MAX (L3 + 60 + 60)	/* IPv4 and TCP with all options */
 #define ODD (-1)			/* not for the short parser */
 
+#define EXTENSIONS_MAX 8		/* extension headers of one packet */
+
+#define ICMP6_FIRST_ERROR 1		/* unreachable, too big, time exceeded, parameter problem */
+#define ICMP6_LAST_ERROR 4
+#define ICMP6_ECHO 128
+#define ICMP6_ECHOREPLY 129
+#define ND_SOLICITATION 135
+#define ND_ADVERTISEMENT 136
+#define ND_SOLICITED 0x40
+#define ND_OVERRIDE 0x20
+#define ND_SOURCE_LINK 1
+#define ND_TARGET_LINK 2
+#define ND_OPTIONS_MAX 8
+
 #define ICMP_ECHOREPLY 0
 #define ICMP_DEST_UNREACH 3
 #define ICMP_ECHO 8
@@ -37,6 +52,25 @@ struct icmp_header {
 	__be16 check;
 	__be16 id;
 	__be16 sequence;
+};
+
+struct ipv6_header {
+	__be32 start;		/* version, traffic class, flow label */
+	__be16 length;
+	__u8 next;
+	__u8 hops;
+	struct address src;
+	struct address dst;
+};
+
+/* RFC 4861 4.3, 4.4; options follow. */
+struct nd_header {
+	__u8 type;
+	__u8 code;
+	__be16 check;
+	__u8 flags;
+	__u8 reserved[3];
+	struct address target;
 };
 
 struct arp_ipv4 {
@@ -57,6 +91,23 @@ static __always_inline __be32 load32(const __u8 *p)
 
 	__builtin_memcpy(&value, p, sizeof(value));
 	return value;
+}
+
+static __always_inline int is_multicast(const struct address *address)
+{
+	return (address->w[0] & bpf_htonl(0xff000000)) == bpf_htonl(0xff000000);
+}
+
+static __always_inline int is_unspecified(const struct address *address)
+{
+	return !(address->w[0] | address->w[1] | address->w[2] | address->w[3]);
+}
+
+/* ff02::1:ff00:0/104 (RFC 4291 2.7.1) */
+static __always_inline int is_solicited_node(const struct address *address)
+{
+	return address->w[0] == bpf_htonl(0xff020000) && !address->w[1] && address->w[2] == bpf_htonl(1) &&
+	       (address->w[3] & bpf_htonl(0xff000000)) == bpf_htonl(0xff000000);
 }
 
 static __always_inline int parse_arp(struct headers *h, void *at, void *end, __u32 left)
@@ -98,8 +149,98 @@ static __always_inline void parse_icmp(struct scratch *s, struct headers *h, con
 	h->tracked = 0;
 }
 
+/*
+ * What RFC 4861 7.1 asks of a solicitation (target in `h->key.dst`, as in ARP) or an advertisement (target in
+ * `h->key.src`: what it speaks for). A link-layer address that is given, and the IPv6 source of an advertisement, are
+ * the sender's own, or layers are told.
+ */
+static __always_inline int parse_nd(struct __sk_buff *skb, struct scratch *s, struct headers *h)
+{
+	int solicits = h->icmp_type == ND_SOLICITATION, reads_own = 1;
+	__u32 at = s->l4 + sizeof(struct nd_header), end = s->l4 + s->length;
+	struct address source = h->key.src, target;
+	__u8 wanted = solicits ? ND_SOURCE_LINK : ND_TARGET_LINK;
+	struct nd_header nd;
+	__u8 option[8];
+
+	h->nd = 1;
+	h->tracked = 0;
+	if (s->fragmented || s->length < sizeof(nd) || s->ttl != 255 || h->icmp_code)
+		return MALFORMED_ND;
+	if (bpf_skb_load_bytes(skb, s->l4, &nd, sizeof(nd)))
+		return ENGINE_ERROR;
+	target = nd.target;
+	if (is_multicast(&target))
+		return MALFORMED_ND;
+	if (solicits && is_unspecified(&source) && !is_solicited_node(&h->key.dst))
+		return MALFORMED_ND;
+	if (!solicits && is_multicast(&h->key.dst) && nd.flags & ND_SOLICITED)
+		return MALFORMED_ND;
+	for (int i = 0; i < ND_OPTIONS_MAX; i++) {
+		if (at == end)
+			break;
+		if (at + sizeof(option) > end)
+			return MALFORMED_ND;
+		if (bpf_skb_load_bytes(skb, at, option, sizeof(option)))
+			return ENGINE_ERROR;
+		if (!option[1] || (solicits && option[0] == ND_SOURCE_LINK && is_unspecified(&source)))
+			return MALFORMED_ND;
+		if (option[0] == wanted && !(option[1] == 1 && same_mac(option + 2, h->smac)))
+			reads_own = 0;
+		at += option[1] * 8U;
+	}
+	if (at != end)
+		return MALFORMED_ND;
+	if (solicits)
+		h->key.dst = target;
+	else
+		h->key.src = target;
+	h->nd_sender_is_source = reads_own && (solicits || same_address(&source, &target));
+	return NONE;
+}
+
+static __always_inline int parse_icmp6(struct __sk_buff *skb, struct scratch *s, struct headers *h,
+				       const struct icmp_header *icmp, int full)
+{
+	h->icmp_type = icmp->type;
+	h->icmp_code = icmp->code;
+	switch (icmp->type) {
+	case ICMP6_ECHO:
+		h->key.sport = icmp->id;
+		return NONE;
+	case ICMP6_ECHOREPLY:
+		h->key.dport = icmp->id;
+		return NONE;
+	case ND_SOLICITATION:
+	case ND_ADVERTISEMENT:
+		return full ? parse_nd(skb, s, h) : ODD;
+	case ICMP6_FIRST_ERROR ... ICMP6_LAST_ERROR:
+		if (!s->fragment_kind)
+			s->error = ERROR_SEEN;
+	}
+	h->tracked = 0;
+	return NONE;
+}
+
+static __always_inline int is_icmp(__u8 family, __u8 protocol)
+{
+	return family == 6 ? protocol == IPPROTO_ICMPV6 : family == 4 && protocol == IPPROTO_ICMP;
+}
+
+static __always_inline int is_echo_request(const struct headers *h)
+{
+	return is_icmp(h->key.family, h->key.protocol) && h->icmp_type == (h->key.family == 6 ? ICMP6_ECHO : ICMP_ECHO);
+}
+
+static __always_inline int is_echo_reply(const struct headers *h)
+{
+	return is_icmp(h->key.family, h->key.protocol) &&
+	       h->icmp_type == (h->key.family == 6 ? ICMP6_ECHOREPLY : ICMP_ECHOREPLY);
+}
+
 /* `left`: bytes of IP payload by the total length; what is linear is checked by each header on its own. */
-static __always_inline int parse_transport(struct scratch *s, struct headers *h, void *l4, void *end, __u32 left)
+static __always_inline int parse_transport(struct __sk_buff *skb, struct scratch *s, struct headers *h, void *l4,
+					   void *end, __u32 left, int full)
 {
 	/* RFC 1858: a filter must see the whole header. */
 	int truncated = s->fragment_kind ? FRAGMENT_TINY : MALFORMED_TRANSPORT;
@@ -150,13 +291,18 @@ static __always_inline int parse_transport(struct scratch *s, struct headers *h,
 		h->has_ports = 1;
 		return NONE;
 	}
-	case IPPROTO_ICMP: {
+	case IPPROTO_ICMP:
+	case IPPROTO_ICMPV6: {
 		struct icmp_header *icmp = l4;
 
+		if (!is_icmp(h->key.family, h->key.protocol))
+			return NONE;
 		if (left < sizeof(*icmp))
 			return truncated;
 		if ((void *)(icmp + 1) > end)
 			return ODD;
+		if (h->key.family == 6)
+			return parse_icmp6(skb, s, h, icmp, full);
 		parse_icmp(s, h, icmp);
 		return NONE;
 	}
@@ -176,14 +322,14 @@ static __always_inline int parse_later(struct scratch *s, struct headers *h, __b
 
 	if (reason)
 		return reason;
-	if (h->key.protocol == IPPROTO_ICMP && h->icmp_type != ICMP_ECHO && h->icmp_type != ICMP_ECHOREPLY)
+	if (is_icmp(h->key.family, h->key.protocol) && !is_echo_request(h) && !is_echo_reply(h))
 		h->tracked = 0;
 	h->has_ports = has_ports(h->key.protocol);
 	return NONE;
 }
 
-static __always_inline int parse_ipv4_fragment(struct scratch *s, struct headers *h, struct iphdr *ip, void *end,
-					       __u32 header)
+static __always_inline int parse_ipv4_fragment(struct __sk_buff *skb, struct scratch *s, struct headers *h,
+					       struct iphdr *ip, void *end, __u32 header)
 {
 	__u32 field = bpf_ntohs(ip->frag_off), first = field & IP_OFFSET_MASK, left = s->length;
 	int more = field & IP_MORE_FRAGMENTS, reason;
@@ -196,11 +342,12 @@ static __always_inline int parse_ipv4_fragment(struct scratch *s, struct headers
 		return parse_later(s, h, id, first, first + (left + 7) / 8, !more);
 	}
 	s->fragment_kind = FIRST_FRAGMENT;
-	reason = parse_transport(s, h, (void *)ip + header, end, left);
+	reason = parse_transport(skb, s, h, (void *)ip + header, end, left, 1);
 	return reason ? reason : first_fragment(s, h, id, left / 8);
 }
 
-static __always_inline int parse_ipv4(struct scratch *s, struct headers *h, void *at, void *end, __u32 left, int full)
+static __always_inline int parse_ipv4(struct __sk_buff *skb, struct scratch *s, struct headers *h, void *at, void *end,
+				      __u32 left, int full)
 {
 	struct iphdr *ip = at;
 	__u32 header, total;
@@ -223,8 +370,126 @@ static __always_inline int parse_ipv4(struct scratch *s, struct headers *h, void
 	s->l4 = L3 + header;
 	s->length = total - header;
 	if (ip->frag_off & bpf_htons(IP_OFFSET_MASK | IP_MORE_FRAGMENTS))
-		return full ? parse_ipv4_fragment(s, h, ip, end, header) : ODD;
-	return parse_transport(s, h, at + header, end, total - header);
+		return full ? parse_ipv4_fragment(skb, s, h, ip, end, header) : ODD;
+	return parse_transport(skb, s, h, at + header, end, total - header, full);
+}
+
+static __always_inline int is_extension(__u8 next)
+{
+	return next == IPPROTO_HOPOPTS || next == IPPROTO_ROUTING || next == IPPROTO_FRAGMENT || next == IPPROTO_AH ||
+	       next == IPPROTO_DSTOPTS;
+}
+
+/* A way through extension headers: offsets from the start of the frame. */
+struct chain {
+	__u32 at;
+	__u32 end;
+	__u32 body;		/* what is fragmented begins here */
+	__u32 fragment;		/* offset and flag of the fragment header, host byte order */
+	__be32 id;
+	__u8 next;
+	__u8 fragmented;	/* there was a fragment header */
+};
+
+/* Go to the transport header, or to what follows the fragment header of a later fragment. Returns a drop reason. */
+static __always_inline int walk_extensions(struct __sk_buff *skb, struct chain *c)
+{
+	__u8 head[8];
+	__u32 length;
+
+	for (int i = 0; i < EXTENSIONS_MAX; i++) {
+		if (!is_extension(c->next))
+			return NONE;
+		if ((c->next == IPPROTO_HOPOPTS && i) || (c->next == IPPROTO_FRAGMENT && c->fragmented))
+			return MALFORMED_IPV6;
+		if (c->at + sizeof(head) > c->end)
+			return c->fragment ? FRAGMENT_TINY : MALFORMED_IPV6;
+		if (bpf_skb_load_bytes(skb, c->at, head, sizeof(head)))
+			return ENGINE_ERROR;
+		length = (head[1] + 1) * 8U;
+		if (c->next == IPPROTO_AH) {
+			length = (head[1] + 2) * 4U;
+		} else if (c->next == IPPROTO_FRAGMENT) {
+			length = sizeof(head);
+			c->fragmented = 1;
+			c->fragment = (head[2] << 8 | head[3]) & ~6U;
+			c->id = load32(head + 4);
+		} else if (c->next == IPPROTO_ROUTING && !head[2] && head[3]) {
+			return MALFORMED_IPV6;		/* RFC 5095: type 0 goes nowhere */
+		}
+		if (c->at + length > c->end)
+			return c->fragment && c->next != IPPROTO_FRAGMENT ? FRAGMENT_TINY : MALFORMED_IPV6;
+		c->at += length;
+		if (c->next == IPPROTO_FRAGMENT)
+			c->body = c->at;
+		c->next = head[0];
+		if (c->fragment > 1)
+			return NONE;
+	}
+	return is_extension(c->next) ? MALFORMED_IPV6 : NONE;
+}
+
+static __always_inline int parse_extensions(struct __sk_buff *skb, struct scratch *s, struct headers *h)
+{
+	struct chain c = {.at = s->l4, .end = s->l4 + s->length, .next = h->key.protocol};
+	__u32 left, part = 0, first;
+	__u8 head[20] = {};
+	int reason = walk_extensions(skb, &c);
+
+	if (reason)
+		return reason;
+	left = c.end - c.at;
+	s->l4 = c.at;
+	s->length = left;
+	s->fragmented = c.fragmented;
+	h->key.protocol = c.next;
+	if (c.fragment) {
+		part = c.end - c.body;
+		first = c.fragment >> 3;
+		if (!part || (c.fragment & 1 && part % 8) || first * 8 + part > IP_BYTES_MAX)
+			return MALFORMED_IPV6;
+		s->fragment_kind = first ? LATER_FRAGMENT : FIRST_FRAGMENT;
+		if (first)
+			return parse_later(s, h, c.id, first, first + (part + 7) / 8, !(c.fragment & 1));
+	}
+	if (left >= 20)
+		reason = bpf_skb_load_bytes(skb, c.at, head, 20);
+	else if (left >= 12)
+		reason = bpf_skb_load_bytes(skb, c.at, head, 12);
+	else if (left >= 8)
+		reason = bpf_skb_load_bytes(skb, c.at, head, 8);
+	if (reason)
+		return ENGINE_ERROR;
+	reason = parse_transport(skb, s, h, head, head + sizeof(head), left, 1);
+	return reason || !c.fragment ? reason : first_fragment(s, h, c.id, part / 8);
+}
+
+static __always_inline int parse_ipv6(struct __sk_buff *skb, struct scratch *s, struct headers *h, void *at, void *end,
+				      __u32 left, int full)
+{
+	struct ipv6_header *ip = at;
+	__u32 start, length;
+
+	if (left < sizeof(*ip))
+		return MALFORMED_IPV6;
+	if ((void *)(ip + 1) > end)
+		return ODD;
+	start = bpf_ntohl(ip->start);
+	length = bpf_ntohs(ip->length);
+	if (start >> 28 != 6 || length > left - sizeof(*ip))
+		return MALFORMED_IPV6;
+	h->key.family = 6;
+	h->key.protocol = ip->next;
+	h->key.src = ip->src;
+	h->key.dst = ip->dst;
+	h->dscp = start >> 22 & 0x3f;
+	h->tracked = 1;
+	s->ttl = ip->hops;
+	s->l4 = L3 + sizeof(*ip);
+	s->length = length;
+	if (is_extension(ip->next))
+		return full ? parse_extensions(skb, s, h) : ODD;
+	return parse_transport(skb, s, h, ip + 1, end, length, full);
 }
 
 /* Fill `s->pkt`. Returns a drop reason; `full`: never `ODD`, unless a header is not in the linear part. */
@@ -239,6 +504,7 @@ static __always_inline int parse(struct __sk_buff *skb, struct scratch *s, __u32
 	h->key.zone = zone;
 	s->fragment_kind = NOT_FRAGMENT;
 	s->error = NO_ERROR;
+	s->fragmented = 0;
 	s->ttl = 0;
 	if (length < sizeof(*eth))
 		return MALFORMED_ETHERNET;
@@ -250,7 +516,9 @@ static __always_inline int parse(struct __sk_buff *skb, struct scratch *s, __u32
 	if (skb->vlan_present || h->ethertype == ETH_P_8021Q || h->ethertype == ETH_P_8021AD)
 		return VLAN_TAGGED;
 	if (h->ethertype == ETH_P_IP)
-		return parse_ipv4(s, h, eth + 1, end, length - L3, full);
+		return parse_ipv4(skb, s, h, eth + 1, end, length - L3, full);
+	if (h->ethertype == ETH_P_IPV6)
+		return parse_ipv6(skb, s, h, eth + 1, end, length - L3, full);
 	if (h->ethertype == ETH_P_ARP)
 		return parse_arp(h, eth + 1, end, length - L3);
 	return NONE;

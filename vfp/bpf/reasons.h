@@ -27,5 +27,7 @@ enum drop_reason {
 	TOO_MANY_STEPS = 21,
 	FRAGMENT_TINY = 22,
 	FRAGMENT_OVERLAP = 23,
+	MALFORMED_IPV6 = 24,
+	MALFORMED_ND = 25,
 	DROP_REASONS = 32,	/* size of the counter table */
 };

@@ -42,20 +42,23 @@ static __always_inline int read_quoted_ports(struct __sk_buff *skb, struct scrat
 		__be16 ports[QUOTED_TRANSPORT / 2];
 	} head;
 
-	if (q->protocol != IPPROTO_ICMP && !has_ports(q->protocol))
+	if (!is_icmp(key->family, q->protocol) && !has_ports(q->protocol))
 		return 1;
 	if (q->l4 + QUOTED_TRANSPORT > end || bpf_skb_load_bytes(skb, q->l4, &head, sizeof(head)))
 		return 0;
-	if (q->protocol == IPPROTO_ICMP) {
+	if (!has_ports(q->protocol)) {
+		int six = key->family == 6;
+
 		q->check = q->l4 + offsetof(struct icmp_header, check);
 		q->sport = q->l4 + offsetof(struct icmp_header, id);
-		if (head.icmp.type == ICMP_ECHO) {
+		q->pseudo = six;
+		if (head.icmp.type == (six ? ICMP6_ECHO : ICMP_ECHO)) {
 			key->dport = head.icmp.id;
 			return 1;
 		}
 		q->is_reply = 1;
 		key->sport = head.icmp.id;
-		return head.icmp.type == ICMP_ECHOREPLY;
+		return head.icmp.type == (six ? ICMP6_ECHOREPLY : ICMP_ECHOREPLY);
 	}
 	key->dport = head.ports[0];
 	key->sport = head.ports[1];
@@ -91,13 +94,36 @@ static __always_inline int read_quoted_ipv4(struct __sk_buff *skb, struct scratc
 	return read_quoted_ports(skb, s, q);
 }
 
+static __always_inline int read_quoted_ipv6(struct __sk_buff *skb, struct scratch *s, struct quotation *q)
+{
+	struct flow_key *key = &s->related;
+	struct ipv6_header ip;
+	struct chain c = {};
+
+	q->ip = s->l4 + sizeof(struct icmp_header);
+	if (q->ip + sizeof(ip) > s->l4 + s->length || bpf_skb_load_bytes(skb, q->ip, &ip, sizeof(ip)))
+		return 0;
+	if (bpf_ntohl(ip.start) >> 28 != 6)
+		return 0;
+	c.at = q->ip + sizeof(ip);
+	c.end = s->l4 + s->length;
+	c.next = ip.next;
+	if (walk_extensions(skb, &c) || c.fragment > 1)
+		return 0;
+	q->l4 = c.at;
+	q->protocol = key->protocol = c.next;
+	key->src = ip.dst;
+	key->dst = ip.src;
+	return read_quoted_ports(skb, s, q);
+}
+
 /* Fill `s->related`. Returns 0 if the error quotes nothing that could be of a flow. */
 static __always_inline int read_quotation(struct __sk_buff *skb, struct scratch *s, struct quotation *q)
 {
 	__builtin_memset(&s->related, 0, sizeof(s->related));
 	s->related.zone = s->pkt.key.zone;
 	s->related.family = s->pkt.key.family;
-	return read_quoted_ipv4(skb, s, q);
+	return s->pkt.key.family == 6 ? read_quoted_ipv6(skb, s, q) : read_quoted_ipv4(skb, s, q);
 }
 
 /* An error comes to who sent what it quotes; from an endpoint, only about what was sent to itself. */
@@ -110,13 +136,18 @@ static __always_inline int is_plausible(const struct scratch *s)
 	return kind == ZONE_UPLINK || kind == ZONE_HOST || same_address(&s->pkt.key.src, &s->related.src);
 }
 
-static __always_inline int read_changing(struct __sk_buff *skb, const struct quotation *q, struct quoted *to)
+static __always_inline int read_changing(struct __sk_buff *skb, const struct scratch *s, const struct quotation *q,
+					 struct quoted *to)
 {
 	__builtin_memset(to, 0, sizeof(*to));
-	if (bpf_skb_load_bytes(skb, q->ip + offsetof(struct iphdr, saddr), &to->src.w[0], 4) ||
+	if (s->pkt.key.family == 6) {
+		if (bpf_skb_load_bytes(skb, q->ip + offsetof(struct ipv6_header, src), &to->src, 32))
+			return ENGINE_ERROR;
+	} else if (bpf_skb_load_bytes(skb, q->ip + offsetof(struct iphdr, saddr), &to->src.w[0], 4) ||
 	    bpf_skb_load_bytes(skb, q->ip + offsetof(struct iphdr, daddr), &to->dst.w[0], 4) ||
-	    bpf_skb_load_bytes(skb, q->ip + offsetof(struct iphdr, check), &to->ip_check, 2))
+	    bpf_skb_load_bytes(skb, q->ip + offsetof(struct iphdr, check), &to->ip_check, 2)) {
 		return ENGINE_ERROR;
+	}
 	if ((q->check && bpf_skb_load_bytes(skb, q->check, &to->check, 2)) ||
 	    (q->sport && bpf_skb_load_bytes(skb, q->sport, &to->sport, 2)) ||
 	    (q->dport && bpf_skb_load_bytes(skb, q->dport, &to->dport, 2)))
@@ -124,11 +155,14 @@ static __always_inline int read_changing(struct __sk_buff *skb, const struct quo
 	return NONE;
 }
 
-static __always_inline int set_quoted_addresses(struct __sk_buff *skb, const struct quotation *q,
-						const struct transposition *t, __s64 change)
+static __always_inline int set_quoted_addresses(struct __sk_buff *skb, const struct scratch *s,
+						const struct quotation *q, const struct quoted *is, __s64 change)
 {
-	__be32 to[2] = {t->dst.w[0], t->src.w[0]};
+	__be32 to[2] = {is->src.w[0], is->dst.w[0]};
 
+	if (s->pkt.key.family == 6)
+		return bpf_skb_store_bytes(skb, q->ip + offsetof(struct ipv6_header, src), &is->src, 32, 0) ?
+		       ENGINE_ERROR : NONE;
 	if (bpf_l3_csum_replace(skb, q->ip + offsetof(struct iphdr, check), 0, change, 0) ||
 	    bpf_skb_store_bytes(skb, q->ip + offsetof(struct iphdr, saddr), to, sizeof(to), 0))
 		return ENGINE_ERROR;
@@ -153,7 +187,7 @@ static __always_inline int translate_quotation(struct __sk_buff *skb, struct scr
 	__s64 change;
 	int reason;
 
-	if (read_changing(skb, q, &was))
+	if (read_changing(skb, s, q, &was))
 		return ENGINE_ERROR;
 	is = was;
 	is.src = t->dst;
@@ -162,7 +196,7 @@ static __always_inline int translate_quotation(struct __sk_buff *skb, struct scr
 		change = bpf_csum_diff(&was.src.w[0], 32, &is.src.w[0], 32, 0);
 		if (q->check && q->pseudo && bpf_l4_csum_replace(skb, q->check, 0, change, udp))
 			return ENGINE_ERROR;
-		reason = set_quoted_addresses(skb, q, t, change);
+		reason = set_quoted_addresses(skb, s, q, &is, change);
 		if (reason)
 			return reason;
 	}
@@ -170,7 +204,7 @@ static __always_inline int translate_quotation(struct __sk_buff *skb, struct scr
 		return ENGINE_ERROR;
 	if (q->dport && t->sport != was.dport && set_quoted_port(skb, q, q->dport, was.dport, t->sport, udp))
 		return ENGINE_ERROR;
-	if (read_changing(skb, q, &is))
+	if (read_changing(skb, s, q, &is))
 		return ENGINE_ERROR;
 	change = bpf_csum_diff(&was.src.w[0], sizeof(was), &is.src.w[0], sizeof(is), 0);
 	if (bpf_l4_csum_replace(skb, s->l4 + offsetof(struct icmp_header, check), 0, change, 0))

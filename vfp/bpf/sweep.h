@@ -22,16 +22,15 @@ static __always_inline __u64 idle_limit(const struct settings *settings, const s
 		return state & STATE_ASSURED ? settings->tcp_established_ns : settings->tcp_new_ns;
 	case IPPROTO_UDP:
 		return state & STATE_ASSURED ? settings->udp_ns : settings->udp_new_ns;
-	case IPPROTO_ICMP:
-		return settings->icmp_ns;
 	}
-	return settings->other_ns;
+	return is_icmp(key->family, key->protocol) ? settings->icmp_ns : settings->other_ns;
 }
 
 /* A live flow holds its external port. */
 static __always_inline void stamp_binding(const struct flow_key *key, const struct flow *f, __u64 now)
 {
-	struct external_key external = {.address = f->out.src, .port = f->out.sport, .protocol = key->protocol};
+	struct external_key external = {.address = f->out.src, .port = f->out.sport, .protocol = key->protocol,
+					.family = key->family};
 	struct external *held;
 
 	if (f->flags & FLOW_REPLY || !(f->out.flags & (SET_SRC | SET_SPORT)))

@@ -12,6 +12,8 @@
 #define IPV4_TTL (L3 + offsetof(struct iphdr, ttl))
 #define IPV4_SRC (L3 + offsetof(struct iphdr, saddr))
 #define IPV4_DST (L3 + offsetof(struct iphdr, daddr))
+#define IPV6_HOPS (L3 + offsetof(struct ipv6_header, hops))
+#define IPV6_SRC (L3 + offsetof(struct ipv6_header, src))
 
 /* Of an echo: the source port of a request, the destination port of a reply. */
 static __always_inline int set_identifier(struct __sk_buff *skb, struct scratch *s, const struct transposition *t)
@@ -35,7 +37,7 @@ static __always_inline int set_ports(struct __sk_buff *skb, struct scratch *s, c
 	__u64 udp = key->protocol == IPPROTO_UDP ? BPF_F_MARK_MANGLED_0 : 0;
 	__u32 check = s->l4 + (udp ? offsetof(struct udphdr, check) : offsetof(struct tcphdr, check));
 
-	if (key->protocol == IPPROTO_ICMP)
+	if (is_icmp(key->family, key->protocol))
 		return set_identifier(skb, s, t);
 	if (t->flags & SET_SPORT) {
 		if (bpf_l4_csum_replace(skb, check, key->sport, t->sport, udp | 2) ||
@@ -47,6 +49,31 @@ static __always_inline int set_ports(struct __sk_buff *skb, struct scratch *s, c
 		    bpf_skb_store_bytes(skb, s->l4 + 2, &t->dport, 2, 0))
 			return ENGINE_ERROR;
 	}
+	return NONE;
+}
+
+/*
+ * There is no header checksum that a change of addresses would cancel in, so a complete checksum of the whole packet is
+ * told of it by BPF_F_RECOMPUTE_CSUM; that of the transport then takes it back.
+ */
+static __always_inline int set_ipv6_addresses(struct __sk_buff *skb, struct scratch *s, const struct transposition *t)
+{
+	const struct flow_key *key = &s->pkt.key;
+	__u64 udp = key->protocol == IPPROTO_UDP ? BPF_F_MARK_MANGLED_0 : 0;
+	__s64 change = bpf_csum_diff((__be32 *)&key->src, 32, (__be32 *)&t->src, 32, 0);
+	__u32 check = 0;
+
+	if (key->protocol == IPPROTO_TCP)
+		check = s->l4 + offsetof(struct tcphdr, check);
+	else if (key->protocol == IPPROTO_UDP)
+		check = s->l4 + offsetof(struct udphdr, check);
+	else if (key->protocol == IPPROTO_ICMPV6)
+		check = s->l4 + offsetof(struct icmp_header, check);
+	if (check && s->fragment_kind != LATER_FRAGMENT &&
+	    bpf_l4_csum_replace(skb, check, 0, change, BPF_F_PSEUDO_HDR | udp))
+		return ENGINE_ERROR;
+	if (bpf_skb_store_bytes(skb, IPV6_SRC, &t->src, 32, BPF_F_RECOMPUTE_CSUM))
+		return ENGINE_ERROR;
 	return NONE;
 }
 
@@ -74,6 +101,8 @@ static __always_inline int decrement_ttl(struct __sk_buff *skb, struct scratch *
 {
 	__u8 ttl = s->ttl - 1;
 
+	if (s->pkt.key.family == 6)
+		return bpf_skb_store_bytes(skb, IPV6_HOPS, &ttl, 1, BPF_F_RECOMPUTE_CSUM) ? ENGINE_ERROR : NONE;
 	if (bpf_l3_csum_replace(skb, IPV4_CHECK, bpf_htons(s->ttl << 8), bpf_htons(ttl << 8), 2) ||
 	    bpf_skb_store_bytes(skb, IPV4_TTL, &ttl, 1, 0))
 		return ENGINE_ERROR;
@@ -106,7 +135,7 @@ static __always_inline int rewrite_packet(struct __sk_buff *skb, struct scratch 
 			return reason;
 	}
 	if (t->flags & (SET_SRC | SET_DST)) {
-		reason = set_addresses(skb, s, t);
+		reason = s->pkt.key.family == 6 ? set_ipv6_addresses(skb, s, t) : set_addresses(skb, s, t);
 		if (reason)
 			return reason;
 	}

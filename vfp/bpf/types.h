@@ -33,8 +33,8 @@ struct flow_key {
 	__u16 pad;
 	__be16 sport;		/* ICMP echo request: the identifier; an echo reply has it as destination port */
 	__be16 dport;
-	struct address src;
-	struct address dst;
+	struct address src;	/* of what is asked or told about a neighbour: who asks, or what is told ... */
+	struct address dst;	/* ... what is asked for, or whom it is told */
 };
 
 enum place {
@@ -180,6 +180,7 @@ enum rule_condition {
 	IF_TCP_FLAGS = 1 << 10,
 	IF_DSCP = 1 << 11,
 	IF_ARP_SENDER = 1 << 12,
+	IF_ND_SENDER = 1 << 13,
 };
 
 enum rule_action {
@@ -231,11 +232,14 @@ struct rewrite {
 	__be16 sport;
 	__be16 dport;
 	__u16 flags;		/* SET_* */
-	__u16 pad;
+	__u8 src_family;
+	__u8 dst_family;
 };
 
 struct space_key {
 	__u32 space;
+	__u8 family;
+	__u8 pad[3];
 	struct address address;
 };
 
@@ -260,6 +264,8 @@ struct pool {
 	__u32 uplink;
 	__u16 low;		/* host byte order, inclusive */
 	__u16 high;
+	__u8 family;
+	__u8 pad[3];
 };
 
 struct mapping_key {
@@ -267,7 +273,7 @@ struct mapping_key {
 	struct address external;
 	__be16 port;
 	__u8 protocol;
-	__u8 pad;
+	__u8 family;
 };
 
 struct mapping {
@@ -284,7 +290,7 @@ struct binding_key {
 	struct address src;
 	__be16 sport;
 	__u8 protocol;
-	__u8 pad;
+	__u8 family;
 };
 
 struct binding {
@@ -297,7 +303,7 @@ struct external_key {
 	struct address address;
 	__be16 port;
 	__u8 protocol;
-	__u8 pad;
+	__u8 family;
 };
 
 /* Who holds an external port; the sweep stamps `seen_ns` while a flow uses it. */

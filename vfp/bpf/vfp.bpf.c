@@ -6,6 +6,7 @@
 #include "arp.h"
 #include "decide.h"
 #include "flow_table.h"
+#include "nd.h"
 #include "related.h"
 #include "sweep.h"
 
@@ -177,7 +178,7 @@ static __always_inline int decide_again(struct __sk_buff *skb, struct scratch *s
 		return NO_PAIR;
 	}
 	s->h.key = *forward_key;
-	s->h.ethertype = ETH_P_IP;
+	s->h.ethertype = forward_key->family == 6 ? ETH_P_IPV6 : ETH_P_IP;
 	s->h.dscp = forward->dscp;
 	s->h.tcp_flags = forward->tcp_flags;
 	s->h.icmp_type = forward->icmp_type;
@@ -185,6 +186,8 @@ static __always_inline int decide_again(struct __sk_buff *skb, struct scratch *s
 	s->h.has_ports = has_ports(forward_key->protocol);
 	s->h.tracked = 1;
 	s->h.arp_sender_is_source = 0;
+	s->h.nd = 0;
+	s->h.nd_sender_is_source = 0;
 	copy_mac(s->h.smac, forward->smac);
 	copy_mac(s->h.dmac, forward->dmac);
 	s->h.vtep = from_reply ? 0 : s->pkt.vtep;
@@ -236,8 +239,8 @@ static __always_inline int use_stale(struct __sk_buff *skb, struct scratch *s)
 /* A connection that ends, or an answer to what was not asked, is no reason to let the other side in. */
 static __always_inline int makes_flow(const struct headers *h)
 {
-	if (h->key.protocol == IPPROTO_ICMP)
-		return h->tracked && h->icmp_type == ICMP_ECHO;
+	if (is_icmp(h->key.family, h->key.protocol))
+		return is_echo_request(h);
 	return h->tracked && !(h->tcp_flags & TCP_RST);
 }
 
@@ -311,7 +314,7 @@ int vfp_slow(struct __sk_buff *skb)
 	if (reason)
 		return drop_decided(skb, s, reason);
 	if (s->forward.out.place == PLACE_REPLY)
-		return reply_arp(skb, s);
+		return s->pkt.nd ? reply_nd(skb, s) : reply_arp(skb, s);
 	if (makes_flow(&s->pkt)) {
 		s->forward.packets = skb->gso_segs ? skb->gso_segs : 1;
 		s->forward.bytes = skb->len;

@@ -2,10 +2,10 @@
 
 Decided here, where `docs/engine.md` is open:
 
-- A packet other than IPv4 cannot be routed to an uplink: `NO_ROUTE`. The same holds for an uplink that the
-  state does not list, and for a remote place when the engine has no tunnel device.
-- `Rewrite` needs IPv4, and TCP or UDP if it sets a port, else `NAT_UNSUPPORTED` (SCTP's CRC32c covers its
-  ports).
+- What is not IP, and neighbour discovery, cannot be routed to an uplink: `NO_ROUTE`. The same holds for an uplink
+  that the state does not list, and for a remote place when the engine has no tunnel device.
+- `Rewrite` needs IP of the family of the addresses it sets and no neighbour discovery, and TCP or UDP if it sets a
+  port, else `NAT_UNSUPPORTED` (SCTP's CRC32c covers its ports).
 - `Forward` to a `Virtual` place drops when the action runs, whatever later layers say.
 - `AnswerArp` sets the place; later layers still run. Neither a request for the sender's own address nor one
   for an address that is behind the asking port (a probe, RFC 5227) is answered.
@@ -46,12 +46,12 @@ from vfp.reference.index import Index
 from vfp.reference.layers import Dropped, RuleRef, Step, walk
 from vfp.reference.packet import (
     ARP_REQUEST,
-    ICMP,
-    ICMP_ECHO_REQUEST,
+    ND_SOLICITATION,
     TCP,
     UDP,
     FlowTuple,
     Headers,
+    is_echo_request,
 )
 from vfp.reference.transposition import Transposition
 from vfp.reference.zones import Zone, ZoneKind
@@ -186,8 +186,8 @@ class _Walk:
             case header.ToUplink(uplink) as exit:
                 if uplink not in self.index.uplinks:
                     raise Dropped(DropReason.NO_ROUTE, f"there is no uplink {uplink}")
-                if self.cur.family != 4:
-                    raise Dropped(DropReason.NO_ROUTE, "not IPv4, cannot be routed")
+                if not self.cur.family or self.headers.nd:
+                    raise Dropped(DropReason.NO_ROUTE, "cannot be routed")
                 return self._pair(Transposition(routed=True, exit=exit), Zone(ZoneKind.UPLINK, uplink),
                                   replace(back, src_mac=sender.gateway_mac, routed=True))
             case header.ToSender() as exit:
@@ -213,7 +213,7 @@ class _Walk:
 
     def _from_uplink(self) -> tuple[Half, Half | None]:
         uplink, what = self.subject.zone.number, self.subject.tuple
-        if what.protocol in (TCP, UDP):
+        if what.family and what.protocol in (TCP, UDP):
             self.mapping = self.index.mapping(uplink, what.protocol, what.dst, what.dst_port)
         if self.mapping is None:
             raise _NotOurs
@@ -282,12 +282,13 @@ class _Walk:
                 return self._rewrite(action)
 
     def _translate_source(self, port: int, pool_id: int) -> str:
-        echo = self.cur.protocol == ICMP and self.headers.icmp_type == ICMP_ECHO_REQUEST
-        if self.cur.family != 4 or not (self.cur.protocol in (TCP, UDP) or echo):
+        if not self.cur.family or not (self.cur.protocol in (TCP, UDP) or is_echo_request(self.cur, self.headers)):
             raise Dropped(DropReason.NAT_UNSUPPORTED, "no port or identifier to translate")
         pool = self.index.pools.get(pool_id)
         if pool is None:
             raise Dropped(DropReason.ENGINE_ERROR, f"there is no pool {pool_id}")
+        if pool.address.version != self.cur.family:
+            raise Dropped(DropReason.NAT_UNSUPPORTED, f"pool {pool_id} is of another family")
         key = BindingKey(port, pool_id, self.cur.protocol, self.cur.src, self.cur.src_port)
         try:
             external = self.bindings.obtain(key, pool, self.now_s)
@@ -313,8 +314,12 @@ class _Walk:
         return f"{self.cur.dst} is at {_place_text(place)}"
 
     def _answer_arp(self, port: int, space: int) -> str:
-        if self.headers.ethertype != ETH_P_ARP or self.cur.protocol != ARP_REQUEST:
-            raise Dropped(DropReason.ARP_UNANSWERED, "not an ARP request")
+        if self.headers.nd:
+            asks = self.headers.icmp_type == ND_SOLICITATION
+        else:
+            asks = self.headers.ethertype == ETH_P_ARP and self.cur.protocol == ARP_REQUEST
+        if not asks:
+            raise Dropped(DropReason.ARP_UNANSWERED, "no ARP request and no neighbour solicitation")
         place = self.index.place(space, self.cur.dst)
         if place is None:
             raise Dropped(DropReason.ARP_UNANSWERED, f"space {space} has no {self.cur.dst}")
@@ -325,14 +330,14 @@ class _Walk:
 
     def _rewrite(self, to: Rewrite) -> str:
         sets_port = to.src_port is not None or to.dst_port is not None
-        if self.cur.family != 4 or (sets_port and self.cur.protocol not in (TCP, UDP)):
+        if not self.cur.family or self.headers.nd or (sets_port and self.cur.protocol not in (TCP, UDP)):
             raise Dropped(DropReason.NAT_UNSUPPORTED, "no such field to rewrite")
         new = self.cur
         for name, address in (("src", to.src), ("dst", to.dst)):
             if address is None:
                 continue
-            if not isinstance(address, IPv4Address):
-                raise Dropped(DropReason.NAT_UNSUPPORTED, f"{name} is not IPv4")
+            if address.version != self.cur.family:
+                raise Dropped(DropReason.NAT_UNSUPPORTED, f"{name} is of another family")
             new = replace(new, src=address) if name == "src" else replace(new, dst=address)
         if to.src_port is not None:
             new = replace(new, src_port=to.src_port)

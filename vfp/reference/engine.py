@@ -21,6 +21,7 @@ from vfp.reasons import DropReason
 from vfp.reference import transposition as header
 from vfp.reference.bindings import Bindings
 from vfp.reference.decide import Decision, Subject, decide
+from vfp.reference.extensions import Malformed
 from vfp.reference.flows import Entry, FlowKey, FlowState, FlowTable, Pair, TableFull, pair_of
 from vfp.reference.fragments import FragmentTable
 from vfp.reference.index import Index, changed_ports
@@ -30,9 +31,9 @@ from vfp.reference.packet import (
     TCP_SYN,
     FlowTuple,
     Headers,
-    Malformed,
     Packet,
     arp_answer,
+    nd_answer,
     parse,
 )
 from vfp.reference.related import is_plausible, quotation_of, translate_quotation
@@ -282,7 +283,14 @@ class _Passage:
             frame = header.apply(frame or self.frame, packet, how)
         except Undeliverable as undeliverable:
             raise _Drop(undeliverable.reason) from None
+        if isinstance(how.exit, header.ToSender):
+            return Result(Verdict.REPLY, self._answer(packet, how.exit.mac), port=how.exit.port)
         return _leaving(how.exit, frame, flows)
+
+    def _answer(self, packet: Packet, mac: bytes) -> bytes:
+        if packet.headers.nd:
+            return nd_answer(self.frame, packet.tuple.dst, mac)
+        return arp_answer(self.frame, mac)
 
     def _to_stack(self) -> Result:
         return Result(Verdict.STACK, self.frame)
@@ -296,8 +304,6 @@ def _leaving(exit: Exit | None, frame: bytes, flows: tuple[FlowKey, ...]) -> Res
             return Result(Verdict.TUNNEL, frame, vni=vni, vtep=vtep, flows=flows)
         case header.ToUplink(uplink):
             return Result(Verdict.REDIRECT_UPLINK, frame, uplink=uplink, flows=flows)
-        case header.ToSender(port, mac):
-            return Result(Verdict.REPLY, arp_answer(frame, mac), port=port)
         case _:
             return Result(Verdict.STACK, frame, flows=flows)
 

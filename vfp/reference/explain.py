@@ -6,20 +6,23 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address
 from typing import Any
 
-from vfp.model import ETH_P_IP, EngineState
+from vfp.model import ETH_P_IP, ETH_P_IPV6, Address, EngineState
 from vfp.reference import transposition as header
 from vfp.reference.bindings import Bindings
 from vfp.reference.decide import Decision, Subject, decide
 from vfp.reference.index import Index
 from vfp.reference.layers import Step
 from vfp.reference.packet import (
-    ICMP,
     ICMP_ECHO_REQUEST,
+    ICMPV6_ECHO_REQUEST,
     PROTOCOLS_WITH_PORTS,
     TCP,
     TCP_SYN,
     FlowTuple,
     Headers,
+    is_echo_reply,
+    is_echo_request,
+    is_icmp,
 )
 from vfp.reference.transposition import Transposition
 from vfp.reference.zones import Hook, Zone, ZoneKind, zone_of
@@ -110,11 +113,11 @@ def explain(state: EngineState, hook: Hook, number: int, probe: Probe, now_s: fl
     return Explanation(state, zone, probe, decision)
 
 
-def probe(state: EngineState, hook: Hook, number: int, *, source: IPv4Address, destination: IPv4Address,
+def probe(state: EngineState, hook: Hook, number: int, *, source: Address, destination: Address,
           protocol: int, source_port: int = 0, destination_port: int = 0, tcp_flags: int = TCP_SYN,
-          icmp_type: int = ICMP_ECHO_REQUEST, icmp_id: int = 1, dscp: int = 0, src_mac: bytes | None = None,
+          icmp_type: int | None = None, icmp_id: int = 1, dscp: int = 0, src_mac: bytes | None = None,
           dst_mac: bytes | None = None) -> Probe:
-    """An IPv4 packet as an honest endpoint would send it first: TCP SYN, ICMP echo request, own MAC.
+    """An IPv4 or IPv6 packet as an honest endpoint would send it first: TCP SYN, ICMP echo request, own MAC.
 
     The source MAC is by default that of the port at whose hook it enters (zeros at other hooks), the
     destination MAC that of the port's gateway.
@@ -122,17 +125,23 @@ def probe(state: EngineState, hook: Hook, number: int, *, source: IPv4Address, d
     zone = zone_of(hook, number)
     sender = next((p for p in state.ports if p.id == number), None) if zone.kind is ZoneKind.PORT else None
     ports = (source_port, destination_port) if protocol in PROTOCOLS_WITH_PORTS else (0, 0)
-    if protocol == ICMP and icmp_type in (0, ICMP_ECHO_REQUEST):
-        ports = (icmp_id, 0) if icmp_type else (0, icmp_id)
+    family = source.version
+    what = FlowTuple(family, protocol, source, destination)
+    if is_icmp(what) and icmp_type is None:
+        icmp_type = ICMPV6_ECHO_REQUEST if family == 6 else ICMP_ECHO_REQUEST
     headers = Headers(
-        ethertype=ETH_P_IP,
+        ethertype=ETH_P_IPV6 if family == 6 else ETH_P_IP,
         src_mac=src_mac or (sender.mac if sender else bytes(6)),
         dst_mac=dst_mac or (sender.gateway_mac if sender else bytes(6)),
         dscp=dscp,
         tcp_flags=tcp_flags if protocol == TCP else 0,
-        icmp_type=icmp_type if protocol == ICMP else 0,
+        icmp_type=icmp_type or 0 if is_icmp(what) else 0,
     )
-    return Probe(FlowTuple(4, protocol, source, destination, *ports), headers)
+    if is_echo_request(what, headers):
+        ports = (icmp_id, 0)
+    elif is_echo_reply(what, headers):
+        ports = (0, icmp_id)
+    return Probe(what.with_ports(*ports), headers)
 
 
 def _sets(how: Transposition) -> dict[str, Any]:

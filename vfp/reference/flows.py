@@ -19,7 +19,7 @@ from ipaddress import IPv4Address
 
 from vfp.reference.bindings import BindingKey
 from vfp.reference.decide import Decision, Half
-from vfp.reference.packet import ICMP, TCP, TCP_FIN, TCP_RST, UDP, FlowTuple, Headers
+from vfp.reference.packet import TCP, TCP_FIN, TCP_RST, UDP, FlowTuple, Headers, is_icmp
 from vfp.reference.transposition import Transposition
 from vfp.reference.zones import Zone
 
@@ -124,7 +124,7 @@ class Pair:
             return TCP_IDLE_S[self.state]
         if self.protocol == UDP:
             return UDP_IDLE_S if self.reply_seen else UDP_NEW_IDLE_S
-        return ICMP_IDLE_S if self.protocol == ICMP else OTHER_IDLE_S
+        return ICMP_IDLE_S if is_icmp(self.forward.half.tuple) else OTHER_IDLE_S
 
     def count(self, entry: Entry, tcp_flags: int, length: int, now_s: float) -> None:
         """A packet of `length` bytes used `entry`. `tcp_flags` are 0 for what is not TCP."""

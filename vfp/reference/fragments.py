@@ -10,7 +10,8 @@ from dataclasses import dataclass, field, replace
 
 from vfp.model import Address
 from vfp.reasons import DropReason
-from vfp.reference.packet import TCP, Fragment, Malformed, Packet, Part
+from vfp.reference.extensions import Malformed
+from vfp.reference.packet import TCP, Fragment, Packet, Part
 from vfp.reference.zones import Zone
 
 ENTRIES = 16384

@@ -2,7 +2,7 @@
 
 Decided here, where `docs/engine.md` is open:
 
-- Conditions on addresses and protocol hold only for IPv4 and ARP, on DSCP only for IPv4.
+- Conditions on addresses and protocol hold only for IP and ARP, on DSCP only for IP.
 - Equal priorities (legal when the actions are the same) are searched in the order in which they are listed.
 """
 
@@ -14,7 +14,7 @@ from typing import Protocol
 
 from vfp.model import ETH_P_ARP, Action, Deny, Direction, Group, Layer, Match, Pass, Port, PortRange, Rule
 from vfp.reasons import DropReason
-from vfp.reference.packet import ICMP, PROTOCOLS_WITH_PORTS, TCP, FlowTuple, Headers
+from vfp.reference.packet import PROTOCOLS_WITH_PORTS, TCP, FlowTuple, Headers, is_icmp
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ def mismatch(match: Match, headers: Headers, cur: FlowTuple) -> str:
     is_ip = cur.family != 0
     addressed = is_ip or headers.ethertype == ETH_P_ARP
     ports = is_ip and cur.protocol in PROTOCOLS_WITH_PORTS
-    icmp = is_ip and cur.protocol == ICMP
+    icmp = is_icmp(cur)
     if match.ethertype is not None and match.ethertype != headers.ethertype:
         return f"ethertype 0x{headers.ethertype:04x} is not 0x{match.ethertype:04x}"
     if match.src_mac is not None and match.src_mac != headers.src_mac:
@@ -88,6 +88,8 @@ def mismatch(match: Match, headers: Headers, cur: FlowTuple) -> str:
         return "not ARP"
     if match.arp_sender_is_source and headers.arp_sender_mac != headers.src_mac:
         return "ARP sender is not the Ethernet source"
+    if match.nd_sender_is_source and not headers.nd_sender_is_source:
+        return "ND sender is not the Ethernet source" if headers.nd else "not ND"
     return ""
 
 

@@ -14,15 +14,21 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass, replace
 from enum import Enum
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 
-from vfp.model import ETH_P_ARP, ETH_P_IP, Address
+from vfp.model import ETH_P_ARP, ETH_P_IP, ETH_P_IPV6, Address
 from vfp.reasons import DropReason
+from vfp.reference.extensions import Chain, Malformed, walk_extensions
 
 ETHERNET_BYTES = 14
 ARP_BYTES = 28
 IPV4_MIN_BYTES = 20
+IPV6_BYTES = 40
 IP_BYTES_MAX = 65535
+ND_BYTES = 24
+ND_OPTIONS_MAX = 8
+ND_SOLICITED = 0x40
+SOLICITED_NODE = bytes.fromhex("ff0200000000000000000001ff")
 ETH_P_8021Q = 0x8100
 ETH_P_8021AD = 0x88A8
 
@@ -30,10 +36,16 @@ ICMP = 1
 TCP = 6
 UDP = 17
 SCTP = 132
+ICMPV6 = 58
 PROTOCOLS_WITH_PORTS = (TCP, UDP, SCTP)
 
 ICMP_ECHO_REPLY = 0
 ICMP_ECHO_REQUEST = 8
+ICMPV6_ECHO_REQUEST = 128
+ICMPV6_ECHO_REPLY = 129
+ICMPV6_ERRORS = (1, 2, 3, 4)                # unreachable, too big, time exceeded, parameter problem
+ND_SOLICITATION = 135
+ND_ADVERTISEMENT = 136
 ICMP_ERRORS = (3, 11, 12)                   # unreachable, time exceeded, parameter problem
 
 TCP_FIN = 0x01
@@ -47,17 +59,9 @@ ARP_REPLY = 2
 NOWHERE = IPv4Address(0)
 
 
-class Malformed(Exception):
-    """The frame cannot be a packet of ours; `reason` is what to count."""
-
-    def __init__(self, reason: DropReason) -> None:
-        super().__init__(reason.name)
-        self.reason = reason
-
-
 @dataclass(frozen=True, slots=True)
 class FlowTuple:
-    """What layers match and rewrite; with a zone, the identity of a flow. `family` is 4, or 0 when not IP."""
+    """What layers match and rewrite; with a zone, the identity of a flow. `family` is 4, 6, or 0 when not IP."""
 
     family: int
     protocol: int                           # IP protocol; ARP: low byte of the opcode
@@ -87,6 +91,23 @@ class Headers:
     icmp_type: int = 0
     icmp_code: int = 0
     arp_sender_mac: bytes = b""             # ARP only
+    nd: bool = False                        # neighbour solicitation or advertisement
+    nd_sender_is_source: bool = False
+
+
+def is_icmp(what: FlowTuple) -> bool:
+    """Whether it is ICMP over IPv4 or ICMPv6 over IPv6."""
+    return (what.family, what.protocol) in ((4, ICMP), (6, ICMPV6))
+
+
+def is_echo_request(what: FlowTuple, headers: Headers) -> bool:
+    """Whether it asks for an echo."""
+    return is_icmp(what) and headers.icmp_type == (ICMPV6_ECHO_REQUEST if what.family == 6 else ICMP_ECHO_REQUEST)
+
+
+def is_echo_reply(what: FlowTuple, headers: Headers) -> bool:
+    """Whether it is an echo."""
+    return is_icmp(what) and headers.icmp_type == (ICMPV6_ECHO_REPLY if what.family == 6 else ICMP_ECHO_REPLY)
 
 
 class Part(Enum):
@@ -126,21 +147,22 @@ class Packet:
         return Part.LATER if self.fragment.begin else Part.FIRST
 
     @property
-    def is_ipv4(self) -> bool:
-        """Whether there is an IPv4 header."""
-        return self.tuple.family == 4
+    def is_ip(self) -> bool:
+        """Whether there is an IPv4 or IPv6 header."""
+        return self.tuple.family != 0
 
     @property
     def is_flow(self) -> bool:
         """Whether the packet belongs to a flow: IP, and not ICMP other than echo."""
-        if not self.is_ipv4:
-            return False
-        return self.tuple.protocol != ICMP or self.headers.icmp_type in (ICMP_ECHO_REPLY, ICMP_ECHO_REQUEST)
+        if is_icmp(self.tuple):
+            return is_echo_request(self.tuple, self.headers) or is_echo_reply(self.tuple, self.headers)
+        return self.is_ip
 
     @property
     def is_error(self) -> bool:
         """Whether it is an ICMP error, which quotes the packet that it is about."""
-        return self.is_ipv4 and self.tuple.protocol == ICMP and self.headers.icmp_type in ICMP_ERRORS
+        errors = ICMPV6_ERRORS if self.tuple.family == 6 else ICMP_ERRORS
+        return is_icmp(self.tuple) and self.headers.icmp_type in errors
 
     @property
     def makes_flow(self) -> bool:
@@ -148,14 +170,14 @@ class Packet:
 
         A connection that ends, or an answer to what was not asked, is no reason to let the other side in.
         """
-        if self.tuple.protocol == ICMP:
-            return self.is_flow and self.headers.icmp_type == ICMP_ECHO_REQUEST
+        if is_icmp(self.tuple):
+            return is_echo_request(self.tuple, self.headers)
         return self.is_flow and not (self.is_tcp and self.headers.tcp_flags & TCP_RST)
 
     @property
     def is_tcp(self) -> bool:
         """Whether the packet is TCP over IP (an ARP opcode of 6 is not)."""
-        return self.is_ipv4 and self.tuple.protocol == TCP
+        return self.is_ip and self.tuple.protocol == TCP
 
 
 def parse(frame: bytes) -> Packet:
@@ -174,6 +196,8 @@ def parse(frame: bytes) -> Packet:
         return _parse_arp(frame, src_mac, dst_mac)
     if ethertype == ETH_P_IP:
         return _parse_ipv4(frame, src_mac, dst_mac)
+    if ethertype == ETH_P_IPV6:
+        return _parse_ipv6(frame, src_mac, dst_mac)
     return Packet(Headers(ethertype, src_mac, dst_mac), FlowTuple(0, 0, NOWHERE, NOWHERE))
 
 
@@ -207,7 +231,7 @@ def _parse_ipv4(frame: bytes, src_mac: bytes, dst_mac: bytes) -> Packet:
     headers = Headers(ETH_P_IP, src_mac, dst_mac, dscp=body[1] >> 2)
     ports = (0, 0)
     if not offset:
-        headers, ports = _parse_transport(protocol, payload, part is not None, headers)
+        headers, ports = _parse_transport(4, protocol, payload, part is not None, headers)
     return Packet(
         headers=headers,
         tuple=FlowTuple(4, protocol, IPv4Address(body[12:16]), IPv4Address(body[16:20]), *ports),
@@ -218,7 +242,73 @@ def _parse_ipv4(frame: bytes, src_mac: bytes, dst_mac: bytes) -> Packet:
     )
 
 
-def _parse_transport(protocol: int, payload: bytes, first: bool,
+def _parse_ipv6(frame: bytes, src_mac: bytes, dst_mac: bytes) -> Packet:
+    body = frame[ETHERNET_BYTES:]
+    if len(body) < IPV6_BYTES or body[0] >> 4 != 6:
+        raise Malformed(DropReason.MALFORMED_IPV6)
+    payload_len = int.from_bytes(body[4:6], "big")
+    if payload_len > len(body) - IPV6_BYTES:
+        raise Malformed(DropReason.MALFORMED_IPV6)
+    source, destination = IPv6Address(body[8:24]), IPv6Address(body[24:40])
+    packet = body[:IPV6_BYTES + payload_len]
+    chain = walk_extensions(packet, IPV6_BYTES, body[6])
+    part = _ipv6_fragment(chain, len(packet))
+    headers = Headers(ETH_P_IPV6, src_mac, dst_mac, dscp=(body[0] << 8 | body[1]) >> 6 & 0x3F)
+    payload = packet[chain.at:]
+    what = FlowTuple(6, chain.next, source, destination)
+    if part is None or not part.begin:
+        headers, ports = _parse_transport(6, chain.next, payload, part is not None, headers)
+        what = what.with_ports(*ports)
+    if is_icmp(what) and headers.icmp_type in (ND_SOLICITATION, ND_ADVERTISEMENT):
+        headers, what = parse_nd(payload, what, headers, hop_limit=body[7], fragmented=chain.fragmented)
+    return Packet(headers, what, transport=ETHERNET_BYTES + chain.at, length=len(payload), ttl=body[7], fragment=part)
+
+
+def _ipv6_fragment(chain: Chain, end: int) -> Fragment | None:
+    """None for a packet without fragment header, or an atomic fragment (RFC 6946)."""
+    if not chain.offset and not chain.more:
+        return None
+    length = end - chain.body
+    if not length or (chain.more and length % 8) or chain.offset * 8 + length > IP_BYTES_MAX:
+        raise Malformed(DropReason.MALFORMED_IPV6)
+    return Fragment(chain.identification, chain.offset, chain.offset + (length + 7) // 8, not chain.more)
+
+
+def parse_nd(body: bytes, what: FlowTuple, headers: Headers, *, hop_limit: int,
+             fragmented: bool) -> tuple[Headers, FlowTuple]:
+    """Neighbour discovery as layers see it: who speaks, for or about whom (`docs/engine.md`, "Parse").
+
+    Raises:
+        Malformed: `MALFORMED_ND`, what RFC 4861 7.1 and RFC 6980 tell to discard.
+    """
+    bad = Malformed(DropReason.MALFORMED_ND)
+    solicits = headers.icmp_type == ND_SOLICITATION
+    unspecified = int(what.src) == 0
+    if fragmented or len(body) < ND_BYTES or hop_limit != 255 or headers.icmp_code:
+        raise bad
+    target = IPv6Address(body[8:24])
+    if target.is_multicast:
+        raise bad
+    if solicits and unspecified and what.dst.packed[:13] != SOLICITED_NODE:
+        raise bad
+    if not solicits and what.dst.is_multicast and body[4] & ND_SOLICITED:
+        raise bad
+    own = True
+    wanted = 1 if solicits else 2           # source, target link-layer address
+    options, count = body[ND_BYTES:], 0
+    while options:
+        if count == ND_OPTIONS_MAX or len(options) < 8 or not options[1] or options[1] * 8 > len(options):
+            raise bad
+        if solicits and unspecified and options[0] == 1:
+            raise bad
+        if options[0] == wanted and (options[1] != 1 or options[2:8] != headers.src_mac):
+            own = False
+        options, count = options[options[1] * 8:], count + 1
+    headers = replace(headers, nd=True, nd_sender_is_source=own and (solicits or what.src == target))
+    return headers, replace(what, dst=target) if solicits else replace(what, src=target)
+
+
+def _parse_transport(family: int, protocol: int, payload: bytes, first: bool,
                      headers: Headers) -> tuple[Headers, tuple[int, int]]:
     """Ports of a transport header, and `headers` completed by what conditions may test in it."""
     bad = Malformed(DropReason.MALFORMED_TRANSPORT)
@@ -244,15 +334,20 @@ def _parse_transport(protocol: int, payload: bytes, first: bool,
         if len(payload) < 12:
             raise truncated
         return headers, ports
-    if protocol == ICMP:
+    if (family, protocol) in ((4, ICMP), (6, ICMPV6)):
         if len(payload) < 8:
             raise truncated
         headers = replace(headers, icmp_type=payload[0], icmp_code=payload[1])
         identifier = int.from_bytes(payload[4:6], "big")
-        if headers.icmp_type == ICMP_ECHO_REQUEST:
+        if headers.icmp_type == (ICMPV6_ECHO_REQUEST if family == 6 else ICMP_ECHO_REQUEST):
             return headers, (identifier, 0)
-        return headers, (0, identifier if headers.icmp_type == ICMP_ECHO_REPLY else 0)
+        is_reply = headers.icmp_type == (ICMPV6_ECHO_REPLY if family == 6 else ICMP_ECHO_REPLY)
+        return headers, (0, identifier if is_reply else 0)
     return headers, (0, 0)
+
+
+ALL_NODES = bytes.fromhex("ff020000000000000000000000000001")
+ALL_NODES_MAC = bytes.fromhex("333300000001")
 
 
 def arp_answer(request: bytes, mac: bytes) -> bytes:
@@ -264,3 +359,21 @@ def arp_answer(request: bytes, mac: bytes) -> bytes:
     asker, sender, target = request[6:12], request[28:32], request[38:42]
     return (asker + mac + request[12:20] + ARP_REPLY.to_bytes(2, "big")
             + mac + target + asker + sender + request[42:])
+
+
+def nd_answer(frame: bytes, target: Address, mac: bytes) -> bytes:
+    """The advertisement (RFC 4861 4.4) that answers a solicitation frame: `target` is at `mac`.
+
+    A probe from an address that is not yet its sender's (RFC 4862) is answered to all nodes.
+    """
+    source = frame[22:38]
+    probe = source == bytes(16)
+    to, asker = (ALL_NODES, ALL_NODES_MAC) if probe else (source, frame[6:12])
+    body = struct.pack("!BBHB3x", ND_ADVERTISEMENT, 0, 0, 0x20 if probe else 0x60) + target.packed + b"\x02\x01" + mac
+    pseudo = target.packed + to + struct.pack("!II", len(body), ICMPV6)
+    total: int = sum(struct.unpack(f"!{len(pseudo + body) // 2}H", pseudo + body))
+    while total > 0xFFFF:
+        total = (total & 0xFFFF) + (total >> 16)
+    body = body[:2] + (~total & 0xFFFF).to_bytes(2, "big") + body[4:]
+    header = struct.pack("!IHBB", 6 << 28, len(body), ICMPV6, 255) + target.packed + to
+    return asker + mac + ETH_P_IPV6.to_bytes(2, "big") + header + body

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 
+from vfp.reference.extensions import Malformed, walk_extensions
 from vfp.reference.packet import (
-    ICMP,
     ICMP_ECHO_REPLY,
     ICMP_ECHO_REQUEST,
+    ICMPV6_ECHO_REPLY,
+    ICMPV6_ECHO_REQUEST,
     PROTOCOLS_WITH_PORTS,
     TCP,
     UDP,
     FlowTuple,
     Packet,
     Part,
+    is_icmp,
 )
 from vfp.reference.transposition import Transposition, update_checksum
 from vfp.reference.zones import Zone, ZoneKind
@@ -40,7 +43,21 @@ def quotation_of(frame: bytes, packet: Packet) -> Quotation | None:
         return None
     end = packet.transport + packet.length
     at = packet.transport + 8
-    return _quoted_ipv4(frame[:end], at)
+    return _quoted_ipv6(frame[:end], at) if packet.tuple.family == 6 else _quoted_ipv4(frame[:end], at)
+
+
+def _quoted_ipv6(frame: bytes, at: int) -> Quotation | None:
+    header = frame[at:at + 40]
+    if len(header) < 40 or header[0] >> 4 != 6:
+        return None
+    try:
+        chain = walk_extensions(frame, at + 40, header[6])
+    except Malformed:
+        return None
+    if chain.offset:
+        return None
+    what = FlowTuple(6, chain.next, IPv6Address(header[8:24]), IPv6Address(header[24:40]))
+    return _quoted_transport(frame, at, chain.at, what)
 
 
 def _quoted_ipv4(frame: bytes, at: int) -> Quotation | None:
@@ -57,17 +74,17 @@ def _quoted_ipv4(frame: bytes, at: int) -> Quotation | None:
 
 def _quoted_transport(frame: bytes, ip: int, at: int, what: FlowTuple) -> Quotation | None:
     protocol = what.protocol
-    if protocol not in (*PROTOCOLS_WITH_PORTS, ICMP):
+    if protocol not in PROTOCOLS_WITH_PORTS and not is_icmp(what):
         return Quotation(what, ip, None, None)
     head = frame[at:at + QUOTED_TRANSPORT_BYTES]
     if len(head) < QUOTED_TRANSPORT_BYTES:
         return None
-    if protocol == ICMP:
-        identifier = int.from_bytes(head[4:6], "big")
-        if head[0] == ICMP_ECHO_REQUEST:
-            return Quotation(what.with_ports(identifier, 0), ip, at + 4, None, at + 2)
-        if head[0] == ICMP_ECHO_REPLY:
-            return Quotation(what.with_ports(0, identifier), ip, None, at + 4, at + 2)
+    if is_icmp(what):
+        identifier, six = int.from_bytes(head[4:6], "big"), what.family == 6
+        if head[0] == (ICMPV6_ECHO_REQUEST if six else ICMP_ECHO_REQUEST):
+            return Quotation(what.with_ports(identifier, 0), ip, at + 4, None, at + 2, pseudo=six)
+        if head[0] == (ICMPV6_ECHO_REPLY if six else ICMP_ECHO_REPLY):
+            return Quotation(what.with_ports(0, identifier), ip, None, at + 4, at + 2, pseudo=six)
         return None
     check = {UDP: at + 6, TCP: at + 16 if at + 18 <= len(frame) else None}.get(protocol)
     what = what.with_ports(int.from_bytes(head[0:2], "big"), int.from_bytes(head[2:4], "big"))
@@ -85,10 +102,11 @@ def translate_quotation(frame: bytes, packet: Packet, quoted: Quotation, by: Tra
     """The frame with its quotation as its receiver sent it. `by` is for packets that go the error's way."""
     out = bytearray(frame)
     body = slice(packet.transport, packet.transport + packet.length)
-    for offset, change in ((12, by.dst), (16, by.src)):
+    six = packet.tuple.family == 6
+    for offset, change in ((8 if six else 12, by.dst), (24 if six else 16, by.src)):
         if change is None:
             continue
-        covering = [quoted.ip + 10]
+        covering = [] if six else [quoted.ip + 10]
         if quoted.check is not None and quoted.pseudo:
             covering.append(quoted.check)
         _put(out, quoted.ip + offset, change.becomes.packed, covering, quoted)

@@ -12,7 +12,7 @@ from typing import Generic, TypeVar
 
 from vfp.model import Address
 from vfp.reasons import DropReason
-from vfp.reference.packet import ETHERNET_BYTES, ICMP, TCP, UDP, FlowTuple, Packet, Part
+from vfp.reference.packet import ETHERNET_BYTES, ICMPV6, TCP, UDP, FlowTuple, Packet, Part, is_icmp
 
 T = TypeVar("T", Address, int)
 
@@ -165,32 +165,40 @@ def apply(frame: bytes, packet: Packet, by: Transposition) -> bytes:
         out[6:12] = by.src_mac
     if by.dst_mac is not None:
         out[0:6] = by.dst_mac
-    if packet.is_ipv4:
+    if packet.is_ip:
         if by.routed:
             if packet.ttl <= 1:
                 raise Undeliverable(DropReason.TTL_EXCEEDED)
-            ttl_and_protocol = bytes([packet.ttl - 1, packet.tuple.protocol])
-            _put(out, ETHERNET_BYTES + 8, ttl_and_protocol, [ETHERNET_BYTES + 10])
+            _decrement_ttl(out, packet)
         _rewrite_addresses(out, packet, by)
         if packet.part is not Part.LATER:
             _rewrite_ports(out, packet, by)
     return bytes(out)
 
 
+def _decrement_ttl(out: bytearray, packet: Packet) -> None:
+    if packet.tuple.family == 6:
+        out[ETHERNET_BYTES + 7] -= 1        # hop limit, in no checksum
+        return
+    ttl_and_protocol = bytes([packet.ttl - 1, packet.tuple.protocol])
+    _put(out, ETHERNET_BYTES + 8, ttl_and_protocol, [ETHERNET_BYTES + 10])
+
+
 def _rewrite_addresses(out: bytearray, packet: Packet, by: Transposition) -> None:
-    """The checksum of the IP header covers addresses; so do TCP's and UDP's, through the pseudo header."""
-    for offset, change in ((12, by.src), (16, by.dst)):
+    """IPv4's header checksum covers addresses; so do TCP's, UDP's and ICMPv6's, through the pseudo header."""
+    six = packet.tuple.family == 6
+    for offset, change in ((8 if six else 12, by.src), (24 if six else 16, by.dst)):
         if change is None:
             continue
-        sums = [ETHERNET_BYTES + 10]
-        if packet.part is not Part.LATER and packet.tuple.protocol in (TCP, UDP):
+        sums = [] if six else [ETHERNET_BYTES + 10]
+        if packet.part is not Part.LATER and packet.tuple.protocol in ((TCP, UDP, ICMPV6) if six else (TCP, UDP)):
             sums += _transport_checksum(out, packet)
         _put(out, ETHERNET_BYTES + offset, change.becomes.packed, sums, udp=packet.tuple.protocol == UDP)
 
 
 def _rewrite_ports(out: bytearray, packet: Packet, by: Transposition) -> None:
     start, sums = packet.transport, _transport_checksum(out, packet)
-    if packet.tuple.protocol == ICMP:
+    if is_icmp(packet.tuple):
         identifier = by.src_port or by.dst_port
         if identifier is not None:
             _put(out, start + 4, identifier.becomes.to_bytes(2, "big"), sums)
@@ -204,13 +212,13 @@ def _rewrite_ports(out: bytearray, packet: Packet, by: Transposition) -> None:
 def _transport_checksum(out: bytearray, packet: Packet) -> list[int]:
     """Where the transport checksum is; nowhere when UDP has none (RFC 768: zero means not computed)."""
     start = packet.transport
+    if is_icmp(packet.tuple):
+        return [start + 2]
     match packet.tuple.protocol:
         case 6:
             return [start + 16]
         case 17:
             return [start + 6] if out[start + 6:start + 8] != b"\0\0" else []
-        case 1:
-            return [start + 2]
         case _:
             return []
 
