@@ -20,6 +20,7 @@ from pathlib import Path
 
 MARK = "SLUICE_TEST_SESSION"
 GRACE_S = 4.0                # the kernel frees namespaces, programs and maps a little after their last user
+SETTLE_S = 0.5
 NAMESPACES = Path("/run/netns")
 PINS = Path("/sys/fs/bpf")
 RESERVED_PORTS = Path("/proc/sys/net/ipv4/ip_local_reserved_ports")
@@ -55,6 +56,9 @@ def begin() -> Watch:
 
 def end(watch: Watch) -> Leaks:
     """What is there now and was not before, after some patience."""
+    # A worker of the kernel empties a program array after its last descriptor was closed. Whoever opens the map by its id
+    # before that, as bpftool does, makes the kernel take a reference that it never gives back: let it finish first.
+    time.sleep(SETTLE_S)
     deadline = time.monotonic() + GRACE_S
     while True:
         processes = [f"process {text}" for text in _marked(watch.mark)]

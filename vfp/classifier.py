@@ -27,6 +27,7 @@ from vfp.model import (
     Deny,
     Forward,
     Group,
+    Match,
     Pass,
     Rewrite,
     Rule,
