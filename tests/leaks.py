@@ -56,8 +56,8 @@ def begin() -> Watch:
 
 def end(watch: Watch) -> Leaks:
     """What is there now and was not before, after some patience."""
-    # A worker of the kernel empties a program array after its last descriptor was closed. Whoever opens the map by its id
-    # before that, as bpftool does, makes the kernel take a reference that it never gives back: let it finish first.
+    # A worker of the kernel empties a program array after its last descriptor was closed. Whoever opens the map by
+    # its id before that, as bpftool does, makes the kernel take a reference that it never gives back: wait first.
     time.sleep(SETTLE_S)
     deadline = time.monotonic() + GRACE_S
     while True:
