@@ -9,6 +9,7 @@ import pytest
 from hypothesis import settings
 
 from tests import leaks
+from vfp.datapath.pins import mount_bpffs
 
 SHOWN = 30
 
@@ -23,6 +24,7 @@ _LEAKS = pytest.StashKey[leaks.Leaks]()
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
+    mount_bpffs()                           # as the agent does; it stays, like any system's
     session.config.stash[_WATCH] = leaks.begin()
 
 

@@ -17,11 +17,12 @@ from pathlib import Path
 from vfp.datapath.errors import DatapathError
 from vfp.datapath.libbpf import check, library
 
-__all__ = ["get", "locked", "names", "prepare", "remove", "remove_all", "replace"]
+__all__ = ["BPF_FS", "get", "locked", "mount_bpffs", "names", "prepare", "remove", "remove_all", "replace"]
 
 MAPS = "maps"
 PROGS = "progs"
 
+BPF_FS = Path("/sys/fs/bpf")
 _BPF_FS_MAGIC = 0xCAFE4A11  # linux/magic.h
 _NEW = "~new"               # no C identifier has a tilde, so it meets no map or program name
 
@@ -36,12 +37,28 @@ def on_bpffs(path: Path) -> bool:
     return ctypes.c_ulong.from_buffer(buffer).value == _BPF_FS_MAGIC
 
 
+def mount_bpffs() -> None:
+    """Mount the BPF file system at its usual place, if nothing is there and we may. Idempotent.
+
+    Not where the mount namespace is known to be another than that of the host's first process (`ip netns exec`, a
+    container): the mount, and the data path with it, would end with us.
+    """
+    if on_bpffs(BPF_FS) or not BPF_FS.is_dir():
+        return
+    with suppress(OSError):                     # some hosts show nobody their first process
+        if Path("/proc/self/ns/mnt").readlink() != Path("/proc/1/ns/mnt").readlink():
+            return
+    ctypes.CDLL(None).mount(b"bpf", os.fsencode(BPF_FS), b"bpf", 0, b"mode=0700")
+
+
 def prepare(pin_dir: Path) -> None:
-    """Make the pin directory and its two rooms.
+    """Make the pin directory and its two rooms; mount the BPF file system if the host has not.
 
     Raises:
         DatapathError: `pin_dir` is not in a BPF file system, or cannot be made.
     """
+    if not on_bpffs(pin_dir) and pin_dir.is_relative_to(BPF_FS):
+        mount_bpffs()
     if not on_bpffs(pin_dir):
         raise DatapathError(
             f"pin directory {pin_dir}: not in a BPF file system; mount one (mount -t bpf bpf /sys/fs/bpf). "

@@ -16,7 +16,7 @@ from vfp.datapath.errors import DatapathError, KernelRefused, errno_name
 from vfp.datapath.libbpf import ProgLoadOpts, check, library
 from vfp.datapath.map import MapType
 from vfp.datapath.object import BpfObject
-from vfp.datapath.pins import on_bpffs
+from vfp.datapath.pins import BPF_FS, on_bpffs
 from vfp.datapath.program import Program, ProgType
 
 __all__ = ["FLOOR", "Feature", "probe", "probe_object"]
@@ -29,7 +29,6 @@ _KERNEL_TODO = f"boot Linux {_FLOOR} or later with its default options"
 _PRIVILEGES_TODO = "run as root, or add the capability to the unit or container"
 
 OBJECT = Path(__file__).with_name("vfp.bpf.o")
-BPF_FS = Path("/sys/fs/bpf")
 
 # enum bpf_func_id, with what each is for.
 _HELPERS = (
@@ -150,6 +149,8 @@ def _btf() -> _Answer:
 def _bpf_fs() -> _Answer:
     if BPF_FS.is_dir() and on_bpffs(BPF_FS):
         return True, str(BPF_FS), ""
+    if BPF_FS.is_dir() and os.geteuid() == 0:
+        return True, f"not mounted at {BPF_FS}; the agent mounts it", ""
     return False, f"nothing is mounted at {BPF_FS}", f"mount -t bpf bpf {BPF_FS}"
 
 
