@@ -11,9 +11,15 @@ from vfp.model import (
     AnswerArp,
     Deny,
     Forward,
+    Inspect,
+    Log,
+    Mark,
     Match,
+    Meter,
+    Mirror,
     Pass,
     PortRange,
+    Reject,
     Rewrite,
     ToUplink,
     TranslateSource,
@@ -52,7 +58,12 @@ def match_text(match: Match) -> str:
         words.append(f"flags {match.tcp_flags[1]:#04x}/{match.tcp_flags[0]:#04x}")
     if match.dscp is not None:
         words.append(f"dscp {match.dscp}")
-    if match.arp_sender_is_source:
+    for name, identity in (("src set", match.src_set), ("dst set", match.dst_set), ("vni", match.vni)):
+        if identity is not None:
+            words.append(f"{name} {identity}")
+    if match.fragment is not None:
+        words.append("fragment" if match.fragment else "no fragment")
+    if match.arp_sender_is_source or match.nd_sender_is_source:
         words.append("sender = smac")
     return " ".join(words) or "any"
 
@@ -60,7 +71,7 @@ def match_text(match: Match) -> str:
 def action_text(action: Action) -> str:
     """`allow`, `forward space 5001`, ..."""
     match action:
-        case Allow() | Deny() | Pass() | Untranslate():
+        case Allow() | Deny() | Pass() | Untranslate() | Reject():
             return type(action).__name__.lower()
         case TranslateSource(pool):
             return f"translate source from pool {pool}"
@@ -74,7 +85,16 @@ def action_text(action: Action) -> str:
             ends = (("src", action.src), ("dst", action.dst))
             ports = (("sport", action.src_port), ("dport", action.dst_port))
             return "rewrite " + " ".join(f"{name} {value}" for name, value in ends + ports if value is not None)
-
+        case Mark(dscp):
+            return f"mark dscp {dscp}"
+        case Meter(meter):
+            return f"meter {meter}"
+        case Log(every):
+            return f"log every {every} packets" if every else "log"
+        case Mirror(port):
+            return f"mirror to port {port}"
+        case Inspect(queue, fail_open):
+            return f"inspect by queue {queue}{', or pass' if fail_open else ''}"
 
 
 def packet_text(

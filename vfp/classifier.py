@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vfp.errors import CompileError
-from vfp.layout import RULE, ActionCode, If, Set, pack_address
+from vfp.layout import RULE, ActionCode, If, RuleFlag, Set, pack_address
 from vfp.model import (
     MAX_PRIORITY,
     Action,
@@ -27,8 +27,14 @@ from vfp.model import (
     Deny,
     Forward,
     Group,
+    Inspect,
+    Log,
+    Mark,
     Match,
+    Meter,
+    Mirror,
     Pass,
+    Reject,
     Rewrite,
     Rule,
     ToUplink,
@@ -49,7 +55,8 @@ _CODES: dict[type[Any], ActionCode] = {
     Allow: ActionCode.ALLOW, Deny: ActionCode.DENY, Pass: ActionCode.PASS,
     TranslateSource: ActionCode.TRANSLATE_SOURCE, Untranslate: ActionCode.UNTRANSLATE,
     Forward: ActionCode.FORWARD, ToUplink: ActionCode.TO_UPLINK, AnswerArp: ActionCode.ANSWER_ARP,
-    Rewrite: ActionCode.REWRITE,
+    Rewrite: ActionCode.REWRITE, Reject: ActionCode.REJECT, Mark: ActionCode.MARK, Meter: ActionCode.METER,
+    Log: ActionCode.LOG, Mirror: ActionCode.MIRROR, Inspect: ActionCode.INSPECT,
 }
 
 Records = npt.NDArray[Any]
@@ -263,6 +270,10 @@ def _argument(action: Action) -> int:
     match action:
         case TranslateSource(pool=number) | Forward(space=number) | AnswerArp(space=number) | ToUplink(uplink=number):
             return number
+        case Mark(dscp=number) | Meter(meter=number) | Log(every=number) | Mirror(port=number):
+            return number
+        case Inspect(queue=queue, fail_open=fail_open):
+            return queue | fail_open << 8
         case Rewrite():
             return rewrite_key(action)
         case _:
@@ -280,11 +291,13 @@ def _records(layer: str, group: str, rules: Sequence[Rule]) -> npt.NDArray[Any]:
     out["arg"] = np.array([_argument(rule.action) for rule in rules], np.uint64)
     out["priority"] = [rule.priority for rule in rules]
     out["action"] = [_CODES[type(rule.action)] for rule in rules]
-    out["stateless"] = [not rule.stateful for rule in rules]
-    conditions = np.zeros(len(rules), np.uint16)
+    out["flags"] = [
+        RuleFlag.STATELESS * (not rule.stateful) | RuleFlag.CONTINUE * (not rule.terminating) for rule in rules
+    ]
+    conditions = np.zeros(len(rules), np.uint32)
 
     def column(bit: If, present: list[bool], fields: dict[str, Any]) -> None:
-        conditions[:] |= np.where(present, np.uint16(bit), np.uint16(0))
+        conditions[:] |= np.where(present, np.uint32(bit), np.uint32(0))
         for name, values in fields.items():
             out[name] = values
 

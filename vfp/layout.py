@@ -56,6 +56,7 @@ class Set(IntFlag):
     SMAC = 1 << 4
     DMAC = 1 << 5
     TTL = 1 << 6
+    DSCP = 1 << 7
 
 
 class State(IntFlag):
@@ -85,6 +86,10 @@ class If(IntFlag):
     DSCP = 1 << 11
     ARP_SENDER = 1 << 12
     ND_SENDER = 1 << 13
+    SRC_SET = 1 << 14
+    DST_SET = 1 << 15
+    VNI = 1 << 16
+    FRAGMENT = 1 << 17
 
 
 class ActionCode(IntEnum):
@@ -99,6 +104,44 @@ class ActionCode(IntEnum):
     TO_UPLINK = 6
     ANSWER_ARP = 7
     REWRITE = 8
+    REJECT = 9
+    MARK = 10
+    METER = 11
+    LOG = 12
+    MIRROR = 13
+    INSPECT = 14
+
+
+class FlowFlag(IntFlag):
+    """Twin of enum flow_flags."""
+
+    REPLY = 1 << 0
+    BY_SET = 1 << 1
+    EXTRAS = 1 << 2
+    INSPECT = 1 << 3
+    RELEASED = 1 << 4
+    FRAGMENT = 1 << 5
+
+
+class PortFlag(IntFlag):
+    """Twin of enum port_flags."""
+
+    STRICT_TCP = 1 << 0
+    CAPTURE = 1 << 1
+
+
+class RuleFlag(IntFlag):
+    """Twin of enum rule_flags."""
+
+    STATELESS = 1 << 0
+    CONTINUE = 1 << 1
+
+
+class EventKind(IntEnum):
+    """Twin of enum event_kind."""
+
+    DROP = 0
+    LOG = 1
 
 
 class LocationKind(IntEnum):
@@ -110,23 +153,26 @@ class LocationKind(IntEnum):
     VIRTUAL = 4
 
 
-FLOW_REPLY = 1
 
 FLOW_KEY = _struct(
     ("zone", "u4"), ("family", "u1"), ("protocol", "u1"), ("pad", "u2"), ("sport", ">u2"), ("dport", ">u2"),
     ("src", *_ADDRESS), ("dst", *_ADDRESS),
 )
 TRANSPOSITION = _struct(
-    ("flags", "u2"), ("place", "u1"), ("pad", "u1"), ("ifindex", "u4"), ("src", *_ADDRESS), ("dst", *_ADDRESS),
+    ("flags", "u2"), ("place", "u1"), ("dscp", "u1"), ("ifindex", "u4"), ("src", *_ADDRESS), ("dst", *_ADDRESS),
     ("sport", ">u2"), ("dport", ">u2"), ("smac", *_MAC), ("dmac", *_MAC), ("vni", "u4"), ("vtep", "u4"),
 )
-FLOW = _struct(
-    ("packets", "u8"), ("bytes", "u8"), ("created_ns", "u8"), ("seen_ns", "u8"), ("pair", FLOW_KEY),
-    ("ports", "u4", 2), ("generations", "u4", 2), ("from_vtep", "u4"), ("flags", "u1"), ("state", "u1"),
-    ("dscp", "u1"), ("tcp_flags", "u1"), ("icmp_type", "u1"), ("icmp_code", "u1"), ("smac", *_MAC), ("dmac", *_MAC),
-    ("pad", "u1", 2), ("out", TRANSPOSITION),
+EXTRAS = _struct(
+    ("log_cookie", "u8"), ("meters", "u4", 2), ("mirror", "u4"), ("log_every", "u4"), ("log_port", "u4"),
+    ("queue", "u1"), ("fail_open", "u1"), ("pad", "u1", 2),
 )
-PORT = _struct(("generation", "u4"), ("ifindex", "u4"), ("mac", *_MAC), ("gateway_mac", *_MAC))
+FLOW = _struct(
+    ("packets", "u8"), ("bytes", "u8"), ("seen_ns", "u8"), ("ports", "u4", 2), ("generations", "u4", 2),
+    ("from_vtep", "u4"), ("flags", "u2"), ("state", "u2"), ("sets_generation", "u4"), ("smac", *_MAC), ("dscp", "u1"),
+    ("tcp_flags", "u1"), ("out", TRANSPOSITION), ("created_ns", "u8"), ("pair", FLOW_KEY), ("icmp_type", "u1"),
+    ("icmp_code", "u1"), ("dmac", *_MAC), ("pad", "u4"), ("extras", EXTRAS),
+)
+PORT = _struct(("generation", "u4"), ("ifindex", "u4"), ("mac", *_MAC), ("gateway_mac", *_MAC), ("flags", "u4"))
 STAGE = _struct(("group", "u8"), ("layer", "u1"), ("last", "u1"), ("deny", "u1"), ("pad", "u1", 5))
 PROGRAM = _struct(
     ("generation", "u4"), ("out_count", "u2"), ("in_count", "u2"), ("out", STAGE, MAX_STAGES), ("in", STAGE, MAX_STAGES)
@@ -141,11 +187,12 @@ GROUP = _struct(
 )
 BUCKET = _struct(("first", "u4"), ("count", "u2"), ("instance", "u2"))
 RULE = _struct(
-    ("src", *_ADDRESS), ("dst", *_ADDRESS), ("born", "u4"), ("died", "u4"), ("priority", "u4"), ("conditions", "u2"),
+    ("src", *_ADDRESS), ("dst", *_ADDRESS), ("born", "u4"), ("died", "u4"), ("priority", "u4"), ("conditions", "u4"),
     ("ethertype", "u2"), ("sport_low", "u2"), ("sport_high", "u2"), ("dport_low", "u2"), ("dport_high", "u2"),
     ("src_len", "u1"), ("dst_len", "u1"), ("family", "u1"), ("protocol", "u1"), ("icmp_type", "u1"),
-    ("icmp_code", "u1"), ("tcp_mask", "u1"), ("tcp_value", "u1"), ("cookie", "u8"), ("arg", "u8"), ("smac", *_MAC),
-    ("dmac", *_MAC), ("action", "u1"), ("stateless", "u1"), ("dscp", "u1"), ("pad", "u1"),
+    ("icmp_code", "u1"), ("cookie", "u8"), ("arg", "u8"), ("src_set", "u4"), ("dst_set", "u4"), ("vni", "u4"),
+    ("smac", *_MAC), ("dmac", *_MAC), ("tcp_mask", "u1"), ("tcp_value", "u1"), ("dscp", "u1"), ("fragment", "u1"),
+    ("action", "u1"), ("flags", "u1"), ("pad", "u1", 2),
 )
 REWRITE = _struct(
     ("src", *_ADDRESS), ("dst", *_ADDRESS), ("sport", ">u2"), ("dport", ">u2"), ("flags", "u2"), ("src_family", "u1"),
@@ -153,6 +200,10 @@ REWRITE = _struct(
 )
 SPACE_KEY = _struct(("space", "u4"), ("family", "u1"), ("pad", "u1", 3), ("address", *_ADDRESS))
 LOCATION = _struct(("kind", "u1"), ("mac", *_MAC), ("pad", "u1"), ("port", "u4"), ("vni", "u4"), ("vtep", "u4"))
+SET_KEY = _struct(("set", "u4"), ("family", "u1"), ("length", "u1"), ("pad", "u2"), ("address", *_ADDRESS))
+SET_MEMBER = _struct(("expires_ns", "u8"))
+SET_LENGTHS_KEY = _struct(("set", "u4"), ("family", "u1"), ("pad", "u1", 3))
+SET_LENGTHS = _struct(("bits", "u8", 3))
 POOL = _struct(
     ("address", *_ADDRESS), ("uplink", "u4"), ("low", "u2"), ("high", "u2"), ("family", "u1"), ("pad", "u1", 3)
 )
@@ -171,12 +222,13 @@ HITS = _struct(("hits", "u8"), ("drops", "u8"))
 SETTINGS = _struct(
     ("tcp_new_ns", "u8"), ("tcp_established_ns", "u8"), ("tcp_closing_ns", "u8"), ("tcp_closed_ns", "u8"),
     ("udp_new_ns", "u8"), ("udp_ns", "u8"), ("icmp_ns", "u8"), ("other_ns", "u8"), ("binding_ns", "u8"),
-    ("secret", "u8", 2), ("tunnel_ifindex", "u4"), ("dirty", "u4"),
+    ("secret", "u8", 2), ("tunnel_ifindex", "u4"), ("inspect_ifindex", "u4"),
+    ("sets_generation", "u4"), ("dirty", "u4"),
 )
 EVENT = _struct(
     ("time_ns", "u8"), ("cookie", "u8"), ("zone", "u4"), ("port", "u4"), ("src", *_ADDRESS), ("dst", *_ADDRESS),
     ("sport", ">u2"), ("dport", ">u2"), ("ethertype", "u2"), ("protocol", "u1"), ("family", "u1"), ("smac", *_MAC),
-    ("dmac", *_MAC), ("reason", "u1"), ("layer", "u1"), ("pad", "u1", 2), ("length", "u4"),
+    ("dmac", *_MAC), ("reason", "u1"), ("layer", "u1"), ("kind", "u1"), ("pad", "u1"), ("length", "u4"),
 )
 SWEEP = _struct(
     ("now_ns", "u8"), ("flows_removed", "u4"), ("bindings_removed", "u4"), ("flows_seen", "u4"),
@@ -184,9 +236,10 @@ SWEEP = _struct(
 )
 
 STRUCTS: dict[str, np.dtype[Any]] = {
-    "flow_key": FLOW_KEY, "transposition": TRANSPOSITION, "flow": FLOW, "port": PORT, "stage": STAGE,
+    "flow_key": FLOW_KEY, "transposition": TRANSPOSITION, "extras": EXTRAS, "flow": FLOW, "port": PORT, "stage": STAGE,
     "program": PROGRAM, "tuple": TUPLE, "group": GROUP, "bucket": BUCKET, "rule": RULE,
-    "rewrite": REWRITE, "space_key": SPACE_KEY, "location": LOCATION, "pool": POOL, "mapping_key": MAPPING_KEY,
+    "rewrite": REWRITE, "set_key": SET_KEY, "set_member": SET_MEMBER, "set_lengths_key": SET_LENGTHS_KEY,
+    "set_lengths": SET_LENGTHS, "space_key": SPACE_KEY, "location": LOCATION, "pool": POOL, "mapping_key": MAPPING_KEY,
     "mapping": MAPPING, "binding_key": BINDING_KEY, "binding": BINDING, "external_key": EXTERNAL_KEY,
     "external": EXTERNAL, "hit_key": HIT_KEY, "hits": HITS, "settings": SETTINGS, "event": EVENT, "sweep": SWEEP,
 }

@@ -5,7 +5,8 @@ Everything here is a frozen value: built, compared and hashed without root. `vfp
 
 Terms: a *port* is one virtual NIC. OUT is the direction from the port to the wire, IN towards the port.
 A *space* maps addresses to places (a local port, a remote VTEP, the host's own stack). A *pool* is an external
-address with a range of ports for source translation. A *mapping* is a fixed inbound translation.
+address with a range of ports for source translation. A *mapping* is a fixed inbound translation. A *set* is a named
+collection of addresses and prefixes that rules refer to.
 """
 
 from __future__ import annotations
@@ -61,6 +62,10 @@ class Match:
     icmp_code: int | None = None
     tcp_flags: tuple[int, int] | None = None  # (mask, value): flags & mask == value; TCP only
     dscp: int | None = None                 # 0..63
+    src_set: int | None = None              # id of an AddressSet; with `src`: both must hold
+    dst_set: int | None = None
+    vni: int | None = None                  # the packet came over the overlay with this VNI
+    fragment: bool | None = None            # True: any fragment of a datagram, False: a whole one; IP only
     arp_sender_is_source: bool = False      # ARP sender hardware address equals the Ethernet source
     nd_sender_is_source: bool = False       # ND speaks for its sender only: link-layer address, and NA's source
 
@@ -126,7 +131,55 @@ class Rewrite:
     dst_port: int | None = None
 
 
-Action = Allow | Deny | Pass | TranslateSource | Untranslate | Forward | ToUplink | AnswerArp | Rewrite
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """Drop, and tell the sender: TCP by a reset (RFC 9293 3.5.2), else ICMP "administratively prohibited"."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """Set the DSCP of the flow's packets, both ways (RFC 2474); ECN stays."""
+
+    dscp: int                               # 0..63
+
+
+@dataclass(frozen=True, slots=True)
+class Meter:
+    """Count the flow's packets and bytes, both ways, on a meter. Of several in one port's layers the last holds."""
+
+    meter: int                              # 1..2**32-1
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """Write a record: one when a flow begins (`every` 0), or of each `every`th of its packets."""
+
+    every: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Mirror:
+    """Deliver a copy of the flow's packets, both ways and as they came, to another port."""
+
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Inspect:
+    """Let user space see the flow's packets, both ways, before they go on.
+
+    Nobody listens: drop, or pass if `fail_open`.
+    """
+
+    queue: int                              # 0..15
+    fail_open: bool = False
+
+
+Modifier = Mark | Meter | Log | Mirror
+Action = (
+    Allow | Deny | Pass | TranslateSource | Untranslate | Forward | ToUplink | AnswerArp | Rewrite | Reject | Modifier
+    | Inspect
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +191,8 @@ class Rule:
     action: Action
     name: str = ""                          # shown in traces and drop records; identity of the hit counter
     stateful: bool = True                   # also let the reply through, past the layers
+    terminating: bool = True                # ends its layer; False (a `Modifier` only): the next group goes on
+    syn_only: bool = False                  # holds only for a TCP segment that opens a connection (SYN without ACK)
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +227,7 @@ class Port:
     mac: bytes                              # of the endpoint
     gateway_mac: bytes                      # source of routed frames delivered to the endpoint
     layers: tuple[Layer, ...] = ()
+    strict_tcp: bool = False                # drop segments that do not fit the connection's state; else pick them up
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,6 +296,17 @@ class Mapping:
 
 
 @dataclass(frozen=True, slots=True)
+class AddressSet:
+    """Addresses and prefixes that rules name by `id`. A `dynamic` set's members come and go by the engine's
+    `add_members` and `remove_members`, with a time to live, and not by the state."""
+
+    id: int                                 # 1..2**32-1
+    name: str
+    members: tuple[Prefix, ...] = ()
+    dynamic: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Uplink:
     """A link of the host towards the world."""
 
@@ -250,7 +317,8 @@ class Uplink:
 
 @dataclass(frozen=True, slots=True)
 class EngineState:
-    """Everything the engine of one host is told. `tunnel_ifindex` 0: no overlay device."""
+    """Everything the engine of one host is told. `tunnel_ifindex` 0: no overlay device; `inspect_ifindex` 0: nowhere to
+    inspect."""
 
     ports: tuple[Port, ...] = ()
     spaces: tuple[Space, ...] = ()
@@ -258,3 +326,5 @@ class EngineState:
     mappings: tuple[Mapping, ...] = ()
     uplinks: tuple[Uplink, ...] = ()
     tunnel_ifindex: int = 0
+    sets: tuple[AddressSet, ...] = ()
+    inspect_ifindex: int = 0

@@ -32,3 +32,10 @@ class DropReason(IntEnum):
     FRAGMENT_OVERLAP = 23       # a fragment over one already seen, past the end, or with too many holes before it
     MALFORMED_IPV6 = 24         # version, payload length, or a wrong, truncated or overlong chain of extension headers
     MALFORMED_ND = 25           # a neighbour solicitation or advertisement that RFC 4861 7.1 tells to discard
+    REJECTED = 26               # a rule said so, and the sender was told if it may be
+    OUT_OF_STATE = 27           # a TCP segment that does not fit its connection, at a strict port
+    HALF_OPEN_FULL = 28         # too many TCP connections that no reply was seen of
+    UDP_FULL = 29               # too many UDP flows
+    REDECIDE_LATER = 30         # too many flows are being decided again at this moment
+    INSPECT_REFUSED = 31        # cannot be inspected: a fragment, or of no flow
+    INSPECT_UNAVAILABLE = 32    # to be inspected, and there is nowhere to

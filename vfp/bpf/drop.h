@@ -52,8 +52,8 @@ static __always_inline int drop(struct __sk_buff *skb, struct scratch *s, __u32 
 	copy_mac(event->dmac, h->dmac);
 	event->reason = reason;
 	event->layer = s->d.layer;
-	event->pad[0] = 0;
-	event->pad[1] = 0;
+	event->kind = EVENT_DROP;
+	event->pad = 0;
 	event->length = skb->len;
 	bpf_ringbuf_submit(event, 0);
 	return TC_ACT_SHOT;

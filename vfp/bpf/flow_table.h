@@ -30,7 +30,7 @@ static __always_inline int is_senders(const struct flow *f, const struct headers
 	return ZONE_KIND(h->key.zone) != ZONE_PORT || same_mac(f->smac, h->smac);
 }
 
-static __always_inline int is_closed(__u8 state)
+static __always_inline int is_closed(__u16 state)
 {
 	return state & STATE_RST || (state & STATE_FIN && state & STATE_PEER_FIN);
 }
@@ -44,7 +44,7 @@ static __always_inline int is_reopened(const struct flow *f, const struct header
 /* Events of a connection's life are told to the other half, so that a hit needs one look-up only. */
 static __always_inline void track(struct flow *f, const struct headers *h)
 {
-	__u8 mine = 0, theirs = 0;
+	__u16 mine = 0, theirs = 0;
 	struct flow *pair;
 
 	if (f->flags & FLOW_REPLY)
@@ -77,7 +77,7 @@ static __always_inline void count_packet(struct __sk_buff *skb, struct flow *f)
 }
 
 /* Take a pair out. A single half's reply key may be a stranger's. */
-static __always_inline void forget(struct flow_key *key, struct flow_key *pair, __u8 state)
+static __always_inline void forget(struct flow_key *key, struct flow_key *pair, __u16 state)
 {
 	bpf_map_delete_elem(&flows, key);
 	if (!(state & STATE_SINGLE))

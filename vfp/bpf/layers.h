@@ -105,7 +105,7 @@ static __always_inline int act(struct scratch *s, struct rule *r, __u32 port)
 
 	switch (r->action) {
 	case ACTION_ALLOW:
-		d->stateless |= r->stateless;
+		d->stateless |= r->flags & RULE_STATELESS;
 		return NONE;
 	case ACTION_DENY:
 		d->cookie = r->cookie;

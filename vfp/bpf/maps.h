@@ -44,6 +44,10 @@ MAP(rules, BPF_MAP_TYPE_ARRAY, __u32, struct rule, 65536, 0);
 MAP(rewrites, BPF_MAP_TYPE_HASH, __u64, struct rewrite, 4096, BPF_F_NO_PREALLOC);
 /* Address to place. */
 MAP(spaces, BPF_MAP_TYPE_HASH, struct space_key, struct location, 65536, BPF_F_NO_PREALLOC);
+/* Members of sets ... */
+MAP(sets, BPF_MAP_TYPE_HASH, struct set_key, struct set_member, 65536, BPF_F_NO_PREALLOC);
+/* ... and the prefix lengths to look for. */
+MAP(set_lengths, BPF_MAP_TYPE_HASH, struct set_lengths_key, struct set_lengths, 4096, BPF_F_NO_PREALLOC);
 /* External address and ports of source translation. */
 MAP(pools, BPF_MAP_TYPE_HASH, __u32, struct pool, 1024, BPF_F_NO_PREALLOC);
 /* Uplink id to interface index. */

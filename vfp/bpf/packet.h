@@ -35,7 +35,8 @@ struct headers {
 	__u8 nd_sender_is_source;
 	__u8 has_ports;		/* TCP, UDP, SCTP */
 	__u8 tracked;		/* may have a flow */
-	__u8 pad[3];
+	__u8 fragment;		/* of a datagram, whichever part */
+	__u8 pad[2];
 };
 
 struct decision {
@@ -87,6 +88,10 @@ struct scratch {
 		enum rule_condition condition;
 		enum rule_action action;
 		enum location_kind location;
+		enum flow_flags flow_flags;
+		enum port_flags port_flags;
+		enum rule_flags rule_flags;
+		enum event_kind event_kind;
 	} twins[0];
 };
 

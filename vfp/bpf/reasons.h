@@ -29,5 +29,12 @@ enum drop_reason {
 	FRAGMENT_OVERLAP = 23,
 	MALFORMED_IPV6 = 24,
 	MALFORMED_ND = 25,
-	DROP_REASONS = 32,	/* size of the counter table */
+	REJECTED = 26,
+	OUT_OF_STATE = 27,
+	HALF_OPEN_FULL = 28,
+	UDP_FULL = 29,
+	REDECIDE_LATER = 30,
+	INSPECT_REFUSED = 31,
+	INSPECT_UNAVAILABLE = 32,
+	DROP_REASONS = 64,	/* size of the counter table */
 };

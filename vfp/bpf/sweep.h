@@ -11,7 +11,7 @@ struct sweeping {
 	__u64 now;
 };
 
-static __always_inline __u64 idle_limit(const struct settings *settings, const struct flow_key *key, __u8 state)
+static __always_inline __u64 idle_limit(const struct settings *settings, const struct flow_key *key, __u16 state)
 {
 	switch (key->protocol) {
 	case IPPROTO_TCP:

@@ -54,6 +54,7 @@ enum transposition_flags {
 	SET_SMAC = 1 << 4,
 	SET_DMAC = 1 << 5,
 	DEC_TTL = 1 << 6,
+	SET_DSCP = 1 << 7,
 };
 
 #define SET_TUPLE (SET_SRC | SET_DST | SET_SPORT | SET_DPORT)
@@ -62,7 +63,7 @@ enum transposition_flags {
 struct transposition {
 	__u16 flags;
 	__u8 place;
-	__u8 pad;
+	__u8 dscp;
 	__u32 ifindex;
 	struct address src;
 	struct address dst;
@@ -76,6 +77,11 @@ struct transposition {
 
 enum flow_flags {
 	FLOW_REPLY = 1 << 0,	/* this half is the reply of its pair */
+	FLOW_BY_SET = 1 << 1,	/* a condition on a set was tested: `sets_generation` counts */
+	FLOW_EXTRAS = 1 << 2,	/* `extras` asks for more than forwarding */
+	FLOW_INSPECT = 1 << 3,	/* user space sees its packets first */
+	FLOW_RELEASED = 1 << 4,	/* user space has seen enough */
+	FLOW_FRAGMENT = 1 << 5,	/* made by a fragment */
 };
 
 enum flow_state {
@@ -86,26 +92,45 @@ enum flow_state {
 	STATE_SINGLE = 1 << 4,		/* stateless: there is no other half */
 };
 
-/* One half of a pair. `ports` and `generations` say under which policies it was decided. */
+/* What rules ask for beside forwarding; the same in both halves. */
+struct extras {
+	__u64 log_cookie;	/* of the rule that asks for records; 0: none */
+	__u32 meters[2];	/* of the sender's layers, of the receiver's; 0: none */
+	__u32 mirror;		/* port id; 0: none */
+	__u32 log_every;	/* packets to a record; 0: the first only */
+	__u32 log_port;		/* whose rule asks for records */
+	__u8 queue;		/* of FLOW_INSPECT */
+	__u8 fail_open;
+	__u8 pad[2];
+};
+
+/* One half of a pair. `ports` and `generations` say under which policies it was decided. What a hit needs comes first. */
 struct flow {
 	__u64 packets;
 	__u64 bytes;
-	__u64 created_ns;
 	__u64 seen_ns;
-	struct flow_key pair;
 	__u32 ports[2];			/* sender, receiver; 0: none */
 	__u32 generations[2];
 	__u32 from_vtep;		/* overlay: the only outer source that may use this entry; host order */
-	__u8 flags;
-	__u8 state;
-	__u8 dscp;			/* of the packet that made the flow, as all below: for re-decision */
+	__u16 flags;
+	__u16 state;
+	__u32 sets_generation;
+	__u8 smac[6];			/* of the packet that made the flow, as all below: for re-decision */
+	__u8 dscp;
 	__u8 tcp_flags;
+	struct transposition out;
+	__u64 created_ns;
+	struct flow_key pair;
 	__u8 icmp_type;
 	__u8 icmp_code;
-	__u8 smac[6];
 	__u8 dmac[6];
-	__u8 pad[2];
-	struct transposition out;
+	__u32 pad;
+	struct extras extras;
+};
+
+enum port_flags {
+	PORT_STRICT_TCP = 1 << 0,
+	PORT_CAPTURE = 1 << 1,		/* somebody looks at its packets */
 };
 
 struct port {
@@ -113,6 +138,7 @@ struct port {
 	__u32 ifindex;
 	__u8 mac[6];
 	__u8 gateway_mac[6];
+	__u32 flags;
 };
 
 /* One group of a layer, in the order of the walk. `group` 0: the layer has none. */
@@ -181,6 +207,10 @@ enum rule_condition {
 	IF_DSCP = 1 << 11,
 	IF_ARP_SENDER = 1 << 12,
 	IF_ND_SENDER = 1 << 13,
+	IF_SRC_SET = 1 << 14,
+	IF_DST_SET = 1 << 15,
+	IF_VNI = 1 << 16,
+	IF_FRAGMENT = 1 << 17,
 };
 
 enum rule_action {
@@ -193,6 +223,17 @@ enum rule_action {
 	ACTION_TO_UPLINK = 6,
 	ACTION_ANSWER_ARP = 7,
 	ACTION_REWRITE = 8,
+	ACTION_REJECT = 9,
+	ACTION_MARK = 10,
+	ACTION_METER = 11,
+	ACTION_LOG = 12,
+	ACTION_MIRROR = 13,
+	ACTION_INSPECT = 14,
+};
+
+enum rule_flags {
+	RULE_STATELESS = 1 << 0,
+	RULE_CONTINUE = 1 << 1,		/* not terminating: the next group of the layer goes on */
 };
 
 /* What is compared comes first: the search seldom touches a second cache line. */
@@ -202,7 +243,7 @@ struct rule {
 	__u32 born;		/* it lives at versions born <= v < died of its instance */
 	__u32 died;
 	__u32 priority;
-	__u16 conditions;
+	__u32 conditions;
 	__u16 ethertype;
 	__u16 sport_low;	/* host byte order, inclusive */
 	__u16 sport_high;
@@ -214,16 +255,20 @@ struct rule {
 	__u8 protocol;
 	__u8 icmp_type;
 	__u8 icmp_code;
-	__u8 tcp_mask;
-	__u8 tcp_value;
 	__u64 cookie;
-	__u64 arg;		/* pool, space, uplink, or key of `rewrites` */
+	__u64 arg;		/* pool, space, uplink, key of `rewrites`, DSCP, meter, packets to a record, port, queue | fail_open << 8 */
+	__u32 src_set;
+	__u32 dst_set;
+	__u32 vni;
 	__u8 smac[6];
 	__u8 dmac[6];
-	__u8 action;
-	__u8 stateless;
+	__u8 tcp_mask;
+	__u8 tcp_value;
 	__u8 dscp;
-	__u8 pad;
+	__u8 fragment;		/* what IF_FRAGMENT wants: 0 or 1 */
+	__u8 action;
+	__u8 flags;
+	__u8 pad[2];
 };
 
 struct rewrite {
@@ -257,6 +302,30 @@ struct location {
 	__u32 port;
 	__u32 vni;
 	__u32 vtep;		/* host byte order */
+};
+
+/* A member of a set, by prefix length; the address is masked. */
+struct set_key {
+	__u32 set;
+	__u8 family;
+	__u8 length;
+	__u16 pad;
+	struct address address;
+};
+
+struct set_member {
+	__u64 expires_ns;	/* of CLOCK_MONOTONIC; 0: never */
+};
+
+struct set_lengths_key {
+	__u32 set;
+	__u8 family;
+	__u8 pad[3];
+};
+
+/* Bit n: the set has members of prefix length n. */
+struct set_lengths {
+	__u64 bits[3];
 };
 
 struct pool {
@@ -367,13 +436,20 @@ struct settings {
 	__u64 binding_ns;
 	__u64 secret[2];	/* key of group ids: nobody can craft a group that has the id of another */
 	__u32 tunnel_ifindex;
+	__u32 inspect_ifindex;
+	__u32 sets_generation;
 	__u32 dirty;		/* a change was begun and its generations were not yet raised */
 };
 
-/* One record of the `events` ring: a dropped packet. */
+enum event_kind {
+	EVENT_DROP = 0,
+	EVENT_LOG = 1,
+};
+
+/* One record of the `events` ring: a packet that was dropped, or that a rule wants told. */
 struct event {
 	__u64 time_ns;
-	__u64 cookie;		/* of the rule that denied; 0: none */
+	__u64 cookie;		/* of the rule that denied, or asked; 0: none */
 	__u32 zone;
 	__u32 port;		/* whose layer decided; 0: none */
 	struct address src;
@@ -387,7 +463,8 @@ struct event {
 	__u8 dmac[6];
 	__u8 reason;
 	__u8 layer;
-	__u8 pad[2];
+	__u8 kind;
+	__u8 pad;
 	__u32 length;
 };
 

@@ -155,7 +155,7 @@ static __always_inline void carry_over(struct flow *to, const struct flow *from)
 }
 
 /* One half's state as the other half has it. */
-static __always_inline __u8 mirrored(__u8 state)
+static __always_inline __u16 mirrored(__u16 state)
 {
 	return (state & (STATE_ASSURED | STATE_RST)) | (state & STATE_FIN ? STATE_PEER_FIN : 0) |
 	       (state & STATE_PEER_FIN ? STATE_FIN : 0);

@@ -280,6 +280,8 @@ class _Walk:
                 return self._answer_arp(port, space)
             case Rewrite():
                 return self._rewrite(action)
+            case _:
+                raise Dropped(DropReason.ENGINE_ERROR, f"{type(action).__name__} is not known")
 
     def _translate_source(self, port: int, pool_id: int) -> str:
         if not self.cur.family or not (self.cur.protocol in (TCP, UDP) or is_echo_request(self.cur, self.headers)):
