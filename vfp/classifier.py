@@ -20,6 +20,9 @@ import numpy.typing as npt
 from vfp.errors import CompileError
 from vfp.layout import RULE, ActionCode, If, RuleFlag, Set, pack_address
 from vfp.model import (
+    ETH_P_ARP,
+    ETH_P_IP,
+    ETH_P_IPV6,
     MAX_PRIORITY,
     Action,
     Allow,
@@ -81,6 +84,7 @@ class CompiledGroup:
         group: what was compiled.
         ordered: its rules are in order of priority.
         actions: how many rules have each action.
+        kinds: how many rules can match each kind of packet, by bit of `Kind`.
         edit: how it comes from another group; None when `whole` was made at once.
     """
 
@@ -89,6 +93,7 @@ class CompiledGroup:
     group: Group
     ordered: bool
     actions: Counter[Action]
+    kinds: npt.NDArray[np.int64]
     edit: Edit | None
     records: Records | None = None
 
@@ -97,6 +102,11 @@ class CompiledGroup:
         if self.records is not None:
             return self.records
         return _records(self.layer, self.group.name, _sorted(self.group.rules))
+
+    @property
+    def kind_mask(self) -> int:
+        """Bits of `Kind`: which packets can be matched at all."""
+        return int(np.packbits(self.kinds > 0, bitorder="little")[0])
 
     @property
     def rewrites(self) -> dict[int, Rewrite]:
@@ -126,7 +136,7 @@ def compile_group(layer: str, group: Group, secret: bytes = b"") -> CompiledGrou
     return CompiledGroup(
         id=(_content(records, secret) % _MODULUS) or 1,
         layer=layer, group=group, ordered=all(map(_is, rules, group.rules)),
-        actions=Counter(rule.action for rule in rules), edit=None, records=records,
+        actions=Counter(rule.action for rule in rules), kinds=_kinds(records), edit=None, records=records,
     )
 
 
@@ -163,6 +173,7 @@ def edit_group(parent: CompiledGroup, group: Group, change: Change, secret: byte
     identity = (parent.id + _content(new, secret) - _content(gone, secret)) % _MODULUS or 1
     return CompiledGroup(
         id=identity, layer=parent.layer, group=group, ordered=ordered, actions=+actions,
+        kinds=parent.kinds + _kinds(new) - _kinds(gone),
         edit=Edit(parent.id, gone, new),
     )
 
@@ -344,6 +355,25 @@ def _records(layer: str, group: str, rules: Sequence[Rule]) -> npt.NDArray[Any]:
         )
     out["conditions"] = conditions
     return out
+
+
+def _kinds(records: Records) -> npt.NDArray[np.int64]:
+    """How many of `records` can match a packet of each kind, in the order of `Kind`'s bits."""
+    conditions = records["conditions"]
+    ethertype = np.where(conditions & If.ETHERTYPE, records["ethertype"], 0)
+    family = np.where(conditions & (If.SRC | If.DST), records["family"], 0)
+    protocol = np.where(conditions & If.PROTOCOL, records["protocol"].astype(np.int64), -1)
+    addressed = (conditions & (If.SRC | If.DST | If.PROTOCOL)) != 0
+
+    def ip(kind: int, version: int) -> list[npt.NDArray[np.bool_]]:
+        this = ((ethertype == 0) | (ethertype == kind)) & ((family == 0) | (family == version))
+        tcp, udp = (this & ((protocol == -1) | (protocol == number)) for number in (6, 17))
+        return [tcp, udp, this & (protocol != 6) & (protocol != 17)]
+
+    arp = ((ethertype == 0) | (ethertype == ETH_P_ARP)) & ((family == 0) | (family == 4))
+    known = (ETH_P_ARP, ETH_P_IP, ETH_P_IPV6)
+    other = ~addressed & ~np.isin(ethertype, known)
+    return np.array([np.count_nonzero(kind) for kind in (arp, *ip(ETH_P_IP, 4), *ip(ETH_P_IPV6, 6), other)])
 
 
 def _family(match: Match) -> int:

@@ -217,13 +217,13 @@ def _stages(
     port: Port, layers: list[tuple[int, Layer]], direction: str, compiled: Callable[[str, Group], CompiledGroup]
 ) -> tuple[Any, dict[int, CompiledGroup]]:
     """The walk in one direction: dtype STAGE, and the groups it needs by id."""
-    rows: list[tuple[int, int, int, bool]] = []
+    rows: list[tuple[int, int, bool, bool, int]] = []
     used: dict[int, CompiledGroup] = {}
     for number, layer in layers:
         groups = layer.groups_out if direction == "out" else layer.groups_in
         default = layer.default_out if direction == "out" else layer.default_in
         wrong_way = _IN_ONLY if direction == "out" else _OUT_ONLY
-        ids = []
+        ids: list[tuple[int, int]] = []
         for group in groups:
             whole = compiled(layer.name, group)
             if any(isinstance(action, wrong_way) for action in whole.actions):
@@ -233,18 +233,20 @@ def _stages(
                     f"{type(rule.action).__name__} cannot be used in direction {direction}"
                 )
             used[whole.id] = whole
-            ids.append(whole.id)
-        ids = ids or [0]
+            ids.append((whole.id, whole.kind_mask))
+        ids = ids or [(0, 0)]
         deny = type(default).__name__ == "Deny"
-        rows.extend((identity, number, position == len(ids) - 1, deny) for position, identity in enumerate(ids))
+        rows.extend(
+            (identity, number, position == len(ids) - 1, deny, kinds) for position, (identity, kinds) in enumerate(ids)
+        )
     if len(rows) > MAX_STAGES:
         raise CompileError(
             f"port {port.name}: {len(rows)} groups in direction {direction}, at most {MAX_STAGES} are possible; "
             f"merge groups of a layer"
         )
     stages = np.zeros(len(rows), STAGE)
-    for index, (identity, number, last, deny) in enumerate(rows):
-        stages[index] = (identity, number, last, deny, 0)
+    for index, row in enumerate(rows):
+        stages[index] = (*row, 0)
     return stages, used
 
 

@@ -112,6 +112,19 @@ class ActionCode(IntEnum):
     INSPECT = 14
 
 
+class Kind(IntFlag):
+    """Twin of enum packet_kind."""
+
+    ARP = 1 << 0
+    TCP4 = 1 << 1
+    UDP4 = 1 << 2
+    IPV4 = 1 << 3
+    TCP6 = 1 << 4
+    UDP6 = 1 << 5
+    IPV6 = 1 << 6
+    OTHER = 1 << 7
+
+
 class FlowFlag(IntFlag):
     """Twin of enum flow_flags."""
 
@@ -173,7 +186,7 @@ FLOW = _struct(
     ("icmp_code", "u1"), ("dmac", *_MAC), ("pad", "u4"), ("extras", EXTRAS),
 )
 PORT = _struct(("generation", "u4"), ("ifindex", "u4"), ("mac", *_MAC), ("gateway_mac", *_MAC), ("flags", "u4"))
-STAGE = _struct(("group", "u8"), ("layer", "u1"), ("last", "u1"), ("deny", "u1"), ("pad", "u1", 5))
+STAGE = _struct(("group", "u8"), ("layer", "u1"), ("last", "u1"), ("deny", "u1"), ("kinds", "u1"), ("pad", "u1", 4))
 PROGRAM = _struct(
     ("generation", "u4"), ("out_count", "u2"), ("in_count", "u2"), ("out", STAGE, MAX_STAGES), ("in", STAGE, MAX_STAGES)
 )

@@ -39,35 +39,13 @@ static __always_inline int in_prefix(const struct address *address, const struct
 		 ((address->w[3] ^ prefix->w[3]) & mask32(bits - 96)));
 }
 
-/* All conditions of `r` hold for the headers with the tuple as rewritten so far. */
-static __always_inline int rule_matches(const struct rule *r, const struct headers *h, const struct flow_key *cur)
+/* What few rules ask for: one test lets all others pass by. */
+#define IF_SELDOM (IF_DMAC | IF_ICMP_TYPE | IF_ICMP_CODE | IF_TCP_FLAGS | IF_DSCP | IF_ARP_SENDER | IF_ND_SENDER)
+
+static __always_inline int seldom_matches(const struct rule *r, const struct headers *h, const struct flow_key *cur)
 {
 	__u32 conditions = r->conditions;
-	/* An ARP tuple carries IPv4 addresses. */
-	__u8 family = h->ethertype == ETH_P_ARP ? 4 : h->key.family;
 
-	if (conditions & IF_ETHERTYPE && r->ethertype != h->ethertype)
-		return 0;
-	if (conditions & (IF_SRC | IF_DST) && r->family != family)
-		return 0;
-	if (conditions & IF_SRC && !in_prefix(&cur->src, &r->src, r->src_len))
-		return 0;
-	if (conditions & IF_DST && !in_prefix(&cur->dst, &r->dst, r->dst_len))
-		return 0;
-	if (conditions & IF_PROTOCOL && (!family || r->protocol != cur->protocol))
-		return 0;
-	if (conditions & IF_SPORT) {
-		__u16 port = bpf_ntohs(cur->sport);
-
-		if (!h->has_ports || port < r->sport_low || port > r->sport_high)
-			return 0;
-	}
-	if (conditions & IF_DPORT) {
-		__u16 port = bpf_ntohs(cur->dport);
-
-		if (!h->has_ports || port < r->dport_low || port > r->dport_high)
-			return 0;
-	}
 	if (conditions & (IF_ICMP_TYPE | IF_ICMP_CODE) && !is_icmp(h->key.family, cur->protocol))
 		return 0;
 	if (conditions & IF_ICMP_TYPE && r->icmp_type != h->icmp_type)
@@ -79,8 +57,6 @@ static __always_inline int rule_matches(const struct rule *r, const struct heade
 		return 0;
 	if (conditions & IF_DSCP && (!h->key.family || r->dscp != h->dscp))
 		return 0;
-	if (conditions & IF_SMAC && !same_mac(r->smac, h->smac))
-		return 0;
 	if (conditions & IF_DMAC && !same_mac(r->dmac, h->dmac))
 		return 0;
 	if (conditions & IF_ARP_SENDER && !h->arp_sender_is_source)
@@ -88,6 +64,40 @@ static __always_inline int rule_matches(const struct rule *r, const struct heade
 	if (conditions & IF_ND_SENDER && !h->nd_sender_is_source)
 		return 0;
 	return 1;
+}
+
+/* All conditions of `r` hold for the headers with the tuple as rewritten so far. */
+static __always_inline int rule_matches(const struct rule *r, const struct headers *h, const struct flow_key *cur)
+{
+	__u32 conditions = r->conditions;
+	/* An ARP tuple carries IPv4 addresses. */
+	__u8 family = h->ethertype == ETH_P_ARP ? 4 : h->key.family;
+
+	if (conditions & IF_ETHERTYPE && r->ethertype != h->ethertype)
+		return 0;
+	if (conditions & (IF_SRC | IF_DST)) {
+		if (r->family != family)
+			return 0;
+		if (conditions & IF_SRC && !in_prefix(&cur->src, &r->src, r->src_len))
+			return 0;
+		if (conditions & IF_DST && !in_prefix(&cur->dst, &r->dst, r->dst_len))
+			return 0;
+	}
+	if (conditions & IF_PROTOCOL && (!family || r->protocol != cur->protocol))
+		return 0;
+	if (conditions & (IF_SPORT | IF_DPORT)) {
+		__u16 sport = bpf_ntohs(cur->sport), dport = bpf_ntohs(cur->dport);
+
+		if (!h->has_ports)
+			return 0;
+		if (conditions & IF_SPORT && (sport < r->sport_low || sport > r->sport_high))
+			return 0;
+		if (conditions & IF_DPORT && (dport < r->dport_low || dport > r->dport_high))
+			return 0;
+	}
+	if (conditions & IF_SMAC && !same_mac(r->smac, h->smac))
+		return 0;
+	return !(conditions & IF_SELDOM) || seldom_matches(r, h, cur);
 }
 
 static long try_rule(__u32 i, void *context)

@@ -10,6 +10,7 @@ struct walk {
 	struct stage *stages;
 	__u32 port;
 	__u32 decided;		/* layer that has acted, plus one */
+	__u32 kind;		/* of the packet */
 	__u32 deny;
 };
 
@@ -148,7 +149,7 @@ static long run_stage(__u32 i, void *context)
 	if (walk->decided == stage->layer + 1U)
 		return 0;
 	s->d.layer = stage->layer;
-	r = stage->group ? classify(s, stage->group) : 0;
+	r = stage->kinds & walk->kind ? classify(s, stage->group) : 0;
 	if (r) {
 		count_hit(walk->port, r->cookie, r->action == ACTION_DENY);
 		if (r->action != ACTION_PASS) {
@@ -165,11 +166,25 @@ static long run_stage(__u32 i, void *context)
 	return 0;
 }
 
+/* Protocols are not rewritten, so a packet is of one kind on all of its way. */
+static __always_inline __u32 kind_of(const struct headers *h)
+{
+	switch (h->ethertype) {
+	case ETH_P_IP:
+		return h->key.protocol == IPPROTO_TCP ? KIND_TCP4 : h->key.protocol == IPPROTO_UDP ? KIND_UDP4 : KIND_IPV4;
+	case ETH_P_IPV6:
+		return h->key.protocol == IPPROTO_TCP ? KIND_TCP6 : h->key.protocol == IPPROTO_UDP ? KIND_UDP6 : KIND_IPV6;
+	case ETH_P_ARP:
+		return KIND_ARP;
+	}
+	return KIND_OTHER;
+}
+
 /* Run one port's layers on `s->d.cur`; `slot` says where the port goes in the flow's dependencies. */
 static __always_inline int run_layers(struct scratch *s, __u32 port, int in, int slot)
 {
 	struct program *program = bpf_map_lookup_elem(&programs, &port);
-	struct walk walk = {.s = s, .port = port};
+	struct walk walk = {.s = s, .port = port, .kind = kind_of(&s->h)};
 
 	s->d.drop_port = port;
 	if (!program)

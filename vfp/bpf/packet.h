@@ -88,6 +88,7 @@ struct scratch {
 		enum rule_condition condition;
 		enum rule_action action;
 		enum location_kind location;
+		enum packet_kind kind;
 		enum flow_flags flow_flags;
 		enum port_flags port_flags;
 		enum rule_flags rule_flags;

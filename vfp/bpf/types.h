@@ -141,13 +141,26 @@ struct port {
 	__u32 flags;
 };
 
+/* Coarse kinds of packets: a group is not searched for a packet of a kind that none of its rules can match. */
+enum packet_kind {
+	KIND_ARP = 1 << 0,
+	KIND_TCP4 = 1 << 1,
+	KIND_UDP4 = 1 << 2,
+	KIND_IPV4 = 1 << 3,	/* neither TCP nor UDP */
+	KIND_TCP6 = 1 << 4,
+	KIND_UDP6 = 1 << 5,
+	KIND_IPV6 = 1 << 6,
+	KIND_OTHER = 1 << 7,
+};
+
 /* One group of a layer, in the order of the walk. `group` 0: the layer has none. */
 struct stage {
 	__u64 group;
 	__u8 layer;		/* index in the port's OUT order */
 	__u8 last;		/* last group of its layer */
 	__u8 deny;		/* the layer's default */
-	__u8 pad[5];
+	__u8 kinds;		/* of packets that its rules can match */
+	__u8 pad[4];
 };
 
 /* A port's whole policy: replaced by one map write. */
