@@ -85,6 +85,7 @@ class CompiledGroup:
         ordered: its rules are in order of priority.
         actions: how many rules have each action.
         kinds: how many rules can match each kind of packet, by bit of `Kind`.
+        fussy: how many of them look at what may differ from one connection to the next.
         edit: how it comes from another group; None when `whole` was made at once.
     """
 
@@ -94,6 +95,7 @@ class CompiledGroup:
     ordered: bool
     actions: Counter[Action]
     kinds: npt.NDArray[np.int64]
+    fussy: npt.NDArray[np.int64]
     edit: Edit | None
     records: Records | None = None
 
@@ -106,7 +108,12 @@ class CompiledGroup:
     @property
     def kind_mask(self) -> int:
         """Bits of `Kind`: which packets can be matched at all."""
-        return int(np.packbits(self.kinds > 0, bitorder="little")[0])
+        return _bits(self.kinds)
+
+    @property
+    def fussy_mask(self) -> int:
+        """Bits of `Kind`: which packets cannot be decided like the last one of the same addresses and service."""
+        return _bits(self.fussy)
 
     @property
     def rewrites(self) -> dict[int, Rewrite]:
@@ -136,7 +143,8 @@ def compile_group(layer: str, group: Group, secret: bytes = b"") -> CompiledGrou
     return CompiledGroup(
         id=(_content(records, secret) % _MODULUS) or 1,
         layer=layer, group=group, ordered=all(map(_is, rules, group.rules)),
-        actions=Counter(rule.action for rule in rules), kinds=_kinds(records), edit=None, records=records,
+        actions=Counter(rule.action for rule in rules), kinds=_kinds(records), fussy=_kinds(_fussy(records)),
+        edit=None, records=records,
     )
 
 
@@ -174,6 +182,7 @@ def edit_group(parent: CompiledGroup, group: Group, change: Change, secret: byte
     return CompiledGroup(
         id=identity, layer=parent.layer, group=group, ordered=ordered, actions=+actions,
         kinds=parent.kinds + _kinds(new) - _kinds(gone),
+        fussy=parent.fussy + _kinds(_fussy(new)) - _kinds(_fussy(gone)),
         edit=Edit(parent.id, gone, new),
     )
 
@@ -374,6 +383,16 @@ def _kinds(records: Records) -> npt.NDArray[np.int64]:
     known = (ETH_P_ARP, ETH_P_IP, ETH_P_IPV6)
     other = ~addressed & ~np.isin(ethertype, known)
     return np.array([np.count_nonzero(kind) for kind in (arp, *ip(ETH_P_IP, 4), *ip(ETH_P_IPV6, 6), other)])
+
+
+def _fussy(records: Records) -> Records:
+    """Those that test a field which is no part of the question: source port, TCP flags, DSCP."""
+    fussy: Records = records[records["conditions"] & (If.SPORT | If.TCP_FLAGS | If.DSCP) != 0]
+    return fussy
+
+
+def _bits(counts: npt.NDArray[np.int64]) -> int:
+    return int(np.packbits(counts > 0, bitorder="little")[0])
 
 
 def _family(match: Match) -> int:

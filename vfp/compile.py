@@ -200,6 +200,7 @@ def _compile_port(port: Port, compiled: Callable[[str, Group], CompiledGroup]) -
     in_, in_groups = _stages(port, numbered[::-1], "in", compiled)
     program = np.zeros((), PROGRAM)
     program["out_count"], program["in_count"] = len(out), len(in_)
+    program["out_fussy"], program["in_fussy"] = _fussy(out_groups), _fussy(in_groups)
     program["out"][: len(out)] = out
     program["in"][: len(in_)] = in_
     actions = {action for group in (*out_groups.values(), *in_groups.values()) for action in group.actions}
@@ -211,6 +212,14 @@ def _compile_port(port: Port, compiled: Callable[[str, Group], CompiledGroup]) -
         spaces=frozenset(action.space for action in actions if isinstance(action, Forward | AnswerArp)),
         pools=frozenset(action.pool for action in actions if isinstance(action, TranslateSource)),
     )
+
+
+def _fussy(groups: dict[int, CompiledGroup]) -> int:
+    """Bits of `Kind` of packets whose decision may differ by what `memory.h` does not compare."""
+    mask = 0
+    for group in groups.values():
+        mask |= group.fussy_mask
+    return mask
 
 
 def _stages(

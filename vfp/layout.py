@@ -16,6 +16,7 @@ from vfp.model import Address
 
 MAX_STAGES = 32
 MAX_TUPLES = 60
+MEMORY_HITS = 8
 ZONE_SHIFT = 24
 
 _ADDRESS = ("u1", 16)
@@ -188,7 +189,8 @@ FLOW = _struct(
 PORT = _struct(("generation", "u4"), ("ifindex", "u4"), ("mac", *_MAC), ("gateway_mac", *_MAC), ("flags", "u4"))
 STAGE = _struct(("group", "u8"), ("layer", "u1"), ("last", "u1"), ("deny", "u1"), ("kinds", "u1"), ("pad", "u1", 4))
 PROGRAM = _struct(
-    ("generation", "u4"), ("out_count", "u2"), ("in_count", "u2"), ("out", STAGE, MAX_STAGES), ("in", STAGE, MAX_STAGES)
+    ("generation", "u4"), ("out_count", "u1"), ("in_count", "u1"), ("out_fussy", "u1"), ("in_fussy", "u1"),
+    ("out", STAGE, MAX_STAGES), ("in", STAGE, MAX_STAGES)
 )
 TUPLE = _struct(
     ("seed", "u8"), ("pair", "u8"), ("rest", "u8"), ("best_priority", "u4"), ("src_len", "u1"), ("dst_len", "u1"),
@@ -232,6 +234,10 @@ EXTERNAL_KEY = _struct(("address", *_ADDRESS), ("port", ">u2"), ("protocol", "u1
 EXTERNAL = _struct(("holder", BINDING_KEY), ("pad", "u4"), ("seen_ns", "u8"))
 HIT_KEY = _struct(("cookie", "u8"), ("port", "u4"), ("pad", "u4"))
 HITS = _struct(("hits", "u8"), ("drops", "u8"))
+MEMORY = _struct(
+    ("tag", "u4"), ("vtep", "u4"), ("whole", "u1"), ("stateless", "u1"), ("hits", "u1"), ("pad", "u1", 5),
+    ("hit", HIT_KEY, MEMORY_HITS), ("forward", FLOW), ("reply", FLOW),
+)
 SETTINGS = _struct(
     ("tcp_new_ns", "u8"), ("tcp_established_ns", "u8"), ("tcp_closing_ns", "u8"), ("tcp_closed_ns", "u8"),
     ("udp_new_ns", "u8"), ("udp_ns", "u8"), ("icmp_ns", "u8"), ("other_ns", "u8"), ("binding_ns", "u8"),
@@ -254,7 +260,8 @@ STRUCTS: dict[str, np.dtype[Any]] = {
     "rewrite": REWRITE, "set_key": SET_KEY, "set_member": SET_MEMBER, "set_lengths_key": SET_LENGTHS_KEY,
     "set_lengths": SET_LENGTHS, "space_key": SPACE_KEY, "location": LOCATION, "pool": POOL, "mapping_key": MAPPING_KEY,
     "mapping": MAPPING, "binding_key": BINDING_KEY, "binding": BINDING, "external_key": EXTERNAL_KEY,
-    "external": EXTERNAL, "hit_key": HIT_KEY, "hits": HITS, "settings": SETTINGS, "event": EVENT, "sweep": SWEEP,
+    "external": EXTERNAL, "hit_key": HIT_KEY, "hits": HITS, "memory": MEMORY, "settings": SETTINGS,
+    "event": EVENT, "sweep": SWEEP,
 }
 
 

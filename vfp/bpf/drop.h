@@ -6,6 +6,8 @@
 
 #include "packet.h"
 
+#define PROBE_WALKS 1		/* skb->mark of a test-run: ask the layers, whatever is remembered */
+
 enum probe_cb {			/* words of skb->cb that a test-run reads */
 	CB_ZONE = 0,
 	CB_VTEP = 1,

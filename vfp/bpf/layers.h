@@ -32,6 +32,18 @@ static __always_inline void count_hit(__u32 port, __u64 cookie, int dropped)
 		__sync_fetch_and_add(&hits->drops, 1);
 }
 
+/* For whoever remembers the decision. */
+static __always_inline void note_hit(struct scratch *s, __u32 port, __u64 cookie)
+{
+	__u32 i = s->d.hits;
+
+	if (i < MEMORY_HITS) {
+		s->hit[i].cookie = cookie;
+		s->hit[i].port = port;
+	}
+	s->d.hits = i + 1;
+}
+
 static __always_inline int find_place(struct scratch *s, __u32 space)
 {
 	struct space_key key = {.space = space, .family = address_family(&s->d.cur), .address = s->d.cur.dst};
@@ -92,8 +104,10 @@ static __always_inline int rewrite(struct scratch *s, __u64 id)
 		cur->src = to->src;
 	if (to->flags & SET_DST)
 		cur->dst = to->dst;
-	if (to->flags & SET_SPORT)
+	if (to->flags & SET_SPORT) {
 		cur->sport = to->sport;
+		s->d.by_sport = 1;
+	}
 	if (to->flags & SET_DPORT)
 		cur->dport = to->dport;
 	s->d.translated = 1;
@@ -151,6 +165,7 @@ static long run_stage(__u32 i, void *context)
 	s->d.layer = stage->layer;
 	r = stage->kinds & walk->kind ? classify(s, stage->group) : 0;
 	if (r) {
+		note_hit(s, walk->port, r->cookie);
 		count_hit(walk->port, r->cookie, r->action == ACTION_DENY);
 		if (r->action != ACTION_PASS) {
 			reason = act(s, r, walk->port);
@@ -192,6 +207,7 @@ static __always_inline int run_layers(struct scratch *s, __u32 port, int in, int
 	s->d.ports[slot] = port;
 	s->d.generations[slot] = program->generation;
 	s->d.reason = NONE;
+	s->d.by_sport |= (in ? program->in_fussy : program->out_fussy) & walk.kind ? 1 : 0;
 	if (in) {
 		walk.stages = program->in;
 		bpf_loop(program->in_count, run_stage, &walk, 0);

@@ -60,6 +60,8 @@ MAP(bindings, BPF_MAP_TYPE_HASH, struct binding_key, struct binding, 65536, BPF_
 MAP(externals, BPF_MAP_TYPE_HASH, struct external_key, struct external, 65536, BPF_F_NO_PREALLOC);
 /* Datagrams that come in fragments. */
 MAP(fragments, BPF_MAP_TYPE_LRU_HASH, struct fragment_key, struct fragment, 8192, 0);
+/* Decisions of late. */
+MAP(memories, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct memory, MEMORIES, 0);
 /* Drops by reason. */
 MAP(drops, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, __u64, DROP_REASONS, 0);
 /* Decisions by rule. */

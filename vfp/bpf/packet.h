@@ -55,6 +55,9 @@ struct decision {
 	__u8 routed;
 	__u8 arp;			/* answer with place.mac */
 	__u8 where;			/* enum place */
+	__u8 by_sport;			/* another source port might be decided otherwise */
+	__u8 hits;			/* rules that matched; those in `hit` */
+	__u8 pad[2];
 	struct location place;
 };
 
@@ -68,6 +71,7 @@ struct scratch {
 	struct binding_key binding;
 	struct external_key external;
 	struct external holder;
+	struct hit_key hit[MEMORY_HITS];
 	struct fragment_key fragment;
 	struct flow_key related;	/* of the flow that an ICMP error is about, as its packets come here */
 	__u16 l4;			/* offset of the transport header */
@@ -78,6 +82,7 @@ struct scratch {
 	__u8 error;			/* enum error_kind */
 	__u8 single;			/* the flow just stored has one half */
 	__u8 probe;			/* run by BPF_PROG_TEST_RUN: report in skb->cb */
+	__u8 forgetful;			/* decisions are neither remembered nor recalled */
 	/* Takes no room: names types that no map uses, so that BTF has them for the layout test. */
 	struct {
 		struct event event;

@@ -8,6 +8,8 @@
 #define MAX_TUPLES 60		/* masks of one group: an element of `groups` is just under 2 KiB */
 #define NAT_PROBES 64		/* external ports tried for a new binding */
 #define FRAGMENT_RANGES 4	/* parts of a datagram with holes between them */
+#define MEMORIES 1024		/* decisions remembered, by CPU */
+#define MEMORY_HITS 8		/* rules of a remembered decision */
 
 enum zone_kind {
 	ZONE_PORT = 0,		/* from an endpoint */
@@ -166,8 +168,10 @@ struct stage {
 /* A port's whole policy: replaced by one map write. */
 struct program {
 	__u32 generation;
-	__u16 out_count;
-	__u16 in_count;
+	__u8 out_count;
+	__u8 in_count;
+	__u8 out_fussy;		/* kinds of packets of which rules test more than a memory knows */
+	__u8 in_fussy;
 	struct stage out[MAX_STAGES];
 	struct stage in[MAX_STAGES];
 };
@@ -479,6 +483,19 @@ struct event {
 	__u8 kind;
 	__u8 pad;
 	__u32 length;
+};
+
+/* A decision that was made, and will be again for another source port. */
+struct memory {
+	__u32 tag;		/* of the question */
+	__u32 vtep;
+	__u8 whole;		/* 0: asked once, not kept yet */
+	__u8 stateless;
+	__u8 hits;
+	__u8 pad[5];
+	struct hit_key hit[MEMORY_HITS];
+	struct flow forward;
+	struct flow reply;
 };
 
 /* Argument and result of the sweep program. */

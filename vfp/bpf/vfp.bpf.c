@@ -4,8 +4,8 @@
  * many layers there are. Everything else is one tail call away, in vfp_slow. docs/engine.md says what it does.
  */
 #include "arp.h"
-#include "decide.h"
 #include "flow_table.h"
+#include "memory.h"
 #include "nd.h"
 #include "related.h"
 #include "sweep.h"
@@ -85,6 +85,7 @@ static __always_inline int enter_link(struct __sk_buff *skb, __u32 kind)
 	if (!s)
 		return TC_ACT_SHOT;
 	s->probe = 0;
+	s->forgetful = 0;
 	number = bpf_map_lookup_elem(&links, &ifindex);
 	if (!number)
 		return kind == ZONE_UPLINK ? TC_ACT_UNSPEC : drop_unknown(skb, s, kind);
@@ -120,6 +121,7 @@ int vfp_overlay_in(struct __sk_buff *skb)
 	if (!s)
 		return TC_ACT_SHOT;
 	s->probe = 0;
+	s->forgetful = 0;
 	if (bpf_skb_get_tunnel_key(skb, &key, sizeof(key), 0))
 		return drop_unknown(skb, s, ZONE_OVERLAY);
 	return enter(skb, s, MAKE_ZONE(ZONE_OVERLAY, key.tunnel_id & 0xffffff), key.remote_ipv4);
@@ -134,6 +136,7 @@ int vfp_probe(struct __sk_buff *skb)
 	if (!s)
 		return TC_ACT_SHOT;
 	s->probe = 1;
+	s->forgetful = skb->mark == PROBE_WALKS;
 	return enter(skb, s, skb->cb[CB_ZONE], skb->cb[CB_VTEP]);
 }
 
@@ -305,10 +308,16 @@ int vfp_slow(struct __sk_buff *skb)
 		if (reason != NO_PAIR)
 			return reason;
 	}
-	s->h = s->pkt;
-	reason = decide(s);
-	if (!reason)
-		reason = compose(s);
+	if (!recall(s)) {
+		s->h = s->pkt;
+		reason = decide(s);
+		if (!reason)
+			reason = compose(s);
+		if (!reason)
+			remember(s);
+	} else {
+		reason = NONE;
+	}
 	if (reason == NO_MAPPING && ZONE_KIND(s->h.key.zone) == ZONE_UPLINK)
 		return leave_to_stack(skb, s);
 	if (reason)
