@@ -3,6 +3,7 @@
 #pragma once
 
 #include "classify.h"
+#include "modifiers.h"
 #include "nat.h"
 
 struct walk {
@@ -10,7 +11,7 @@ struct walk {
 	struct stage *stages;
 	__u32 port;
 	__u32 decided;		/* layer that has acted, plus one */
-	__u32 deny;
+	__u32 slot;		/* of the port in the flow's dependencies: 0 sender, 1 receiver */
 };
 
 static __always_inline void count_hit(__u32 port, __u64 cookie, int dropped)
@@ -99,7 +100,7 @@ static __always_inline int rewrite(struct scratch *s, __u64 id)
 	return NONE;
 }
 
-static __always_inline int act(struct scratch *s, struct rule *r, __u32 port)
+static __always_inline int act(struct scratch *s, struct rule *r, __u32 port, int slot)
 {
 	struct decision *d = &s->d;
 
@@ -130,8 +131,11 @@ static __always_inline int act(struct scratch *s, struct rule *r, __u32 port)
 		return answer_arp(s, r->arg, port);
 	case ACTION_REWRITE:
 		return rewrite(s, r->arg);
+	case ACTION_REJECT:
+		d->cookie = r->cookie;
+		return REJECTED;
 	}
-	return ENGINE_ERROR;
+	return modify(d, r, port, slot);
 }
 
 static long run_stage(__u32 i, void *context)
@@ -150,9 +154,9 @@ static long run_stage(__u32 i, void *context)
 	s->d.layer = stage->layer;
 	r = stage->group ? classify(s, stage->group) : 0;
 	if (r) {
-		count_hit(walk->port, r->cookie, r->action == ACTION_DENY);
+		count_hit(walk->port, r->cookie, r->action == ACTION_DENY || r->action == ACTION_REJECT);
 		if (r->action != ACTION_PASS) {
-			reason = act(s, r, walk->port);
+			reason = act(s, r, walk->port, walk->slot);
 			walk->decided = stage->layer + 1U;
 			s->d.reason = reason;
 			return reason != NONE;
@@ -169,7 +173,7 @@ static long run_stage(__u32 i, void *context)
 static __always_inline int run_layers(struct scratch *s, __u32 port, int in, int slot)
 {
 	struct program *program = bpf_map_lookup_elem(&programs, &port);
-	struct walk walk = {.s = s, .port = port};
+	struct walk walk = {.s = s, .port = port, .slot = slot};
 
 	s->d.drop_port = port;
 	if (!program)
