@@ -135,7 +135,7 @@ def read_flows(keys: npt.NDArray[np.uint8], values: npt.NDArray[np.uint8], now_n
 
 def read_meters(keys: npt.NDArray[np.uint8], values: npt.NDArray[np.uint8]) -> dict[int, MeterCount]:
     """Decode the table of meters, [n, cpus, size], by id."""
-    rows = np.ascontiguousarray(values).view(METER).reshape(len(keys), -1)
+    rows = np.ascontiguousarray(values).view(METER).reshape(values.shape[:2])
     packets, octets = rows["packets"].sum(axis=1), rows["bytes"].sum(axis=1)
     return {
         int(meter): MeterCount(int(count[0]), int(size[0]), int(count[1]), int(size[1]))
