@@ -51,14 +51,15 @@ class AnswerLimit:
     """At most `ANSWERS_PER_S` a second, `ANSWERS_BURST` of them at once: a token bucket, kept as a time."""
 
     def __init__(self) -> None:
-        self._spent_until_s = 0.0
+        self._spent_until_ns = 0
 
     def take(self, now_s: float) -> bool:
         """Whether one more may go."""
-        until_s = max(self._spent_until_s, now_s)
-        if until_s - now_s > (ANSWERS_BURST - 1) / ANSWERS_PER_S:
+        now_ns, each_ns = int(now_s * 1e9), 10**9 // ANSWERS_PER_S
+        until_ns = max(self._spent_until_ns, now_ns)
+        if until_ns - now_ns > (ANSWERS_BURST - 1) * each_ns:
             return False
-        self._spent_until_s = until_s + 1 / ANSWERS_PER_S
+        self._spent_until_ns = until_ns + each_ns
         return True
 
 
