@@ -59,7 +59,7 @@ MACS = {"a": "02:00:00:00:00:02", "b": "02:00:00:00:00:03", "m": "02:00:00:00:00
 VNI = 100
 BY_SENDER, BY_RECEIVER, FROM_OUTSIDE = 7001, 7002, 7003
 MARKED, METERED, MIRRORED, LOGGED, SOMETIMES = 7004, 7005, 7006, 7007, 7008
-SAMPLED = 7010
+SAMPLED, SEEN = 7010, 7011
 MAPPED = 8082
 DSCP, METER, EVERY = 46, 5, 4
 
@@ -90,7 +90,7 @@ def state(sometimes: Action) -> EngineState:
         # What the engine answers in an endpoint's name, the endpoint could not say itself.
         Rule(1, Match(src_ports=PortRange(FROM_OUTSIDE, FROM_OUTSIDE)), Deny()), Rule(2, Match(protocol=1), Deny()),
         Rule(3, Match(protocol=58, icmp_type=1), Deny()),
-    ), (_to(FROM_OUTSIDE, Reject()),))
+    ), (_to(FROM_OUTSIDE, Reject()), _to(SEEN, Mirror(3))))
     rejects = _layer("asks", (), (_to(BY_RECEIVER, Reject()),))
     closed = _layer("closed", (), open=False)
     places: list[tuple[str, Location]] = [

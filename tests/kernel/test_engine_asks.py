@@ -353,6 +353,22 @@ def test_the_mirror_shows_both_directions_as_they_came_and_once(engine: Host, fa
         ]
 
 
+@pytest.mark.parametrize("family", [4, 6])
+@pytest.mark.parametrize("part", ["b", "host", "world"])
+def test_the_mirror_shows_what_comes_from_anywhere(engine: Host, part: str, family: int) -> None:
+    with (socket_in("m", socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ETH_P_ALL)) as monitor,
+          socket_in(part, FAMILIES[family], socket.SOCK_DGRAM) as client,
+          socket_in("a", FAMILIES[family], socket.SOCK_DGRAM) as server):
+        monitor.bind(("eth0", _ETH_P_ALL))
+        server.bind((host.A[family], host.SEEN))
+        for _ in range(2):
+            client.sendto(b"there", (host.A[family], host.SEEN))
+            _, peer = server.recvfrom(100)
+            server.sendto(b"back", peer)
+            assert client.recv(100) == b"back"
+        assert [payload for _, _, payload in _copies(monitor, host.SEEN)] == [b"there", b"back"] * 2
+
+
 def test_what_is_mirrored_still_arrives_whole(engine: Host) -> None:
     before = engine.ask("drops")
     client, server = _connected(host.MIRRORED, 4)
