@@ -1,4 +1,4 @@
-"""Answers to the controller's questions about the inside: trace, flows, drops, rules. Blocking; for the worker.
+"""Answers to the controller's questions about the inside: trace, flows, drops, logs, rules. Blocking; for the worker.
 
 `trace` is a dry run of the reference engine on the state that was programmed last; the rest comes from the
 kernel's tables, with ids put back into names.
@@ -18,15 +18,16 @@ from agent.errors import BadQuery
 from agent.seams import DatapathSeam
 from agent.words import action_text, match_text, packet_text
 from vfp.compile import rule_cookie
-from vfp.datapath.records import DropEvent, FlowRecord
+from vfp.datapath.records import DropEvent, FlowRecord, LogEvent, PacketEvent
 from vfp.layout import ZoneKind
 from vfp.model import Direction, Port, Rule
 from vfp.reference.explain import explain, probe
 from vfp.reference.zones import Hook
 
-__all__ = ["RECENT_DROPS", "Inspector"]
+__all__ = ["RECENT_DROPS", "RECENT_LOGS", "Inspector"]
 
 RECENT_DROPS = 1000
+RECENT_LOGS = 1000
 
 Args = Mapping[str, Any]
 
@@ -55,11 +56,18 @@ class Inspector:
         self._datapath = datapath
         self._built = built
         self._recent: deque[tuple[float, DropEvent]] = deque(maxlen=RECENT_DROPS)
+        self._logs: deque[tuple[float, LogEvent]] = deque(maxlen=RECENT_LOGS)
 
     def collect(self) -> None:
-        """Take what is in the event ring; the oldest beyond `RECENT_DROPS` are forgotten."""
+        """Take what is in the event ring; the oldest beyond `RECENT_DROPS` and `RECENT_LOGS` are forgotten."""
         epoch_s = time.time() - time.monotonic()    # the engine stamps by the monotonic clock
-        self._recent.extend((epoch_s + event.time_s, event) for event in self._datapath.read_events())
+        for event in self._datapath.read_events():
+            time_s = epoch_s + event.time_s
+            match event:
+                case DropEvent():
+                    self._recent.append((time_s, event))
+                case LogEvent():
+                    self._logs.append((time_s, event))
 
     def answer(self, what: str, args: Args) -> dict[str, Any]:
         """The data of an `Answer`.
@@ -71,6 +79,7 @@ class Inspector:
             "trace": self._trace,
             "flows": self._flows,
             "drops": self._drops,
+            "logs": self._logged,
             "rules": self._rules,
         }
         if what not in questions:
@@ -132,6 +141,19 @@ class Inspector:
             {"reason": reason.name, "packets": count} for reason, count in sorted(counts.items()) if count
         ]
         return {"reasons": reasons, "rules": rules, "recent": recent}
+
+    def _logged(self, built: Built, args: Args) -> dict[str, Any]:
+        self.collect()
+        port = _asked_port(built, args)
+        places = {place.counter: place for place in _places(built)}
+        ports = {one.id: one for one in built.engine.ports}
+        return {
+            "recent": [
+                {"time": time_s, **_packet_row(event, ports, places)}
+                for time_s, event in reversed(self._logs)
+                if port is None or event.port == port.id
+            ]
+        }
 
     def _rules(self, built: Built, args: Args) -> dict[str, Any]:
         port = _asked_port(built, args)
@@ -278,14 +300,21 @@ def _event_row(
     event: DropEvent, ports: Mapping[int, Port], places: Mapping[tuple[int, int], _Place]
 ) -> dict[str, Any]:
     port = ports.get(event.port)
+    row = _packet_row(event, ports, places)
+    if not row["layer"] and port is not None and event.layer is not None and event.layer < len(port.layers):
+        row["layer"] = port.layers[event.layer].name
+    return {"reason": event.reason.name, **row}
+
+
+def _packet_row(
+    event: PacketEvent, ports: Mapping[int, Port], places: Mapping[tuple[int, int], _Place]
+) -> dict[str, Any]:
+    """A packet and the rule that is why it is told."""
+    port = ports.get(event.port)
     place = places.get((event.port, event.cookie))
-    layer = place.layer if place else ""
-    if not layer and port is not None and event.layer is not None and event.layer < len(port.layers):
-        layer = port.layers[event.layer].name
     return {
-        "reason": event.reason.name,
         "endpoint": port.name if port else "",
-        "layer": layer,
+        "layer": place.layer if place else "",
         "group": place.group if place else "",
         "rule": place.rule.name if place else "",
         "packet": packet_text(

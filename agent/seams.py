@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from typing import Protocol
 
 from vfp.datapath.engine import Hook
-from vfp.datapath.records import DropEvent, FlowRecord, RuleHits
+from vfp.datapath.records import DropEvent, FlowRecord, LogEvent, RuleHits
 from vfp.model import EngineState
 from vfp.reasons import DropReason
 from vswitch.links import BridgeLink, HookedProgram, OwnedLink, PortLink, Surroundings, TunnelLink, UplinkState, Where
@@ -45,5 +45,5 @@ class DatapathSeam(Protocol):
     def drop_counts(self) -> dict[DropReason, int]: ...  # noqa: D102
     def rule_hits(self) -> dict[tuple[int, int], RuleHits]: ...  # noqa: D102
     def events_fd(self) -> int: ...  # noqa: D102
-    def read_events(self) -> list[DropEvent]: ...  # noqa: D102
+    def read_events(self) -> list[DropEvent | LogEvent]: ...  # noqa: D102
     def sweep(self) -> int: ...  # noqa: D102

@@ -22,9 +22,12 @@ from vfp.model import (
     Deny,
     Group,
     Layer,
+    Log,
+    Mark,
     Match,
     Pass,
     PortRange,
+    Reject,
     Rule,
 )
 
@@ -32,7 +35,7 @@ __all__ = ["Acl"]
 
 MAX_PRIORITY = 65535
 
-_ACTIONS: dict[str, Allow | Deny | Pass] = {"allow": Allow(), "deny": Deny(), "pass": Pass()}
+_ACTIONS: dict[str, Action] = {"allow": Allow(), "deny": Deny(), "reject": Reject(), "pass": Pass()}
 
 # ARP is the guard's and vnet's business; a policy about IP must not cut an endpoint off its own gateway.
 _ARP_OUT = Group("arp", (Rule(0, Match(ethertype=ETH_P_ARP), Allow(), "arp-out"),))
@@ -80,7 +83,7 @@ def _tier_rules(tier: AclTier, direction: Literal["in", "out"]) -> Iterator[Rule
         if rule.direction != direction:
             continue
         name = rule.name or f"{tier.policy}[{position}]"
-        action = _ACTIONS[rule.action]
+        action = _action(rule, name)
         if not 0 <= rule.priority <= MAX_PRIORITY:
             raise ObjectError(f"policy rule {name}: priority {rule.priority} is not in 0..{MAX_PRIORITY}")
         other, other_name = actions.setdefault(rule.priority, (action, name))
@@ -91,6 +94,19 @@ def _tier_rules(tier: AclTier, direction: Literal["in", "out"]) -> Iterator[Rule
             )
         for match in _matches(rule, direction, name):
             yield Rule(rule.priority, match, action, name)
+
+
+def _action(rule: AclRule, name: str) -> Action:
+    if rule.dscp is None and not rule.log:
+        return _ACTIONS[rule.action]
+    if rule.action != "allow" or (rule.dscp is not None and rule.log):
+        raise ObjectError(f"policy rule {name}: dscp {rule.dscp}, log {rule.log} with action {rule.action};"
+                          f" only allow has one of them")
+    if rule.dscp is None:
+        return Log()
+    if not 0 <= rule.dscp <= 63:
+        raise ObjectError(f"policy rule {name}: dscp {rule.dscp} is not in 0..63")
+    return Mark(rule.dscp)
 
 
 def _matches(rule: AclRule, direction: Literal["in", "out"], name: str) -> Iterator[Match]:

@@ -34,6 +34,7 @@ from vfp.model import (
     Layer,
     LocalPort,
     Location,
+    Meter,
     Port,
     Remote,
     Space,
@@ -69,6 +70,7 @@ class Tables:
     groups: dict[int, CompiledGroup] = field(default_factory=dict)
     maps: dict[str, dict[bytes, bytes]] = field(default_factory=dict)
     tunnel_ifindex: int = 0
+    meters: frozenset[int] = frozenset()    # that rules name
 
 
 EDITABLE = 256
@@ -115,6 +117,8 @@ class Compiler:
         for port in state.ports:
             tables.ports[port.id] = _compile_port(port, compiled)
         tables.groups = {group.id: group for group in (*groups.values(), *large.values())}
+        tables.meters = frozenset(
+            action.meter for group in tables.groups.values() for action in group.actions if isinstance(action, Meter))
         spaces = {space: self._spaces.get(space) or dict(_space_entries(space)) for space in state.spaces}
         tables.maps = {
             "links": _links(state),

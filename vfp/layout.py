@@ -242,8 +242,9 @@ SETTINGS = _struct(
     ("tcp_new_ns", "u8"), ("tcp_established_ns", "u8"), ("tcp_closing_ns", "u8"), ("tcp_closed_ns", "u8"),
     ("udp_new_ns", "u8"), ("udp_ns", "u8"), ("icmp_ns", "u8"), ("other_ns", "u8"), ("binding_ns", "u8"),
     ("secret", "u8", 2), ("tunnel_ifindex", "u4"), ("inspect_ifindex", "u4"),
-    ("sets_generation", "u4"), ("dirty", "u4"),
+    ("sets_generation", "u4"), ("dirty", "u4"), ("answer_ns", "u8"), ("answer_burst_ns", "u8"),
 )
+METER = _struct(("packets", "u8", 2), ("bytes", "u8", 2))
 EVENT = _struct(
     ("time_ns", "u8"), ("cookie", "u8"), ("zone", "u4"), ("port", "u4"), ("src", *_ADDRESS), ("dst", *_ADDRESS),
     ("sport", ">u2"), ("dport", ">u2"), ("ethertype", "u2"), ("protocol", "u1"), ("family", "u1"), ("smac", *_MAC),
@@ -260,7 +261,7 @@ STRUCTS: dict[str, np.dtype[Any]] = {
     "rewrite": REWRITE, "set_key": SET_KEY, "set_member": SET_MEMBER, "set_lengths_key": SET_LENGTHS_KEY,
     "set_lengths": SET_LENGTHS, "space_key": SPACE_KEY, "location": LOCATION, "pool": POOL, "mapping_key": MAPPING_KEY,
     "mapping": MAPPING, "binding_key": BINDING_KEY, "binding": BINDING, "external_key": EXTERNAL_KEY,
-    "external": EXTERNAL, "hit_key": HIT_KEY, "hits": HITS, "memory": MEMORY, "settings": SETTINGS,
+    "external": EXTERNAL, "hit_key": HIT_KEY, "hits": HITS, "memory": MEMORY, "settings": SETTINGS, "meter": METER,
     "event": EVENT, "sweep": SWEEP,
 }
 

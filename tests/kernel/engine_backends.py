@@ -14,6 +14,7 @@ import numpy as np
 import vfp.datapath.groups
 from vfp.classifier import rule_cookie
 from vfp.datapath.engine import Datapath, Limits
+from vfp.datapath.records import LogEvent, MeterCount
 from vfp.layout import SWEEP, PlaceKind, pack
 from vfp.model import EngineState
 from vfp.reasons import DropReason
@@ -25,12 +26,17 @@ from vfp.reference.zones import zone_of
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of one frame. `target` is a port id, uplink id or VNI; 0 for the rest. A dropped frame is empty."""
+    """What became of one frame. `target` is a port id, uplink id or VNI; 0 for the rest. A dropped frame is empty.
+
+    `told`: where the answer to a rejected frame goes; `frame` and `target` are the answer's then.
+    """
 
     verdict: str
     reason: DropReason
     target: int
     frame: bytes
+    mirror: int = 0                         # port that has a copy
+    told: str = ""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -50,13 +56,42 @@ class Flow:
     place: tuple[str, int, int]             # kind; interface or VNI; VTEP
 
 
+@dataclass(frozen=True, slots=True)
+class Logged:
+    """A packet that a rule of `port` wanted told."""
+
+    port: int
+    cookie: int
+    zone: int
+    src: str
+    dst: str
+    src_port: int
+    dst_port: int
+    length: int
+
+
 def outcome_of(result: Result) -> Outcome:
     """What the reference did, as both engines tell it."""
     target = {
         Verdict.REDIRECT_PORT: result.port, Verdict.REDIRECT_UPLINK: result.uplink, Verdict.TUNNEL: result.vni,
     }.get(result.verdict, 0)
+    if result.answer is not None:
+        told, target = _told(result.answer.exit)
+        return Outcome(result.verdict.value, result.reason, target, result.answer.frame, told=told)
     dropped = result.verdict is Verdict.DROP
-    return Outcome(result.verdict.value, result.reason, target, b"" if dropped else result.frame)
+    return Outcome(result.verdict.value, result.reason, target, b"" if dropped else result.frame, result.mirror)
+
+
+def _told(exit: Exit) -> tuple[str, int]:
+    match exit:
+        case ToPort(port):
+            return "port", port
+        case ToUplink(uplink):
+            return "uplink", uplink
+        case ToVtep(_, vni):
+            return "tunnel", vni
+        case _:
+            return "stack", 0
 
 
 class Backend(Protocol):
@@ -76,6 +111,12 @@ class Backend(Protocol):
 
     def rule_hits(self) -> Counter[tuple[int, int, str]]:
         """(port, cookie, "hits" or "drops") to a count since the last `reset`."""
+
+    def meters(self) -> dict[int, MeterCount]:
+        """What each meter has counted, if anything."""
+
+    def logs(self) -> list[Logged]:
+        """Records since the last `reset` that rules wanted."""
 
     def sweep(self, now_s: float) -> None:
         """Age flows and bindings as of `now_s`."""
@@ -128,6 +169,17 @@ class ReferenceBackend:
                 counts[ref.port, _cookie(ref), what] += count
         return +counts
 
+    def meters(self) -> dict[int, MeterCount]:
+        packets, octets = self.engine.journal.packets, self.engine.journal.bytes
+        return {meter: MeterCount(packets[meter, False], octets[meter, False], packets[meter, True],
+                                  octets[meter, True]) for meter, _ in packets}
+
+    def logs(self) -> list[Logged]:
+        return [
+            Logged(record.rule.port, _cookie(record.rule), int(record.zone), str(record.tuple.src),
+                   str(record.tuple.dst), record.tuple.src_port, record.tuple.dst_port, record.length)
+            for record in self.engine.journal.records]
+
     def sweep(self, now_s: float) -> None:
         self.engine.sweep(now_s)
 
@@ -137,6 +189,7 @@ def _cookie(ref: RuleRef) -> int:
 
 
 _PORT_IFINDEX, _UPLINK_IFINDEX = 10, 50    # as `engine_states` gives them
+_MARK_OFFSET = 8                            # of mark in struct __sk_buff
 _CB_OFFSET = 48                             # of cb[0] in struct __sk_buff
 _SK_BUFF_BYTES = 192
 _VERDICTS = {
@@ -171,6 +224,7 @@ class BpfBackend:
             table = self._datapath._object.map(name)
             for key in [key for key, _ in table.items()]:
                 table.delete(key)
+        self._datapath.read_events()
         self._drops, self._hits = self._all_drops(), self._all_hits()
 
     def load(self, state: EngineState) -> None:
@@ -181,6 +235,12 @@ class BpfBackend:
         struct.pack_into("=II", context, _CB_OFFSET, int(zone_of(hook, number)), int(vtep or 0))
         run = self._probe.test_run(frame, ctx=bytes(context))
         place, reason, target = struct.unpack_from("=III", run.ctx, _CB_OFFSET + 8)
+        mark, = struct.unpack_from("=I", run.ctx, _MARK_OFFSET)
+        mirror = mark - _PORT_IFINDEX if mark else 0
+        if place != PlaceKind.NONE and reason:
+            base = {PlaceKind.PORT: _PORT_IFINDEX, PlaceKind.UPLINK: _UPLINK_IFINDEX}.get(PlaceKind(place), 0)
+            return Outcome(Verdict.DROP.value, DropReason(reason), target - base, run.data,
+                           told=PlaceKind(place).name.lower())
         verdict = _VERDICTS[PlaceKind(place)]
         if verdict is Verdict.REDIRECT_PORT:
             target -= _PORT_IFINDEX
@@ -188,7 +248,7 @@ class BpfBackend:
             target -= _UPLINK_IFINDEX
         elif verdict is not Verdict.TUNNEL:
             target = 0
-        return Outcome(verdict.value, DropReason(reason), target, b"" if verdict is Verdict.DROP else run.data)
+        return Outcome(verdict.value, DropReason(reason), target, b"" if verdict is Verdict.DROP else run.data, mirror)
 
     def flows(self) -> list[Flow]:
         flows = []
@@ -205,6 +265,16 @@ class BpfBackend:
 
     def rule_hits(self) -> Counter[tuple[int, int, str]]:
         return self._all_hits() - self._hits
+
+    def meters(self) -> dict[int, MeterCount]:
+        return {meter: count for meter, count in self._datapath.meters().items()
+                if count.packets or count.reply_packets}
+
+    def logs(self) -> list[Logged]:
+        return [
+            Logged(event.port, event.cookie, int(event.zone_kind) << 24 | event.zone, str(event.src), str(event.dst),
+                   event.src_port, event.dst_port, event.length)
+            for event in self._datapath.read_events() if isinstance(event, LogEvent)]
 
     def sweep(self, now_s: float) -> None:
         argument = pack(SWEEP, now_ns=int(now_s * 1e9))

@@ -23,12 +23,17 @@ from vfp.model import (
     Layer,
     LocalPort,
     Location,
+    Log,
     Mapping,
+    Mark,
     Match,
+    Meter,
+    Mirror,
     Pass,
     Pool,
     Port,
     PortRange,
+    Reject,
     Remote,
     Rewrite,
     Rule,
@@ -126,11 +131,19 @@ rewrites = st.builds(
 )
 
 
+modifiers = st.one_of(
+    st.builds(Mark, pick((0, 10, 46, 63))),
+    st.builds(Meter, pick((1, 2, 0xFFFFFFFF))),
+    st.builds(Log, pick((0, 0, 1, 2, 3))),
+    st.builds(Mirror, pick((*PORT_IDS, 9))),
+)
+
+
 def actions(direction: Direction) -> st.SearchStrategy[Action]:
     """Actions that are legal in a direction; those that only pass a packet on come more often."""
     common: list[st.SearchStrategy[Action]] = [
         st.just(Allow()), st.just(Allow()), st.just(Allow()), st.just(Pass()), st.just(Pass()), st.just(Deny()),
-        rewrites,
+        rewrites, modifiers, modifiers, st.just(Reject()),
     ]
     if direction is Direction.IN:
         return st.one_of(*common, st.just(Untranslate()))
@@ -243,6 +256,15 @@ def nat_tail(pool: int, uplink: int) -> tuple[Layer, ...]:
 
 
 @st.composite
+def extra_layers(draw: st.DrawFn, name: str) -> Layer:
+    """What few packets escape: a rule that asks for something beside forwarding, or now and then rejects."""
+    asks = st.one_of(*[modifiers] * 7, st.just(Reject()))
+    wide = st.just(Match()) | pick((Match(protocol=6), Match(ethertype=0x0800), Match(dst_ports=RANGES[0])))
+    out, in_ = (Group("ask", (Rule(0, draw(wide), draw(asks), way),)) for way in ("out", "in"))
+    return Layer(name, (out,), (in_,), Allow(), Allow())
+
+
+@st.composite
 def ports(draw: st.DrawFn, number: int, plain: bool = False) -> Port:
     """A port as features would build it, with layers of anything in between; now and then without any sense.
 
@@ -253,7 +275,8 @@ def ports(draw: st.DrawFn, number: int, plain: bool = False) -> Port:
     tails = (*(overlay_tail(vni) for vni in VNIS), nat_tail(1, 1), nat_tail(2, 2), nat_tail(1, 1))
     tail = draw(pick(tails if plain else (*tails, ())))
     head = (guard(number),) if draw(st.booleans()) else ()
-    return Port(number, f"p{number}", 10 + number, MACS[number], GATEWAY_MAC, head + middle + tail)
+    asks = tuple(draw(extra_layers(name)) for name in draw(pick(((), (), (), ("x0",), ("x0", "x1")))))
+    return Port(number, f"p{number}", 10 + number, MACS[number], GATEWAY_MAC, head + asks + middle + tail)
 
 
 @st.composite

@@ -29,7 +29,7 @@ from southbound.messages import (
 )
 from vfp.compile import Compiler
 from vfp.datapath.engine import Hook
-from vfp.datapath.records import DropEvent, FlowRecord, RuleHits
+from vfp.datapath.records import DropEvent, FlowRecord, LogEvent, RuleHits
 from vfp.model import EngineState
 from vfp.reasons import DropReason
 from vfp.reference import Engine
@@ -263,7 +263,7 @@ class FakeDatapath:
     applied: list[EngineState] = field(default_factory=list)
     records: list[FlowRecord] = field(default_factory=list)
     hits: dict[tuple[int, int], RuleHits] = field(default_factory=dict)
-    events: list[DropEvent] = field(default_factory=list)
+    events: list[DropEvent | LogEvent] = field(default_factory=list)
     calls: list[tuple[str, ...]] | None = None
 
     def apply(self, state: EngineState) -> None:
@@ -288,7 +288,7 @@ class FakeDatapath:
     def events_fd(self) -> int:
         return -1
 
-    def read_events(self) -> list[DropEvent]:
+    def read_events(self) -> list[DropEvent | LogEvent]:
         events, self.events = self.events, []
         return events
 

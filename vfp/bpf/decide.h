@@ -232,6 +232,10 @@ static __always_inline int compose(struct scratch *s)
 	reason = forward_out(s, &reply_zone);
 	if (reason)
 		return reason;
+	if (has_extras(&d->extras)) {
+		f->extras = r->extras = d->extras;
+		f->flags = FLOW_EXTRAS;
+	}
 	if (f->out.place == PLACE_REPLY)
 		return NONE;
 	reason = reply_out(s);
@@ -245,6 +249,11 @@ static __always_inline int compose(struct scratch *s)
 	if (d->routed) {
 		f->out.flags |= DEC_TTL;
 		r->out.flags |= DEC_TTL;
+	}
+	if (d->marked && h->key.family) {
+		f->out.flags |= SET_DSCP;
+		r->out.flags |= SET_DSCP;
+		f->out.dscp = r->out.dscp = d->dscp;
 	}
 	f->created_ns = f->seen_ns = r->created_ns = r->seen_ns = now;
 	f->ports[0] = r->ports[0] = d->ports[0];
@@ -265,6 +274,6 @@ static __always_inline int compose(struct scratch *s)
 			return UNKNOWN_PORT;
 		copy_mac(r->smac, port->mac);
 	}
-	r->flags = FLOW_REPLY;
+	r->flags = FLOW_REPLY | f->flags;
 	return NONE;
 }

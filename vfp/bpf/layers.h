@@ -3,6 +3,7 @@
 #pragma once
 
 #include "classify.h"
+#include "modifiers.h"
 #include "nat.h"
 
 struct walk {
@@ -11,7 +12,7 @@ struct walk {
 	__u32 port;
 	__u32 decided;		/* layer that has acted, plus one */
 	__u32 kind;		/* of the packet */
-	__u32 deny;
+	__u32 slot;		/* of the port in the flow's dependencies: 0 sender, 1 receiver */
 };
 
 static __always_inline void count_hit(__u32 port, __u64 cookie, int dropped)
@@ -114,7 +115,7 @@ static __always_inline int rewrite(struct scratch *s, __u64 id)
 	return NONE;
 }
 
-static __always_inline int act(struct scratch *s, struct rule *r, __u32 port)
+static __always_inline int act(struct scratch *s, struct rule *r, __u32 port, int slot)
 {
 	struct decision *d = &s->d;
 
@@ -145,8 +146,11 @@ static __always_inline int act(struct scratch *s, struct rule *r, __u32 port)
 		return answer_arp(s, r->arg, port);
 	case ACTION_REWRITE:
 		return rewrite(s, r->arg);
+	case ACTION_REJECT:
+		d->cookie = r->cookie;
+		return REJECTED;
 	}
-	return ENGINE_ERROR;
+	return modify(d, r, port, slot);
 }
 
 static long run_stage(__u32 i, void *context)
@@ -166,9 +170,9 @@ static long run_stage(__u32 i, void *context)
 	r = stage->kinds & walk->kind ? classify(s, stage->group) : 0;
 	if (r) {
 		note_hit(s, walk->port, r->cookie);
-		count_hit(walk->port, r->cookie, r->action == ACTION_DENY);
+		count_hit(walk->port, r->cookie, r->action == ACTION_DENY || r->action == ACTION_REJECT);
 		if (r->action != ACTION_PASS) {
-			reason = act(s, r, walk->port);
+			reason = act(s, r, walk->port, walk->slot);
 			walk->decided = stage->layer + 1U;
 			s->d.reason = reason;
 			return reason != NONE;
@@ -199,7 +203,7 @@ static __always_inline __u32 kind_of(const struct headers *h)
 static __always_inline int run_layers(struct scratch *s, __u32 port, int in, int slot)
 {
 	struct program *program = bpf_map_lookup_elem(&programs, &port);
-	struct walk walk = {.s = s, .port = port, .kind = kind_of(&s->h)};
+	struct walk walk = {.s = s, .port = port, .slot = slot, .kind = kind_of(&s->h)};
 
 	s->d.drop_port = port;
 	if (!program)

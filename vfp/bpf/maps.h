@@ -12,7 +12,9 @@ enum jump {
 	JUMP_SLOW = 0,		/* misses, stale flows, and what has no flow */
 	JUMP_ODD = 1,		/* what the short parser does not know */
 	JUMP_RELATED = 2,	/* ICMP errors */
-	JUMPS = 3,
+	JUMP_LEAVE = 3,		/* what was decided, and hits of which rules ask for more than forwarding */
+	JUMP_REJECT = 4,	/* answers to what was rejected */
+	JUMPS = 5,
 };
 
 #define MAP(name_, type_, key_, value_, entries_, flags_)	\
@@ -66,12 +68,14 @@ MAP(memories, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct memory, MEMORIES, 0);
 MAP(drops, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, __u64, DROP_REASONS, 0);
 /* Decisions by rule. */
 MAP(rule_hits, BPF_MAP_TYPE_HASH, struct hit_key, struct hits, 65536, BPF_F_NO_PREALLOC);
+/* Packets and bytes by meter id. An element is there before any rule that names it. */
+MAP(meters, BPF_MAP_TYPE_PERCPU_HASH, __u32, struct meter, 4096, BPF_F_NO_PREALLOC);
 /* Timeouts and the tunnel device. */
 MAP(config, BPF_MAP_TYPE_ARRAY, __u32, struct settings, 1, 0);
 /* What is rare, reached by tail call: enum jump. */
 MAP(jumps, BPF_MAP_TYPE_PROG_ARRAY, __u32, __u32, JUMPS, 0);
 
-/* Dropped packets, for people. */
+/* Packets that were dropped, or that a rule wants told. */
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
 	__uint(max_entries, 1 << 20);

@@ -13,6 +13,13 @@ enum error_kind {
 	ERROR_UNRELATED = 4,	/* layers judge it as any packet */
 };
 
+/* How a packet comes by what rules ask for beside forwarding. */
+enum passage {
+	PASSAGE_HIT = 0,
+	PASSAGE_FIRST = 1,	/* it made its flow */
+	PASSAGE_ALONE = 2,	/* it has none */
+};
+
 enum fragment_kind {
 	NOT_FRAGMENT = 0,
 	FIRST_FRAGMENT = 1,
@@ -43,6 +50,7 @@ struct decision {
 	struct flow_key cur;		/* the tuple as layers have rewritten it */
 	struct mapping via;		/* found at the uplink */
 	__u64 cookie;			/* of the rule that denied */
+	struct extras extras;
 	__u32 ports[2];
 	__u32 generations[2];
 	__u32 drop_port;
@@ -57,6 +65,8 @@ struct decision {
 	__u8 where;			/* enum place */
 	__u8 by_sport;			/* another source port might be decided otherwise */
 	__u8 hits;			/* rules that matched; those in `hit` */
+	__u8 marked;			/* packets leave with `dscp` */
+	__u8 dscp;
 	__u8 pad[2];
 	struct location place;
 };
@@ -81,8 +91,11 @@ struct scratch {
 	__u8 fragmented;		/* IPv6: there is a fragment header */
 	__u8 error;			/* enum error_kind */
 	__u8 single;			/* the flow just stored has one half */
+	__u8 passage;			/* enum passage */
 	__u8 probe;			/* run by BPF_PROG_TEST_RUN: report in skb->cb */
 	__u8 forgetful;			/* decisions are neither remembered nor recalled */
+	__u32 copying;			/* interface to which a copy is on its way at this moment */
+	__u64 answers_ns;		/* until when this CPU's ICMP answers are spent */
 	/* Takes no room: names types that no map uses, so that BTF has them for the layout test. */
 	struct {
 		struct event event;

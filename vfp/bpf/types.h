@@ -456,6 +456,14 @@ struct settings {
 	__u32 inspect_ifindex;
 	__u32 sets_generation;
 	__u32 dirty;		/* a change was begun and its generations were not yet raised */
+	__u64 answer_ns;	/* time between two ICMP answers of a CPU to what was rejected */
+	__u64 answer_burst_ns;	/* time that a CPU may be ahead of that */
+};
+
+/* What a meter has counted, one way ([0]) and the other, on one CPU. */
+struct meter {
+	__u64 packets[2];
+	__u64 bytes[2];
 };
 
 enum event_kind {

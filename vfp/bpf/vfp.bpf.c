@@ -4,9 +4,11 @@
  * many layers there are. Everything else is one tail call away, in vfp_slow. docs/engine.md says what it does.
  */
 #include "arp.h"
+#include "extras.h"
 #include "flow_table.h"
 #include "memory.h"
 #include "nd.h"
+#include "reject.h"
 #include "related.h"
 #include "sweep.h"
 
@@ -46,6 +48,10 @@ static __always_inline int look_up(struct __sk_buff *skb, struct scratch *s)
 				return drop_early(skb, s, WRONG_VTEP);
 			track(f, &s->pkt);
 			count_packet(skb, f);
+			if (f->flags & FLOW_EXTRAS) {
+				s->passage = PASSAGE_HIT;
+				return jump(skb, s, JUMP_LEAVE);
+			}
 			return transpose(skb, s, &f->out);
 		}
 	} else if (s->error) {
@@ -84,6 +90,10 @@ static __always_inline int enter_link(struct __sk_buff *skb, __u32 kind)
 
 	if (!s)
 		return TC_ACT_SHOT;
+	if (kind == ZONE_HOST && is_copy(skb, s))
+		return TC_ACT_UNSPEC;
+	if (kind == ZONE_PORT && is_answer(skb))
+		return TC_ACT_UNSPEC;
 	s->probe = 0;
 	s->forgetful = 0;
 	number = bpf_map_lookup_elem(&links, &ifindex);
@@ -143,10 +153,13 @@ int vfp_probe(struct __sk_buff *skb)
 /* Reasons that are a layer's doing keep its number; the others have none. */
 static __always_inline int drop_decided(struct __sk_buff *skb, struct scratch *s, int reason)
 {
-	if (reason != DENIED && reason != LAYER_DEFAULT && reason != NAT_EXHAUSTED && reason != NAT_UNSUPPORTED &&
+	if (reason != DENIED && reason != REJECTED && reason != LAYER_DEFAULT && reason != NAT_EXHAUSTED && reason != NAT_UNSUPPORTED &&
 	    reason != ARP_UNANSWERED)
 		s->d.layer = 0xff;
-	return drop(skb, s, reason);
+	drop(skb, s, reason);
+	if (reason == REJECTED)
+		bpf_tail_call(skb, &jumps, JUMP_REJECT);
+	return TC_ACT_SHOT;
 }
 
 static __always_inline void carry_over(struct flow *to, const struct flow *from)
@@ -236,7 +249,8 @@ static __always_inline int use_stale(struct __sk_buff *skb, struct scratch *s)
 		return drop_early(skb, s, WRONG_VTEP);
 	track(f, &s->pkt);
 	count_packet(skb, f);
-	return transpose(skb, s, &f->out);
+	s->passage = PASSAGE_HIT;
+	return jump(skb, s, JUMP_LEAVE);
 }
 
 /* A connection that ends, or an answer to what was not asked, is no reason to let the other side in. */
@@ -322,8 +336,7 @@ int vfp_slow(struct __sk_buff *skb)
 		return leave_to_stack(skb, s);
 	if (reason)
 		return drop_decided(skb, s, reason);
-	if (s->forward.out.place == PLACE_REPLY)
-		return s->pkt.nd ? reply_nd(skb, s) : reply_arp(skb, s);
+	s->passage = PASSAGE_ALONE;
 	if (makes_flow(&s->pkt)) {
 		s->forward.packets = skb->gso_segs ? skb->gso_segs : 1;
 		s->forward.bytes = skb->len;
@@ -334,8 +347,37 @@ int vfp_slow(struct __sk_buff *skb)
 		reason = store(s, s->d.stateless && !s->d.translated);
 		if (reason)
 			return drop_early(skb, s, reason);
+		s->passage = PASSAGE_FIRST;
 	}
-	return transpose(skb, s, &s->forward.out);
+	return jump(skb, s, JUMP_LEAVE);
+}
+
+/* What was decided leaves, after what rules ask for beside that. A hit comes here only if they do. */
+SEC("tc")
+int vfp_leave(struct __sk_buff *skb)
+{
+	struct scratch *s = scratch();
+	struct flow *f;
+
+	if (!s)
+		return TC_ACT_SHOT;
+	f = s->passage == PASSAGE_HIT ? bpf_map_lookup_elem(&flows, &s->pkt.key) : &s->forward;
+	if (!f)			/* the sweep took it at this very moment */
+		return drop_early(skb, s, ENGINE_ERROR);
+	if (f->flags & FLOW_EXTRAS)
+		do_extras(skb, s, f);
+	if (f->out.place == PLACE_REPLY)
+		return s->pkt.nd ? reply_nd(skb, s) : reply_arp(skb, s);
+	return transpose(skb, s, &f->out);
+}
+
+/* A rejected packet, already counted and told, becomes the answer to its sender. */
+SEC("tc")
+int vfp_reject(struct __sk_buff *skb)
+{
+	struct scratch *s = scratch();
+
+	return s ? reject(skb, s) : TC_ACT_SHOT;
 }
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

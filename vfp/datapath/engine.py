@@ -30,7 +30,16 @@ from vfp.compile import CompiledPort, Compiler, Tables
 from vfp.datapath.filter import filter_words
 from vfp.datapath.groups import GroupTable
 from vfp.datapath.object import BpfMap, BpfObject, Program
-from vfp.datapath.records import DropEvent, FlowRecord, RuleHits, read_event, read_flows
+from vfp.datapath.records import (
+    DropEvent,
+    FlowRecord,
+    LogEvent,
+    MeterCount,
+    RuleHits,
+    read_event,
+    read_flows,
+    read_meters,
+)
 from vfp.datapath.ring import RingBuffer
 from vfp.errors import TableFull
 from vfp.layout import (
@@ -38,6 +47,7 @@ from vfp.layout import (
     HITS,
     LOCATION,
     MAPPING,
+    METER,
     PORT,
     PROGRAM,
     SETTINGS,
@@ -53,6 +63,11 @@ OBJECT = Path(__file__).with_name("vfp.bpf.o")
 
 _ZERO = bytes(4)
 _KEYED = ("links", "pools", "mappings", "spaces", "rewrites")
+_JUMPS = ("vfp_slow", "vfp_odd", "vfp_related", "vfp_leave", "vfp_reject")     # enum jump
+
+ANSWERS_PER_S = 1000
+"""ICMP answers to rejected packets, of one CPU (as Linux has it in icmp_msgs_per_sec)."""
+ANSWERS_BURST = 100
 
 
 class Hook(StrEnum):
@@ -74,6 +89,7 @@ class Limits:
     ports: int = 4096
     space_entries: int = 131072
     mappings: int = 65536
+    meters: int = 4096
 
     def by_map(self) -> dict[str, int]:
         """Entries of each map."""
@@ -81,7 +97,7 @@ class Limits:
             "flows": self.flows, "rules": self.rules, "buckets": self.rules, "filter": filter_words(self.rules),
             "bindings": self.bindings,
             "externals": self.bindings, "ports": self.ports, "programs": self.ports, "links": self.ports + 256,
-            "spaces": self.space_entries, "mappings": self.mappings, "rule_hits": self.rules,
+            "spaces": self.space_entries, "mappings": self.mappings, "meters": self.meters, "rule_hits": self.rules,
         }
 
 
@@ -113,6 +129,7 @@ class Datapath(AbstractContextManager["Datapath"]):
         self._limits = limits
         self._ring: RingBuffer | None = None
         self._shadow = {name: dict(loaded.map(name).items()) for name in _KEYED}
+        self._meters = {int.from_bytes(key, "little") for key, _ in loaded.map("meters").items()}
         self._programs = {int.from_bytes(key, "little"): value for key, value in loaded.map("programs").items()}
         self._groups = GroupTable(
             loaded.map("groups"), loaded.map("buckets"), loaded.map("filter"), loaded.map("rules")
@@ -124,6 +141,7 @@ class Datapath(AbstractContextManager["Datapath"]):
         self._settings: dict[str, Any] = {
             **timeouts.settings(), "secret": np.frombuffer(secret, np.uint64),
             "tunnel_ifindex": int(settings["tunnel_ifindex"]),
+            "answer_ns": int(1e9 / ANSWERS_PER_S), "answer_burst_ns": int(1e9 * (ANSWERS_BURST - 1) / ANSWERS_PER_S),
         }
         self._interrupted = bool(settings["dirty"])
         self._write_settings(dirty=self._interrupted)
@@ -138,7 +156,7 @@ class Datapath(AbstractContextManager["Datapath"]):
         limits = limits or Limits()
         with ExitStack() as undo:
             loaded = undo.enter_context(BpfObject.load(OBJECT, max_entries=limits.by_map(), pin_dir=pin_dir))
-            for index, program in enumerate(("vfp_slow", "vfp_odd", "vfp_related")):    # enum jump
+            for index, program in enumerate(_JUMPS):
                 loaded.map("jumps").set_fd(index, loaded.program(program).fd)
             datapath = cls(loaded, limits, timeouts or Timeouts())
             undo.pop_all()
@@ -178,6 +196,7 @@ class Datapath(AbstractContextManager["Datapath"]):
         self._write_settings(dirty=True)
         self._groups.add(tables.groups.values())
         self._put("rewrites", tables)
+        self._add_meters(tables.meters)
         for name in ("pools", "spaces", "mappings"):
             self._put(name, tables)
             self._remove(name, tables)
@@ -192,6 +211,7 @@ class Datapath(AbstractContextManager["Datapath"]):
         for port_id in self._programs.keys() - tables.ports.keys():
             self._drop_port(port_id)
         self._remove("rewrites", tables)
+        self._remove_meters(tables.meters)
         self._groups.retire_unused(_groups_of(self._programs.values()))
         self._write_settings(dirty=False)
         self._interrupted = False
@@ -227,12 +247,16 @@ class Datapath(AbstractContextManager["Datapath"]):
             for key, hit in zip(key_rows, hit_rows, strict=True)
         }
 
+    def meters(self) -> dict[int, MeterCount]:
+        """What each meter that a rule names has counted."""
+        return read_meters(*self._map("meters").lookup_all())
+
     def events_fd(self) -> int:
         """Readable when `read_events` has something."""
         return self._events().fd
 
-    def read_events(self) -> list[DropEvent]:
-        """Drop records since the last call; does not wait."""
+    def read_events(self) -> list[DropEvent | LogEvent]:
+        """Records of packets since the last call; does not wait."""
         return [read_event(raw) for raw in self._events().consume()]
 
     def sweep(self) -> int:
@@ -259,9 +283,9 @@ class Datapath(AbstractContextManager["Datapath"]):
         limits = self._limits
         for name, limit, option in (
             ("spaces", limits.space_entries, "space_entries"), ("mappings", limits.mappings, "mappings"),
-            ("links", limits.ports + 256, "ports"),
+            ("links", limits.ports + 256, "ports"), ("meters", limits.meters, "meters"),
         ):
-            if (wanted := len(tables.maps[name])) > limit:
+            if (wanted := len(tables.meters if name == "meters" else tables.maps[name])) > limit:
                 raise TableFull(f"table {name}: {wanted} entries wanted, {limit} fit; raise Limits.{option}")
         self._groups.check_room(tables.groups.values())
 
@@ -307,7 +331,7 @@ class Datapath(AbstractContextManager["Datapath"]):
 
     def _differs(self, tables: Tables, stale: set[int]) -> bool:
         return bool(
-            stale or self._interrupted or self._programs.keys() != tables.ports.keys()
+            stale or self._interrupted or self._meters != tables.meters or self._programs.keys() != tables.ports.keys()
             or any(self._shadow[name] != tables.maps[name] for name in _KEYED)
             or self._uplinks_changed(tables.maps["uplinks"])
             or tables.tunnel_ifindex != self._settings["tunnel_ifindex"]
@@ -327,6 +351,21 @@ class Datapath(AbstractContextManager["Datapath"]):
             self._map(name).delete_batch(b"".join(gone), len(gone))
             for key in gone:
                 del shadow[key]
+
+    def _add_meters(self, wanted: frozenset[int]) -> None:
+        """Before rules name them: the engine counts only on meters that are there."""
+        new = sorted(wanted - self._meters)
+        if new:
+            keys = b"".join(meter.to_bytes(4, "little") for meter in new)
+            self._map("meters").update_batch(keys, bytes(METER.itemsize * len(new)), len(new))
+            self._meters |= set(new)
+
+    def _remove_meters(self, wanted: frozenset[int]) -> None:
+        """No rule names them any more."""
+        gone = sorted(self._meters - wanted)
+        if gone:
+            self._map("meters").delete_batch(b"".join(meter.to_bytes(4, "little") for meter in gone), len(gone))
+            self._meters &= wanted
 
     def _uplinks(self) -> dict[bytes, bytes]:
         return {key: value for key, value in self._map("uplinks").items() if value != _ZERO}

@@ -13,7 +13,9 @@ from vfp.layout import (
     EVENT,
     FLOW,
     FLOW_KEY,
+    METER,
     ZONE_SHIFT,
+    EventKind,
     FlowFlag,
     PlaceKind,
     State,
@@ -59,15 +61,23 @@ class RuleHits:
 
 
 @dataclass(frozen=True, slots=True)
-class DropEvent:
-    """One dropped packet. `layer` is an index in the port's OUT order, or None; `cookie` 0: no rule."""
+class MeterCount:
+    """What was counted on a meter: the way flows were begun, and their replies. Bytes are those of frames."""
+
+    packets: int
+    bytes: int
+    reply_packets: int
+    reply_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PacketEvent:
+    """One packet as it came. `port` and `cookie` say whose rule wants it told; 0: none."""
 
     time_s: float                           # monotonic clock
-    reason: DropReason
     zone_kind: ZoneKind
     zone: int
     port: int
-    layer: int | None
     cookie: int
     ethertype: int
     protocol: int
@@ -78,6 +88,19 @@ class DropEvent:
     src_mac: bytes
     dst_mac: bytes
     length: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DropEvent(PacketEvent):
+    """One dropped packet. `layer` is an index in the port's OUT order, or None."""
+
+    reason: DropReason
+    layer: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogEvent(PacketEvent):
+    """One packet that a rule wants told."""
 
 
 def flow_state(state: int, protocol: int) -> str:
@@ -110,17 +133,30 @@ def read_flows(keys: npt.NDArray[np.uint8], values: npt.NDArray[np.uint8], now_n
         )
 
 
-def read_event(raw: bytes) -> DropEvent:
+def read_meters(keys: npt.NDArray[np.uint8], values: npt.NDArray[np.uint8]) -> dict[int, MeterCount]:
+    """Decode the table of meters, [n, cpus, size], by id."""
+    rows = np.ascontiguousarray(values).view(METER).reshape(values.shape[:2])
+    packets, octets = rows["packets"].sum(axis=1), rows["bytes"].sum(axis=1)
+    return {
+        int(meter): MeterCount(int(count[0]), int(size[0]), int(count[1]), int(size[1]))
+        for meter, count, size in zip(
+            np.ascontiguousarray(keys).reshape(-1).view(np.uint32), packets, octets, strict=True)
+    }
+
+
+def read_event(raw: bytes) -> DropEvent | LogEvent:
     """Decode one record of the events ring."""
     event: Any = np.frombuffer(raw, EVENT, 1)[0]
     family = int(event["family"]) or 4
     layer = int(event["layer"])
-    return DropEvent(
-        time_s=int(event["time_ns"]) / 1e9, reason=DropReason(int(event["reason"])),
-        zone_kind=ZoneKind(int(event["zone"]) >> ZONE_SHIFT), zone=int(event["zone"]) & ((1 << ZONE_SHIFT) - 1),
-        port=int(event["port"]), layer=None if layer == 0xFF else layer, cookie=int(event["cookie"]),
-        ethertype=int(event["ethertype"]), protocol=int(event["protocol"]),
-        src=unpack_address(event["src"].tobytes(), family), dst=unpack_address(event["dst"].tobytes(), family),
-        src_port=int(event["sport"]), dst_port=int(event["dport"]), src_mac=event["smac"].tobytes(),
-        dst_mac=event["dmac"].tobytes(), length=int(event["length"]),
-    )
+    packet: dict[str, Any] = {
+        "time_s": int(event["time_ns"]) / 1e9, "zone_kind": ZoneKind(int(event["zone"]) >> ZONE_SHIFT),
+        "zone": int(event["zone"]) & ((1 << ZONE_SHIFT) - 1), "port": int(event["port"]),
+        "cookie": int(event["cookie"]), "ethertype": int(event["ethertype"]), "protocol": int(event["protocol"]),
+        "src": unpack_address(event["src"].tobytes(), family), "dst": unpack_address(event["dst"].tobytes(), family),
+        "src_port": int(event["sport"]), "dst_port": int(event["dport"]), "src_mac": event["smac"].tobytes(),
+        "dst_mac": event["dmac"].tobytes(), "length": int(event["length"]),
+    }
+    if event["kind"] == EventKind.LOG:
+        return LogEvent(**packet)
+    return DropEvent(**packet, reason=DropReason(int(event["reason"])), layer=None if layer == 0xFF else layer)

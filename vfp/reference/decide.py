@@ -10,6 +10,7 @@ Decided here, where `docs/engine.md` is open:
 - `AnswerArp` sets the place; later layers still run. Neither a request for the sender's own address nor one
   for an address that is behind the asking port (a probe, RFC 5227) is answered.
 - `TranslateSource` with a pool that does not exist: `ENGINE_ERROR`.
+- What is not IP is not marked.
 - An action that rewrote makes the flow stateful even if the values happened to be the same.
 """
 
@@ -20,7 +21,6 @@ from ipaddress import IPv4Address
 
 from vfp.model import (
     ETH_P_ARP,
-    Action,
     Allow,
     AnswerArp,
     Deny,
@@ -29,9 +29,15 @@ from vfp.model import (
     HostStack,
     LocalPort,
     Location,
+    Log,
     Mapping,
+    Mark,
+    Meter,
+    Mirror,
+    Modifier,
     Pass,
     Port,
+    Reject,
     Remote,
     Rewrite,
     ToUplink,
@@ -42,6 +48,7 @@ from vfp.model import (
 from vfp.reasons import DropReason
 from vfp.reference import transposition as header
 from vfp.reference.bindings import BindingKey, Bindings, Exhausted
+from vfp.reference.extras import NO_EXTRAS, Extras
 from vfp.reference.index import Index
 from vfp.reference.layers import Dropped, RuleRef, Step, walk
 from vfp.reference.packet import (
@@ -99,6 +106,7 @@ class Decision:
     stateful: bool = True
     ports: tuple[int, ...] = ()             # whose policies were asked
     bindings: tuple[BindingKey, ...] = ()
+    extras: Extras = NO_EXTRAS
 
     @property
     def hits(self) -> tuple[RuleRef, ...]:
@@ -108,7 +116,7 @@ class Decision:
     @property
     def denied_by(self) -> Step | None:
         """The step that ended the packet, if layers did."""
-        if self.reason in (DropReason.DENIED, DropReason.LAYER_DEFAULT):
+        if self.reason in (DropReason.DENIED, DropReason.REJECTED, DropReason.LAYER_DEFAULT):
             return self.steps[-1]
         return None
 
@@ -132,6 +140,7 @@ class _Walk:
     mapping: Mapping | None = None
     rewritten: bool = False
     stateless: bool = False
+    extras: Extras = NO_EXTRAS
     drop_port: int = 0
     ports: list[int] = field(default_factory=list)
     used: list[BindingKey] = field(default_factory=list)
@@ -154,7 +163,8 @@ class _Walk:
                             bindings=tuple(self.used))
         stateful = self.rewritten or not self.stateless
         return Decision(tuple(self.steps), drop_port=self.drop_port, forward=forward, reply=reply,
-                        stateful=stateful, ports=tuple(dict.fromkeys(self.ports)), bindings=tuple(self.used))
+                        stateful=stateful, ports=tuple(dict.fromkeys(self.ports)), bindings=tuple(self.used),
+                        extras=self.extras)
 
     def _decide(self) -> tuple[Half, Half | None]:
         match self.subject.zone.kind:
@@ -258,7 +268,8 @@ class _Walk:
 
     # Actions.
 
-    def act(self, port: int, action: Action, *, stateful: bool) -> str:
+    def act(self, ref: RuleRef, direction: Direction, *, stateful: bool) -> str:
+        port, action = ref.port, ref.rule.action
         match action:
             case Allow():
                 self.stateless |= not stateful
@@ -280,6 +291,11 @@ class _Walk:
                 return self._answer_arp(port, space)
             case Rewrite():
                 return self._rewrite(action)
+            case Reject():
+                raise Dropped(DropReason.REJECTED, "the sender is told, if it may be")
+            case Mark() | Meter() | Log() | Mirror():
+                self.stateless |= not stateful
+                return self._modify(action, ref, direction)
             case _:
                 raise Dropped(DropReason.ENGINE_ERROR, f"{type(action).__name__} is not known")
 
@@ -347,6 +363,26 @@ class _Walk:
             new = replace(new, dst_port=to.dst_port)
         self._become(new)
         return f"becomes {new.src}:{new.src_port} to {new.dst}:{new.dst_port}"
+
+    def _modify(self, action: Modifier, ref: RuleRef, direction: Direction) -> str:
+        extras = self.extras
+        match action:
+            case Mark(dscp):
+                if not self.cur.family:
+                    return "not IP: no DSCP"
+                self.rewrites = header.compose(self.rewrites, Transposition(dscp=dscp))
+                return f"DSCP becomes {dscp}"
+            case Meter(meter):
+                ours, theirs = extras.meters
+                meters = (meter, theirs) if direction is Direction.OUT else (ours, meter)
+                self.extras = replace(extras, meters=meters)
+                return f"counted on meter {meter}"
+            case Log(every):
+                self.extras = replace(extras, log=ref, log_every=every)
+                return "a record is written"
+            case Mirror(port):
+                self.extras = replace(extras, mirror=port)
+                return f"a copy goes to port {port}"
 
     def _become(self, new: FlowTuple) -> None:
         self.rewrites = header.compose(self.rewrites, header.between(self.cur, new))

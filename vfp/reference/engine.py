@@ -22,6 +22,7 @@ from vfp.reference import transposition as header
 from vfp.reference.bindings import Bindings
 from vfp.reference.decide import Decision, Subject, decide
 from vfp.reference.extensions import Malformed
+from vfp.reference.extras import Extras, Journal
 from vfp.reference.flows import Entry, FlowKey, FlowState, FlowTable, Pair, TableFull, pair_of
 from vfp.reference.fragments import FragmentTable
 from vfp.reference.index import Index, changed_ports
@@ -36,6 +37,7 @@ from vfp.reference.packet import (
     nd_answer,
     parse,
 )
+from vfp.reference.reject import Answer, AnswerLimit, answer_to
 from vfp.reference.related import is_plausible, quotation_of, translate_quotation
 from vfp.reference.transposition import Exit, Transposition, Undeliverable
 from vfp.reference.zones import Hook, Zone, ZoneKind, zone_of
@@ -74,6 +76,8 @@ class Result:
     layer: str = ""
     denied_by: RuleRef | None = None
     flows: tuple[FlowKey, ...] = ()         # entries that the frame made or used
+    mirror: int = 0                         # port that has a copy of the frame as it came; 0: none
+    answer: Answer | None = None            # of a frame that was rejected
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +106,8 @@ class Engine:
         self.drop_counts: Counter[DropReason] = Counter()
         self.rule_hits: Counter[RuleRef] = Counter()
         self.rule_drops: Counter[RuleRef] = Counter()
+        self.journal = Journal()
+        self._answers = AnswerLimit()
 
     @property
     def state(self) -> EngineState:
@@ -126,6 +132,7 @@ class Engine:
         changed = changed_ports(self._index, new)
         self._index = new
         self._generations.update(changed)
+        self.journal.forget_meters_but(new.meters())
         return changed
 
     def sweep(self, now_s: float) -> int:
@@ -142,7 +149,7 @@ class Engine:
             result = passage.run()
         except _Drop as drop:
             result = self._dropped(passage, drop)
-        return result
+        return replace(result, mirror=passage.mirror)
 
     def _dropped(self, passage: _Passage, drop: _Drop) -> Result:
         self.drop_counts[drop.reason] += 1
@@ -154,7 +161,14 @@ class Engine:
         at_port = passage.zone.kind in (ZoneKind.PORT, ZoneKind.HOST)
         drop_port = decision.drop_port if decision else passage.zone.number if at_port else 0
         return Result(Verdict.DROP, passage.frame, drop.reason, drop_port=drop_port,
-                      layer=step.layer if step else "", denied_by=denied_by)
+                      layer=step.layer if step else "", denied_by=denied_by,
+                      answer=self._answer(passage) if drop.reason is DropReason.REJECTED else None)
+
+    def _answer(self, passage: _Passage) -> Answer | None:
+        """What tells the sender of a rejected frame, to where it came from."""
+        exit = passage.back()
+        frame = answer_to(passage.frame, passage.packet, self._answers, passage.now_s) if passage.packet else None
+        return Answer(frame, exit) if frame and exit else None
 
 
 class _Drop(Exception):
@@ -175,6 +189,21 @@ class _Passage:
     frame: bytes
     vtep: IPv4Address | None
     now_s: float
+    packet: Packet | None = None            # once it is parsed
+    mirror: int = 0
+
+    def back(self) -> Exit | None:
+        """To where the frame came from."""
+        index, number = self.engine._index, self.zone.number
+        match self.zone.kind:
+            case ZoneKind.PORT:
+                return header.ToPort(number)
+            case ZoneKind.OVERLAY:
+                return header.ToVtep(self.vtep, number) if self.vtep and index.has_tunnel else None
+            case ZoneKind.UPLINK:
+                return header.ToUplink(number) if number in index.uplinks else None
+            case ZoneKind.HOST:
+                return header.ToStack()
 
     def run(self) -> Result:
         try:
@@ -183,6 +212,7 @@ class _Passage:
             if self.zone.kind is ZoneKind.UPLINK:
                 return self._to_stack()
             raise _Drop(malformed.reason) from None
+        self.packet = packet
         if (related := self._pass_error(packet)) is not None:
             return related
         found = self._find(packet, packet.tuple) if packet.is_flow else None
@@ -255,9 +285,10 @@ class _Passage:
             raise _Drop(decision.reason, decision)
         assert decision.forward is not None
         if not packet.makes_flow:
+            self._do_extras(packet, decision.extras, alone=True)
             return self._leave(packet, decision.forward.transposition, ())
         pair = self._store(decision, packet.headers)
-        return self._use(packet, pair, pair.forward)
+        return self._use(packet, pair, pair.forward, first=True)
 
     def _decide(self, subject: Subject) -> Decision:
         decision = decide(self.engine._index, self.engine.bindings, subject, self.now_s)
@@ -273,9 +304,22 @@ class _Passage:
             raise _Drop(DropReason.FLOW_TABLE_FULL) from None
         return pair
 
-    def _use(self, packet: Packet, pair: Pair, entry: Entry) -> Result:
+    def _use(self, packet: Packet, pair: Pair, entry: Entry, *, first: bool = False) -> Result:
         pair.count(entry, packet.headers.tcp_flags, len(self.frame), self.now_s)
+        self._do_extras(packet, pair.extras, entry, first=first)
         return self._leave(packet, entry.transposition, tuple(e.key for e in pair.entries))
+
+    def _do_extras(self, packet: Packet, extras: Extras, entry: Entry | None = None, *, first: bool = False,
+                   alone: bool = False) -> None:
+        """Count, tell and copy, for a packet of `entry` or (`alone`) of no flow."""
+        journal = self.engine.journal
+        journal.count(extras, len(self.frame), reply=entry is not None and entry.reply)
+        every = extras.log_every
+        due = alone or (first if not every or entry is None else entry.packets % every == 0)
+        if extras.log is not None and due:
+            journal.tell(extras.log, self.zone, packet.tuple, len(self.frame))
+        if extras.mirror in self.engine._index.ports:
+            self.mirror = extras.mirror
 
     def _leave(self, packet: Packet, how: Transposition, flows: tuple[FlowKey, ...],
                frame: bytes | None = None) -> Result:

@@ -157,6 +157,8 @@ def _sets(how: Transposition) -> dict[str, Any]:
             sets[name] = mac.hex(":")
     if how.routed:
         sets["ttl"] = "decrement"
+    if how.dscp is not None:
+        sets["dscp"] = how.dscp
     return sets
 
 

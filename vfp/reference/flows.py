@@ -19,6 +19,7 @@ from ipaddress import IPv4Address
 
 from vfp.reference.bindings import BindingKey
 from vfp.reference.decide import Decision, Half
+from vfp.reference.extras import NO_EXTRAS, Extras
 from vfp.reference.packet import TCP, TCP_FIN, TCP_RST, UDP, FlowTuple, Headers, is_icmp
 from vfp.reference.transposition import Transposition
 from vfp.reference.zones import Zone
@@ -90,6 +91,7 @@ class Pair:
     created_s: float
     generations: dict[int, int]             # of the ports that were asked, when they were
     bindings: tuple[BindingKey, ...] = ()
+    extras: Extras = NO_EXTRAS
     reply_seen: bool = False
     fin_sides: frozenset[str] = frozenset()  # which of "forward" and "reply" have sent a FIN
     rst: bool = False
@@ -201,7 +203,7 @@ def pair_of(decision: Decision, headers: Headers, generations: dict[int, int], n
         reply_half = None
     forward = Entry(decision.forward, reply=False, used_s=now_s)
     reply = Entry(reply_half, reply=True, used_s=now_s) if reply_half else None
-    pair = Pair(headers, forward, reply, now_s, generations, decision.bindings)
+    pair = Pair(headers, forward, reply, now_s, generations, decision.bindings, decision.extras)
     if old is not None:
         pair.created_s, pair.reply_seen = old.created_s, old.reply_seen
         pair.fin_sides, pair.rst = old.fin_sides, old.rst

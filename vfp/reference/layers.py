@@ -113,7 +113,7 @@ class Traveller(Protocol):
     def cur(self) -> FlowTuple:
         """The tuple as rewritten so far."""
 
-    def act(self, port: int, action: Action, *, stateful: bool) -> str:
+    def act(self, ref: RuleRef, direction: Direction, *, stateful: bool) -> str:
         """Do what a rule says; returns what it did, in words.
 
         Raises:
@@ -154,7 +154,8 @@ def _pass_layer(port: int, direction: Direction, layer: Layer, traveller: Travel
                 steps.append(step)
                 break
             try:
-                note = traveller.act(port, rule.action, stateful=rule.stateful)
+                note = traveller.act(RuleRef(port, layer.name, group.name, rule), direction,
+                                     stateful=rule.stateful or not rule.terminating)
             except Dropped as dropped:
                 steps.append(replace(step, note=dropped.note))
                 raise

@@ -361,6 +361,15 @@ def arp_answer(request: bytes, mac: bytes) -> bytes:
             + mac + target + asker + sender + request[42:])
 
 
+def internet_checksum(data: bytes) -> int:
+    """RFC 1071, of data whose checksum field is zero; odd data is padded."""
+    data += len(data) % 2 * b"\0"
+    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    while total > 0xFFFF:
+        total = (total & 0xFFFF) + (total >> 16)
+    return ~total & 0xFFFF
+
+
 def nd_answer(frame: bytes, target: Address, mac: bytes) -> bytes:
     """The advertisement (RFC 4861 4.4) that answers a solicitation frame: `target` is at `mac`.
 
@@ -371,9 +380,6 @@ def nd_answer(frame: bytes, target: Address, mac: bytes) -> bytes:
     to, asker = (ALL_NODES, ALL_NODES_MAC) if probe else (source, frame[6:12])
     body = struct.pack("!BBHB3x", ND_ADVERTISEMENT, 0, 0, 0x20 if probe else 0x60) + target.packed + b"\x02\x01" + mac
     pseudo = target.packed + to + struct.pack("!II", len(body), ICMPV6)
-    total: int = sum(struct.unpack(f"!{len(pseudo + body) // 2}H", pseudo + body))
-    while total > 0xFFFF:
-        total = (total & 0xFFFF) + (total >> 16)
-    body = body[:2] + (~total & 0xFFFF).to_bytes(2, "big") + body[4:]
+    body = body[:2] + internet_checksum(pseudo + body).to_bytes(2, "big") + body[4:]
     header = struct.pack("!IHBB", 6 << 28, len(body), ICMPV6, 255) + target.packed + to
     return asker + mac + ETH_P_IPV6.to_bytes(2, "big") + header + body
