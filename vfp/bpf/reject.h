@@ -59,11 +59,18 @@ union answer {
 	struct error6 error6;
 };
 
+/* Has no fields: an adopted map's layout is compared, and the kernel's headers have bit-fields. */
+struct answer_room {
+	__u64 words[sizeof(union answer) / 8];
+};
+
+_Static_assert(sizeof(struct answer_room) == sizeof(union answer), "an answer fills its room");
+
 /* Where an answer is made; too large for the stack, and rarer than what is in `scratches`. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__type(key, __u32);
-	__type(value, union answer);
+	__type(value, struct answer_room);
 	__uint(max_entries, 1);
 } answers SEC(".maps");
 
@@ -343,7 +350,7 @@ static __always_inline int send_back(struct __sk_buff *skb, struct scratch *s)
 static __always_inline int reject(struct __sk_buff *skb, struct scratch *s)
 {
 	__u32 zero = 0, length;
-	union answer *a = bpf_map_lookup_elem(&answers, &zero);
+	union answer *a = (void *)bpf_map_lookup_elem(&answers, &zero);
 
 	if (!a || !may_answer(s))
 		return TC_ACT_SHOT;
