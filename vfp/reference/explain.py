@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from typing import Any
@@ -104,17 +104,17 @@ class Explanation:
 
 def explain(state: EngineState, hook: Hook, number: int, probe: Probe, now_s: float = 0.0, *,
             vtep: IPv4Address | None = None,
-            members: Mapping[int, Iterable[Prefix]] | None = None) -> Explanation:
+            members: Mapping[int, Mapping[Prefix, float | None]] | None = None) -> Explanation:
     """What the engine would decide for `probe` at a hook, without touching anything.
 
     A source translation is shown with the port that an empty table would give. `vtep` is the outer source at
-    `overlay_in`; None trusts the mapping. `members`: those of dynamic sets, by set.
+    `overlay_in`; None trusts the mapping. `members`: those of dynamic sets, and when each ends.
     """
     zone = zone_of(hook, number)
     subject = Subject(zone, probe.tuple, probe.headers, vtep, any_vtep=vtep is None)
     sets = Sets(state)
     for id, those in (members or {}).items():
-        sets.add(id, those, now_s, None, redecide=False)
+        sets.members(id).update(those)
     decision = decide(Index(state), Bindings(), sets, subject, now_s)
     return Explanation(state, zone, probe, decision)
 
