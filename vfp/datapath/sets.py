@@ -60,9 +60,12 @@ class SetTable:
         )
         self._check_members(new)
 
+    def expect(self, wanted: Mapping[int, CompiledSet]) -> None:
+        """Learn which sets take members."""
+        self._dynamic = frozenset(given.id for given in wanted.values() if given.dynamic)
+
     def put(self, wanted: Mapping[int, CompiledSet]) -> None:
         """Make the members of static sets those of the state, by difference; those of dynamic ones stay."""
-        self._dynamic = frozenset(given.id for given in wanted.values() if given.dynamic)
         for number in self.changed(wanted) & wanted.keys():
             have, want = self._members.get(number, {}), wanted[number].members
             self._write({key: end for key, end in want.items() if have.get(key) != end})
