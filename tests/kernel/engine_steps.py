@@ -34,6 +34,7 @@ from engine_states import (
     MACS,
     PORT_IDS,
     PROTOCOLS,
+    STATIC_SETS,
     TRANSPORT_PORTS,
     UPLINKS,
     VNIS,
@@ -43,6 +44,7 @@ from engine_states import (
     four,
     members,
     pick,
+    set_states,
     six,
     states,
 )
@@ -396,6 +398,37 @@ def neighbours(draw: st.DrawFn) -> History:
     numbers = draw(st.lists(pick([port.id for port in state.ports]), min_size=3, max_size=8))
     return History(state, tuple(
         Send(Hook.PORT_OUT, number, draw(_arp(number) if draw(one_in(4)) else _nd(number))) for number in numbers))
+
+
+@st.composite
+def memberships(draw: st.DrawFn) -> History:
+    """A few flows whose sets change under them."""
+    state = draw(set_states())
+    first = state
+    back = st.integers(0, 2)
+    steps: list[Step] = [draw(sends(state)) for _ in range(draw(st.integers(1, 3)))]
+    kinds = ["again"] * 3 + ["answer"] * 2 + ["join"] * 3 + ["leave"] * 2 + ["send", "static", "fragments"]
+    for _ in range(draw(st.integers(3, 14))):
+        match draw(pick(kinds)):
+            case "send":
+                steps.append(draw(sends(state)))
+            case "again":
+                steps.append(Again(draw(back), draw(pick((SYN, ACK, ACK))), draw(st.none() | pick((80, 1000)))))
+            case "answer":
+                steps.append(Answer(draw(back), draw(pick((SYN | ACK, ACK)))))
+            case "join":
+                steps.append(Join(draw(members(4)), draw(pick((None, None, 1e-9, 1e6))), not draw(one_in(4))))
+            case "leave":
+                steps.append(Leave(draw(members(12)), not draw(one_in(4))))
+            case "static":
+                changed = draw(pick(STATIC_SETS))
+                state = replace(state, sets=tuple(
+                    replace(given, members=draw(members())) if given.id == changed else given for given in state.sets))
+                steps.append(Update(state))
+            case _:
+                if (whole := draw(_first_fragment(state))) is not None:
+                    steps += [whole, Continue(0, 6, 2, draw(st.booleans()))]
+    return History(first, tuple(steps))
 
 
 class Player:
