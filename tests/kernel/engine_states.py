@@ -362,14 +362,15 @@ def set_rules(draw: st.DrawFn) -> Layer:
             match = Match(**{draw(pick(("src_set", "dst_set"))): which})
             if draw(pick((False, False, True))):
                 match = replace(match, **draw(pick(({"fragment": True}, {"fragment": False}, {"vni": VNIS[0]}))))
-            action = draw(pick((Allow(), Deny(), Deny(), Pass(), Rewrite(dst_port=8080))))
+            action = draw(pick((Allow(), Allow(), Deny(), Deny(), Pass(), Rewrite(dst_port=8080))))
             syn_only = draw(pick((False, False, False, True)))
             rules.append(Rule(priority, match, action, f"s{priority}", syn_only=syn_only))
         return Group(name, tuple(rules))
 
     out = tuple(group(name) for name in draw(pick((("x",), ("x", "y"), ()))))
     in_ = tuple(group(name) for name in draw(pick((("x",), ()))))
-    return Layer("sets", out, in_, draw(pick((Allow(), Allow(), Deny()))), draw(pick((Allow(), Allow(), Deny()))))
+    defaults = pick((Allow(),) * 5 + (Deny(),))
+    return Layer("sets", out, in_, draw(defaults), draw(defaults))
 
 
 @st.composite

@@ -92,7 +92,7 @@ class SetTable:
         end = 0 if ttl_s is None else now + max(1, int(ttl_s * 1e9))
         have = self._members.get(set_id, {})
         rows = dict.fromkeys(keys_of(set_id, members), end)
-        self._check_members(len(rows.keys() - have.keys()))
+        self._check_members(sum(key not in have for key in rows))   # not by a set difference: that goes over `have`
         changed = {key: value for key, value in rows.items() if have.get(key) != value}
         return changed, any(key not in have or 0 < have[key] <= now for key in changed)
 
