@@ -19,6 +19,8 @@ import numpy as np
 import pytest
 from engine_frames import ACK, SYN, TCP, IpFrame
 
+from bench.sets import CASES, bench_frame, bench_state, measure
+from bench.sets import LIMITS as BENCH_LIMITS
 from vfp.datapath.engine import Datapath, Limits
 from vfp.datapath.errors import KernelRefused
 from vfp.datapath.map import BpfMap
@@ -173,6 +175,20 @@ def test_a_port_more_that_names_a_large_set_costs_what_any_port_costs(datapath: 
     with_set, without = cost(allow()), cost(Rule(10, Match(src=IPv4Network("20.0.0.0/8")), Allow(), "allow"))
     assert with_set == without
     assert with_set["sets"] == with_set["rules"] == with_set["groups"] == 0
+
+
+def test_the_bench_measures_decisions_that_go_the_way_their_names_say() -> None:
+    with Datapath.open(None, BENCH_LIMITS) as opened:
+        opened.apply(bench_state())
+        raw = bench_frame()
+        for number, case in enumerate(CASES, 1):
+            context = bytearray(192)
+            struct.pack_into("=I", context, 48, zone(ZoneKind.PORT, number))
+            opened.program("vfp_probe").test_run(raw, ctx=bytes(context))
+            matched = sum(hits.hits for (where, _), hits in opened.rule_hits().items() if where == number)
+            assert matched == case.holds, case.name
+        assert opened.drop_counts()[DropReason.LAYER_DEFAULT] == len(CASES)
+    assert all(taken > 0 for taken in measure(rounds=1, repeat=10))
 
 
 # What is in a set
