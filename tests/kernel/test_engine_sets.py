@@ -35,9 +35,11 @@ from vfp.model import (
     Group,
     HostStack,
     Layer,
+    LocalPort,
     Match,
     Port,
     Prefix,
+    Remote,
     Rule,
     Space,
 )
@@ -230,6 +232,20 @@ def test_lengths_are_those_that_members_have(datapath: Datapath) -> None:
     datapath.apply(EngineState())
     assert lengths(datapath) == {}
     assert datapath.members(WEB.id) == {}
+
+
+@pytest.mark.parametrize(("vni", "reason"), [(100, DropReason.DENIED), (101, DropReason.NONE)])
+def test_a_vni_is_that_of_the_overlay_a_packet_came_by(datapath: Datapath, vni: int, reason: DropReason) -> None:
+    vtep = IPv4Address("172.31.0.2")
+    deny = Layer("acl", (), (Group("acl", (Rule(1, Match(vni=vni), Deny(), "no"),)),), Allow(), Allow())
+    space = Space(100, ((FRIEND, LocalPort(1, _MAC)), (STRANGER, Remote(vtep, 100, _MAC))))
+    datapath.apply(EngineState(ports=(Port(1, "p1", 1001, _MAC, _GATEWAY_MAC, (deny,)),), spaces=(space,),
+                               tunnel_ifindex=99))
+    frame = IpFrame(_MAC, _MAC, STRANGER, FRIEND, TCP, 1000, 80).build()
+    context = bytearray(192)
+    struct.pack_into("=II", context, 48, zone(ZoneKind.OVERLAY, 100), int(vtep))
+    run = datapath.program("vfp_probe").test_run(frame, ctx=bytes(context))
+    assert DropReason(struct.unpack_from("=I", run.ctx, 60)[0]) is reason
 
 
 # Flows that exist
