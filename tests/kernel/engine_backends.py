@@ -10,6 +10,8 @@ from typing import Protocol
 from unittest.mock import patch
 
 import numpy as np
+from engine_states import DYNAMIC_SET
+from engine_steps import Join, Leave, change_set
 
 import vfp.datapath.groups
 from vfp.classifier import rule_cookie
@@ -103,6 +105,9 @@ class Backend(Protocol):
     def process(self, hook: Hook, number: int, frame: bytes, vtep: IPv4Address | None, now_s: float) -> Outcome:
         """Take one frame through. `now_s` is on the monotonic clock, and ignored by an engine with its own."""
 
+    def change_set(self, step: Join | Leave, now_s: float) -> None:
+        """Members come into the dynamic set, or leave it."""
+
     def flows(self) -> list[Flow]:
         """All entries, sorted."""
 
@@ -139,6 +144,9 @@ class ReferenceBackend:
 
     def process(self, hook: Hook, number: int, frame: bytes, vtep: IPv4Address | None, now_s: float) -> Outcome:
         return outcome_of(self.engine.process(hook, number, frame, vtep=vtep, now_s=now_s))
+
+    def change_set(self, step: Join | Leave, now_s: float) -> None:
+        change_set(self.engine, step, now_s)
 
     def flows(self) -> list[Flow]:
         return sorted(
@@ -249,6 +257,12 @@ class BpfBackend:
         elif verdict is not Verdict.TUNNEL:
             target = 0
         return Outcome(verdict.value, DropReason(reason), target, b"" if verdict is Verdict.DROP else run.data, mirror)
+
+    def change_set(self, step: Join | Leave, now_s: float) -> None:
+        if isinstance(step, Join):
+            self._datapath.add_members(DYNAMIC_SET, step.members, step.ttl_s, step.redecide)
+        else:
+            self._datapath.remove_members(DYNAMIC_SET, step.members, step.redecide)
 
     def flows(self) -> list[Flow]:
         flows = []

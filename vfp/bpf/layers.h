@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR Apache-2.0) */
-/* The walk over a port's layers: at most one action a layer, folded into `s->d`. */
+/* The walk over a port's layers: at most one action a layer that ends it, folded into `s->d`. */
 #pragma once
 
 #include "classify.h"
@@ -15,7 +15,8 @@ struct walk {
 	__u32 slot;		/* of the port in the flow's dependencies: 0 sender, 1 receiver */
 };
 
-static __always_inline void count_hit(__u32 port, __u64 cookie, int dropped)
+/* Not inline: its keys are off the stack while rules are searched, like those of `act`. */
+static __noinline void count_hit(__u32 port, __u64 cookie, int dropped)
 {
 	struct hit_key key = {.cookie = cookie, .port = port};
 	struct hits *hits = bpf_map_lookup_elem(&rule_hits, &key);
@@ -115,10 +116,17 @@ static __always_inline int rewrite(struct scratch *s, __u64 id)
 	return NONE;
 }
 
-static __always_inline int act(struct scratch *s, struct rule *r, __u32 port, int slot)
+/*
+ * What a rule says. Not static, for the verifier, like `sets_match`; and so that its keys are off the stack while rules
+ * are searched, which is where the stack is deepest: of 512 bytes, each call taking a multiple of 32.
+ */
+__noinline int act(struct scratch *s, struct rule *r, __u32 port, int slot)
 {
-	struct decision *d = &s->d;
+	struct decision *d;
 
+	if (!s || !r)
+		return ENGINE_ERROR;
+	d = &s->d;
 	switch (r->action) {
 	case ACTION_ALLOW:
 		d->stateless |= r->flags & RULE_STATELESS;
@@ -173,9 +181,14 @@ static long run_stage(__u32 i, void *context)
 		count_hit(walk->port, r->cookie, r->action == ACTION_DENY || r->action == ACTION_REJECT);
 		if (r->action != ACTION_PASS) {
 			reason = act(s, r, walk->port, walk->slot);
-			walk->decided = stage->layer + 1U;
-			s->d.reason = reason;
-			return reason != NONE;
+			if (reason != NONE) {
+				s->d.reason = reason;
+				return 1;
+			}
+			if (!(r->flags & RULE_CONTINUE)) {
+				walk->decided = stage->layer + 1U;
+				return 0;
+			}
 		}
 	}
 	if (stage->last && stage->deny) {

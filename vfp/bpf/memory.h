@@ -82,7 +82,7 @@ static __always_inline void remember(struct scratch *s)
 	struct memory *m;
 	__u32 tag;
 
-	if (s->d.by_sport || s->d.hits > MEMORY_HITS)
+	if (s->d.by_sport || s->d.by_set || s->d.hits > MEMORY_HITS)
 		return;
 	m = memory_of(s, &tag);
 	if (!m)

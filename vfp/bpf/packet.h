@@ -64,11 +64,22 @@ struct decision {
 	__u8 arp;			/* answer with place.mac */
 	__u8 where;			/* enum place */
 	__u8 by_sport;			/* another source port might be decided otherwise */
+	__u8 by_set;			/* a condition on a set was decisive, or could have been */
 	__u8 hits;			/* rules that matched; those in `hit` */
 	__u8 marked;			/* packets leave with `dscp` */
 	__u8 dscp;
-	__u8 pad[2];
+	__u8 pad;
+	__u32 sets_generation;		/* when the decision began */
 	struct location place;
+};
+
+/* A set that is asked for an address: `vfp/bpf/sets.h`. */
+struct asked {
+	struct set_lengths_key of;
+	struct set_lengths lengths;	/* still to be tried */
+	struct set_key key;
+	struct address address;
+	__u32 found;
 };
 
 struct scratch {
@@ -84,6 +95,7 @@ struct scratch {
 	struct hit_key hit[MEMORY_HITS];
 	struct fragment_key fragment;
 	struct flow_key related;	/* of the flow that an ICMP error is about, as its packets come here */
+	struct asked asked;
 	__u16 l4;			/* offset of the transport header */
 	__u16 length;			/* bytes from there to the end of the IP packet */
 	__u8 ttl;
@@ -94,6 +106,7 @@ struct scratch {
 	__u8 passage;			/* enum passage */
 	__u8 probe;			/* run by BPF_PROG_TEST_RUN: report in skb->cb */
 	__u8 forgetful;			/* decisions are neither remembered nor recalled */
+	__u8 deciding_again;		/* the tuple is that of a flow that exists */
 	__u32 copying;			/* interface to which a copy is on its way at this moment */
 	__u64 answers_ns;		/* until when this CPU's ICMP answers are spent */
 	/* Takes no room: names types that no map uses, so that BTF has them for the layout test. */

@@ -95,6 +95,7 @@ class Pair:
     reply_seen: bool = False
     fin_sides: frozenset[str] = frozenset()  # which of "forward" and "reply" have sent a FIN
     rst: bool = False
+    sets_generation: int | None = None      # of the sets, when they were asked; None: they were not
 
     @property
     def entries(self) -> list[Entry]:
