@@ -18,7 +18,8 @@ from southbound.messages import AclRule, AclTier, Goal, HostGoal, NetworkGoal, P
 Direction = Literal["in", "out"]
 Place = tuple[str, Direction]
 Pair = tuple[str, int]                      # (peer, service)
-SPELLINGS = ("allow", "deny", "tiers", "large")
+SPELLINGS = ("allow", "deny", "tiers")
+LARGE = ("a", "e")                          # endpoints whose groups have hundreds of rules, and are edited
 
 SERVICES = tuple(range(7000, 7006))
 UDP = 17
@@ -186,13 +187,13 @@ def _spelled(state: State, name: str, direction: Direction) -> tuple[Literal["al
     denied = frozenset(_universe(name)) - allowed
     tier = f"{name}/{direction}-{state.salt[name]}"
     spelling = state.spelling[name]
-    if spelling == "deny":
+    if name not in LARGE and spelling == "deny":
         return "allow", (AclTier(tier, 10, tuple(_rules("deny", denied, direction))),)
-    if spelling == "tiers":
+    if name not in LARGE and spelling == "tiers":
         early = (*_rules("deny", denied, direction), *_rules("pass", allowed, direction, 100))
         return "deny", (AclTier(f"{tier}-1", 10, early), AclTier(f"{tier}-2", 20, (AclRule(5, direction, "allow"),)))
     rules = tuple(_rules("allow", allowed, direction))
-    if spelling == "large":
+    if name in LARGE:
         rules += tuple(AclRule(1000 + n, direction, "deny", (f"10.99.{n}.0/24",), UDP) for n in range(250))
         tier = f"{name}/{direction}"        # the same group, edited
     return "deny", (AclTier(tier, 10, rules),)

@@ -88,7 +88,7 @@ def stage() -> Iterator[Namespaces]:
 
 
 def test_killed_at_random_no_packet_meets_another_policy_than_old_or_new(stage: Namespaces, tmp_path: Path) -> None:
-    agent = Agent(tmp_path / "state", tmp_path / "agent.log")
+    agent = Agent(stage.state_dir, tmp_path / "agent.log")
     raised: list[BaseException] = []
 
     def run() -> None:
