@@ -65,10 +65,16 @@ static __always_inline int decide(struct scratch *s)
 {
 	__u32 number = ZONE_NUMBER(s->h.key.zone);
 	struct decision *d = &s->d;
+	struct settings *settings;
+	__u32 zero = 0;
 
 	__builtin_memset(d, 0, sizeof(*d));
 	d->cur = s->h.key;
 	d->layer = 0xff;
+	settings = bpf_map_lookup_elem(&config, &zero);
+	if (!settings)
+		return ENGINE_ERROR;
+	d->turn = settings->turn;
 	switch (ZONE_KIND(s->h.key.zone)) {
 	case ZONE_PORT:
 		d->drop_port = number;

@@ -168,11 +168,15 @@ static long run_stage(__u32 i, void *context)
 /* Run one port's layers on `s->d.cur`; `slot` says where the port goes in the flow's dependencies. */
 static __always_inline int run_layers(struct scratch *s, __u32 port, int in, int slot)
 {
-	struct program *program = bpf_map_lookup_elem(&programs, &port);
+	struct programs *both = bpf_map_lookup_elem(&programs, &port);
 	struct walk walk = {.s = s, .port = port};
+	struct program *program;
 
 	s->d.drop_port = port;
-	if (!program)
+	if (!both)
+		return UNKNOWN_PORT;
+	program = &both->turns[s->d.turn & 1];
+	if (!program->generation)
 		return UNKNOWN_PORT;
 	s->d.ports[slot] = port;
 	s->d.generations[slot] = program->generation;

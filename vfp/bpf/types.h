@@ -150,13 +150,21 @@ struct stage {
 	__u8 pad[5];
 };
 
-/* A port's whole policy: replaced by one map write. */
+/* A port's whole policy. */
 struct program {
-	__u32 generation;
+	__u32 generation;	/* 0: no such port */
 	__u16 out_count;
 	__u16 in_count;
 	struct stage out[MAX_STAGES];
 	struct stage in[MAX_STAGES];
+};
+
+/*
+ * A port's policy in both turns. Whose turn it is holds for the whole host (`settings.turn`): a change is written to the
+ * other turn of every port that it touches, and comes into force on all of them at once.
+ */
+struct programs {
+	struct program turns[2];
 };
 
 /* Which bits of a packet are hashed to find the bucket of rules that could match it. */
@@ -439,6 +447,8 @@ struct settings {
 	__u32 inspect_ifindex;
 	__u32 sets_generation;
 	__u32 dirty;		/* a change was begun and its generations were not yet raised */
+	__u32 turn;		/* of `struct programs`: 0 or 1 */
+	__u32 pad;
 };
 
 enum event_kind {

@@ -2,7 +2,9 @@
 
 Any step may be the last: a map that was pinned before a crash is adopted by the next load; program pins are
 replaced in one step, after everything was loaded. Programs are adopted, too, if the same object with the same sizes
-was loaded and all of it is still pinned: the verifier has seen it, and takes seconds. Maps that libbpf makes for global variables (.rodata,
+was loaded and all of it is still pinned: the verifier has seen it, and takes seconds.
+
+Maps that libbpf makes for global variables (.rodata,
 .data, .bss) belong to one load and are not pinned: what must outlive the process belongs in a declared map.
 """
 

@@ -114,7 +114,7 @@ def replace(fd: int, path: Path) -> None:
 def fingerprint(pin_dir: Path) -> str:
     """Of the load whose maps and programs are all pinned here; empty: none is known to be whole."""
     try:
-        return os.readlink(pin_dir / LOADED)
+        return str((pin_dir / LOADED).readlink())
     except OSError:
         return ""
 
