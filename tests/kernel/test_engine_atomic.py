@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
-from itertools import permutations
+from itertools import pairwise, permutations
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -141,8 +141,9 @@ _MARK = b"\xab\xcd"
 
 def _frame(source: int, destination: int, service: int, made: dict[Any, bytes] = {}) -> bytes:  # noqa: B006
     if (source, destination, service) not in made:
-        frame = Ether(src=mac(source), dst=mac(destination)) / IP(src=str(address(source)), dst=str(address(destination)))
-        made[source, destination, service] = bytes(frame / UDP(sport=0xABCD, dport=service, chksum=0) / b"....")
+        head = IP(src=str(address(source)), dst=str(address(destination)))
+        body = UDP(sport=0xABCD, dport=service, chksum=0) / b"...."
+        made[source, destination, service] = bytes(Ether(src=mac(source), dst=mac(destination)) / head / body)
     return made[source, destination, service]
 
 
@@ -184,7 +185,7 @@ def test_after_each_write_a_packet_meets_one_policy_whole() -> None:
         datapath.apply(course[0].state())
         probe = Probe(datapath)
         probe.check("before", course[0])
-        for number, (old, new) in enumerate(zip(course, course[1:], strict=False)):
+        for number, (old, new) in enumerate(pairwise(course)):
             with written(_checking(probe, f"change {number}", old, new)):
                 datapath.apply(new.state())
             probe.check(f"after change {number}", new)
@@ -204,7 +205,7 @@ def test_a_crash_at_any_write_leaves_the_old_policy_or_the_new(pin_dir: Path) ->
 
 
 def _crash_everywhere(pin_dir: Path, when: str, old: Policy, new: Policy, then: Policy) -> None:
-    """`old` in force, a crash at the nth write of `new`; the next process goes on with `new`, or with something else."""
+    """`old` in force, a crash at the nth write of `new`; the next process goes on with `new`, or with another."""
     sport = 20000
     for at in range(1, 200):
         with Datapath.open(pin_dir, LIMITS) as datapath:
@@ -227,7 +228,7 @@ def _crash_everywhere(pin_dir: Path, when: str, old: Policy, new: Policy, then: 
             probe.sport = sport
             probe.check(f"{when}, adopted after {at}", old, new)
             goal = new if at % 2 else then
-            with written(_checking(probe, f"{when}, mended after {at}", *((old, new) if at % 2 else (old, new, then)))):
+            with written(_checking(probe, f"{when}, mended after {at}", old, new, goal)):
                 datapath.apply(goal.state())
             probe.check(f"{when}, in force after {at}", goal)
             sport = probe.sport

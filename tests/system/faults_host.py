@@ -78,7 +78,7 @@ class Namespaces:
                 for end in (name, f"{name}-far"):
                     ip(f"-n {HOST_NS} link set {end} up")
             # In memory: a kill, unlike a power cut, asks nothing of a disk.
-            memory = "/dev/shm" if os.path.isdir("/dev/shm") else None
+            memory = "/dev/shm" if Path("/dev/shm").is_dir() else None
             self.state_dir = Path(undo.enter_context(tempfile.TemporaryDirectory(prefix=PREFIX, dir=memory))) / "agent"
             self._undo = undo.pop_all()
 

@@ -2,8 +2,8 @@
 
 A version is in force at some moment between the start of its push and the acknowledgement of the next one. So what
 could have judged a packet are the versions from the last one acknowledged before it was sent to the last one pushed
-before it was judged at the latest: when it came, or, if it did not, when any packet came that was sent after it (all are
-sent on one CPU, and each CPU forwards in order).
+before it was judged at the latest: when it came, or, if it did not, when any packet came that was sent after it (all
+are sent on one CPU, and each CPU forwards in order).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Traffic of the fault proof: one process, sockets in every endpoint's namespace, a record of each packet.
 
-`python faults_traffic.py NAMESPACES HOT LOG RATE`: NAMESPACES is JSON (endpoint to namespace); HOT is a file of 4 bytes,
-a flow's number plus one, of which more is sent, or 0. It says `ready`, sends until SIGTERM, waits for the last packets,
-then writes LOG: an array of `PACKET`. A packet's number is its index.
+`python faults_traffic.py NAMESPACES HOT LOG RATE`: NAMESPACES is JSON (endpoint to namespace); HOT is a file of 4
+bytes, a flow's number plus one, of which more is sent, or 0. It says `ready`, sends until SIGTERM, waits for the last
+packets, then writes LOG: an array of `PACKET`. A packet's number is its index.
 
 - Long flows: a UDP socket a flow, the same ports all the time; who receives one answers it from the service's socket.
 - New flows: frames with a new source port each, by a packet socket.
@@ -178,6 +178,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    os.nice(-5)                             # what is late must not look lost
-    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})     # so that packets are forwarded in the order they are sent
+    os.nice(-5)                             # an even rate
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})     # one CPU: what is sent first is judged first
     main()

@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from faults_host import HOST_NS, LIMITS, PINS, ROOT, Agent, Director, Namespaces, directed, enter_host, ip
-from faults_judge import judge
+from faults_judge import Timeline, judge
 from faults_policy import FLOWS, State, changed, first
 from faults_remains import remains
 from faults_traffic import PACKET
@@ -80,6 +80,22 @@ class Traffic:
         if self._process.poll() is None:
             self._process.kill()
             self._process.wait()
+
+
+def test_the_judge_knows_right_from_wrong() -> None:
+    """Version 1 takes from a flow what version 0 allows, and gives to another."""
+    timeline = Timeline(pushed_ns=[0, 100], acked_ns=[10, 200], allowed=[[True, False] * 42, [False, True] * 42])
+    course = [                              # sent, came, flow, wrong
+        (20, 30, 0, False), (40, 0, 0, True), (50, 0, 1, False), (60, 70, 1, True),     # by version 0
+        (110, 0, 0, False), (120, 130, 0, False), (140, 0, 1, False), (150, 160, 1, False),     # by either
+        (210, 220, 0, True), (230, 0, 0, False), (240, 0, 1, True), (250, 260, 1, False),       # by version 1
+        (270, 0, 1, False),                 # nothing came after it: it may be on its way
+    ]
+    packets = np.array([(sent, came, flow, 0) for sent, came, flow, _ in course], PACKET)
+    verdict = judge(packets, timeline)
+    assert verdict.passed == [3, 8]
+    assert verdict.lost == [1, 10]
+    assert (verdict.judged, verdict.certain) == (12, 8)
 
 
 @pytest.fixture
@@ -139,10 +155,11 @@ async def _play(stage: Namespaces, agent: Agent, scratch: Path) -> None:
         verdict = judge(packets, director.timeline)
         violations = len(verdict.passed) + len(verdict.lost)
         print(
-            f"\nfaults: {len(director.timeline.pushed_ns) - 1} changes, {course.kills} kills ({course.inside} inside a "
-            f"change, {course.starting} while starting; {course.anew} starts with new programs), {verdict.judged} packets judged ({verdict.certain} by policies "
-            f"that agree, {verdict.came} came), {violations} violations; {took:.0f} s, change "
-            f"{np.median(course.latencies) * 1e3:.1f} ms, start {np.median(course.starts):.2f} s (medians), seed {SEED}"
+            f"\nfaults: {len(director.timeline.pushed_ns) - 1} changes, {course.kills} kills, {verdict.judged} packets "
+            f"judged, {violations} violations\n({course.inside} kills inside a change, {course.starting} while "
+            f"starting, {course.anew} starts with new programs; {verdict.certain} packets judged by policies that agree, "
+            f"{verdict.came} came; {took:.0f} s; medians: change {np.median(course.latencies) * 1e3:.1f} ms, start "
+            f"{np.median(course.starts):.2f} s; seed {SEED})"
         )
         for name, numbers in (("passed", verdict.passed), ("lost", verdict.lost)):
             for number in numbers[:20]:
