@@ -40,6 +40,7 @@ from vfp.model import (
     Rule,
     Space,
 )
+from vfp.reasons import DropReason
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="loads BPF programs, which needs root")
 
@@ -106,6 +107,24 @@ def policies(rng: random.Random) -> Policy:
     ports = frozenset(PORTS) if rng.random() < 0.7 else frozenset(rng.sample(PORTS, 2))
     allowed = frozenset(one for one in sorted(ALL) if rng.random() < 0.65)
     return Policy(allowed, ports, rng.choice(SPACES) if rng.random() < 0.3 else SPACES[0])
+
+
+def test_a_program_whose_group_is_not_there_passes_nothing() -> None:
+    with Datapath.open(None, LIMITS) as datapath:
+        datapath.apply(Policy(ALL).state())
+        for key, _ in list(datapath._map("groups").items()):
+            datapath._map("groups").delete(key)
+        Probe(datapath).check("without groups", Policy(frozenset()))
+        assert datapath.drop_counts()[DropReason.ENGINE_ERROR] == 2 * len(FLOWS)
+
+
+def test_counters_of_a_port_leave_with_it() -> None:
+    with Datapath.open(None, LIMITS) as datapath:
+        datapath.apply(Policy(ALL).state())
+        Probe(datapath).check("all", Policy(ALL))
+        datapath.apply(Policy(ALL, frozenset({1, 2})).state())
+        datapath.sweep()
+        assert {port for port, _ in datapath.rule_hits()} == {1, 2}
 
 
 class Crash(Exception):

@@ -157,8 +157,8 @@ async def _play(stage: Namespaces, agent: Agent, scratch: Path) -> None:
         print(
             f"\nfaults: {len(director.timeline.pushed_ns) - 1} changes, {course.kills} kills, {verdict.judged} packets "
             f"judged, {violations} violations\n({course.inside} kills inside a change, {course.starting} while "
-            f"starting, {course.anew} starts with new programs; {verdict.certain} packets judged by policies that agree, "
-            f"{verdict.came} came; {took:.0f} s; medians: change {np.median(course.latencies) * 1e3:.1f} ms, start "
+            f"starting, {course.anew} starts with new programs; {verdict.certain} packets judged by policies that "
+            f"agree, {verdict.came} came; {took:.0f} s; medians: change {np.median(course.latencies) * 1e3:.1f} ms, start "
             f"{np.median(course.starts):.2f} s; seed {SEED})"
         )
         for name, numbers in (("passed", verdict.passed), ("lost", verdict.lost)):

@@ -149,6 +149,8 @@ static long run_stage(__u32 i, void *context)
 		return 0;
 	s->d.layer = stage->layer;
 	r = stage->group ? classify(s, stage->group) : 0;
+	if (s->d.reason)
+		return 1;
 	if (r) {
 		count_hit(walk->port, r->cookie, r->action == ACTION_DENY);
 		if (r->action != ACTION_PASS) {

@@ -131,6 +131,7 @@ class Datapath(AbstractContextManager["Datapath"]):
         }
         self._groups.retire_unused(self._groups_used())
         self._interrupted = bool(settings["dirty"])
+        self._hits_of_others = True             # perhaps: of ports that are gone
         self._write_settings(dirty=self._interrupted)
 
     @classmethod
@@ -198,6 +199,7 @@ class Datapath(AbstractContextManager["Datapath"]):
         for port_id in self._programs.keys() - tables.ports.keys():
             self._map("programs").delete(_u32(port_id))
             del self._programs[port_id]
+            self._hits_of_others = True
         for name in ("spaces", "pools", "rewrites"):
             self._remove(name, tables)
         self._groups.retire_unused(self._groups_used())
@@ -244,13 +246,27 @@ class Datapath(AbstractContextManager["Datapath"]):
         return [read_event(raw) for raw in self._events().consume()]
 
     def sweep(self) -> int:
-        """Age flows and bindings, and free retired groups; returns how many flows and bindings left."""
+        """Age flows and bindings, free retired groups and counters of ports that are gone.
+
+        Returns how many flows and bindings left.
+        """
         run = self._object.program("vfp_sweep").test_run(ctx=bytes(SWEEP.itemsize))
         result = np.frombuffer(run.ctx, SWEEP)[0]
         self._groups.collect()
+        if self._hits_of_others:
+            self._forget_hits()
         return int(result["flows_removed"]) + int(result["bindings_removed"])
 
     # Private: one step each
+
+    def _forget_hits(self) -> None:
+        """Take out the counters of ports that are gone: their ids will be given again."""
+        hits = self._map("rule_hits")
+        keys, _ = hits.lookup_all()
+        gone = keys[~np.isin(np.ascontiguousarray(keys).reshape(-1).view(HIT_KEY)["port"], list(self._programs))]
+        if len(gone):
+            hits.delete_batch(np.ascontiguousarray(gone), len(gone))
+        self._hits_of_others = False
 
     def _map(self, name: str) -> BpfMap:
         return self._object.map(name)
