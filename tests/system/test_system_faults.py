@@ -157,7 +157,7 @@ async def _play(stage: Namespaces, agent: Agent, scratch: Path) -> None:
         print(
             f"\nfaults: {len(director.timeline.pushed_ns) - 1} changes, {course.kills} kills, {verdict.judged} packets "
             f"judged, {violations} violations\n({course.inside} kills inside a change, {course.starting} while "
-            f"starting, {course.anew} starts with new programs; {verdict.certain} packets judged by policies that "
+            f"starting, {course.anew} starts with new programs; {verdict.certain} judged by policies that "
             f"agree, {verdict.came} came; {took:.0f} s; medians: change {np.median(course.latencies) * 1e3:.1f} ms, start "
             f"{np.median(course.starts):.2f} s; seed {SEED})"
         )
