@@ -154,12 +154,12 @@ async def _play(stage: Namespaces, agent: Agent, scratch: Path) -> None:
         left = await _settled(agent, scratch)
         verdict = judge(packets, director.timeline)
         violations = len(verdict.passed) + len(verdict.lost)
+        change_ms, start_s = float(np.median(course.latencies)) * 1e3, float(np.median(course.starts))
         print(
             f"\nfaults: {len(director.timeline.pushed_ns) - 1} changes, {course.kills} kills, {verdict.judged} packets "
             f"judged, {violations} violations\n({course.inside} kills inside a change, {course.starting} while "
-            f"starting, {course.anew} starts with new programs; {verdict.certain} judged by policies that "
-            f"agree, {verdict.came} came; {took:.0f} s; medians: change {np.median(course.latencies) * 1e3:.1f} ms, start "
-            f"{np.median(course.starts):.2f} s; seed {SEED})"
+            f"starting, {course.anew} starts with new programs; {verdict.certain} judged by policies that agree, "
+            f"{verdict.came} came; {took:.0f} s; medians: change {change_ms:.1f} ms, start {start_s:.2f} s; seed {SEED})"
         )
         for name, numbers in (("passed", verdict.passed), ("lost", verdict.lost)):
             for number in numbers[:20]:
