@@ -159,7 +159,8 @@ async def _play(stage: Namespaces, agent: Agent, scratch: Path) -> None:
             f"\nfaults: {len(director.timeline.pushed_ns) - 1} changes, {course.kills} kills, {verdict.judged} packets "
             f"judged, {violations} violations\n({course.inside} kills inside a change, {course.starting} while "
             f"starting, {course.anew} starts with new programs; {verdict.certain} judged by policies that agree, "
-            f"{verdict.came} came; {took:.0f} s; medians: change {change_ms:.1f} ms, start {start_s:.2f} s; seed {SEED})"
+            f"{verdict.came} came; {took:.0f} s; medians: change {change_ms:.1f} ms, start {start_s:.2f} s; "
+            f"seed {SEED})"
         )
         for name, numbers in (("passed", verdict.passed), ("lost", verdict.lost)):
             for number in numbers[:20]:
