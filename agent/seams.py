@@ -31,6 +31,7 @@ class SwitchSeam(Protocol):
     def uplink(self, name: str = "") -> UplinkState: ...  # noqa: D102
     def underlay(self, address: str) -> UplinkState: ...  # noqa: D102
     def facts(self) -> Surroundings: ...  # noqa: D102
+    def addresses(self) -> tuple[tuple[str, str], ...]: ...  # noqa: D102
     def reserve_ports(self, ranges: Iterable[tuple[int, int]]) -> None: ...  # noqa: D102
     def release_ports(self) -> None: ...  # noqa: D102
     def watch(self) -> AsyncGenerator[None]: ...  # noqa: D102

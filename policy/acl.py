@@ -8,6 +8,7 @@ priorities with the same action cannot contradict each other, and the engine all
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from ipaddress import IPv4Network
 from typing import Literal
 
@@ -36,18 +37,43 @@ __all__ = ["Acl"]
 
 MAX_PRIORITY = 65535
 
+Direction = Literal["in", "out"]
+
 _ACTIONS: dict[str, Action] = {"allow": Allow(), "deny": Deny(), "reject": Reject(), "pass": Pass()}
 
 # ARP is the guard's and vnet's business; a policy about IP must not cut an endpoint off its own gateway.
 _ARP_OUT = Group("arp", (Rule(0, Match(ethertype=ETH_P_ARP), Allow(), "arp-out"),))
 _ARP_IN = Group("arp", (Rule(0, Match(ethertype=ETH_P_ARP), Allow(), "arp-in"),))
 
+_Peers = dict[int, AddressSet]              # by the rule's place in the tier
+_SetIds = tuple[tuple[int, int], ...]       # rule's place in the tier, set
+_Identity = tuple[int, Direction, _SetIds]  # of a tier by its id()
+_Made = dict[tuple[str, AclRule, int], tuple[Rule, ...]]
+
+
+@dataclass(slots=True)
+class _Known:
+    """What a tier became in one direction. `made`: of each goal rule by its name there and its set."""
+
+    rules: tuple[AclRule, ...]
+    sets: _SetIds
+    group: Group | None
+    made: _Made
+
 
 class Acl:
-    """Contributes `acl` to every port."""
+    """Contributes `acl` to every port.
+
+    Remembers what became of the tiers of the last build, which ends with `tables`: a tier that did not change costs
+    nothing, one that did costs its changes, and equal tiers of many ports are one group, which the engine knows by
+    identity.
+    """
 
     def __init__(self) -> None:
-        self._known: tuple[HostView, PeerSets] | None = None
+        self._view: tuple[HostView, PeerSets] | None = None
+        self._same: dict[_Identity, tuple[AclTier, _Known]] = {}
+        self._alike: dict[tuple[str, Direction], list[_Known]] = {}             # by policy
+        self._used: set[_Identity] = set()
 
     def layer(self, port: PortGoal, view: HostView) -> Layer:
         """A group per tier by ascending order; what no tier decides falls to the port's defaults."""
@@ -57,39 +83,58 @@ class Acl:
         ]
         return Layer(
             "acl",
-            groups_out=(_ARP_OUT, *_groups(tiers, "out")),
-            groups_in=(_ARP_IN, *_groups(tiers, "in")),
+            groups_out=(_ARP_OUT, *self._groups(tiers, "out")),
+            groups_in=(_ARP_IN, *self._groups(tiers, "in")),
             default_out=_default(port.default_out),
             default_in=_default(port.default_in),
         )
 
     def tables(self, view: HostView) -> Tables:
-        """The sets of peers."""
+        """The sets of peers. The last call of a build: what no port has used in it is forgotten."""
+        self._same = {key: self._same[key] for key in self._used}
+        alike: dict[tuple[str, Direction], dict[int, _Known]] = {}
+        for (_, direction, _), (tier, known) in self._same.items():
+            alike.setdefault((tier.policy, direction), {})[id(known)] = known
+        self._alike = {key: list(found.values()) for key, found in alike.items()}
+        self._used = set()
         return Tables(sets=self._peers(view).all)
 
     def _peers(self, view: HostView) -> PeerSets:
         """Made once for a view: all its ports share them."""
-        if self._known is None or self._known[0] is not view:
-            self._known = (view, PeerSets(view))
-        return self._known[1]
+        if self._view is None or self._view[0] is not view:
+            self._view = (view, PeerSets(view))
+        return self._view[1]
+
+    def _groups(self, tiers: list[tuple[AclTier, _Peers]], direction: Direction) -> Iterator[Group]:
+        for tier, sets in tiers:
+            ids = tuple((position, given.id) for position, given in sorted(sets.items()))
+            key = (id(tier), direction, ids)
+            found = self._same.get(key)
+            if found is None or found[0] is not tier:
+                found = self._same[key] = (tier, self._known(tier, sets, ids, direction))
+            self._used.add(key)
+            if found[1].group is not None:
+                yield found[1].group
+
+    def _known(self, tier: AclTier, sets: _Peers, ids: _SetIds, direction: Direction) -> _Known:
+        alike = self._alike.setdefault((tier.policy, direction), [])
+        for known in alike:
+            if known.sets == ids and known.rules == tier.rules:
+                return known
+        made: _Made = {}
+        rules = tuple(_tier_rules(tier, sets, direction, alike[-1].made if alike else {}, made))
+        alike.append(_Known(tier.rules, ids, Group(tier.policy, rules) if rules else None, made))
+        return alike[-1]
 
 
 def _default(word: Literal["allow", "deny"]) -> Allow | Deny:
     return Allow() if word == "allow" else Deny()
 
 
-_Peers = dict[int, AddressSet]              # by the rule's place in the tier
-
-
-def _groups(tiers: list[tuple[AclTier, _Peers]], direction: Literal["in", "out"]) -> Iterator[Group]:
-    for tier, sets in tiers:
-        rules = tuple(_tier_rules(tier, sets, direction))
-        if rules:
-            yield Group(tier.policy, rules)
-
-
-def _tier_rules(tier: AclTier, sets: _Peers, direction: Literal["in", "out"]) -> Iterator[Rule]:
-    """The engine rules of one tier, in one direction.
+def _tier_rules(
+    tier: AclTier, sets: _Peers, direction: Direction, before: _Made, made: _Made
+) -> Iterator[Rule]:
+    """The engine rules of one tier, in one direction; those `before` are used again. `made` is filled.
 
     Raises:
         ObjectError: a priority or peer is out of range, or two rules of one priority differ in their action.
@@ -107,8 +152,15 @@ def _tier_rules(tier: AclTier, sets: _Peers, direction: Literal["in", "out"]) ->
                 f"policy {tier.policy}: rules {other_name} and {name} have priority {rule.priority} and"
                 f" different actions; give them different priorities"
             )
-        for match in _matches(rule, sets.get(position), direction, name):
-            yield Rule(rule.priority, match, action, name)
+        given = sets.get(position)
+        key = (name, rule, given.id if given else 0)
+        rules = before.get(key)
+        if rules is None:
+            rules = tuple(
+                Rule(rule.priority, match, action, name) for match in _matches(rule, given, direction, name)
+            )
+        made[key] = rules
+        yield from rules
 
 
 def _action(rule: AclRule, name: str) -> Action:
@@ -124,9 +176,7 @@ def _action(rule: AclRule, name: str) -> Action:
     return Mark(rule.dscp)
 
 
-def _matches(
-    rule: AclRule, peers: AddressSet | None, direction: Literal["in", "out"], name: str
-) -> Iterator[Match]:
+def _matches(rule: AclRule, peers: AddressSet | None, direction: Direction, name: str) -> Iterator[Match]:
     """One for each range of ports. `peers`: the rule's set, if it has more than one."""
     peer: IPv4Network | None = None
     try:

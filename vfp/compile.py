@@ -94,6 +94,7 @@ class Compiler:
         self._secret = secret
         self._groups: dict[tuple[str, Group], CompiledGroup] = {}
         self._large: dict[tuple[str, str, int], CompiledGroup] = {}
+        self._same: dict[tuple[str, int], tuple[Group, CompiledGroup]] = {}     # small ones by identity: no hashing
         self._spaces: dict[Space, dict[bytes, bytes]] = {}
         self._sets: dict[int, tuple[AddressSet, CompiledSet]] = {}
 
@@ -105,15 +106,20 @@ class Compiler:
         """
         _check_ids(state, max_ports)
         check_sets(state)
-        groups: dict[tuple[str, Group], CompiledGroup] = {}
         large: dict[tuple[str, str, int], CompiledGroup] = {}
+        same: dict[tuple[str, int], tuple[Group, CompiledGroup]] = {}
 
         def compiled(layer: str, group: Group) -> CompiledGroup:
             if len(group.rules) < EDITABLE:
-                key = (layer, group)
-                if key not in groups:
-                    groups[key] = self._groups.get(key) or compile_group(layer, group, self._secret)
-                return groups[key]
+                itself = (layer, id(group))
+                known = same.get(itself) or self._same.get(itself)
+                if known is None or known[0] is not group:
+                    content = (layer, group)
+                    if content not in self._groups:
+                        self._groups[content] = compile_group(layer, group, self._secret)
+                    known = (group, self._groups[content])
+                same[itself] = known
+                return known[1]
             identity = (layer, group.name, id(group.rules))
             if identity not in large:
                 large[identity] = self._large.get(identity) or self._compile_large(layer, group)
@@ -122,7 +128,8 @@ class Compiler:
         tables = Tables(tunnel_ifindex=state.tunnel_ifindex)
         for port in state.ports:
             tables.ports[port.id] = _compile_port(port, compiled)
-        tables.groups = {group.id: group for group in (*groups.values(), *large.values())}
+        small = {id(group): group for _, group in same.values()}
+        tables.groups = {group.id: group for group in (*small.values(), *large.values())}
         tables.meters = frozenset(
             action.meter for group in tables.groups.values() for action in group.actions if isinstance(action, Meter))
         tables.sets = {given.id: self._compile_set(given) for given in state.sets}
@@ -146,7 +153,9 @@ class Compiler:
                 for key, rewrite in group.rewrites.items()
             },
         }
-        self._groups, self._large, self._spaces = groups, large, spaces
+        for content in [content for content, group in self._groups.items() if id(group) not in small]:
+            del self._groups[content]
+        self._same, self._large, self._spaces = same, large, spaces
         self._sets = {given.id: (given, tables.sets[given.id]) for given in state.sets}
         return tables
 

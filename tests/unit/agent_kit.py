@@ -244,6 +244,9 @@ class FakeSwitch:
     def facts(self) -> Surroundings:
         return Surroundings((("lan0", f"{HOST_ADDRESS}/24"), ("lo", "127.0.0.1/8")), (("lan0", "172.16.0.0/24"),), ())
 
+    def addresses(self) -> tuple[tuple[str, str], ...]:
+        return self.facts().addresses
+
     def reserve_ports(self, ranges: Iterable[tuple[int, int]]) -> None:
         self.reserved = list(ranges)
 

@@ -183,7 +183,7 @@ static long try_tuple(__u32 i, void *context)
 	return 0;
 }
 
-/* The matching rule with the lowest priority number, or NULL. */
+/* The matching rule with the lowest priority number, or NULL. If the group is not there, `s->d.reason` says so. */
 static __always_inline struct rule *classify(struct scratch *s, __u64 id)
 {
 	struct flow_key *cur = &s->d.cur;
@@ -196,8 +196,10 @@ static __always_inline struct rule *classify(struct scratch *s, __u64 id)
 	};
 
 	search.group = bpf_map_lookup_elem(&groups, &id);
-	if (!search.group)
+	if (!search.group) {		/* a program without its group is half a policy */
+		s->d.reason = ENGINE_ERROR;
 		return 0;
+	}
 	search.version = search.group->version;
 	search.filter_mask = search.group->filter_mask;
 	bpf_loop(search.group->count, try_tuple, &search, 0);

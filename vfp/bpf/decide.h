@@ -78,8 +78,10 @@ __noinline int decide(struct scratch *s)
 	__builtin_memset(d, 0, sizeof(*d));
 	d->cur = s->h.key;
 	d->layer = 0xff;
-	if (settings)
-		d->sets_generation = settings->sets_generation;
+	if (!settings)
+		return ENGINE_ERROR;
+	d->sets_generation = settings->sets_generation;
+	d->turn = settings->turn;
 	switch (ZONE_KIND(s->h.key.zone)) {
 	case ZONE_PORT:
 		d->drop_port = number;

@@ -176,6 +176,8 @@ static long run_stage(__u32 i, void *context)
 		return 0;
 	s->d.layer = stage->layer;
 	r = stage->kinds & walk->kind ? classify(s, stage->group) : 0;
+	if (s->d.reason)
+		return 1;
 	if (r) {
 		note_hit(s, walk->port, r->cookie);
 		count_hit(walk->port, r->cookie, r->action == ACTION_DENY || r->action == ACTION_REJECT);
@@ -215,11 +217,15 @@ static __always_inline __u32 kind_of(const struct headers *h)
 /* Run one port's layers on `s->d.cur`; `slot` says where the port goes in the flow's dependencies. */
 static __always_inline int run_layers(struct scratch *s, __u32 port, int in, int slot)
 {
-	struct program *program = bpf_map_lookup_elem(&programs, &port);
+	struct programs *both = bpf_map_lookup_elem(&programs, &port);
 	struct walk walk = {.s = s, .port = port, .slot = slot, .kind = kind_of(&s->h)};
+	struct program *program;
 
 	s->d.drop_port = port;
-	if (!program)
+	if (!both)
+		return UNKNOWN_PORT;
+	program = &both->turns[s->d.turn & 1];
+	if (!program->generation)
 		return UNKNOWN_PORT;
 	s->d.ports[slot] = port;
 	s->d.generations[slot] = program->generation;

@@ -33,7 +33,7 @@ MAP(links, BPF_MAP_TYPE_HASH, __u32, __u32, 8192, 0);
 /* Port id to generation, interface, MACs. */
 MAP(ports, BPF_MAP_TYPE_ARRAY, __u32, struct port, 4096, 0);
 /* Port id to policy. A hash map, because its element is replaced in one step. */
-MAP(programs, BPF_MAP_TYPE_HASH, __u32, struct program, 4096, BPF_F_NO_PREALLOC);
+MAP(programs, BPF_MAP_TYPE_HASH, __u32, struct programs, 4096, BPF_F_NO_PREALLOC);
 /* Compiled group, by content hash: ports with equal groups share one. */
 MAP(groups, BPF_MAP_TYPE_HASH, __u64, struct group, 8192, BPF_F_NO_PREALLOC);
 /* Hash of a masked header to a run of rules. */

@@ -55,6 +55,7 @@ struct decision {
 	__u32 generations[2];
 	__u32 drop_port;
 	__u32 uplink;
+	__u32 turn;			/* read once: one policy judges the packet at all ports */
 	__u8 reason;
 	__u8 layer;
 	__u8 by_mapping;

@@ -165,15 +165,23 @@ struct stage {
 	__u8 pad[4];
 };
 
-/* A port's whole policy: replaced by one map write. */
+/* A port's whole policy. */
 struct program {
-	__u32 generation;
+	__u32 generation;	/* 0: no such port */
 	__u8 out_count;
 	__u8 in_count;
 	__u8 out_fussy;		/* kinds of packets of which rules test more than a memory knows */
 	__u8 in_fussy;
 	struct stage out[MAX_STAGES];
 	struct stage in[MAX_STAGES];
+};
+
+/*
+ * A port's policy in both turns. Whose turn it is holds for the whole host (`settings.turn`): a change is written to the
+ * other turn of every port that it touches, and comes into force on all of them at once.
+ */
+struct programs {
+	struct program turns[2];
 };
 
 /* Which bits of a packet are hashed to find the bucket of rules that could match it. */
@@ -456,6 +464,8 @@ struct settings {
 	__u32 inspect_ifindex;
 	__u32 sets_generation;
 	__u32 dirty;		/* a change was begun and its generations were not yet raised */
+	__u32 turn;		/* of `struct programs`: 0 or 1 */
+	__u32 pad;
 	__u64 answer_ns;	/* time between two ICMP answers of a CPU to what was rejected */
 	__u64 answer_burst_ns;	/* time that a CPU may be ahead of that */
 };

@@ -1,11 +1,14 @@
 """The BPF engine of one host: makes the kernel's tables equal a wanted state, by difference, and reads them.
 
 What the kernel holds is the only memory: a new process adopts the pinned maps, and the next `apply` writes just
-what differs. The order of writes makes each port switch from its old policy to the new one in one step:
+what differs. The order of writes makes all ports switch from the old policy to the new one in one step:
 
 1. mark dirty; new groups beside the old ones; changed spaces, pools, mappings, uplinks;
-2. each changed port: its program in one map write, then its generation, which makes its flows decide again;
-3. what is no longer wanted; groups that nobody uses leave a second later, when no packet can still be in them.
+2. each changed port: its new program, for the turn that is not in force;
+3. the turn, in one write for the whole host: a packet reads it once, so it meets the old policy or the new one at every
+   port that it concerns;
+4. each changed port: its generation, which makes its flows decide again;
+5. what is no longer wanted; groups that nobody uses leave a second later, when no packet can still be in them.
 
 A change of a set that rules name raises one generation for all sets, after it was written; flows whose decision a set
 could have turned decide again.
@@ -24,7 +27,7 @@ from enum import StrEnum
 from pathlib import Path
 from secrets import token_bytes
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
@@ -137,11 +140,13 @@ class Datapath(AbstractContextManager["Datapath"]):
         self._ring: RingBuffer | None = None
         self._shadow = {name: dict(loaded.map(name).items()) for name in _KEYED}
         self._meters = {int.from_bytes(key, "little") for key, _ in loaded.map("meters").items()}
-        self._programs = {int.from_bytes(key, "little"): value for key, value in loaded.map("programs").items()}
+        self._programs = {
+            int.from_bytes(key, "little"): _Turns(value[: PROGRAM.itemsize], value[PROGRAM.itemsize :])
+            for key, value in loaded.map("programs").items()
+        }
         self._groups = GroupTable(
             loaded.map("groups"), loaded.map("buckets"), loaded.map("filter"), loaded.map("rules")
         )
-        self._groups.retire_unused(_groups_of(self._programs.values()))
         self._sets = SetTable(loaded.map("sets"), loaded.map("set_lengths"))
         self._named: frozenset[int] | None = None       # sets that rules name; None: not known
         settings = np.frombuffer(self._map("config").lookup(_ZERO) or bytes(SETTINGS.itemsize), SETTINGS)[0]
@@ -149,11 +154,13 @@ class Datapath(AbstractContextManager["Datapath"]):
         self._compiler = Compiler(secret)
         self._settings: dict[str, Any] = {
             **timeouts.settings(), "secret": np.frombuffer(secret, np.uint64),
-            "tunnel_ifindex": int(settings["tunnel_ifindex"]),
+            "tunnel_ifindex": int(settings["tunnel_ifindex"]), "turn": int(settings["turn"]),
             "answer_ns": int(1e9 / ANSWERS_PER_S), "answer_burst_ns": int(1e9 * (ANSWERS_BURST - 1) / ANSWERS_PER_S),
             "sets_generation": int(settings["sets_generation"]),
         }
+        self._groups.retire_unused(self._groups_used())
         self._interrupted = bool(settings["dirty"])
+        self._hits_of_others = True             # perhaps: of ports that are gone
         self._write_settings(dirty=self._interrupted)
 
     @classmethod
@@ -207,31 +214,34 @@ class Datapath(AbstractContextManager["Datapath"]):
             self._named = named
             return
         self._write_settings(dirty=True)
-        self._interrupted = True
+        self._interrupted = True            # until it has come to its end
         self._groups.add(tables.groups.values())
         self._put("rewrites", tables)
         self._add_meters(tables.meters)
+        left = self._left_behind(tables)
         for name in ("pools", "spaces", "mappings"):
             self._put(name, tables)
-            self._remove(name, tables)
+            self._remove(name, tables, keep=left)
         self._write_uplinks(tables.maps["uplinks"])
         if self._sets.changed(tables.sets) & (named if self._named is None else named & self._named):
             self._raise_sets_generation()
         self._sets.put(tables.sets)
         self._named = None                      # until all ports have the rules that name them
         self._settings["tunnel_ifindex"] = tables.tunnel_ifindex
-        self._write_settings(dirty=True)
-        for port in tables.ports.values():
-            if port.id in stale:
-                self._switch(port)
+        self._prepare(tables, stale)
+        self._turn_over()
+        self._raise_generations(tables, stale)
         self._put("links", tables)
         self._remove("links", tables)
         for port_id in self._programs.keys() - tables.ports.keys():
-            self._drop_port(port_id)
-        self._remove("rewrites", tables)
+            self._map("programs").delete(_u32(port_id))
+            del self._programs[port_id]
+            self._hits_of_others = True
+        for name in ("spaces", "pools", "rewrites"):
+            self._remove(name, tables)
         self._remove_meters(tables.meters)
         self._sets.drop(tables.sets)
-        self._groups.retire_unused(_groups_of(self._programs.values()))
+        self._groups.retire_unused(self._groups_used())
         self._named = named
         self._write_settings(dirty=False)
         self._interrupted = False
@@ -306,13 +316,27 @@ class Datapath(AbstractContextManager["Datapath"]):
         return [read_event(raw) for raw in self._events().consume()]
 
     def sweep(self) -> int:
-        """Age flows and bindings, and free retired groups; returns how many flows and bindings left."""
+        """Age flows and bindings, free retired groups and counters of ports that are gone.
+
+        Returns how many flows and bindings left.
+        """
         run = self._object.program("vfp_sweep").test_run(ctx=bytes(SWEEP.itemsize))
         result = np.frombuffer(run.ctx, SWEEP)[0]
         self._groups.collect()
+        if self._hits_of_others:
+            self._forget_hits()
         return int(result["flows_removed"]) + int(result["bindings_removed"])
 
     # Private: one step each
+
+    def _forget_hits(self) -> None:
+        """Take out the counters of ports that are gone: their ids will be given again."""
+        hits = self._map("rule_hits")
+        keys, _ = hits.lookup_all()
+        gone = keys[~np.isin(np.ascontiguousarray(keys).reshape(-1).view(HIT_KEY)["port"], list(self._programs))]
+        if len(gone):
+            hits.delete_batch(np.ascontiguousarray(gone), len(gone))
+        self._hits_of_others = False
 
     def _map(self, name: str) -> BpfMap:
         return self._object.map(name)
@@ -388,11 +412,11 @@ class Datapath(AbstractContextManager["Datapath"]):
         return {int(port) for port in places["port"][theirs]}
 
     def _is_programmed(self, port: CompiledPort) -> bool:
-        program = self._programs.get(port.id)
-        if program is None or program[4:] != port.program[4:]:
+        program = self._in_force(port.id)
+        if not _generation(program) or program[4:] != port.program[4:]:
             return False
-        record = self._map("ports").lookup(port.id.to_bytes(4, "little")) or b""
-        return record[4:] == port.record[4:]
+        record = self._map("ports").lookup(_u32(port.id)) or b""
+        return record == program[:4] + port.record[4:]
 
     def _differs(self, tables: Tables, stale: set[int]) -> bool:
         return bool(
@@ -409,9 +433,9 @@ class Datapath(AbstractContextManager["Datapath"]):
             self._map(name).update_batch(b"".join(changed), b"".join(changed.values()), len(changed))
             shadow.update(changed)
 
-    def _remove(self, name: str, tables: Tables) -> None:
+    def _remove(self, name: str, tables: Tables, keep: frozenset[bytes] = frozenset()) -> None:
         shadow = self._shadow[name]
-        gone = [key for key in shadow if key not in tables.maps[name]]
+        gone = [key for key in shadow if key not in tables.maps[name] and key not in keep]
         if gone:
             self._map(name).delete_batch(b"".join(gone), len(gone))
             for key in gone:
@@ -445,37 +469,90 @@ class Datapath(AbstractContextManager["Datapath"]):
         for key, value in wanted.items():
             uplinks.update(key, value)
 
+    def _left_behind(self, tables: Tables) -> frozenset[bytes]:
+        """Keys of spaces and pools that the old policy alone refers to: they go when it is no longer in force.
+
+        An entry that leaves a space which stays goes before: no new policy may meet it.
+        """
+        spaces = {int(np.frombuffer(key, SPACE_KEY)[0]["space"]) for key in tables.maps["spaces"]}
+        spaces.update(*(port.spaces for port in tables.ports.values()))
+        pools = set().union(*(port.pools for port in tables.ports.values()))
+        return frozenset((
+            *(key for key in self._shadow["spaces"] if int(np.frombuffer(key, SPACE_KEY)[0]["space"]) not in spaces),
+            *(key for key in self._shadow["pools"] if int.from_bytes(key, "little") not in pools),
+        ))
+
+    def _in_force(self, port_id: int) -> bytes:
+        """The port's struct program of this turn; all zero: none."""
+        return self._programs.get(port_id, _NO_TURNS)[self._settings["turn"]]
+
     def _next_generation(self, port_id: int) -> int:
-        record = self._map("ports").lookup(port_id.to_bytes(4, "little"))
-        generation = int(np.frombuffer(record, PORT)[0]["generation"]) if record else 0
-        return generation % 0xFFFFFFFF + 1      # 0 is never used
+        """One that no flow has: nobody decided by a program of it."""
+        record = self._map("ports").lookup(_u32(port_id)) or bytes(4)
+        return max(map(_generation, (record, *self._programs.get(port_id, _NO_TURNS)))) % 0xFFFFFFFF + 1     # never 0
 
-    def _switch(self, port: CompiledPort) -> None:
-        """Give a port its new program, then its generation: flows decided before must decide again."""
-        generation = self._next_generation(port.id).to_bytes(4, "little")
-        key = port.id.to_bytes(4, "little")
-        program = generation + port.program[4:]
-        if port.id not in self._programs:       # a flow may not go to a port without a record
-            self._map("ports").update(key, generation + port.record[4:])
-        self._map("programs").update(key, program)
-        self._map("ports").update(key, generation + port.record[4:])
-        self._programs[port.id] = program
+    def _prepare(self, tables: Tables, stale: set[int]) -> None:
+        """Have in each port's other turn what is to come into force; what is in force stays as it is."""
+        turn = self._settings["turn"]
+        for port_id in sorted(self._programs.keys() | tables.ports.keys()):
+            port = tables.ports.get(port_id)
+            now = coming = self._in_force(port_id)
+            if port is None:
+                coming = bytes(PROGRAM.itemsize)
+            elif port_id in stale:
+                generation = _u32(self._next_generation(port_id))
+                coming = generation + port.program[4:]
+                if not _generation(now):    # a flow may not go to a port without a record
+                    self._map("ports").update(_u32(port_id), generation + port.record[4:])
+            turns = _Turns(coming, now) if turn else _Turns(now, coming)
+            if self._programs.get(port_id) != turns:
+                self._map("programs").update(_u32(port_id), b"".join(turns))
+                self._programs[port_id] = turns
 
-    def _drop_port(self, port_id: int) -> None:
-        key = port_id.to_bytes(4, "little")
-        self._map("programs").delete(key)
-        self._map("ports").update(key, pack(PORT, generation=self._next_generation(port_id)))
-        del self._programs[port_id]
+    def _turn_over(self) -> None:
+        turned = {**self._settings, "turn": self._settings["turn"] ^ 1}
+        self._map("config").update(_ZERO, pack(SETTINGS, **turned, dirty=1))
+        self._settings = turned
+
+    def _raise_generations(self, tables: Tables, stale: set[int]) -> None:
+        """Flows that were decided before must decide again."""
+        for port_id in self._programs:
+            port = tables.ports.get(port_id)
+            if port is None:
+                record = pack(PORT, generation=self._next_generation(port_id))
+            elif port_id in stale:
+                record = self._in_force(port_id)[:4] + port.record[4:]
+            else:
+                continue
+            self._map("ports").update(_u32(port_id), record)
+
+    def _groups_used(self) -> set[int]:
+        """Ids of all groups that programs in force refer to. The other turn's are written before it comes again."""
+        used: set[int] = set()
+        for raw in map(self._in_force, self._programs):
+            program = np.frombuffer(raw, PROGRAM)[0]
+            used.update(program["out"]["group"][: int(program["out_count"])].tolist())
+            used.update(program["in"]["group"][: int(program["in_count"])].tolist())
+        return used - {0}
 
 
-def _groups_of(programs: Iterable[bytes]) -> set[int]:
-    """Ids of all groups that programs refer to."""
-    used: set[int] = set()
-    for raw in programs:
-        program = np.frombuffer(raw, PROGRAM)[0]
-        used.update(int(group) for group in program["out"]["group"][: int(program["out_count"])])
-        used.update(int(group) for group in program["in"]["group"][: int(program["in_count"])])
-    return used - {0}
+class _Turns(NamedTuple):
+    """struct programs: what a port does when it is the turn of the one or the other."""
+
+    even: bytes
+    odd: bytes
+
+
+_NO_TURNS = _Turns(bytes(PROGRAM.itemsize), bytes(PROGRAM.itemsize))
+
+
+def _u32(value: int) -> bytes:
+    return value.to_bytes(4, "little")
+
+
+def _generation(raw: bytes) -> int:
+    """Of a struct port or a struct program."""
+    return int.from_bytes(raw[:4], "little")
 
 
 __all__ = ["CompiledGroup", "Datapath", "Hook", "Limits", "Timeouts"]
