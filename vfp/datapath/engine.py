@@ -228,9 +228,10 @@ class Datapath(AbstractContextManager["Datapath"]):
         self._sets.put(tables.sets)
         self._named = None                      # until all ports have the rules that name them
         self._settings["tunnel_ifindex"] = tables.tunnel_ifindex
-        self._prepare(tables, stale)
-        self._turn_over()
-        self._raise_generations(tables, stale)
+        if stale or self._programs.keys() != tables.ports.keys():
+            self._prepare(tables, stale)
+            self._turn_over()
+            self._raise_generations(tables, stale)
         self._put("links", tables)
         self._remove("links", tables)
         for port_id in self._programs.keys() - tables.ports.keys():
