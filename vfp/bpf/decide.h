@@ -217,6 +217,11 @@ static __always_inline int reply_out(struct scratch *s)
 	return ENGINE_ERROR;
 }
 
+static __always_inline int is_stateless(const struct decision *d)
+{
+	return d->stateless && !d->translated;
+}
+
 /* Build both halves from the decision. Returns a drop reason. */
 static __always_inline int compose(struct scratch *s)
 {
@@ -266,5 +271,10 @@ static __always_inline int compose(struct scratch *s)
 		copy_mac(r->smac, port->mac);
 	}
 	r->flags = FLOW_REPLY;
+	/* Of a stateless flow nothing is known that a segment could fit. */
+	if (d->strict && h->key.protocol == IPPROTO_TCP && !is_stateless(d)) {
+		f->flags |= FLOW_STRICT;
+		r->flags |= FLOW_STRICT;
+	}
 	return NONE;
 }

@@ -169,11 +169,13 @@ static long run_stage(__u32 i, void *context)
 static __always_inline int run_layers(struct scratch *s, __u32 port, int in, int slot)
 {
 	struct program *program = bpf_map_lookup_elem(&programs, &port);
+	struct port *record = bpf_map_lookup_elem(&ports, &port);
 	struct walk walk = {.s = s, .port = port};
 
 	s->d.drop_port = port;
-	if (!program)
+	if (!program || !record)
 		return UNKNOWN_PORT;
+	s->d.strict |= record->flags & PORT_STRICT_TCP;
 	s->d.ports[slot] = port;
 	s->d.generations[slot] = program->generation;
 	s->d.reason = NONE;

@@ -24,6 +24,13 @@ enum jump {
 		__uint(map_flags, flags_);			\
 	} name_ SEC(".maps")
 
+#define QUEUE(name_, value_, entries_)				\
+	struct {						\
+		__uint(type, BPF_MAP_TYPE_QUEUE);		\
+		__type(value, value_);				\
+		__uint(max_entries, entries_);			\
+	} name_ SEC(".maps")
+
 /* Unified flow table: both halves of every pair. */
 MAP(flows, BPF_MAP_TYPE_HASH, struct flow_key, struct flow, 65536, 0);
 /* Interface index to the number of its zone: port id or uplink id. */
@@ -60,6 +67,14 @@ MAP(bindings, BPF_MAP_TYPE_HASH, struct binding_key, struct binding, 65536, BPF_
 MAP(externals, BPF_MAP_TYPE_HASH, struct external_key, struct external, 65536, BPF_F_NO_PREALLOC);
 /* Datagrams that come in fragments. */
 MAP(fragments, BPF_MAP_TYPE_LRU_HASH, struct fragment_key, struct fragment, 8192, 0);
+/* Pairs that closed: the sweep of every second looks only at these. By both FINs ... */
+QUEUE(time_waits, struct closed, 16384);
+/* ... by RST ... */
+QUEUE(resets, struct closed, 16384);
+/* ... and those that had packets since. */
+QUEUE(lingering, struct closed, 16384);
+/* Pairs by budget. */
+MAP(budgets, BPF_MAP_TYPE_ARRAY, __u32, struct budgets, 1, 0);
 /* Drops by reason. */
 MAP(drops, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, __u64, DROP_REASONS, 0);
 /* Decisions by rule. */

@@ -52,6 +52,7 @@ struct decision {
 	__u8 by_mapping;
 	__u8 stateless;
 	__u8 translated;
+	__u8 strict;			/* a port that was asked wants TCP to fit */
 	__u8 routed;
 	__u8 arp;			/* answer with place.mac */
 	__u8 where;			/* enum place */
@@ -77,6 +78,7 @@ struct scratch {
 	__u8 fragmented;		/* IPv6: there is a fragment header */
 	__u8 error;			/* enum error_kind */
 	__u8 single;			/* the flow just stored has one half */
+	__u64 redecide_ns;		/* until when the time for re-decisions is spent */
 	__u8 probe;			/* run by BPF_PROG_TEST_RUN: report in skb->cb */
 	/* Takes no room: names types that no map uses, so that BTF has them for the layout test. */
 	struct {

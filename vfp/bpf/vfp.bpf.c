@@ -42,10 +42,10 @@ static __always_inline int look_up(struct __sk_buff *skb, struct scratch *s)
 	if (s->pkt.tracked) {
 		f = bpf_map_lookup_elem(&flows, &s->pkt.key);
 		if (f && is_senders(f, &s->pkt) && is_current(f) && !is_reopened(f, &s->pkt)) {
-			if (f->from_vtep != s->pkt.vtep)
-				return drop_early(skb, s, WRONG_VTEP);
-			track(f, &s->pkt);
-			count_packet(skb, f);
+			int reason = enter_flow(skb, f, &s->pkt);
+
+			if (reason)
+				return drop_early(skb, s, reason);
 			return transpose(skb, s, &f->out);
 		}
 	} else if (s->error) {
@@ -154,11 +154,21 @@ static __always_inline void carry_over(struct flow *to, const struct flow *from)
 	to->seen_ns = from->seen_ns;
 }
 
-/* One half's state as the other half has it. */
-static __always_inline __u16 mirrored(__u16 state)
+/*
+ * A change of policy makes every flow decide again at its next packet. Each CPU spends so much of its time on that and no
+ * more, so that new flows do not wait for a million old ones.
+ */
+static __always_inline int may_decide_again(struct scratch *s)
 {
-	return (state & (STATE_ASSURED | STATE_RST)) | (state & STATE_FIN ? STATE_PEER_FIN : 0) |
-	       (state & STATE_PEER_FIN ? STATE_FIN : 0);
+	__u64 now = bpf_ktime_get_coarse_ns();
+	struct settings *settings;
+	__u32 zero = 0;
+
+	settings = bpf_map_lookup_elem(&config, &zero);
+	if (!settings || s->redecide_ns > now + settings->redecide_burst_ns)
+		return 0;
+	s->redecide_ns = (s->redecide_ns > now ? s->redecide_ns : now) + settings->redecide_cost_ns;
+	return 1;
 }
 
 /*
@@ -177,6 +187,8 @@ static __always_inline int decide_again(struct __sk_buff *skb, struct scratch *s
 		bpf_map_delete_elem(&flows, key);
 		return NO_PAIR;
 	}
+	if (!may_decide_again(s))
+		return drop_early(skb, s, REDECIDE_LATER);
 	s->h.key = *forward_key;
 	s->h.ethertype = forward_key->family == 6 ? ETH_P_IPV6 : ETH_P_IP;
 	s->h.dscp = forward->dscp;
@@ -202,7 +214,7 @@ static __always_inline int decide_again(struct __sk_buff *skb, struct scratch *s
 	if (reply)
 		carry_over(&s->reply, reply);
 	s->reply.state = mirrored(s->forward.state);
-	reason = store(s, s->d.stateless && !s->d.translated);
+	reason = store(s, is_stateless(&s->d), 0);
 	if (reason)
 		return drop_early(skb, s, reason);
 	if (from_reply && (s->single || !same_key(&s->forward.pair, key)))
@@ -215,7 +227,7 @@ static __always_inline int use_stale(struct __sk_buff *skb, struct scratch *s)
 {
 	struct flow_key *key = s->error ? &s->related : &s->pkt.key;
 	struct flow *f = bpf_map_lookup_elem(&flows, key);
-	int verdict;
+	int verdict, reason;
 
 	if (!f || !is_senders(f, &s->pkt) || is_reopened(f, &s->pkt))
 		return NO_PAIR;
@@ -229,10 +241,9 @@ static __always_inline int use_stale(struct __sk_buff *skb, struct scratch *s)
 	f = bpf_map_lookup_elem(&flows, key);
 	if (!f)
 		return drop_early(skb, s, ENGINE_ERROR);
-	if (f->from_vtep != s->pkt.vtep)
-		return drop_early(skb, s, WRONG_VTEP);
-	track(f, &s->pkt);
-	count_packet(skb, f);
+	reason = enter_flow(skb, f, &s->pkt);
+	if (reason)
+		return drop_early(skb, s, reason);
 	return transpose(skb, s, &f->out);
 }
 
@@ -318,11 +329,11 @@ int vfp_slow(struct __sk_buff *skb)
 	if (makes_flow(&s->pkt)) {
 		s->forward.packets = skb->gso_segs ? skb->gso_segs : 1;
 		s->forward.bytes = skb->len;
-		if (s->pkt.tcp_flags & TCP_FIN) {
-			s->forward.state |= STATE_FIN;
-			s->reply.state |= STATE_PEER_FIN;
-		}
-		reason = store(s, s->d.stateless && !s->d.translated);
+		if (s->forward.flags & FLOW_STRICT && !is_opening_segment(s->pkt.tcp_flags))
+			return drop_early(skb, s, OUT_OF_STATE);
+		s->forward.state = sent(s->pkt.tcp_flags);
+		s->reply.state = mirrored(s->forward.state);
+		reason = store(s, is_stateless(&s->d), 1);
 		if (reason)
 			return drop_early(skb, s, reason);
 	}

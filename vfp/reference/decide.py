@@ -99,6 +99,7 @@ class Decision:
     stateful: bool = True
     ports: tuple[int, ...] = ()             # whose policies were asked
     bindings: tuple[BindingKey, ...] = ()
+    strict: bool = False                    # one of `ports` wants TCP segments to fit
 
     @property
     def hits(self) -> tuple[RuleRef, ...]:
@@ -154,7 +155,8 @@ class _Walk:
                             bindings=tuple(self.used))
         stateful = self.rewritten or not self.stateless
         return Decision(tuple(self.steps), drop_port=self.drop_port, forward=forward, reply=reply,
-                        stateful=stateful, ports=tuple(dict.fromkeys(self.ports)), bindings=tuple(self.used))
+                        stateful=stateful, ports=tuple(dict.fromkeys(self.ports)), bindings=tuple(self.used),
+                        strict=any(self.index.ports[port].strict_tcp for port in self.ports))
 
     def _decide(self) -> tuple[Half, Half | None]:
         match self.subject.zone.kind:

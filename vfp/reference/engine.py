@@ -22,7 +22,7 @@ from vfp.reference import transposition as header
 from vfp.reference.bindings import Bindings
 from vfp.reference.decide import Decision, Subject, decide
 from vfp.reference.extensions import Malformed
-from vfp.reference.flows import Entry, FlowKey, FlowState, FlowTable, Pair, TableFull, pair_of
+from vfp.reference.flows import Entry, FlowKey, FlowTable, Pair, Refused, pair_of
 from vfp.reference.fragments import FragmentTable
 from vfp.reference.index import Index, changed_ports
 from vfp.reference.layers import RuleRef
@@ -37,10 +37,14 @@ from vfp.reference.packet import (
     parse,
 )
 from vfp.reference.related import is_plausible, quotation_of, translate_quotation
+from vfp.reference.tcp import Fit, FlowState, is_opening
 from vfp.reference.transposition import Exit, Transposition, Undeliverable
 from vfp.reference.zones import Hook, Zone, ZoneKind, zone_of
+from vfp.timeouts import Timeouts
 
 FLOW_ENTRIES = 262144
+REDECIDE_PER_S = 500_000
+REDECIDE_BURST_S = 0.1
 
 
 class Verdict(StrEnum):
@@ -93,10 +97,18 @@ class FlowView:
 class Engine:
     """One host's engine. Time is given with each call, in seconds, and must not go back."""
 
-    def __init__(self, state: EngineState, *, flow_entries: int = FLOW_ENTRIES) -> None:
+    def __init__(self, state: EngineState, *, flow_entries: int = FLOW_ENTRIES, half_open: int = 0, udp: int = 0,
+                 redecide_per_s: int = REDECIDE_PER_S, timeouts: Timeouts | None = None) -> None:
+        """`half_open` and `udp` 0: a quarter and half of as many pairs as there is room for."""
         self._index = Index(state)
         self._generations: Counter[int] = Counter()
-        self._flows = FlowTable(flow_entries)
+        budgets = {
+            DropReason.HALF_OPEN_FULL: half_open or max(flow_entries // 8, 1),
+            DropReason.UDP_FULL: udp or max(flow_entries // 4, 1),
+        }
+        self._flows = FlowTable(flow_entries, budgets, timeouts or Timeouts())
+        self._redecide_cost_s = 1 / redecide_per_s
+        self._redecide_s = float("-inf")    # until when the time for re-decisions is spent
         self._fragments = FragmentTable()
         self.bindings = Bindings()
         self.drop_counts: Counter[DropReason] = Counter()
@@ -144,6 +156,13 @@ class Engine:
             result = self._dropped(passage, drop)
         return result
 
+    def may_decide_again(self, now_s: float) -> bool:
+        """Whether there is time for a stale flow; if so, spend it."""
+        if self._redecide_s > now_s + REDECIDE_BURST_S:
+            return False
+        self._redecide_s = max(self._redecide_s, now_s) + self._redecide_cost_s
+        return True
+
     def _dropped(self, passage: _Passage, drop: _Drop) -> Result:
         self.drop_counts[drop.reason] += 1
         decision = drop.decision
@@ -186,7 +205,7 @@ class _Passage:
         if (related := self._pass_error(packet)) is not None:
             return related
         found = self._find(packet, packet.tuple) if packet.is_flow else None
-        if found is None or (found[0].state is FlowState.CLOSED and _opens(packet)):
+        if found is None or (found[0].state.is_closed and _opens(packet)):
             return self._miss(packet)
         return self._hit(packet, *found)
 
@@ -233,6 +252,8 @@ class _Passage:
         """
         flows = self.engine._flows
         first = old.forward
+        if not self.engine.may_decide_again(self.now_s):
+            raise _Drop(DropReason.REDECIDE_LATER)
         decision = self._decide(Subject(first.half.zone, first.half.tuple, old.headers, self.vtep,
                                         any_vtep=entry.reply))
         if decision.not_ours:
@@ -256,6 +277,8 @@ class _Passage:
         assert decision.forward is not None
         if not packet.makes_flow:
             return self._leave(packet, decision.forward.transposition, ())
+        if decision.strict and decision.stateful and packet.is_tcp and not is_opening(packet.headers.tcp_flags):
+            raise _Drop(DropReason.OUT_OF_STATE)
         pair = self._store(decision, packet.headers)
         return self._use(packet, pair, pair.forward)
 
@@ -268,13 +291,17 @@ class _Passage:
         generations = {port: self.engine._generations[port] for port in decision.ports}
         pair = pair_of(decision, headers, generations, self.now_s, old)
         try:
-            self.engine._flows.put(pair)
-        except TableFull:
-            raise _Drop(DropReason.FLOW_TABLE_FULL) from None
+            self.engine._flows.put(pair, new=old is None)
+        except Refused as refused:
+            raise _Drop(refused.reason) from None
         return pair
 
     def _use(self, packet: Packet, pair: Pair, entry: Entry) -> Result:
-        pair.count(entry, packet.headers.tcp_flags, len(self.frame), self.now_s)
+        flags = packet.headers.tcp_flags
+        fit = pair.fits(entry, flags)
+        if fit is Fit.NO:
+            raise _Drop(DropReason.OUT_OF_STATE)
+        pair.count(entry, flags if fit is Fit.YES else 0, len(self.frame), self.now_s)
         return self._leave(packet, entry.transposition, tuple(e.key for e in pair.entries))
 
     def _leave(self, packet: Packet, how: Transposition, flows: tuple[FlowKey, ...],
