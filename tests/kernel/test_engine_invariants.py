@@ -142,7 +142,7 @@ def test_generated_packets_are_mostly_interesting() -> None:
     @given(history=histories())
     @settings(RELAXED, max_examples=1200, database=None, derandomize=True)
     def collect(history: History) -> None:
-        engine = Engine(history.state)
+        engine = Engine(history.state, half_open=3, udp=2)
         player = Player(engine)
         for step in sends_of(player, history.steps):
             if isinstance(step, Update):
@@ -156,7 +156,7 @@ def test_generated_packets_are_mostly_interesting() -> None:
     wanted = {"redirect_port", "redirect_uplink", "tunnel", "stack", "reply", "hits", "DENIED", "LAYER_DEFAULT",
               "WRONG_VTEP", "UNKNOWN_SOURCE", "FLOW_CHANGED", "TTL_EXCEEDED", "FRAGMENT_UNKNOWN", "ARP_UNANSWERED",
               "MALFORMED_IPV4", "FRAGMENT_TINY", "FRAGMENT_OVERLAP", "MALFORMED_IPV6",
-              "MALFORMED_ND"}
+              "MALFORMED_ND", "OUT_OF_STATE", "HALF_OPEN_FULL", "UDP_FULL"}
     missing = wanted - seen.keys()
     assert not missing, (missing, seen)
     through = sum(seen[verdict.value] for verdict in Verdict)

@@ -83,7 +83,7 @@ class Datapath(AbstractContextManager["Datapath"]):
         secret = settings["secret"].tobytes() if settings["secret"].any() else token_bytes(16)
         self._compiler = Compiler(secret)
         self._settings: dict[str, Any] = {
-            **_nanoseconds(timeouts), **limits.settings(), "secret": np.frombuffer(secret, np.uint64),
+            **nanoseconds(timeouts), **limits.settings(), "secret": np.frombuffer(secret, np.uint64),
             "tunnel_ifindex": int(settings["tunnel_ifindex"]),
         }
         self._interrupted = bool(settings["dirty"])
@@ -341,7 +341,7 @@ class Datapath(AbstractContextManager["Datapath"]):
         del self._programs[port_id]
 
 
-def _nanoseconds(timeouts: Timeouts) -> dict[str, int]:
+def nanoseconds(timeouts: Timeouts) -> dict[str, int]:
     """The fields of struct settings that are times."""
     return {f"{each.name[:-2]}_ns": int(getattr(timeouts, each.name) * 1e9) for each in fields(timeouts)}
 
@@ -356,4 +356,4 @@ def _groups_of(programs: Iterable[bytes]) -> set[int]:
     return used - {0}
 
 
-__all__ = ["CompiledGroup", "Datapath", "Hook", "Limits", "Timeouts"]
+__all__ = ["CompiledGroup", "Datapath", "Hook", "Limits", "Timeouts", "nanoseconds"]
