@@ -68,11 +68,16 @@ class Wire(AbstractContextManager["Wire"]):
         """No flows, the first policy, and these times and bounds; to load the engine anew would take seconds."""
         flows = self.datapath._object.map("flows")
         flows.delete_batch(flows.lookup_all()[0])
-        self.datapath._settings |= nanoseconds(timeouts or Timeouts()) | replace(self.limits, **bounds).settings()
-        self.datapath._write_settings(dirty=False)
+        self.change(Timeouts(tcp_time_wait_s=0, tcp_reset_s=0))
+        self.datapath.reap()                # all that is in the queues
+        self.change(timeouts or Timeouts(), **bounds)
         self.datapath.apply(state())
         self.datapath.sweep()               # tells the budgets
-        self.datapath.reap()
+
+    def change(self, timeouts: Timeouts, **bounds: int) -> None:
+        """Other times and bounds from now on."""
+        self.datapath._settings |= nanoseconds(timeouts) | replace(self.limits, **bounds).settings()
+        self.datapath._write_settings(dirty=False)
 
     def send(self, raw: bytes, sender: int = 1, *, sources: range = range(1)) -> Counter[DropReason]:
         """`raw` from each of `sources` (added to the IPv4 source address); what became of them."""

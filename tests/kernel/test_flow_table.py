@@ -175,6 +175,21 @@ def test_a_full_table_refuses_and_gives_the_place_back(wire: Wire) -> None:
     assert len(wire.datapath.flows()) == LIMITS.flows
 
 
+def test_closed_pairs_make_room_in_a_full_table_without_any_sweep(wire: Wire) -> None:
+    wire.begin(Timeouts(tcp_reset_s=60, tcp_time_wait_s=60), udp=LIMITS.flows)
+    for steps, port in (("S> SA< A>", 1), ("S> RA<", 2), ("S> SA< FA> FA<", 3)):
+        for step in steps.split():
+            wire.segment(step, port=port)
+    full = LIMITS.flows // 2 - 3
+    assert wire.send(frame(1, protocol=17), sources=range(full)) == {NONE: full}
+    assert wire.segment("S>", port=4) is DropReason.FLOW_TABLE_FULL, "their time is not over"
+    wire.change(Timeouts(tcp_reset_s=0.01, tcp_time_wait_s=0.01), udp=LIMITS.flows)
+    time.sleep(0.05)
+    assert [wire.segment("S>", port=port) for port in (4, 5, 6)] == [NONE, NONE, DropReason.FLOW_TABLE_FULL]
+    assert sorted(state for state in wire.states() if state != "new") == ["established", "opening", "opening"]
+    assert wire.taken() == (2, full)
+
+
 # Re-decisions.
 
 

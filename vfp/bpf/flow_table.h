@@ -134,12 +134,19 @@ static __always_inline void displace(struct scratch *s, struct flow_key *key, co
 	bpf_map_delete_elem(&flows, &s->displaced);
 }
 
+enum storing {
+	STORE_NEW = 0,
+	STORE_AGAIN = 1,	/* decided again; the reply has another key now */
+	STORE_OVER = 2,		/* decided again, and both halves are where they were */
+};
+
 /*
  * Both halves or none. `s->reply.pair` and `s->forward.pair` are each other's keys. Most new pairs find nothing in their
- * place: that is tried first. `fresh`: a new pair; otherwise one that was decided again.
+ * place: that is tried first.
  */
-static __always_inline int store(struct scratch *s, int single, int fresh)
+static __always_inline int store(struct scratch *s, int single, enum storing how)
 {
+	int fresh = how == STORE_NEW;
 	struct flow_key *forward = &s->reply.pair, *reply = &s->forward.pair;
 	int reason;
 
@@ -154,13 +161,15 @@ static __always_inline int store(struct scratch *s, int single, int fresh)
 			return reason;
 	}
 	if (!fresh || bpf_map_update_elem(&flows, forward, &s->forward, BPF_NOEXIST)) {
-		displace(s, forward, reply, !fresh, single);
+		if (how != STORE_OVER)
+			displace(s, forward, reply, !fresh, single);
 		if (bpf_map_update_elem(&flows, forward, &s->forward, BPF_ANY))
 			goto full;
 	}
 	if (single || (fresh && !bpf_map_update_elem(&flows, reply, &s->reply, BPF_NOEXIST)))
 		return NONE;
-	displace(s, reply, forward, 0, 0);
+	if (how != STORE_OVER)
+		displace(s, reply, forward, 0, 0);
 	if (!bpf_map_update_elem(&flows, reply, &s->reply, BPF_ANY))
 		return NONE;
 	bpf_map_delete_elem(&flows, forward);

@@ -9,10 +9,13 @@
 #include "types.h"
 
 enum jump {
-	JUMP_SLOW = 0,		/* misses, stale flows, and what has no flow */
+	JUMP_SLOW = 0,		/* misses, and what has no flow */
 	JUMP_ODD = 1,		/* what the short parser does not know */
 	JUMP_RELATED = 2,	/* ICMP errors */
-	JUMPS = 3,
+	JUMP_FULL = 3,		/* a new flow that has no room */
+	JUMP_STALE = 4,		/* flows whose policy has changed */
+	JUMP_DECIDED = 5,	/* their packets, once that is done */
+	JUMPS = 6,
 };
 
 #define MAP(name_, type_, key_, value_, entries_, flags_)	\

@@ -10,6 +10,7 @@
 #include "parse.h"
 
 #define REAP_BATCH (1 << 20)
+#define RECLAIM_BATCH 8	/* of each queue, for one new flow */
 
 struct sweeping {
 	struct sweep *sweep;

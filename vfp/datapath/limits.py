@@ -37,7 +37,7 @@ class Limits:
     mappings: int = 65536
     half_open: int = 0                      # TCP pairs without a reply; 0: a quarter of the connections
     udp: int = 0                            # pairs that are not TCP; 0: half of the connections
-    redecide_per_s: int = 500_000           # stale flows decided again, by each CPU
+    redecide_per_s: int = 200_000           # stale flows decided again, by each CPU
 
     def by_map(self) -> dict[str, int]:
         """Entries of each map."""

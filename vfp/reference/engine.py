@@ -43,7 +43,7 @@ from vfp.reference.zones import Hook, Zone, ZoneKind, zone_of
 from vfp.timeouts import Timeouts
 
 FLOW_ENTRIES = 262144
-REDECIDE_PER_S = 500_000
+REDECIDE_PER_S = 200_000
 REDECIDE_BURST_S = 0.1
 
 
@@ -291,7 +291,7 @@ class _Passage:
         generations = {port: self.engine._generations[port] for port in decision.ports}
         pair = pair_of(decision, headers, generations, self.now_s, old)
         try:
-            self.engine._flows.put(pair, new=old is None)
+            self.engine._flows.put(pair, self.now_s, new=old is None)
         except Refused as refused:
             raise _Drop(refused.reason) from None
         return pair

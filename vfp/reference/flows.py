@@ -22,6 +22,8 @@ from vfp.reference.transposition import Transposition
 from vfp.reference.zones import Zone
 from vfp.timeouts import Timeouts
 
+RECLAIMED = 16
+
 
 @dataclass(frozen=True, slots=True)
 class FlowKey:
@@ -157,8 +159,10 @@ class FlowTable:
         """All pairs, in the order in which they were made."""
         return list({id(pair): pair for pair, _ in self._entries.values()}.values())
 
-    def put(self, pair: Pair, *, new: bool = True) -> None:
+    def put(self, pair: Pair, now_s: float, *, new: bool = True) -> None:
         """Store a pair; others that hold one of its keys are removed. One that is not `new` has its place already.
+
+        Closed pairs whose time is over go first if there is no room for a new one.
 
         Raises:
             Refused: nothing was changed.
@@ -170,6 +174,8 @@ class FlowTable:
         keys = {entry.key for entry in pair.entries}
         displaced = {id(held[0]): held[0] for key in keys if (held := self._entries.get(key))}
         freed = sum(len(other.entries) for other in displaced.values())
+        if new and len(self._entries) - freed + len(keys) > self._capacity:
+            self._reclaim(now_s)
         if len(self._entries) - freed + len(keys) > self._capacity:
             raise Refused(DropReason.FLOW_TABLE_FULL)
         for other in displaced.values():
@@ -184,12 +190,21 @@ class FlowTable:
             if held is not None and held[0] is pair:
                 del self._entries[entry.key]
 
+    def _reclaim(self, now_s: float) -> None:
+        """Remove a few pairs that have closed and whose time is over."""
+        over = [pair for pair in self.pairs() if pair.state.is_closed and self._is_idle(pair, now_s)]
+        for pair in over[:RECLAIMED]:
+            self.remove(pair)
+
+    def _is_idle(self, pair: Pair, now_s: float) -> bool:
+        return now_s - pair.used_s > pair.idle_limit_s(self._timeouts)
+
     def sweep(self, ports: Container[int], now_s: float) -> int:
         """Remove pairs that were idle for too long, or of ports not in `ports`; returns how many entries went."""
         before = len(self._entries)
         for pair in self.pairs():
             orphan = any(port not in ports for port in pair.generations)
-            if orphan or now_s - pair.used_s > pair.idle_limit_s(self._timeouts):
+            if orphan or self._is_idle(pair, now_s):
                 self.remove(pair)
         return before - len(self._entries)
 
