@@ -85,7 +85,7 @@ class Backend(Protocol):
 
 
 # Budgets that histories of a few connections meet; the table itself has room.
-LIMITS = Limits(flows=4096, rules=4096, bindings=1024, ports=64, space_entries=1024, mappings=256, half_open=3, udp=2)
+LIMITS = Limits(flows=4096, rules=4096, bindings=1024, ports=64, space_entries=1024, mappings=256, half_open=2, udp=2)
 
 
 class ReferenceBackend:

@@ -253,7 +253,7 @@ def ports(draw: st.DrawFn, number: int, plain: bool = False) -> Port:
     tails = (*(overlay_tail(vni) for vni in VNIS), nat_tail(1, 1), nat_tail(2, 2), nat_tail(1, 1))
     tail = draw(pick(tails if plain else (*tails, ())))
     head = (guard(number),) if draw(st.booleans()) else ()
-    strict = draw(pick((False, False, True)))
+    strict = draw(pick((False,) * 7 + (True,)))
     return Port(number, f"p{number}", 10 + number, MACS[number], GATEWAY_MAC, head + middle + tail, strict)
 
 

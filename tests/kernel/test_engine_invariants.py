@@ -142,7 +142,7 @@ def test_generated_packets_are_mostly_interesting() -> None:
     @given(history=histories())
     @settings(RELAXED, max_examples=1200, database=None, derandomize=True)
     def collect(history: History) -> None:
-        engine = Engine(history.state, half_open=3, udp=2)
+        engine = Engine(history.state, half_open=2, udp=2)
         player = Player(engine)
         for step in sends_of(player, history.steps):
             if isinstance(step, Update):
@@ -160,5 +160,5 @@ def test_generated_packets_are_mostly_interesting() -> None:
     missing = wanted - seen.keys()
     assert not missing, (missing, seen)
     through = sum(seen[verdict.value] for verdict in Verdict)
-    assert through > 0.4 * (seen.total() - seen["hits"]), seen
+    assert through > 0.38 * (seen.total() - seen["hits"]), seen
     assert seen["hits"] > 100, seen
