@@ -160,5 +160,5 @@ def test_generated_packets_are_mostly_interesting() -> None:
     missing = wanted - seen.keys()
     assert not missing, (missing, seen)
     through = sum(seen[verdict.value] for verdict in Verdict)
-    assert through > 0.38 * (seen.total() - seen["hits"]), seen
+    assert through > 0.3 * (seen.total() - seen["hits"]), seen
     assert seen["hits"] > 100, seen
