@@ -102,10 +102,11 @@ class Setup:
         return int(test.opts.duration)
 
     def forget_flows(self) -> None:
-        """Empty the flow table."""
+        """Empty the flow table, and tell the budgets."""
         flows = self.datapath._object.map("flows")
         keys, _ = flows.lookup_all()
         flows.delete_batch(np.ascontiguousarray(keys), len(keys))
+        self.datapath.age()
 
     def map_bytes(self) -> int:
         """Kernel memory of the maps that hold groups."""

@@ -22,6 +22,7 @@ from vfp.layout import (
     SPACE_KEY,
     STAGE,
     LocationKind,
+    PortFlag,
     pack,
     pack_address,
 )
@@ -249,7 +250,8 @@ def _compile_port(port: Port, compiled: Callable[[str, Group], CompiledGroup]) -
     actions = {action for group in (*out_groups.values(), *in_groups.values()) for action in group.actions}
     return CompiledPort(
         id=port.id,
-        record=pack(PORT, ifindex=port.ifindex, mac=port.mac, gateway_mac=port.gateway_mac),
+        record=pack(PORT, ifindex=port.ifindex, mac=port.mac, gateway_mac=port.gateway_mac,
+                    flags=PortFlag.STRICT_TCP if port.strict_tcp else 0),
         program=program.tobytes(),
         groups=frozenset(out_groups | in_groups),
         spaces=frozenset(action.space for action in actions if isinstance(action, Forward | AnswerArp)),

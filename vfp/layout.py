@@ -61,13 +61,18 @@ class Set(IntFlag):
 
 
 class State(IntFlag):
-    """Twin of enum flow_state."""
+    """Twin of enum flow_state: what was sent, in the bits of the TCP header's flags, by the other side 8 bits up."""
 
-    ASSURED = 1 << 0
-    FIN = 1 << 1
-    PEER_FIN = 1 << 2
-    RST = 1 << 3
-    SINGLE = 1 << 4
+    FIN = 0x0001
+    SYN = 0x0002
+    RST = 0x0004
+    ACK = 0x0010
+    SINGLE = 0x0040
+    ASSURED = 0x0080
+    PEER_FIN = 0x0100
+    PEER_SYN = 0x0200
+    PEER_RST = 0x0400
+    PEER_ACK = 0x1000
 
 
 class If(IntFlag):
@@ -135,6 +140,7 @@ class FlowFlag(IntFlag):
     INSPECT = 1 << 3
     RELEASED = 1 << 4
     FRAGMENT = 1 << 5
+    STRICT = 1 << 6
 
 
 class PortFlag(IntFlag):
@@ -240,8 +246,10 @@ MEMORY = _struct(
     ("hit", HIT_KEY, MEMORY_HITS), ("forward", FLOW), ("reply", FLOW),
 )
 SETTINGS = _struct(
-    ("tcp_new_ns", "u8"), ("tcp_established_ns", "u8"), ("tcp_closing_ns", "u8"), ("tcp_closed_ns", "u8"),
-    ("udp_new_ns", "u8"), ("udp_ns", "u8"), ("icmp_ns", "u8"), ("other_ns", "u8"), ("binding_ns", "u8"),
+    ("tcp_opening_ns", "u8"), ("tcp_syn_received_ns", "u8"), ("tcp_established_ns", "u8"), ("tcp_fin_wait_ns", "u8"),
+    ("tcp_time_wait_ns", "u8"), ("tcp_reset_ns", "u8"), ("udp_new_ns", "u8"), ("udp_ns", "u8"), ("icmp_ns", "u8"),
+    ("other_ns", "u8"), ("binding_ns", "u8"), ("half_open_max", "u8"), ("udp_max", "u8"), ("redecide_cost_ns", "u8"),
+    ("redecide_burst_ns", "u8"),
     ("secret", "u8", 2), ("tunnel_ifindex", "u4"), ("inspect_ifindex", "u4"),
     ("sets_generation", "u4"), ("dirty", "u4"), ("turn", "u4"), ("pad", "u4"), ("answer_ns", "u8"),
     ("answer_burst_ns", "u8"),
@@ -252,6 +260,8 @@ EVENT = _struct(
     ("sport", ">u2"), ("dport", ">u2"), ("ethertype", "u2"), ("protocol", "u1"), ("family", "u1"), ("smac", *_MAC),
     ("dmac", *_MAC), ("reason", "u1"), ("layer", "u1"), ("kind", "u1"), ("pad", "u1"), ("length", "u4"),
 )
+CLOSED = _struct(("key", FLOW_KEY), ("pad", "u4"), ("since_ns", "u8"))
+BUDGETS = _struct(("half_open", "i8"), ("udp", "i8"))
 SWEEP = _struct(
     ("now_ns", "u8"), ("flows_removed", "u4"), ("bindings_removed", "u4"), ("flows_seen", "u4"),
     ("bindings_seen", "u4"),
@@ -264,7 +274,7 @@ STRUCTS: dict[str, np.dtype[Any]] = {
     "set_lengths": SET_LENGTHS, "space_key": SPACE_KEY, "location": LOCATION, "pool": POOL, "mapping_key": MAPPING_KEY,
     "mapping": MAPPING, "binding_key": BINDING_KEY, "binding": BINDING, "external_key": EXTERNAL_KEY,
     "external": EXTERNAL, "hit_key": HIT_KEY, "hits": HITS, "memory": MEMORY, "settings": SETTINGS, "meter": METER,
-    "event": EVENT, "sweep": SWEEP,
+    "event": EVENT, "closed": CLOSED, "budgets": BUDGETS, "sweep": SWEEP,
 }
 
 

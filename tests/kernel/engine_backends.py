@@ -17,7 +17,7 @@ import vfp.datapath.groups
 from vfp.classifier import rule_cookie
 from vfp.datapath.engine import Datapath, Limits
 from vfp.datapath.records import LogEvent, MeterCount
-from vfp.layout import SWEEP, PlaceKind, pack
+from vfp.layout import BUDGETS, SWEEP, PlaceKind, pack
 from vfp.model import EngineState
 from vfp.reasons import DropReason
 from vfp.reference import Engine, Hook, Result, Verdict
@@ -130,6 +130,10 @@ class Backend(Protocol):
         """Forget policy, flows, bindings and fragments."""
 
 
+# Budgets that histories of a few connections meet; the table itself has room.
+LIMITS = Limits(flows=4096, rules=4096, bindings=1024, ports=64, space_entries=1024, mappings=256, half_open=2, udp=2)
+
+
 class ReferenceBackend:
     """`vfp.reference`."""
 
@@ -137,7 +141,7 @@ class ReferenceBackend:
         self.reset()
 
     def reset(self) -> None:
-        self.engine = Engine(EngineState())
+        self.engine = Engine(EngineState(), flow_entries=LIMITS.flows, half_open=LIMITS.half_open, udp=LIMITS.udp)
 
     def load(self, state: EngineState) -> None:
         self.engine.update(state)
@@ -211,8 +215,7 @@ class BpfBackend:
     """The kernel's engine, by BPF_PROG_TEST_RUN of `vfp_probe`. One load serves many tests: `reset` in between."""
 
     def __init__(self) -> None:
-        self._datapath = Datapath.open(None, Limits(flows=4096, rules=4096, bindings=1024, ports=64,
-                                                    space_entries=1024, mappings=256))
+        self._datapath = Datapath.open(None, LIMITS)
         # Replaced groups are kept for a grace in which packets may still be in them. Here no packet is.
         self._no_grace = patch.object(vfp.datapath.groups, "GRACE_S", 0.0)
         self._no_grace.start()
@@ -233,6 +236,7 @@ class BpfBackend:
             for key in [key for key, _ in table.items()]:
                 table.delete(key)
         self._datapath.read_events()
+        self._datapath._object.map("budgets").update(bytes(4), pack(BUDGETS))
         self._drops, self._hits = self._all_drops(), self._all_hits()
 
     def load(self, state: EngineState) -> None:

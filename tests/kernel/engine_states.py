@@ -295,7 +295,8 @@ def ports(draw: st.DrawFn, number: int, plain: bool = False) -> Port:
     tail = draw(pick(tails if plain else (*tails, ())))
     head = (guard(number),) if draw(st.booleans()) else ()
     asks = tuple(draw(extra_layers(name)) for name in draw(pick(((), (), (), ("x0",), ("x0", "x1")))))
-    return Port(number, f"p{number}", 10 + number, MACS[number], GATEWAY_MAC, head + asks + middle + tail)
+    strict = draw(pick((False,) * 7 + (True,)))
+    return Port(number, f"p{number}", 10 + number, MACS[number], GATEWAY_MAC, head + asks + middle + tail, strict)
 
 
 @st.composite

@@ -230,6 +230,11 @@ static __always_inline int reply_out(struct scratch *s)
 	return ENGINE_ERROR;
 }
 
+static __always_inline int is_stateless(const struct decision *d)
+{
+	return d->stateless && !d->translated;
+}
+
 /* Build both halves from the decision. Returns a drop reason. */
 static __always_inline int compose(struct scratch *s)
 {
@@ -293,6 +298,9 @@ static __always_inline int compose(struct scratch *s)
 	}
 	if (h->fragment)
 		f->flags |= FLOW_FRAGMENT;
+	/* Of a stateless flow nothing is known that a segment could fit. */
+	if (d->strict && h->key.protocol == IPPROTO_TCP && !is_stateless(d))
+		f->flags |= FLOW_STRICT;
 	r->flags = FLOW_REPLY | f->flags;
 	return NONE;
 }

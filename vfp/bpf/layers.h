@@ -218,15 +218,17 @@ static __always_inline __u32 kind_of(const struct headers *h)
 static __always_inline int run_layers(struct scratch *s, __u32 port, int in, int slot)
 {
 	struct programs *both = bpf_map_lookup_elem(&programs, &port);
+	struct port *record = bpf_map_lookup_elem(&ports, &port);
 	struct walk walk = {.s = s, .port = port, .slot = slot, .kind = kind_of(&s->h)};
 	struct program *program;
 
 	s->d.drop_port = port;
-	if (!both)
+	if (!both || !record)
 		return UNKNOWN_PORT;
 	program = &both->turns[s->d.turn & 1];
 	if (!program->generation)
 		return UNKNOWN_PORT;
+	s->d.strict |= record->flags & PORT_STRICT_TCP;
 	s->d.ports[slot] = port;
 	s->d.generations[slot] = program->generation;
 	s->d.reason = NONE;

@@ -9,12 +9,15 @@
 #include "types.h"
 
 enum jump {
-	JUMP_SLOW = 0,		/* misses, stale flows, and what has no flow */
+	JUMP_SLOW = 0,		/* misses, and what has no flow */
 	JUMP_ODD = 1,		/* what the short parser does not know */
 	JUMP_RELATED = 2,	/* ICMP errors */
 	JUMP_LEAVE = 3,		/* what was decided, and hits of which rules ask for more than forwarding */
 	JUMP_REJECT = 4,	/* answers to what was rejected */
-	JUMPS = 5,
+	JUMP_FULL = 5,		/* a new flow that has no room */
+	JUMP_STALE = 6,		/* flows whose policy has changed */
+	JUMP_DECIDED = 7,	/* their packets, once that is done */
+	JUMPS = 8,
 };
 
 #define MAP(name_, type_, key_, value_, entries_, flags_)	\
@@ -24,6 +27,13 @@ enum jump {
 		__type(value, value_);				\
 		__uint(max_entries, entries_);			\
 		__uint(map_flags, flags_);			\
+	} name_ SEC(".maps")
+
+#define QUEUE(name_, value_, entries_)				\
+	struct {						\
+		__uint(type, BPF_MAP_TYPE_QUEUE);		\
+		__type(value, value_);				\
+		__uint(max_entries, entries_);			\
 	} name_ SEC(".maps")
 
 /* Unified flow table: both halves of every pair. */
@@ -64,6 +74,14 @@ MAP(externals, BPF_MAP_TYPE_HASH, struct external_key, struct external, 65536, B
 MAP(fragments, BPF_MAP_TYPE_LRU_HASH, struct fragment_key, struct fragment, 8192, 0);
 /* Decisions of late. */
 MAP(memories, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct memory, MEMORIES, 0);
+/* Pairs that closed: the sweep of every second looks only at these. By both FINs ... */
+QUEUE(time_waits, struct closed, 16384);
+/* ... by RST ... */
+QUEUE(resets, struct closed, 16384);
+/* ... and those that had packets since. */
+QUEUE(lingering, struct closed, 16384);
+/* Pairs by budget. */
+MAP(budgets, BPF_MAP_TYPE_ARRAY, __u32, struct budgets, 1, 0);
 /* Drops by reason. */
 MAP(drops, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, __u64, DROP_REASONS, 0);
 /* Decisions by rule. */

@@ -54,7 +54,7 @@ static __always_inline void count_remembered(struct memory *m)
 }
 
 /* Fills `s->forward`, `s->reply` and `s->d.stateless` as decide and compose would. */
-static __always_inline int recall(struct scratch *s)
+static __always_inline int remembered(struct scratch *s)
 {
 	const struct headers *h = &s->pkt;
 	struct flow *f = &s->forward, *r = &s->reply;
@@ -95,7 +95,7 @@ static __always_inline void remember(struct scratch *s)
 	m->forward = s->forward;
 	m->reply = s->reply;
 	m->vtep = s->pkt.vtep;
-	m->stateless = s->d.stateless && !s->d.translated;
+	m->stateless = is_stateless(&s->d);
 	m->hits = s->d.hits;
 	__builtin_memcpy(m->hit, s->hit, sizeof(m->hit));
 	m->whole = 1;

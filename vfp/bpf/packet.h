@@ -61,6 +61,7 @@ struct decision {
 	__u8 by_mapping;
 	__u8 stateless;
 	__u8 translated;
+	__u8 strict;			/* a port that was asked wants TCP to fit */
 	__u8 routed;
 	__u8 arp;			/* answer with place.mac */
 	__u8 where;			/* enum place */
@@ -103,8 +104,10 @@ struct scratch {
 	__u8 fragment_kind;
 	__u8 fragmented;		/* IPv6: there is a fragment header */
 	__u8 error;			/* enum error_kind */
+	__u8 from_reply;		/* the packet is of the reply half of a flow that is decided again */
 	__u8 single;			/* the flow just stored has one half */
 	__u8 passage;			/* enum passage */
+	__u64 redecide_ns;		/* until when the time for re-decisions is spent */
 	__u8 probe;			/* run by BPF_PROG_TEST_RUN: report in skb->cb */
 	__u8 forgetful;			/* decisions are neither remembered nor recalled */
 	__u8 deciding_again;		/* the tuple is that of a flow that exists */
@@ -166,6 +169,11 @@ static __always_inline int same_address(const struct address *a, const struct ad
 
 static __always_inline int same_key(const struct flow_key *a, const struct flow_key *b)
 {
-	return a->zone == b->zone && a->family == b->family && a->protocol == b->protocol && a->sport == b->sport &&
-	       a->dport == b->dport && same_address(&a->src, &b->src) && same_address(&a->dst, &b->dst);
+	const __u32 *x = (const __u32 *)a, *y = (const __u32 *)b;
+	__u32 differs = 0;
+
+	/* Without a branch for each field, each of which doubles what the verifier walks after it. */
+	for (unsigned int i = 0; i < sizeof(*a) / sizeof(*x); i++)
+		differs |= x[i] ^ y[i];
+	return !differs;
 }

@@ -84,15 +84,28 @@ enum flow_flags {
 	FLOW_INSPECT = 1 << 3,	/* user space sees its packets first */
 	FLOW_RELEASED = 1 << 4,	/* user space has seen enough */
 	FLOW_FRAGMENT = 1 << 5,	/* made by a fragment */
+	FLOW_STRICT = 1 << 6,	/* TCP segments must fit the connection */
 };
 
+/*
+ * What either side has sent so far, in the bits of the TCP header's flags: in the low byte who sends this half's packets, in
+ * the high byte the other. A SYN counts without ACK only.
+ */
 enum flow_state {
-	STATE_ASSURED = 1 << 0,		/* a reply was seen */
-	STATE_FIN = 1 << 1,		/* FIN in this direction */
-	STATE_PEER_FIN = 1 << 2,	/* FIN in the other */
-	STATE_RST = 1 << 3,
-	STATE_SINGLE = 1 << 4,		/* stateless: there is no other half */
+	STATE_FIN = 0x0001,
+	STATE_SYN = 0x0002,
+	STATE_RST = 0x0004,
+	STATE_ACK = 0x0010,
+	STATE_SINGLE = 0x0040,		/* stateless: there is no other half */
+	STATE_ASSURED = 0x0080,		/* a reply was seen */
+	STATE_PEER_FIN = 0x0100,
+	STATE_PEER_SYN = 0x0200,
+	STATE_PEER_RST = 0x0400,
+	STATE_PEER_ACK = 0x1000,
 };
+
+#define STATE_PEER_SHIFT 8
+#define STATE_SENT (STATE_FIN | STATE_SYN | STATE_RST | STATE_ACK)
 
 /* What rules ask for beside forwarding; the same in both halves. */
 struct extras {
@@ -450,15 +463,21 @@ struct hits {
 };
 
 struct settings {
-	__u64 tcp_new_ns;
+	__u64 tcp_opening_ns;
+	__u64 tcp_syn_received_ns;
 	__u64 tcp_established_ns;
-	__u64 tcp_closing_ns;
-	__u64 tcp_closed_ns;
+	__u64 tcp_fin_wait_ns;
+	__u64 tcp_time_wait_ns;
+	__u64 tcp_reset_ns;
 	__u64 udp_new_ns;
 	__u64 udp_ns;
 	__u64 icmp_ns;
 	__u64 other_ns;
 	__u64 binding_ns;
+	__u64 half_open_max;	/* pairs */
+	__u64 udp_max;
+	__u64 redecide_cost_ns;	/* of one re-decision, of the time that a CPU has for them ... */
+	__u64 redecide_burst_ns;	/* ... and how far it may be ahead of its time */
 	__u64 secret[2];	/* key of group ids: nobody can craft a group that has the id of another */
 	__u32 tunnel_ifindex;
 	__u32 inspect_ifindex;
@@ -516,7 +535,20 @@ struct memory {
 	struct flow reply;
 };
 
-/* Argument and result of the sweep program. */
+/* A pair that closed, in the order of time. */
+struct closed {
+	struct flow_key key;	/* of either half */
+	__u32 pad;
+	__u64 since_ns;
+};
+
+/* Pairs that count against a budget of their own. The full sweep puts right what races made wrong. */
+struct budgets {
+	__s64 half_open;	/* TCP, no reply seen */
+	__s64 udp;		/* all that is not TCP */
+};
+
+/* Argument and result of the sweep programs. */
 struct sweep {
 	__u64 now_ns;		/* 0: the clock */
 	__u32 flows_removed;

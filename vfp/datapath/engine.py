@@ -22,7 +22,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import fields
 from enum import StrEnum
 from pathlib import Path
 from secrets import token_bytes
@@ -33,8 +33,8 @@ import numpy as np
 
 from vfp.classifier import CompiledGroup
 from vfp.compile import CompiledPort, Compiler, Tables
-from vfp.datapath.filter import filter_words
 from vfp.datapath.groups import GroupTable
+from vfp.datapath.limits import Limits
 from vfp.datapath.object import BpfMap, BpfObject, Program
 from vfp.datapath.records import (
     DropEvent,
@@ -65,12 +65,15 @@ from vfp.layout import (
 )
 from vfp.model import EngineState, Prefix
 from vfp.reasons import DropReason
+from vfp.timeouts import Timeouts
 
 OBJECT = Path(__file__).with_name("vfp.bpf.o")
 
 _ZERO = bytes(4)
 _KEYED = ("links", "pools", "mappings", "spaces", "rewrites")
-_JUMPS = ("vfp_slow", "vfp_odd", "vfp_related", "vfp_leave", "vfp_reject")     # enum jump
+_JUMPS = (                                  # enum jump
+    "vfp_slow", "vfp_odd", "vfp_related", "vfp_leave", "vfp_reject", "vfp_full", "vfp_stale", "vfp_decided",
+)
 
 ANSWERS_PER_S = 1000
 """ICMP answers to rejected packets, of one CPU (as Linux has it in icmp_msgs_per_sec)."""
@@ -84,50 +87,6 @@ class Hook(StrEnum):
     PORT_IN = "port_in"
     OVERLAY_IN = "overlay_in"
     UPLINK_IN = "uplink_in"
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Sizes of the tables, in entries. A full table refuses; it never evicts."""
-
-    flows: int = 262144                     # halves: a connection has two
-    rules: int = 262144                     # a change of a whole group needs room for old and new side by side
-    bindings: int = 65536
-    ports: int = 4096
-    space_entries: int = 131072
-    mappings: int = 65536
-    meters: int = 4096
-    sets: int = 4096
-    set_members: int = 131072               # of all sets; a change needs room for old and new side by side
-
-    def by_map(self) -> dict[str, int]:
-        """Entries of each map."""
-        return {
-            "flows": self.flows, "rules": self.rules, "buckets": self.rules, "filter": filter_words(self.rules),
-            "bindings": self.bindings,
-            "externals": self.bindings, "ports": self.ports, "programs": self.ports, "links": self.ports + 256,
-            "spaces": self.space_entries, "mappings": self.mappings, "meters": self.meters, "rule_hits": self.rules,
-            "sets": self.set_members, "set_lengths": 2 * self.sets,
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class Timeouts:
-    """How long a pair may be idle, seconds (RFC 5382, RFC 4787 REQ-5, RFC 5508)."""
-
-    tcp_new_s: float = 30
-    tcp_established_s: float = 7440
-    tcp_closing_s: float = 240
-    tcp_closed_s: float = 2
-    udp_new_s: float = 30
-    udp_s: float = 300
-    icmp_s: float = 60
-    other_s: float = 300
-    binding_s: float = 2
-
-    def settings(self) -> dict[str, int]:
-        """The fields of struct settings, in nanoseconds."""
-        return {f"{name[:-2]}_ns": int(getattr(self, name) * 1e9) for name in self.__slots__}
 
 
 class Datapath(AbstractContextManager["Datapath"]):
@@ -153,7 +112,7 @@ class Datapath(AbstractContextManager["Datapath"]):
         secret = settings["secret"].tobytes() if settings["secret"].any() else token_bytes(16)
         self._compiler = Compiler(secret)
         self._settings: dict[str, Any] = {
-            **timeouts.settings(), "secret": np.frombuffer(secret, np.uint64),
+            **nanoseconds(timeouts), **limits.settings(), "secret": np.frombuffer(secret, np.uint64),
             "tunnel_ifindex": int(settings["tunnel_ifindex"]), "turn": int(settings["turn"]),
             "answer_ns": int(1e9 / ANSWERS_PER_S), "answer_burst_ns": int(1e9 * (ANSWERS_BURST - 1) / ANSWERS_PER_S),
             "sets_generation": int(settings["sets_generation"]),
@@ -317,18 +276,31 @@ class Datapath(AbstractContextManager["Datapath"]):
         return [read_event(raw) for raw in self._events().consume()]
 
     def sweep(self) -> int:
-        """Age flows and bindings, free retired groups and counters of ports that are gone.
+        """`age` and `tidy`; returns how many flows and bindings left."""
+        removed = self.age()
+        self.tidy()
+        return removed
 
-        Returns how many flows and bindings left.
-        """
-        run = self._object.program("vfp_sweep").test_run(ctx=bytes(SWEEP.itemsize))
-        result = np.frombuffer(run.ctx, SWEEP)[0]
+    def age(self) -> int:
+        """Look at every flow and binding; returns how many left. Any thread may call it."""
+        return self._run_sweep("vfp_sweep")
+
+    def reap(self) -> int:
+        """Remove pairs that closed and whose time is over; costs what there is to remove. Any thread may call it."""
+        return self._run_sweep("vfp_reap")
+
+    def tidy(self) -> None:
+        """Free groups that were retired, and counters of ports that are gone; once a second."""
         self._groups.collect()
         if self._hits_of_others:
             self._forget_hits()
-        return int(result["flows_removed"]) + int(result["bindings_removed"])
 
     # Private: one step each
+
+    def _run_sweep(self, program: str) -> int:
+        run = self._object.program(program).test_run(ctx=bytes(SWEEP.itemsize))
+        result = np.frombuffer(run.ctx, SWEEP)[0]
+        return int(result["flows_removed"]) + int(result["bindings_removed"])
 
     def _forget_hits(self) -> None:
         """Take out the counters of ports that are gone: their ids will be given again."""
@@ -547,6 +519,11 @@ class _Turns(NamedTuple):
 _NO_TURNS = _Turns(bytes(PROGRAM.itemsize), bytes(PROGRAM.itemsize))
 
 
+def nanoseconds(timeouts: Timeouts) -> dict[str, int]:
+    """The fields of struct settings that are times."""
+    return {f"{each.name[:-2]}_ns": int(getattr(timeouts, each.name) * 1e9) for each in fields(timeouts)}
+
+
 def _u32(value: int) -> bytes:
     return value.to_bytes(4, "little")
 
@@ -556,4 +533,4 @@ def _generation(raw: bytes) -> int:
     return int.from_bytes(raw[:4], "little")
 
 
-__all__ = ["CompiledGroup", "Datapath", "Hook", "Limits", "Timeouts"]
+__all__ = ["CompiledGroup", "Datapath", "Hook", "Limits", "Timeouts", "nanoseconds"]

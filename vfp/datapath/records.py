@@ -40,7 +40,7 @@ class FlowRecord:
     src_port: int
     dst_port: int
     reply: bool
-    state: str                              # new, established, closing, closed
+    state: str                              # see `flow_state`
     packets: int
     bytes: int
     idle_s: float
@@ -105,12 +105,17 @@ class LogEvent(PacketEvent):
 
 def flow_state(state: int, protocol: int) -> str:
     """Name of a flow's state (docs/engine.md, TCP state)."""
-    if protocol == _TCP:
-        if state & State.RST or (state & State.FIN and state & State.PEER_FIN):
-            return "closed"
-        if state & (State.FIN | State.PEER_FIN):
-            return "closing"
-    return "established" if state & State.ASSURED else "new"
+    if protocol != _TCP:
+        return "established" if state & State.ASSURED else "new"
+    if state & (State.RST | State.PEER_RST):
+        return "reset"
+    if state & State.FIN and state & State.PEER_FIN:
+        return "time-wait"
+    if state & (State.FIN | State.PEER_FIN):
+        return "fin-wait"
+    if state & State.ACK and state & State.PEER_ACK:
+        return "established"
+    return "syn-received" if state & State.ASSURED else "opening"
 
 
 def read_flows(keys: npt.NDArray[np.uint8], values: npt.NDArray[np.uint8], now_ns: int) -> Iterator[FlowRecord]:

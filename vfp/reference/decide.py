@@ -111,6 +111,7 @@ class Decision:
     bindings: tuple[BindingKey, ...] = ()
     extras: Extras = NO_EXTRAS
     by_set: bool = False                    # a set turned it, or could have
+    strict: bool = False                    # one of `ports` wants TCP segments to fit
 
     @property
     def hits(self) -> tuple[RuleRef, ...]:
@@ -181,7 +182,8 @@ class _Walk:
         stateful = self.rewritten or not self.stateless
         return Decision(tuple(self.steps), drop_port=self.drop_port, forward=forward, reply=reply,
                         stateful=stateful, ports=tuple(dict.fromkeys(self.ports)), bindings=tuple(self.used),
-                        extras=self.extras, by_set=self.by_set)
+                        extras=self.extras, by_set=self.by_set,
+                        strict=any(self.index.ports[port].strict_tcp for port in self.ports))
 
     def _decide(self) -> tuple[Half, Half | None]:
         match self.subject.zone.kind:

@@ -24,7 +24,7 @@ from vfp.reference.bindings import Bindings
 from vfp.reference.decide import Decision, Subject, decide
 from vfp.reference.extensions import Malformed
 from vfp.reference.extras import Extras, Journal
-from vfp.reference.flows import Entry, FlowKey, FlowState, FlowTable, Pair, TableFull, pair_of
+from vfp.reference.flows import Entry, FlowKey, FlowTable, Pair, Refused, pair_of
 from vfp.reference.fragments import FragmentTable
 from vfp.reference.index import Index, changed_ports
 from vfp.reference.layers import RuleRef
@@ -41,10 +41,14 @@ from vfp.reference.packet import (
 from vfp.reference.reject import Answer, AnswerLimit, answer_to
 from vfp.reference.related import is_plausible, quotation_of, translate_quotation
 from vfp.reference.sets import Members, Sets
+from vfp.reference.tcp import Fit, FlowState, is_opening
 from vfp.reference.transposition import Exit, Transposition, Undeliverable
 from vfp.reference.zones import Hook, Zone, ZoneKind, zone_of
+from vfp.timeouts import Timeouts
 
 FLOW_ENTRIES = 262144
+REDECIDE_PER_S = 200_000
+REDECIDE_BURST_S = 0.1
 
 
 class Verdict(StrEnum):
@@ -99,11 +103,19 @@ class FlowView:
 class Engine:
     """One host's engine. Time is given with each call, in seconds, and must not go back."""
 
-    def __init__(self, state: EngineState, *, flow_entries: int = FLOW_ENTRIES) -> None:
+    def __init__(self, state: EngineState, *, flow_entries: int = FLOW_ENTRIES, half_open: int = 0, udp: int = 0,
+                 redecide_per_s: int = REDECIDE_PER_S, timeouts: Timeouts | None = None) -> None:
+        """`half_open` and `udp` 0: a quarter and half of as many pairs as there is room for."""
         self._index = Index(state)
         self._sets = Sets(state)
         self._generations: Counter[int] = Counter()
-        self._flows = FlowTable(flow_entries)
+        budgets = {
+            DropReason.HALF_OPEN_FULL: half_open or max(flow_entries // 8, 1),
+            DropReason.UDP_FULL: udp or max(flow_entries // 4, 1),
+        }
+        self._flows = FlowTable(flow_entries, budgets, timeouts or Timeouts())
+        self._redecide_cost_s = 1 / redecide_per_s
+        self._redecide_s = float("-inf")    # until when the time for re-decisions is spent
         self._fragments = FragmentTable()
         self.bindings = Bindings()
         self.drop_counts: Counter[DropReason] = Counter()
@@ -167,6 +179,13 @@ class Engine:
         except _Drop as drop:
             result = self._dropped(passage, drop)
         return replace(result, mirror=passage.mirror)
+
+    def may_decide_again(self, now_s: float) -> bool:
+        """Whether there is time for a stale flow; if so, spend it."""
+        if self._redecide_s > now_s + REDECIDE_BURST_S:
+            return False
+        self._redecide_s = max(self._redecide_s, now_s) + self._redecide_cost_s
+        return True
 
     def _dropped(self, passage: _Passage, drop: _Drop) -> Result:
         self.drop_counts[drop.reason] += 1
@@ -233,7 +252,7 @@ class _Passage:
         if (related := self._pass_error(packet)) is not None:
             return related
         found = self._find(packet, packet.tuple) if packet.is_flow else None
-        if found is None or (found[0].state is FlowState.CLOSED and _opens(packet)):
+        if found is None or (found[0].state.is_closed and _opens(packet)):
             return self._miss(packet)
         return self._hit(packet, *found)
 
@@ -281,6 +300,8 @@ class _Passage:
         """
         flows = self.engine._flows
         first = old.forward
+        if not self.engine.may_decide_again(self.now_s):
+            raise _Drop(DropReason.REDECIDE_LATER)
         decision = self._decide(Subject(first.half.zone, first.half.tuple, old.headers, self.vtep,
                                         any_vtep=entry.reply, again=True))
         if decision.not_ours:
@@ -305,6 +326,8 @@ class _Passage:
         if not packet.makes_flow:
             self._do_extras(packet, decision.extras, alone=True)
             return self._leave(packet, decision.forward.transposition, ())
+        if decision.strict and decision.stateful and packet.is_tcp and not is_opening(packet.headers.tcp_flags):
+            raise _Drop(DropReason.OUT_OF_STATE)
         pair = self._store(decision, packet.headers)
         return self._use(packet, pair, pair.forward, first=True)
 
@@ -318,13 +341,17 @@ class _Passage:
         pair = pair_of(decision, headers, generations, self.now_s, old)
         pair.sets_generation = self.engine._sets.generation if decision.by_set else None
         try:
-            self.engine._flows.put(pair)
-        except TableFull:
-            raise _Drop(DropReason.FLOW_TABLE_FULL) from None
+            self.engine._flows.put(pair, self.now_s, new=old is None)
+        except Refused as refused:
+            raise _Drop(refused.reason) from None
         return pair
 
     def _use(self, packet: Packet, pair: Pair, entry: Entry, *, first: bool = False) -> Result:
-        pair.count(entry, packet.headers.tcp_flags, len(self.frame), self.now_s)
+        flags = packet.headers.tcp_flags
+        fit = pair.fits(entry, flags)
+        if fit is Fit.NO:
+            raise _Drop(DropReason.OUT_OF_STATE)
+        pair.count(entry, flags if fit is Fit.YES else 0, len(self.frame), self.now_s)
         self._do_extras(packet, pair.extras, entry, first=first)
         return self._leave(packet, entry.transposition, tuple(e.key for e in pair.entries))
 
