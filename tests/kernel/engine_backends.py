@@ -214,8 +214,8 @@ _FORGOTTEN = ("flows", "bindings", "externals", "fragments")
 class BpfBackend:
     """The kernel's engine, by BPF_PROG_TEST_RUN of `vfp_probe`. One load serves many tests: `reset` in between."""
 
-    def __init__(self) -> None:
-        self._datapath = Datapath.open(None, LIMITS)
+    def __init__(self, limits: Limits = LIMITS) -> None:
+        self._datapath = Datapath.open(None, limits)
         # Replaced groups are kept for a grace in which packets may still be in them. Here no packet is.
         self._no_grace = patch.object(vfp.datapath.groups, "GRACE_S", 0.0)
         self._no_grace.start()

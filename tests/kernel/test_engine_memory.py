@@ -8,7 +8,7 @@ from ipaddress import IPv4Address, IPv4Network
 
 import numpy as np
 import pytest
-from engine_backends import BpfBackend
+from engine_backends import LIMITS, BpfBackend
 from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.l2 import Ether
 
@@ -64,7 +64,7 @@ def frame(transport: TCP | UDP, dst: str = THERE, tos: int = 0) -> bytes:
 
 @pytest.fixture(scope="module")
 def loaded() -> Iterator[BpfBackend]:
-    backend = BpfBackend()
+    backend = BpfBackend(replace(LIMITS, half_open=0, udp=0))
     yield backend
     backend.close()
 
