@@ -15,11 +15,12 @@ OBJECT := vfp/datapath/vfp.bpf.o
 ASM_HEADERS := $(firstword $(wildcard /usr/include/$(shell uname -m)-linux-gnu /usr/include/*-linux-gnu))
 BPF_FLAGS := -O2 -g -target bpf -Wall -Werror $(addprefix -I,$(ASM_HEADERS))
 
-.PHONY: help install packages venv bpf demo test check lint types unit bench clean root
+.PHONY: help install packages venv bpf demo test fuzz check lint types unit bench clean root
 
 help:
 	@echo 'sudo make demo     install what is missing, run the tour (labs/tour.yaml) on real traffic'
 	@echo 'sudo make test     install what is missing, run every test'
+	@echo 'sudo make fuzz     look for cases on which the two engines differ (MINUTES=5)'
 	@echo 'sudo make bench    Sluice beside a bridge, iptables and bare links (ARGS="--only same-host")'
 	@echo 'make install       Debian packages, .venv, BPF object; does nothing when they are there'
 	@echo 'make check         ruff and mypy'
@@ -49,6 +50,10 @@ demo: root install
 test: root install check
 	@$(BIN)/python -m pytest
 
+MINUTES ?= 5
+fuzz: root install
+	@$(BIN)/python tests/kernel/engine_fuzz.py --minutes $(MINUTES)
+
 bench: root install
 	@$(BIN)/python -m bench $(ARGS)
 
@@ -66,7 +71,7 @@ unit: venv bpf
 root:
 	@if [ "$$(id -u)" -ne 0 ]; then \
 	    echo 'error: this makes network namespaces and loads BPF programs, which needs root' >&2; \
-	    echo '  do:    run it with sudo: sudo make $(or $(filter demo test bench,$(MAKECMDGOALS)),demo)' >&2; \
+	    echo '  do:    run it with sudo: sudo make $(or $(filter demo test fuzz bench,$(MAKECMDGOALS)),demo)' >&2; \
 	    exit 1; fi
 
 clean:

@@ -19,6 +19,8 @@ settings.register_profile("repeatable", derandomize=True)
 if not os.environ.get("SLUICE_FUZZ"):
     settings.load_profile("repeatable")
 
+# Lines that tests want told at the end of the run: how much they compared, how long it took.
+FIGURES = pytest.StashKey[list[str]]()
 _WATCH = pytest.StashKey[leaks.Watch]()
 _LEAKS = pytest.StashKey[leaks.Leaks]()
 
@@ -42,6 +44,8 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    for figure in config.stash.get(FIGURES, []):
+        terminalreporter.line(figure)
     found = config.stash.get(_LEAKS, None)
     if found is None or not found.things:
         return
