@@ -13,8 +13,13 @@ _INTERESTING = (0, 1, 4, 5, 6, 7, 8, 17, 20, 28, 40, 0x45, 0x46, 0x4F, 0x60, 0x2
 def damaged(chance: random.Random, frame: bytes) -> bytes:
     """The frame after one mishap or two."""
     for _ in range(chance.choice((1, 1, 1, 2))):
-        frame = chance.choice(_MISHAPS)(chance, frame)
+        frame = mishap(chance, frame)
     return in_bounds(frame)
+
+
+def mishap(chance: random.Random, frame: bytes) -> bytes:
+    """The frame after one mishap, however long it is then."""
+    return chance.choice(_MISHAPS)(chance, frame)
 
 
 def in_bounds(frame: bytes) -> bytes:

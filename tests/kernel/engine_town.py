@@ -17,7 +17,8 @@ import socket
 import struct
 import tempfile
 from collections import Counter
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
 from typing import Any, Self
@@ -65,7 +66,7 @@ ADDRESS = {
 LENGTH = {4: 24, 6: 64}
 MAPPED_PORT, SERVER_PORT = 8080, 80         # at the host, for TCP and UDP; at b
 
-TX_CHECKSUMS, SCATTER, TSO, GSO, GRO = 0x17, 0x19, 0x1F, 0x24, 0x2C     # ETHTOOL_S*, linux/ethtool.h
+TX_CHECKSUMS, TSO, GSO, GRO = 0x17, 0x1F, 0x24, 0x2C     # ETHTOOL_S*, linux/ethtool.h
 _SIOCETHTOOL = 0x8946
 _SPACE, _UPLINK, _TCP, _UDP = 1 << 24, 1, 6, 17
 _GATEWAY_MAC = bytes.fromhex("0200000000fe")
@@ -227,15 +228,32 @@ class Town:
         self._stack.callback(made.close)
         return made
 
-    def offload(self, part: str, link: str, what: int, *, on: bool) -> None:
-        """Turn an offload of a link on or off, as `ethtool -K` does."""
-        def change() -> None:
-            value = array.array("I", (what, int(on)))
+    def offload(self, part: str, link: str, what: int, *, on: bool) -> bool:
+        """Turn an offload of a link on or off, as `ethtool -K` does; how it was before."""
+        def ask(command: int, data: int = 0) -> int:
+            value = array.array("I", (command, data))
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
                 request = struct.pack("16sP16x", link.encode(), value.buffer_info()[0])
                 fcntl.ioctl(control, _SIOCETHTOOL, request)
+            return value[1]
 
-        self.parts[part].call(change)
+        def change() -> bool:
+            was = ask(what - 1)             # ETHTOOL_G* is always one less
+            ask(what, int(on))
+            return bool(was)
+
+        return self.parts[part].call(change)
+
+    @contextmanager
+    def without(self, *offloads: int, links: Iterable[tuple[str, str]]) -> Iterator[None]:
+        """Some offloads are off meanwhile."""
+        were = [(part, link, what, self.offload(part, link, what, on=False))
+                for part, link in links for what in offloads]
+        try:
+            yield
+        finally:
+            for part, link, what, was in reversed(were):
+                self.offload(part, link, what, on=was)
 
     def bad_checksums(self) -> dict[str, int]:
         """What the stacks of all parts have refused for its checksum, by part and counter; those above zero."""

@@ -17,6 +17,7 @@ from engine_town import (
     GRO,
     GSO,
     MAPPED_PORT,
+    MTU,
     NARROW_MTU,
     SERVER_PORT,
     TSO,
@@ -33,6 +34,7 @@ PMTUDISC_DONT, PMTUDISC_DO = 0, 2
 VERSIONS = pytest.mark.parametrize("version", [4, 6])
 # (who asks, whom, at which address and port; where the server listens)
 ROADS = pytest.mark.parametrize("road", ["same host", "translated", "mapped"])
+LINKS = (("a", "eth0"), ("b", "eth0"), ("host", "pa"), ("host", "pb"), ("host", "up0"), ("way", "in0"))
 BULK = 3_000_000
 
 
@@ -215,21 +217,10 @@ def test_a_server_behind_a_mapping_finds_the_path_mtu(town: Town, version: int, 
 @ROADS
 @pytest.mark.parametrize("off", ["nothing", "segmentation", "checksums"])
 def test_bulk_arrives_whole_whatever_is_offloaded(town: Town, version: int, road: str, off: str) -> None:
-    links = (("a", "eth0"), ("b", "eth0"), ("host", "pa"), ("host", "pb"), ("host", "up0"), ("way", "in0"))
-    switched = {"nothing": (), "segmentation": (TSO, GSO, GRO), "checksums": (TX_CHECKSUMS,)}[off]
-    for part, link in links:
-        for what in switched:
-            town.offload(part, link, what, on=False)
-    try:
-        with _sound(town):
-            _transfer(town, version, road, BULK)
-            _transfer(town, version, road, BULK // 4, backwards=True)
-    finally:
-        for part, link in links:
-            for what in reversed(switched):
-                town.offload(part, link, what, on=True)
-            if off == "checksums":
-                town.offload(part, link, TSO, on=True)
+    switched = {"nothing": (), "segmentation": (TSO, GSO, GRO), "checksums": (TSO, TX_CHECKSUMS)}[off]
+    with town.without(*switched, links=LINKS), _sound(town):
+        _transfer(town, version, road, BULK)
+        _transfer(town, version, road, BULK // 4, backwards=True)
 
 
 @VERSIONS
@@ -254,18 +245,13 @@ def test_every_frame_that_leaves_has_a_right_checksum_partial_or_whole(
         town: Town, version: int, road: str, where: tuple[str, str], checksums: bool) -> None:
     """What a capture on the receiver's side sees: whole checksums verify, partial ones are those of the new header."""
     client, to, server, port = _road(road, version)
-    sender = (client, "eth0")
-    town.offload(*sender, TX_CHECKSUMS, on=checksums)
-    try:
-        with Capture(town, *where) as capture:
-            _transfer(town, version, road, BULK // 4)
-            with _echo(town, server, version, port):
-                for size in (1, 100, 1001, 20000):
-                    _asked(town, client, version, to, bytes(range(1, 251)) * (size // 250 + 1))
-        seen = capture.verdicts()
-    finally:
-        town.offload(*sender, TX_CHECKSUMS, on=True)
-        town.offload(*sender, TSO, on=True)
+    switched = () if checksums else (TSO, TX_CHECKSUMS)
+    with town.without(*switched, links=[(client, "eth0")]), Capture(town, *where) as capture:
+        _transfer(town, version, road, BULK // 4)
+        with _echo(town, server, version, port):
+            for size in (1, 100, 1001, 20000):
+                _asked(town, client, version, to, bytes(range(1, 251)) * (size // 250 + 1))
+    seen = capture.verdicts()
     assert not capture.wrong, capture.wrong[:3]
     assert seen["whole"] + seen["partial"] > 20, seen
     if checksums and road != "mapped":
@@ -321,17 +307,10 @@ def test_a_jumbo_datagram_goes_in_one_frame(town: Town, version: int) -> None:
 
 @VERSIONS
 def test_tcp_segments_are_as_large_as_the_link(town: Town, version: int) -> None:
-    for part, link in (("a", "eth0"), ("host", "pa"), ("b", "eth0"), ("host", "pb")):
-        for what in (TSO, GSO, GRO):
-            town.offload(part, link, what, on=False)
-    try:
-        with _sound(town), Capture(town, "b", "eth0") as capture:
-            _transfer(town, version, "same host", BULK)
-        assert max(capture.sizes) == 9014
-    finally:
-        for part, link in (("a", "eth0"), ("host", "pa"), ("b", "eth0"), ("host", "pb")):
-            for what in (GRO, GSO, TSO):
-                town.offload(part, link, what, on=True)
+    links = [(part, link) for part, link in LINKS if part != "way"]
+    with town.without(TSO, GSO, GRO, links=links), _sound(town), Capture(town, "b", "eth0") as capture:
+        _transfer(town, version, "same host", BULK)
+    assert max(capture.sizes) == MTU + 14
 
 
 # SCTP

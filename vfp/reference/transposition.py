@@ -158,7 +158,8 @@ def apply(frame: bytes, packet: Packet, by: Transposition) -> bytes:
     """The frame as it leaves.
 
     Raises:
-        Undeliverable: `TTL_EXCEEDED`, the packet would have to be routed with a TTL of 0 or 1.
+        Undeliverable: `TTL_EXCEEDED`, the packet would have to be routed with a TTL of 0 or 1; `NO_ROUTE`, it would have
+            to be routed and was sent to everyone on its link.
     """
     out = bytearray(frame)
     if by.src_mac is not None:
@@ -169,6 +170,8 @@ def apply(frame: bytes, packet: Packet, by: Transposition) -> bytes:
         if by.routed:
             if packet.ttl <= 1:
                 raise Undeliverable(DropReason.TTL_EXCEEDED)
+            if isinstance(by.exit, ToUplink) and frame[0] & 1:
+                raise Undeliverable(DropReason.NO_ROUTE)
             _decrement_ttl(out, packet)
         _rewrite_addresses(out, packet, by)
         if packet.part is not Part.LATER:
