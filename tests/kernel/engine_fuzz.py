@@ -22,6 +22,12 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from engine_shrink import module_of, shrunk
+from engine_storms import AgeingBpf, Difference, Storm, rage, storms
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import seed as seeded
+from hypothesis.errors import HypothesisWarning
+
 REGRESSIONS = Path(__file__).with_name("regressions")
 FRAMES = 250                                # of a storm
 PROGRESS_S = 30.0
@@ -38,15 +44,11 @@ class Tally:
     outcomes: Counter[str] = field(default_factory=Counter)
 
 
-def compare(seed: int, pairs: int, deadline_s: float) -> Tally:
+def compare(seed: int, pairs: int, deadline_s: float) -> Tally | None:
     """Storms from a seed until so many (policy, packet) pairs were compared, or the monotonic clock says so.
 
-    Raises:
-        Difference: cut down.
+    None: the engines differ, and the case is told and kept.
     """
-    from engine_shrink import shrunk
-    from engine_storms import AgeingBpf, Difference
-
     tally, begun_s = Tally(), time.monotonic()
     backend = AgeingBpf()
     told_s = begun_s
@@ -60,18 +62,14 @@ def compare(seed: int, pairs: int, deadline_s: float) -> Tally:
                 _say(tally)
     except Difference as difference:
         print(f"a difference after {tally.pairs} pairs, seed {seed}; cutting it down", file=sys.stderr, flush=True)
-        raise shrunk(difference, backend) from None
+        _keep(shrunk(difference, backend), seed)
+        return None
     finally:
         backend.close()
     return tally
 
 
-def _batch(seed: int, tally: Tally, backend: object, pairs: int, deadline_s: float) -> None:
-    from engine_storms import Storm, rage, storms
-    from hypothesis import HealthCheck, Phase, given, settings
-    from hypothesis import seed as seeded
-    from hypothesis.errors import HypothesisWarning
-
+def _batch(seed: int, tally: Tally, backend: AgeingBpf, pairs: int, deadline_s: float) -> None:
     warnings.simplefilter("ignore", HypothesisWarning)      # of a storm's length: the case is told cut down
 
     @seeded(seed)
@@ -81,7 +79,7 @@ def _batch(seed: int, tally: Tally, backend: object, pairs: int, deadline_s: flo
     def one(storm: Storm) -> None:
         if time.monotonic() > deadline_s or tally.pairs >= pairs:
             return
-        duel = rage(storm, backend)         # type: ignore[arg-type]
+        duel = rage(storm, backend)
         tally.pairs += duel.frames
         tally.storms += 1
         tally.outcomes += duel.seen
@@ -125,12 +123,8 @@ def explore(minutes: float) -> int:
     return int(any(process.returncode for process in running))
 
 
-def _keep(difference: object, seed: int) -> None:
+def _keep(difference: Difference, seed: int) -> None:
     """Tell of a difference, and how to see it again."""
-    from engine_shrink import module_of
-    from engine_storms import Difference
-
-    assert isinstance(difference, Difference)
     source = module_of(difference, f"seed {seed}")
     name = f"found_{hashlib.sha256(source.encode()).hexdigest()[:10]}"
     REGRESSIONS.mkdir(exist_ok=True)
@@ -149,13 +143,9 @@ def main() -> int:
     options = parser.parse_args()
     if options.seed is None:
         return explore(options.minutes or 5.0)
-    from engine_storms import Difference
-
     deadline_s = time.monotonic() + options.minutes * 60 if options.minutes else float("inf")
-    try:
-        tally = compare(options.seed, options.pairs or sys.maxsize, deadline_s)
-    except Difference as difference:
-        _keep(difference, options.seed)
+    tally = compare(options.seed, options.pairs or sys.maxsize, deadline_s)
+    if tally is None:
         return 1
     print(json.dumps({"pairs": tally.pairs, "storms": tally.storms, "seconds": round(tally.seconds, 1),
                       "outcomes": dict(tally.outcomes.most_common())}))

@@ -158,8 +158,8 @@ def apply(frame: bytes, packet: Packet, by: Transposition) -> bytes:
     """The frame as it leaves.
 
     Raises:
-        Undeliverable: `TTL_EXCEEDED`, the packet would have to be routed with a TTL of 0 or 1; `NO_ROUTE`, it would have
-            to be routed and was sent to everyone on its link.
+        Undeliverable: `TTL_EXCEEDED`, the packet would have to be routed with a TTL of 0 or 1; `NO_ROUTE`, it would
+            have to be routed and was sent to everyone on its link.
     """
     out = bytearray(frame)
     if by.src_mac is not None:
