@@ -1,11 +1,11 @@
-"""Two endpoints of one host, and a world behind a router with a small MTU; the host's engine is the real one.
+"""Two endpoints of one host, a third on another, and a world behind a router with a small MTU; the engines are real.
 
     a ──veth── pa ┐
                   host ── up0 ──veth── way ──veth (MTU 1400)── world
-    b ──veth── pb ┘
+    b ──veth── pb ┘ └─ ul0 ══VXLAN══ ul0 ─ far ── pc ──veth── c
 
-All other links have an MTU of 9000. What `way` sends on to `world` has its checksums computed by `way`, so that the
-world checks what the engine made of a partial one.
+Endpoints and `way` have links with an MTU of 9000. What `way` sends on to `world` has its checksums computed by `way`,
+so that the world checks what the engine made of a partial one.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
 from typing import Any, Self
@@ -43,6 +44,7 @@ from vfp.model import (
     Pool,
     Port,
     PortRange,
+    Remote,
     Rule,
     Space,
     ToUplink,
@@ -54,11 +56,12 @@ from vfp.model import (
 from vfp.reasons import DropReason
 from vswitch.switch import Switch
 
-MTU, NARROW_MTU = 9000, 1400
-PARTS = ("a", "b", "host", "way", "world")
-ENDPOINTS = {"a": 3, "b": 4}                # port ids, and last digits of addresses
+MTU, NARROW_MTU, WIDE_MTU = 9000, 1400, 9100
+PARTS = ("a", "b", "c", "host", "far", "way", "world")
+ENDPOINTS = {"a": 3, "b": 4, "c": 5}        # port ids, and last digits of addresses
+HOSTED = {"host": ("a", "b"), "far": ("c",)}
 ADDRESS = {
-    "a": {4: "10.7.0.3", 6: "fd00::3"}, "b": {4: "10.7.0.4", 6: "fd00::4"},
+    "a": {4: "10.7.0.3", 6: "fd00::3"}, "b": {4: "10.7.0.4", 6: "fd00::4"}, "c": {4: "10.7.0.5", 6: "fd00::5"},
     "gateway": {4: "10.7.0.1", 6: "fd00::1"}, "host": {4: "198.51.100.1", 6: "2001:db8:1::1"},
     "way": {4: "198.51.100.254", 6: "2001:db8:1::fe"}, "exit": {4: "203.0.113.254", 6: "2001:db8:2::fe"},
     "world": {4: "203.0.113.7", 6: "2001:db8:2::7"},
@@ -68,7 +71,8 @@ MAPPED_PORT, SERVER_PORT = 8080, 80         # at the host, for TCP and UDP; at b
 
 TX_CHECKSUMS, TSO, GSO, GRO = 0x17, 0x1F, 0x24, 0x2C     # ETHTOOL_S*, linux/ethtool.h
 _SIOCETHTOOL = 0x8946
-_SPACE, _UPLINK, _TCP, _UDP = 1 << 24, 1, 6, 17
+_VTEP = {"host": IPv4Address("172.31.0.2"), "far": IPv4Address("172.31.0.3")}
+_SPACE, _UPLINK, _TCP, _UDP = 100, 1, 6, 17         # the space is a VNI
 _GATEWAY_MAC = bytes.fromhex("0200000000fe")
 _INSIDE = {4: IPv4Network("10.7.0.0/24"), 6: IPv6Network("fd00::/64")}
 _ASKS: dict[str, Any] = {"ethertype": ETH_P_IPV6, "protocol": 58, "icmp_type": 135}
@@ -107,33 +111,36 @@ def _port(part: str, ifindex: int) -> Port:
     return Port(ENDPOINTS[part], part, ifindex, mac_of(part), _GATEWAY_MAC, (guard, nat, vnet))
 
 
-def state(ports: dict[str, int], uplink: int) -> EngineState:
-    """The engine's state for these interfaces: endpoints reach each other, and the world by translation."""
+def state(host: str, ports: dict[str, int], tunnel: int, uplink: int) -> EngineState:
+    """A host's state for these interfaces: endpoints reach each other, and (uplink not 0) the world by translation."""
     places: list[tuple[Any, Any]] = []
     mappings = []
     for version in (4, 6):
         address = IPv4Address if version == 4 else IPv6Address
-        places += [(address(ADDRESS[part][version]), LocalPort(number, mac_of(part)))
-                   for part, number in ENDPOINTS.items()]
+        for there, parts in HOSTED.items():
+            places += [
+                (address(ADDRESS[part][version]), LocalPort(ENDPOINTS[part], mac_of(part)) if there == host
+                 else Remote(_VTEP[there], _SPACE, mac_of(part))) for part in parts]
         places.append((address(ADDRESS["gateway"][version]), Virtual(_GATEWAY_MAC)))
         mappings += [
             Mapping(_UPLINK, protocol, address(ADDRESS["host"][version]), MAPPED_PORT, ENDPOINTS["b"],
                     address(ADDRESS["b"][version]), SERVER_PORT) for protocol in (_TCP, _UDP)]
-    return EngineState(
-        ports=tuple(_port(part, ifindex) for part, ifindex in ports.items()),
-        spaces=(Space(_SPACE, tuple(places)),),
+    inside = EngineState(
+        ports=tuple(_port(part, ifindex) for part, ifindex in ports.items()), spaces=(Space(_SPACE, tuple(places)),),
+        tunnel_ifindex=tunnel)
+    if not uplink:
+        return inside
+    return replace(
+        inside, mappings=tuple(mappings), uplinks=(Uplink(_UPLINK, "up0", uplink),),
         pools=(Pool(4, _UPLINK, IPv4Address(ADDRESS["host"][4]), PortRange(20000, 20999)),
-               Pool(6, _UPLINK, IPv6Address(ADDRESS["host"][6]), PortRange(20000, 20999))),
-        mappings=tuple(mappings), uplinks=(Uplink(_UPLINK, "up0", uplink),),
-    )
+               Pool(6, _UPLINK, IPv6Address(ADDRESS["host"][6]), PortRange(20000, 20999))))
 
 
 class Town:
-    """All of it, up and running; a context manager. `datapath` is the host's engine."""
-
-    datapath: Datapath
+    """All of it, up and running; a context manager. `engines` are those of the two hosts."""
 
     def __init__(self) -> None:
+        self.engines: dict[str, Datapath] = {}
         self.parts = {part: Namespace(f"town-{part}-{os.getpid()}") for part in PARTS}
         self._stack = ExitStack()
 
@@ -143,7 +150,8 @@ class Town:
                 self._add(part)
             self._wire()
             self._address()
-            self._program()
+            self._program("host")
+            self._program("far")
         except BaseException:
             self._stack.close()
             raise
@@ -164,26 +172,26 @@ class Town:
         self.parts[part].execute("sysctl", "-qw", *quiet)
 
     def _wire(self) -> None:
-        names = {part: namespace.name for part, namespace in self.parts.items()}
-        host, way = self.parts["host"], self.parts["way"]
-        for part in ENDPOINTS:
-            host.ip("link", "add", f"p{part}", "mtu", str(MTU), "type", "veth", "peer", "eth0", "mtu", str(MTU),
-                    "netns", names[part])
-            self.parts[part].ip("link", "set", "eth0", "address", mac_of(part).hex(":"))
-        host.ip("link", "add", "up0", "mtu", str(MTU), "type", "veth", "peer", "in0", "mtu", str(MTU), "netns",
-                names["way"])
-        way.ip("link", "add", "out0", "mtu", str(NARROW_MTU), "type", "veth", "peer", "eth0", "mtu", str(NARROW_MTU),
-               "netns", names["world"])
-        for part, links in (("a", "eth0"), ("b", "eth0"), ("host", "pa pb up0"), ("way", "in0 out0"),
-                            ("world", "eth0")):
-            for link in (*links.split(), "lo"):
-                self.parts[part].ip("link", "set", link, "up")
+        for part, link, other, far_end, mtu in (
+            ("host", "pa", "a", "eth0", MTU), ("host", "pb", "b", "eth0", MTU), ("far", "pc", "c", "eth0", MTU),
+            ("host", "ul0", "far", "ul0", WIDE_MTU), ("host", "up0", "way", "in0", MTU),
+            ("way", "out0", "world", "eth0", NARROW_MTU),
+        ):
+            self.parts[part].ip("link", "add", link, "mtu", str(mtu), "type", "veth", "peer", far_end, "mtu", str(mtu),
+                                "netns", self.parts[other].name)
+            if other in ENDPOINTS:
+                self.parts[other].ip("link", "set", far_end, "address", mac_of(other).hex(":"))
+            for each, its in ((part, link), (other, far_end)):
+                self.parts[each].ip("link", "set", its, "up")
+                self.parts[each].ip("link", "set", "lo", "up")
         self.offload("way", "out0", TX_CHECKSUMS, on=False)
 
     def _address(self) -> None:
-        where = (("a", "eth0", "a"), ("b", "eth0", "b"), ("host", "up0", "host"), ("way", "in0", "way"),
-                 ("way", "out0", "exit"), ("world", "eth0", "world"))
-        routes = (("a", "gateway"), ("b", "gateway"), ("host", "way"), ("world", "exit"))
+        for part, address in _VTEP.items():
+            self.parts[part].ip("addr", "add", f"{address}/24", "dev", "ul0")
+        where = (("a", "eth0", "a"), ("b", "eth0", "b"), ("c", "eth0", "c"), ("host", "up0", "host"),
+                 ("way", "in0", "way"), ("way", "out0", "exit"), ("world", "eth0", "world"))
+        routes = (("a", "gateway"), ("b", "gateway"), ("c", "gateway"), ("host", "way"), ("world", "exit"))
         for version, length in LENGTH.items():
             for part, link, name in where:
                 self.parts[part].ip("addr", "add", f"{ADDRESS[name][version]}/{length}", "dev", link,
@@ -191,19 +199,24 @@ class Town:
             for part, via in routes:
                 self.parts[part].ip(f"-{version}", "route", "add", "default", "via", ADDRESS[via][version])
 
-    def _program(self) -> None:
-        host = self.parts["host"]
+    def _program(self, name: str) -> None:
+        host = self.parts[name]
+        host.ip("link", "add", "vx0", "mtu", str(MTU), "type", "vxlan", "external", "dstport", "4789")
+        host.ip("link", "set", "vx0", "up")
         folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory()))
         switch = self._stack.enter_context(host.call(lambda: Switch(folder)))
-        self.datapath = self._stack.enter_context(
+        engine = self._stack.enter_context(
             Datapath.open(None, Limits(flows=4096, rules=1024, bindings=4096, ports=64, space_entries=64, mappings=64)))
-        ports = {part: host.link(f"p{part}")["ifindex"] for part in ENDPOINTS}
-        uplink = host.link("up0")["ifindex"]
-        self.state = state(ports, uplink)
-        self.datapath.apply(self.state)
+        ports = {part: host.link(f"p{part}")["ifindex"] for part in HOSTED[name]}
+        tunnel = host.link("vx0")["ifindex"]
+        uplink = host.link("up0")["ifindex"] if name == "host" else 0
+        engine.apply(state(name, ports, tunnel, uplink))
         for ifindex in ports.values():
-            switch.attach(ifindex, "ingress", self.datapath.program_fd(Hook.PORT_OUT), "sluice_port_out")
-        switch.attach(uplink, "ingress", self.datapath.program_fd(Hook.UPLINK_IN), "sluice_uplink_in")
+            switch.attach(ifindex, "ingress", engine.program_fd(Hook.PORT_OUT), "sluice_port_out")
+        switch.attach(tunnel, "ingress", engine.program_fd(Hook.OVERLAY_IN), "sluice_overlay_in")
+        if uplink:
+            switch.attach(uplink, "ingress", engine.program_fd(Hook.UPLINK_IN), "sluice_uplink_in")
+        self.engines[name] = engine
 
     # What tests do
 
@@ -266,5 +279,5 @@ class Town:
         return {name: count for name, count in found.items() if count}
 
     def drops(self) -> Counter[DropReason]:
-        """What the engine has dropped so far."""
-        return Counter({reason: count for reason, count in self.datapath.drop_counts().items() if count})
+        """What the host's engine has dropped so far."""
+        return Counter({reason: count for reason, count in self.engines["host"].drop_counts().items() if count})
