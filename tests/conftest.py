@@ -9,6 +9,7 @@ import pytest
 from hypothesis import settings
 
 from tests import leaks
+from tests.figures import FIGURES
 from vfp.datapath.pins import mount_bpffs
 
 SHOWN = 30
@@ -19,8 +20,6 @@ settings.register_profile("repeatable", derandomize=True)
 if not os.environ.get("SLUICE_FUZZ"):
     settings.load_profile("repeatable")
 
-# Lines that tests want told at the end of the run: how much they compared, how long it took.
-FIGURES = pytest.StashKey[list[str]]()
 _WATCH = pytest.StashKey[leaks.Watch]()
 _LEAKS = pytest.StashKey[leaks.Leaks]()
 

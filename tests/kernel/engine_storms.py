@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from engine_backends import Backend, BpfBackend, Outcome, ReferenceBackend, outcome_of
+from engine_backends import BpfBackend, Outcome, ReferenceBackend, outcome_of
 from engine_states import changes, states
 from engine_steps import Player, Rehome, Send, Update, Wait
 from engine_traffic import Traffic
@@ -29,6 +29,8 @@ from vfp.reference import Result
 Event = Send | Update | Wait
 
 CHECK_EVERY = 16                            # frames between two looks at the tables
+_COARSE_NS = 20_000_000                     # by which the clock that the programs read may be late
+_DRIFT_NS = 50_000_000
 
 # Tables whose values have moments of the kernel's clock, in fields whose names end in `_ns`, and the values' structs.
 _STAMPED = {"flows": "flow", "externals": "external", "fragments": "fragment", "sets": "set_member"}
@@ -70,8 +72,14 @@ class AgeingBpf(BpfBackend):
                                 if name.endswith("_ns") and size == 8]
                         for table, struct in _STAMPED.items()}
 
+    def reset(self) -> None:
+        super().reset()
+        self._synced_ns = time.monotonic_ns()
+
     def elapse(self, seconds: float) -> None:
-        """All that it remembers was that much longer ago."""
+        """All that it remembers was that much longer ago, and what really passed since the last call did not."""
+        now_ns = time.monotonic_ns()
+        drift_ns, since_ns = now_ns - self._synced_ns, self._synced_ns - _COARSE_NS
         for name, offsets in self._stamps.items():
             table = self._datapath._object.map(name)
             keys, values = table.lookup_all()
@@ -79,16 +87,31 @@ class AgeingBpf(BpfBackend):
                 continue
             rows = np.array(values)
             for at in offsets:
-                stamps = rows[:, at:at + 8].copy().view(np.uint64)
-                stamps -= np.where(stamps > 0, np.uint64(seconds * 1e9), np.uint64(0))      # 0 is never
+                stamps = rows[:, at:at + 8].copy().view(np.int64)
+                fresh = (stamps > since_ns) & (stamps <= now_ns)
+                moved = np.where(fresh, now_ns, stamps + drift_ns) - int(seconds * 1e9)
+                stamps = np.where(stamps > 0, moved, 0)         # 0 is never
                 rows[:, at:at + 8] = stamps.view(np.uint8)
             table.update_batch(keys, rows, len(keys))
+        self._synced_ns = now_ns
+
+    def settle(self) -> None:
+        """However long a frame took, none of it counts, if that could be noticed."""
+        if time.monotonic_ns() - self._synced_ns > _DRIFT_NS:
+            self.elapse(0.0)
+
+    def sweep(self, now_s: float) -> None:
+        """As of the last `elapse`, to the nanosecond."""
+        super().sweep(self._synced_ns / 1e9)
 
 
 class AgeingReference(ReferenceBackend):
     """A second reference in the place of the kernel's engine: it has the time that it is told."""
 
     def elapse(self, seconds: float) -> None:
+        """Nothing to do."""
+
+    def settle(self) -> None:
         """Nothing to do."""
 
 
@@ -138,21 +161,22 @@ class Duel:
                 self._elapsed_s += seconds
                 self._backend.elapse(seconds)
                 for each in (self._reference, self._backend):
-                    each.sweep(self._now_s(each))
+                    each.sweep(self._now_s)
 
     def compare_tables(self) -> None:
         """Raises `Difference` if flows are not the same."""
         self._compare("flows")
+        self._backend.settle()
 
     def compare_all(self) -> None:
         """Raises `Difference` if flows or counters are not the same."""
         for what in ("flows", "drop_counts", "rule_hits"):
             self._compare(what)
 
-    def _now_s(self, engine: Backend) -> float:
-        """What the clock says: the kernel's goes on, and its past moves; the reference's jumps."""
-        now_s = time.monotonic()
-        return now_s if isinstance(engine, AgeingBpf) else now_s + self._elapsed_s
+    @property
+    def _now_s(self) -> float:
+        """Time goes on by waiting only: a busy machine makes no difference."""
+        return self._begun_s + self._elapsed_s
 
     def _load(self, state: EngineState) -> None:
         for each in (self._reference, self._backend):
@@ -162,7 +186,7 @@ class Duel:
         self.frames += 1
         wanted = self._expected(self._process(send))
         self.seen[wanted.reason.name if wanted.reason else wanted.verdict] += 1
-        found = self._backend.process(send.hook, send.number, send.frame, send.vtep, self._now_s(self._backend))
+        found = self._backend.process(send.hook, send.number, send.frame, send.vtep, self._now_s)
         if found != wanted:
             raise Difference("frame", f"{_short(send)}\n  reference: {_told(wanted)}\n  BPF:       {_told(found)}",
                              self.case)
@@ -173,7 +197,7 @@ class Duel:
 
     def _process(self, send: Send) -> Result:
         try:
-            return self.player.play(send, self._now_s(self._reference))
+            return self.player.play(send, self._now_s)
         except Exception:
             raise Difference("reference failed", traceback.format_exc(), self.case) from None
 

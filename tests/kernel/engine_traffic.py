@@ -37,7 +37,8 @@ from vfp.model import Address, EngineState, LocalPort, PortRange, Remote
 from vfp.reference import Hook
 
 PSH, URG, ECE, CWR = 0x08, 0x20, 0x40, 0x80
-WAITS_S = (0.73, 0.73, 3.11, 3.11, 31.37, 61.7, 241.9, 301.3, 7441.7)
+# Multiples of 0.7 s, so that no sum of them comes close to a limit (2, 30, 60, 240, 300, 7,440 s) from below.
+WAITS_S = (0.7, 0.7, 3.5, 3.5, 31.5, 61.6, 241.5, 301.0, 7441.0)
 
 # Who sends what, in order: `>` is who began. A dialogue loses, repeats and swaps some of it.
 _HANDSHAKE = ((">", SYN), ("<", SYN | ACK), (">", ACK))

@@ -9,7 +9,7 @@ from collections import Counter
 import pytest
 from engine_fuzz import workers
 
-from tests.conftest import FIGURES
+from tests.figures import FIGURES
 
 PAIRS = 104_000
 SEEDS = (20_000, 40_000)                    # one process each; the same cases every time
@@ -27,7 +27,7 @@ def test_a_hundred_thousand_packets_are_judged_alike(
             process.kill()
             process.wait()
     for process, answer in zip(running, answers, strict=True):
-        assert process.returncode == 0, answer
+        assert process.returncode == 0, f"exit status {process.returncode}: {answer}"
     told = [json.loads(answer) for answer in answers]
     pairs, seconds = sum(each["pairs"] for each in told), time.monotonic() - begun_s
     outcomes = Counter[str]()

@@ -93,6 +93,7 @@ def _go(storm: Storm, wires: WireBpf) -> Counter[str]:
         send = replace(send, frame=send.frame[:MTU + 14])
         if _can_enter(send, duel.state):
             duel.take(send)
+            wires.settle()
             duel.seen["jumbo"] += len(send.frame) > 4096
             duel.seen["runt"] += len(send.frame) < 34
     duel.compare_all()
