@@ -9,6 +9,7 @@ import pytest
 from hypothesis import settings
 
 from tests import leaks
+from tests.figures import FIGURES
 from vfp.datapath.pins import mount_bpffs
 
 SHOWN = 30
@@ -42,6 +43,8 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    for figure in config.stash.get(FIGURES, []):
+        terminalreporter.line(figure)
     found = config.stash.get(_LEAKS, None)
     if found is None or not found.things:
         return

@@ -191,8 +191,13 @@ static __always_inline int transpose(struct __sk_buff *skb, struct scratch *s, c
 {
 	int reason;
 
-	if (t->flags & DEC_TTL && s->ttl <= 1)
-		return drop_early(skb, s, TTL_EXCEEDED);
+	if (t->flags & DEC_TTL) {
+		if (s->ttl <= 1)
+			return drop_early(skb, s, TTL_EXCEEDED);
+		/* Sent to everyone on its link, so no router's to pass on (RFC 1812 5.3.4); the kernel would not, either. */
+		if (t->place == PLACE_UPLINK && s->pkt.dmac[0] & 1)
+			return drop_early(skb, s, NO_ROUTE);
+	}
 	reason = rewrite_packet(skb, s, t);
 	if (reason)
 		return drop_early(skb, s, reason);

@@ -161,7 +161,8 @@ def apply(frame: bytes, packet: Packet, by: Transposition) -> bytes:
     """The frame as it leaves.
 
     Raises:
-        Undeliverable: `TTL_EXCEEDED`, the packet would have to be routed with a TTL of 0 or 1.
+        Undeliverable: `TTL_EXCEEDED`, the packet would have to be routed with a TTL of 0 or 1; `NO_ROUTE`, it would
+            have to be routed and was sent to everyone on its link.
     """
     out = bytearray(frame)
     if by.src_mac is not None:
@@ -172,6 +173,8 @@ def apply(frame: bytes, packet: Packet, by: Transposition) -> bytes:
         if by.routed:
             if packet.ttl <= 1:
                 raise Undeliverable(DropReason.TTL_EXCEEDED)
+            if isinstance(by.exit, ToUplink) and frame[0] & 1:
+                raise Undeliverable(DropReason.NO_ROUTE)
             _decrement_ttl(out, packet)
         if by.dscp is not None:
             _mark(out, packet, by.dscp)
