@@ -11,7 +11,7 @@ from pathlib import Path
 from bench.measure import Pair
 from bench.processes import CommandFailed, run
 from bench.rules import USUAL, docker_user, use_iptables
-from bench.site import ENDPOINTS, Site, peer_of
+from bench.site import ENDPOINTS, Site, peer_of, remove_cgroups
 
 __all__ = ["docker_same_host"]
 
@@ -49,11 +49,12 @@ def docker_same_host(site: Site, rules: int = USUAL) -> Pair:
 def _daemon(site: Site, host: str) -> partial[str]:
     """dockerd, with a mount namespace of its own so that no mount of it outlives it; returns its client."""
     folder = site.folder()
+    site.stack.callback(remove_cgroups, folder.name)
     log, socket = folder / "log", f"unix://{folder}/socket"
     site.daemon(
         host, "unshare", "--mount", "dockerd", "--data-root", f"{folder}/data", "--exec-root", f"{folder}/exec",
         "--pidfile", f"{folder}/pid", "--host", socket, "--storage-driver", "vfs", "--bridge", "none",
-        "--userland-proxy=false", log=log,
+        "--userland-proxy=false", "--cgroup-parent", f"/{folder.name}", log=log,
     )
     docker = partial(run, "docker", "--host", socket)
     deadline = time.monotonic() + _START_S

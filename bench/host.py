@@ -76,22 +76,24 @@ def main() -> int:
     text = os.environ[GOALS]
     # Old and new groups of both directions have room side by side.
     limits = Limits(flows=131072, rules=16384 + 4 * int(json.loads(text)["rules"]))
-    with tempfile.TemporaryDirectory(prefix=f"sluice-bench-{os.getppid()}-") as folder, Switch(Path(folder)) as switch:
-        with Datapath.open(Path(sys.argv[1]), limits) as datapath:
-            reconciler = Reconciler(switch, datapath, Disk(Path(folder)), Ids(), limits.ports)
-            outcome = reconciler.reconcile(from_sync(goals(text)))
-            for status in outcome.objects:
-                if status.error:
-                    print(f"{status.kind} {status.id}: {status.error}", file=sys.stderr)
-            for problem in outcome.general:
-                print(problem, file=sys.stderr)
-            if not outcome.complete:
-                return 1
-            print(READY, flush=True)
-            signal.signal(signal.SIGTERM, _leave)
-            while True:
-                time.sleep(SWEEP_EVERY_S)
-                datapath.sweep()
+    with (
+        tempfile.TemporaryDirectory(prefix=f"sluice-bench-{os.getppid()}-") as folder, Switch(Path(folder)) as switch,
+        Datapath.open(Path(sys.argv[1]), limits) as datapath,
+    ):
+        reconciler = Reconciler(switch, datapath, Disk(Path(folder)), Ids(), limits.ports)
+        outcome = reconciler.reconcile(from_sync(goals(text)))
+        for status in outcome.objects:
+            if status.error:
+                print(f"{status.kind} {status.id}: {status.error}", file=sys.stderr)
+        for problem in outcome.general:
+            print(problem, file=sys.stderr)
+        if not outcome.complete:
+            return 1
+        print(READY, flush=True)
+        signal.signal(signal.SIGTERM, _leave)
+        while True:
+            time.sleep(SWEEP_EVERY_S)
+            datapath.sweep()
 
 
 def _leave(number: int, frame: FrameType | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import tempfile
@@ -69,7 +70,7 @@ def missing_programs() -> list[str]:
 @contextmanager
 def servers(pair: Pair) -> Iterator[None]:
     """iperf3, sockperf and nginx at the server's side, for as long as the block runs."""
-    with tempfile.TemporaryDirectory(prefix="sluice-bench-") as folder, ExitStack() as running:
+    with tempfile.TemporaryDirectory(prefix=f"sluice-bench-{os.getpid()}-") as folder, ExitStack() as running:
         config = Path(folder) / "nginx.conf"
         config.write_text(_NGINX.format(folder=folder, port=HTTP_PORT))
         for command in (

@@ -1,4 +1,4 @@
-"""Open vSwitch with its datapath in user space, started by hand: the kernel's datapath is a module that may be absent."""
+"""Open vSwitch with its datapath in user space, started by hand: the kernel may have none of its own."""
 
 from __future__ import annotations
 

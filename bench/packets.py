@@ -34,6 +34,7 @@ _INTERFACE = "eth0"
 _LIVE_FRAMES, _XDP_TX = 1 << 1, 3           # BPF_F_TEST_XDP_LIVE_FRAMES, enum xdp_action
 _BATCH = 64
 _CALL_S = 0.3                               # the longest system call; a slow subject must end in time
+_KEPT = 0.99                                # of packets sent, if the sender does all the work of the path
 _STATS_S = 0.3                              # how long programs are timed
 _SIOCETHTOOL, _GET_GRO, _SET_GRO = 0x8946, 0x2B, 0x2C
 _MANY = 1024
@@ -48,9 +49,12 @@ def read_packets(pair: Pair, seconds: float) -> dict[str, float]:
         raw = frame(sender, to)
         with _generator(pair, raw) as send:
             send(0.05)                      # flows exist, the receiver's buffer is full
-            busy, before = busy_ns(), _arrived(pair.server)
+            busy, before, began = busy_ns(), _arrived(pair.server), time.perf_counter()
             sent, took = send(seconds)
             count, busy = _arrived(pair.server) - before, busy_ns() - busy
+            # A path that runs behind its sender, and so loses packets, goes on while the sender is set up: by the clock.
+            if count < _KEPT * sent:
+                took = time.perf_counter() - began
             if count <= 0:
                 raise MeasureError(f"none of {sent} packets from {pair.client} arrived in {pair.server}")
             out = {"packets_per_s": count / took, "packet_cpu_ns": busy / count}

@@ -1,4 +1,4 @@
-"""The same rules for everybody: what TCP connections are refused, as Sluice, iptables, nftables and Open vSwitch say it.
+"""The same rules for everybody, as Sluice, iptables, nftables and Open vSwitch say it: TCP connections to refuse.
 
 None of them matches the traffic that is measured, so every new connection is held against all. Three shapes in a mix:
 half name one address, a quarter a /28, a quarter a /24, each with one destination port.
@@ -102,7 +102,7 @@ def use_iptables(host: str, chains: str, *options: str) -> None:
 
 
 def use_nftables(site: Site, host: str, count: int) -> None:
-    """Load the table into a host whose bridge is filtered; removed first, since sets outlive a namespace for a while."""
+    """Load the table into a host whose bridge is filtered. Emptied first in the end: a namespace frees it late."""
     run(*inside(host, "sysctl", "-eqw", *_FILTER))
     run(*inside(host, "nft", "-f", "-"), text=nftables_ruleset(count), limit_s=_LOAD_S)
     site.stack.callback(partial(run, *inside(host, "nft", "flush", "ruleset"), limit_s=_LOAD_S))

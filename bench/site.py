@@ -18,7 +18,9 @@ from pathlib import Path
 
 from bench.processes import NAMESPACES, CommandFailed, ended, inside, run, start
 
-__all__ = ["ENDPOINTS", "MACS", "UNDERLAY", "Site", "add_vxlan", "endpoint", "peer_of", "remove_stale", "veth"]
+__all__ = [
+    "ENDPOINTS", "MACS", "UNDERLAY", "Site", "add_vxlan", "endpoint", "peer_of", "remove_cgroups", "remove_stale", "veth",
+]
 
 UNDERLAY = ("172.31.9.1", "172.31.9.2")
 ENDPOINTS = ("10.9.0.1", "10.9.0.2")
@@ -26,6 +28,7 @@ MACS = ("02:09:00:00:00:01", "02:09:00:00:00:02")
 VNI = 900
 OVERLAY_MTU = 1450
 PINS = Path("/sys/fs/bpf")
+_CGROUPS = Path("/sys/fs/cgroup")
 _OURS = re.compile(r"bench-(\d+)-")
 
 
@@ -106,6 +109,13 @@ def add_vxlan(host: str, number: int, name: str) -> None:
     )
 
 
+def remove_cgroups(name: str) -> None:
+    """Control groups of this name, of whatever hierarchy; only empty ones can be."""
+    for path in (*_CGROUPS.glob(f"*/{name}"), *_CGROUPS.glob(name)):
+        with suppress(OSError):                     # somebody is still in it: theirs
+            path.rmdir()
+
+
 def remove_stale() -> list[str]:
     """Remove what benchmarks left whose process is gone; returns the names."""
     gone = []
@@ -118,6 +128,7 @@ def remove_stale() -> list[str]:
     for path in (*_left(PINS, "sluice-bench-*"), *_left(Path(tempfile.gettempdir()), "sluice-bench-*")):
         shutil.rmtree(path, ignore_errors=True)
         gone.append(str(path))
+        remove_cgroups(path.name)
     return gone
 
 

@@ -5,7 +5,7 @@ bridge     veth pairs on a Linux bridge; across: bridge and VXLAN with static en
 iptables   the same, with bridge netfilter, conntrack and the chains that Docker makes, and the rules
 nftables   the same, with bridge netfilter, conntrack and the rules as elements of one set
 docker     containers on a bridge network of a real dockerd, and the rules in DOCKER-USER (`bench.docker`)
-ovs        Open vSwitch with its datapath in user space, connection tracking and the rules as flows (`bench.openvswitch`)
+ovs        Open vSwitch in user space, with connection tracking and the rules as flows (`bench.openvswitch`)
 sluice     veth pairs with guard, acl (the rules) and vnet; across: the overlay
 """
 
@@ -37,7 +37,7 @@ from bench.site import (
     veth,
 )
 
-__all__ = ["ACROSS", "SAME", "SCALE_RULES", "Absent", "Built", "built", "scale"]
+__all__ = ["ACROSS", "SAME", "SCALE_RULES", "Absent", "Builder", "Built", "built", "scale"]
 
 _PROGRAM_S = 120.0
 SCALE_RULES = (20, 1_000, 10_000, 100_000)
@@ -176,7 +176,7 @@ ACROSS: dict[str, Builder] = {
     "iptables": partial(bridge_cross_host, filters=_iptables(USUAL)),
     "nftables": partial(bridge_cross_host, filters=_nftables(USUAL)),
     "docker": _unable("a bridge network ends at its host; Docker's overlay driver wants a swarm"),
-    "ovs": _unable("its datapath in user space encapsulates only with segmentation offload off (OVS 3.1, userspace-tso)"),
+    "ovs": _unable("in user space OVS 3.1 encapsulates only with segmentation offload off"),
     "sluice": sluice_cross_host,
 }
 
