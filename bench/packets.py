@@ -52,7 +52,7 @@ def read_packets(pair: Pair, seconds: float) -> dict[str, float]:
             busy, before, began = busy_ns(), _arrived(pair.server), time.perf_counter()
             sent, took = send(seconds)
             count, busy = _arrived(pair.server) - before, busy_ns() - busy
-            # A path that runs behind its sender, and so loses packets, goes on while the sender is set up: by the clock.
+            # A path behind its sender, which so loses packets, goes on while the sender is set up: by the clock.
             if count < _KEPT * sent:
                 took = time.perf_counter() - began
             if count <= 0:

@@ -46,7 +46,7 @@ def draw(run: Run, file: Path) -> None:
         _by_rules(figure.add_subplot(rows[2, 2:4]), run.results, "packets_per_s", "64-byte packets a second")
         _engine(figure.add_subplot(rows[2, 4:6]), run.results)
         figure.suptitle(
-            f"Medians of {run.rounds} rounds, whiskers from the lowest to the highest; white lines are Sluice's targets\n"
+            f"Medians of {run.rounds} rounds, whiskers from lowest to highest; white lines: Sluice's targets\n"
             f"{run.facts.get('processors', '')}, {run.facts.get('kernel', '')}", fontsize=9, color="#555555",
             x=0.01, ha="left",
         )

@@ -19,7 +19,8 @@ from pathlib import Path
 from bench.processes import NAMESPACES, CommandFailed, ended, inside, run, start
 
 __all__ = [
-    "ENDPOINTS", "MACS", "UNDERLAY", "Site", "add_vxlan", "endpoint", "peer_of", "remove_cgroups", "remove_stale", "veth",
+    "ENDPOINTS", "MACS", "OVERLAY_MTU", "UNDERLAY", "VNI", "Site", "add_vxlan", "endpoint", "peer_of", "remove_cgroups",
+    "remove_stale", "veth",
 ]
 
 UNDERLAY = ("172.31.9.1", "172.31.9.2")
