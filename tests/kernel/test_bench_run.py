@@ -87,10 +87,3 @@ def test_what_a_killed_benchmark_left_is_removed() -> None:
     assert name in remove_stale()
     assert process.wait(5) < 0
     assert name not in run("ip", "netns", "list")
-
-
-def test_a_wrong_case_or_peer_is_refused_with_the_right_ones() -> None:
-    for option, right in (("--only", "same-host"), ("--peers", "nftables")):
-        done = _bench(option, "moon")
-        assert done.returncode == 2
-        assert right in done.stderr
