@@ -21,6 +21,7 @@ from ipaddress import IPv4Address
 from pathlib import Path
 
 from bench.cpu import ProgramClock, busy_ns, program_stats
+from bench.ethtool import Offload, offloaded
 from bench.measure import MeasureError, Pair
 from bench.processes import within
 from vfp.datapath.libbpf import ProgLoadOpts, TestRunOpts, check, library
@@ -36,7 +37,6 @@ _BATCH = 64
 _CALL_S = 0.3                               # the longest system call; a slow subject must end in time
 _KEPT = 0.99                                # of packets sent, if the sender does all the work of the path
 _STATS_S = 0.3                              # how long programs are timed
-_SIOCETHTOOL, _GET_GRO, _SET_GRO = 0x8946, 0x2B, 0x2C
 _MANY = 1024
 
 Send = Callable[[float], tuple[int, float]]
@@ -120,29 +120,8 @@ def _generator(pair: Pair, raw: bytes) -> Iterator[Send]:
             yield sender.send
         return
     namespace, link = pair.entry
-    with _polling(namespace, link), within(pair.client), _LiveFrames(raw) as live:
+    with offloaded(namespace, link, Offload.RECEIVE), within(pair.client), _LiveFrames(raw) as live:
         yield live.send
-
-
-@contextmanager
-def _polling(namespace: str, link: str) -> Iterator[None]:
-    """Generic receive offload on, as it was before afterwards."""
-    with within(namespace):
-        before = _offload(link, _GET_GRO, 0)
-        _offload(link, _SET_GRO, 1)
-    try:
-        yield
-    finally:
-        with within(namespace):
-            _offload(link, _SET_GRO, before)
-
-
-def _offload(link: str, command: int, value: int) -> int:
-    """ETHTOOL_GGRO, ETHTOOL_SGRO."""
-    buffer = ctypes.create_string_buffer(struct.pack("=II", command, value), 8)
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
-        fcntl.ioctl(asking, _SIOCETHTOOL, struct.pack("16sP8x", link.encode(), ctypes.addressof(buffer)))
-    return int(struct.unpack("=II", buffer.raw)[1])
 
 
 class _LiveFrames:

@@ -21,7 +21,7 @@ from functools import partial
 from bench.docker import docker_same_host
 from bench.host import GOALS, READY, HostPlan
 from bench.measure import MeasureError, Pair
-from bench.openvswitch import ovs_same_host
+from bench.openvswitch import ovs_cross_host, ovs_same_host
 from bench.processes import CommandFailed, ended, run, start
 from bench.rules import USUAL, docker_chains, use_iptables, use_nftables
 from bench.site import (
@@ -176,7 +176,7 @@ ACROSS: dict[str, Builder] = {
     "iptables": partial(bridge_cross_host, filters=_iptables(USUAL)),
     "nftables": partial(bridge_cross_host, filters=_nftables(USUAL)),
     "docker": _unable("a bridge network ends at its host; Docker's overlay driver wants a swarm"),
-    "ovs": _unable("in user space OVS 3.1 encapsulates only with segmentation offload off"),
+    "ovs": ovs_cross_host,
     "sluice": sluice_cross_host,
 }
 
