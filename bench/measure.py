@@ -121,8 +121,10 @@ def read_connections(pair: Pair, seconds: float) -> dict[str, float]:
     )
     busy = busy_ns() - before
     found = _RATE.search(out)
-    if found is None or "Non-2xx" in out or not int(found[1]):
+    if found is None or "Non-2xx" in out:
         raise MeasureError(f"wrk in {pair.client}: {out[-500:]}")
+    if not int(found[1]):
+        raise MeasureError(f"not one request was answered in {_whole(seconds)} s")
     count = int(found[1])
     return {"crr_per_s": count / (float(found[2]) * _SECONDS[found[3]]), "crr_cpu_us": busy / count / 1e3}
 
