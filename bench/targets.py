@@ -92,7 +92,7 @@ TARGETS = (
     _beside("cross-host", "tcp_gbps", "raw", 0.85),
     _beside("cross-host", "tcp_rr_per_s", "raw", 0.85),
     _beside("cross-host", "crr_per_s", "raw", 0.85),
-    Target("flow hit, 20 rules in 1 layer ÷ 100k rules in 10 layers", 0.95, lambda results: results.ratio(_MOST, _LEAST)),
+    Target("flow hit, 20 rules in 1 layer ÷ 100k rules in 10 layers", 0.95, lambda found: found.ratio(_MOST, _LEAST)),
     Target("flow hit, worst of all rules and layers", 120, _worst("hit_ns"), True, "ns"),
     Target("flow hit with rewrite, worst of all rules and layers", 180, _worst("hit_rewrite_ns"), True, "ns"),
     Target("first packet, 20 rules in one layer", 700, _worst("first_packet_ns", USUAL, min(LAYERS)), True, "ns"),
