@@ -8,11 +8,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from bench.measure import servers
 from bench.packets import read_packets
 from bench.processes import inside, run
+from bench.rounds import Plan, measure
 from bench.site import remove_stale
 from bench.topologies import ACROSS, SAME, built
 
@@ -38,11 +37,19 @@ def _measured(folder: Path, *arguments: str) -> list[dict[str, Any]]:
     return rows
 
 
-@pytest.mark.parametrize("case", ["same-host", "cross-host"])
-def test_every_metric_is_read(case: str, tmp_path: Path) -> None:
-    rows = _measured(tmp_path, "--only", case, "--peers", "raw")
+def test_every_metric_is_read_on_one_host(tmp_path: Path) -> None:
+    rows = _measured(tmp_path, "--only", "same-host", "--peers", "raw")
     assert {row["metric"] for row in rows if row["subject"] == "raw"} == LINKED
     assert {row["metric"] for row in rows if row["subject"] == "sluice"} == {*LINKED, "packet_bpf_ns"}
+
+
+def test_every_metric_is_read_across_hosts() -> None:
+    told: list[str] = []
+    samples, absences = measure(Plan(("cross-host",), ("sluice",), 1, 1.0), told.append)
+    assert not absences
+    assert {sample.key.metric for sample in samples} == {*LINKED, "packet_bpf_ns"}
+    assert all(sample.value > 0 for sample in samples)
+    assert told[-1] == "cross-host: round 1 of 1"
 
 
 def test_the_number_of_rules_and_of_layers_is_varied(tmp_path: Path) -> None:
