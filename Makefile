@@ -15,14 +15,14 @@ OBJECT := vfp/datapath/vfp.bpf.o
 ASM_HEADERS := $(firstword $(wildcard /usr/include/$(shell uname -m)-linux-gnu /usr/include/*-linux-gnu))
 BPF_FLAGS := -O2 -g -target bpf -Wall -Werror $(addprefix -I,$(ASM_HEADERS))
 
-.PHONY: help install packages venv bpf demo test fuzz faults check lint types unit bench clean root
+.PHONY: help install packages venv bpf demo test fuzz faults check lint types unit bench bench-peers clean root
 
 help:
 	@echo 'sudo make demo     install what is missing, run the tour (labs/tour.yaml) on real traffic'
 	@echo 'sudo make test     install what is missing, run every test'
 	@echo 'sudo make fuzz     look for cases on which the two engines differ (MINUTES=5)'
-	@echo 'sudo make bench    Sluice beside a bridge, iptables and bare links (ARGS="--only same-host")'
 	@echo 'sudo make faults   the agent killed 200 times during 10,000 changes under traffic'
+	@echo 'sudo make bench    Sluice beside its peers, into docs/bench (ARGS="--quick", ARGS="--only same-host")'
 	@echo 'make install       Debian packages, .venv, BPF object; does nothing when they are there'
 	@echo 'make check         ruff and mypy'
 	@echo 'make unit          the tests that need no root'
@@ -58,8 +58,14 @@ MINUTES ?= 5
 fuzz: root install
 	@$(BIN)/python tests/kernel/engine_fuzz.py --minutes $(MINUTES)
 
-bench: root install
+bench: root install bench-peers
 	@$(BIN)/python -m bench $(ARGS)
+
+# Peers to measure beside, and what draws: nobody else needs them.
+bench-peers: venv
+	@install/install-debian debian.bench-packages || echo 'bench: goes on without those peers' >&2
+	@$(BIN)/python -c 'import matplotlib' 2>/dev/null || $(BIN)/python -m pip install --quiet \
+	    --disable-pip-version-check --no-input --root-user-action ignore --constraint constraints.txt matplotlib
 
 check: lint types
 

@@ -1,4 +1,7 @@
-"""`python -m bench`: every subject of a case side by side, in alternating order, medians of the rounds."""
+"""`python -m bench`: every subject of a case side by side, in alternating order, medians of the rounds.
+
+Cases: same-host and cross-host (all peers), scale (20 to 100,000 rules, real traffic), engine (the program alone).
+"""
 
 from __future__ import annotations
 
@@ -7,56 +10,79 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
-from rich.console import Console
+from bench.machine import facts
+from bench.measure import MeasureError, missing_programs
+from bench.processes import CommandFailed
+from bench.report import CASES, Run, as_json, markdown
+from bench.results import Results
+from bench.rounds import Plan, measure
+from bench.site import remove_stale
+from bench.topologies import SAME
+from vfp.datapath.pins import mount_bpffs
 
-from bench.measure import METRICS, MeasureError, missing_programs, servers
-from bench.program import hit_ns
-from bench.results import Sample, as_json, summarise, table
-from bench.topologies import BUILDERS, built
-
-HIT = "flow-hit"
-CASES = (*BUILDERS, HIT)
-WIDTH = 140  # of the table where no terminal says
+DOCS = Path(__file__).parents[1] / "docs" / "bench"
 
 
 def main() -> int:
-    """Parse, measure, print."""
+    """Parse, measure, write."""
     options = _options()
-    console = Console() if sys.stdout.isatty() else Console(width=WIDTH)
     problems = _problems()
     if problems:
         print(problems, file=sys.stderr)
         return 1
     signal.signal(signal.SIGTERM, _interrupt)
-    samples: list[Sample] = []
+    plan = Plan(options.only, options.peers, options.rounds, options.seconds, options.quick)
     try:
-        for case in options.only or CASES:
-            samples.extend(_measure(case, options.rounds, options.seconds, console))
-    except (MeasureError, RuntimeError) as error:
+        mount_bpffs()
+        for name in remove_stale():
+            print(f"removed {name}, which a benchmark left that was killed", file=sys.stderr)
+        samples, absences = measure(plan, _tell)
+    except (MeasureError, CommandFailed, OSError) as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("bench: interrupted; what was built is removed", file=sys.stderr)
         return 130
-    rows = summarise(samples)
-    console.print(table(rows))
-    if options.json:
-        Path(options.json).write_text(json.dumps(as_json(rows), indent=2) + "\n")
+    run = Run(facts(), plan.rounds, plan.seconds, Results(samples), absences)
+    print(markdown(run))
+    folder = options.out or (None if options.narrowed else DOCS)
+    if folder:
+        _write(run, folder)
     return 0
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("--only", action="append", choices=CASES, metavar="CASE", help=f"one of {', '.join(CASES)}")
-    parser.add_argument("--rounds", type=_positive, default=5, help="readings of each (default 5)")
+    parser = argparse.ArgumentParser(
+        prog="python -m bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", type=_among(tuple(CASES)), metavar="CASE,...", help=f"of {', '.join(CASES)}")
+    parser.add_argument("--peers", type=_among(tuple(SAME)), metavar="PEER,...",
+                        help=f"beside raw and sluice; of {', '.join(SAME)}")
+    parser.add_argument("--rounds", type=_positive, help="readings of each (default 5; --quick 1)")
     parser.add_argument("--seconds", type=float, default=1.0, help="length of one reading (default 1)")
-    parser.add_argument("--json", metavar="FILE", help="write the rows here too")
-    return parser.parse_args()
+    parser.add_argument("--quick", action="store_true", help="one round, fewer sizes: a look, not a measurement")
+    parser.add_argument("--out", type=Path, metavar="DIR",
+                        help="write latest.json, .md and .png there (default: docs/bench, if all is measured)")
+    options = parser.parse_args()
+    options.narrowed = bool(options.only or options.peers or options.quick)
+    options.only = options.only or tuple(CASES)
+    options.peers = tuple(peer for peer in SAME if peer in (*(options.peers or SAME), "raw", "sluice"))
+    options.rounds = options.rounds or (1 if options.quick else 5)
+    return options
+
+
+def _among(known: tuple[str, ...]) -> Callable[[str], tuple[str, ...]]:
+    def parse(text: str) -> tuple[str, ...]:
+        found = tuple(text.split(","))
+        if wrong := [each for each in found if each not in known]:
+            raise argparse.ArgumentTypeError(f"found {', '.join(wrong)}; use {', '.join(known)}")
+        return found
+
+    return parse
 
 
 def _positive(text: str) -> int:
@@ -78,23 +104,23 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _measure(case: str, rounds: int, seconds: float, console: Console) -> Iterator[Sample]:
-    if case == HIT:
-        for number in range(rounds):
-            console.print(f"[dim]{case}: round {number + 1} of {rounds}[/dim]")
-            yield Sample(case, "ns_per_packet", "sluice", hit_ns())
-        return
-    with built(case) as pairs, ExitStack() as running:
-        for pair in pairs.values():
-            running.enter_context(servers(pair))
-        subjects = list(pairs)
-        for number in range(rounds):
-            console.print(f"[dim]{case}: round {number + 1} of {rounds}[/dim]")
-            # Whoever goes first differs from round to round, so that no one always meets a cold machine.
-            order = subjects[number % len(subjects) :] + subjects[: number % len(subjects)]
-            for metric, read in METRICS.items():
-                for subject in order:
-                    yield Sample(case, metric, subject, read(pairs[subject], seconds))
+def _tell(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _write(run: Run, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "latest.json").write_text(json.dumps(as_json(run), indent=1, ensure_ascii=False) + "\n")
+    picture = ""
+    try:
+        from bench.plot import draw  # matplotlib comes with `make bench` only
+    except ImportError:
+        print("bench: no plot, since matplotlib is missing: pip install -e '.[bench]'", file=sys.stderr)
+    else:
+        picture = "latest.png"
+        draw(run, folder / picture)
+    (folder / "latest.md").write_text(markdown(run, picture))
+    print(f"written to {folder}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -97,9 +97,7 @@ class Setup:
 
     def run(self, test: Run) -> int:
         """One frame through the engine; nanoseconds."""
-        test.reset()
-        check(library().bpf_prog_test_run_opts(self._probe, test.reference), "test-run vfp_probe")
-        return int(test.opts.duration)
+        return test.time(self._probe)
 
     def forget_flows(self) -> None:
         """Empty the flow table, and tell the budgets."""
@@ -124,10 +122,11 @@ class Setup:
 class Run:
     """The arguments of a test-run of one frame, made once."""
 
-    def __init__(self, raw: bytes) -> None:
+    def __init__(self, raw: bytes, port: int = _PORT) -> None:
+        """`raw` as sent by a port."""
         self._context = ctypes.create_string_buffer(_SKB_BYTES)
         self._fresh = bytearray(_SKB_BYTES)
-        struct.pack_into("=I", self._fresh, _SKB_CB, zone(ZoneKind.PORT, _PORT))
+        struct.pack_into("=I", self._fresh, _SKB_CB, zone(ZoneKind.PORT, port))
         struct.pack_into("=I", self._fresh, _SKB_MARK, _PROBE_WALKS)
         self._fresh_raw = bytes(self._fresh)
         self._data = ctypes.create_string_buffer(raw, len(raw))
@@ -143,6 +142,12 @@ class Run:
         """Ready for another run: the last one wrote its answer over the arguments."""
         ctypes.memmove(self._context, self._fresh_raw, _SKB_BYTES)
         self.opts.data_size_out, self.opts.ctx_size_out = len(self._out), _SKB_BYTES
+
+    def time(self, program: int) -> int:
+        """Nanoseconds of one run of a program, by its descriptor."""
+        self.reset()
+        check(library().bpf_prog_test_run_opts(program, self.reference), "test-run vfp_probe")
+        return int(self.opts.duration)
 
     def was_dropped(self) -> bool:
         """The verdict, in cb[2], is PLACE_NONE."""

@@ -1,28 +1,34 @@
-"""Program one host of the benchmark with the agent's own reconciler, then leave: `python -m bench.host PIN_DIR`.
+"""Program one host of the benchmark with the agent's own reconciler: `python -m bench.host PIN_DIR`.
 
-Run in the host's network namespace, with the plan in the environment. The data path outlives this process, as it
-outlives the agent.
+Run in the host's network namespace, with the plan in the environment. Says READY, then ages flows every second as the
+agent does, until it is ended.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 
+from agent.app import SWEEP_EVERY_S
 from agent.goals import from_sync
 from agent.ids import Ids
 from agent.reconcile import Reconciler
 from agent.state import Disk
-from southbound.messages import AclRule, AclTier, FullSync, Goal, HostGoal, NetworkGoal, PortGoal, RemoteGoal, Subnet
+from bench.rules import acl
+from southbound.messages import AclTier, FullSync, Goal, HostGoal, NetworkGoal, PortGoal, RemoteGoal, Subnet
 from vfp.datapath.engine import Datapath, Limits
 from vswitch.switch import Switch
 
 GOALS = "SLUICE_BENCH_PLAN"
+READY = "bench.host: ready"
 _NETWORK = "bench"
 
 
@@ -45,13 +51,7 @@ class HostPlan:
 def goals(text: str) -> FullSync:
     """The goal state that a controller would push for the plan."""
     plan = json.loads(text)
-    tier = AclTier(
-        "bench/rules", 1000,
-        tuple(
-            AclRule(number, direction, "deny", protocol=6, ports=((20000 + number, 20000 + number),))
-            for number in range(plan["rules"]) for direction in ("in", "out")
-        ),
-    )
+    tier = AclTier("bench/rules", 1000, acl(plan["rules"]))
     objects: list[Goal] = [
         HostGoal("self", underlay=plan["underlay"]),
         NetworkGoal(
@@ -72,18 +72,32 @@ def goals(text: str) -> FullSync:
 
 
 def main() -> int:
-    """Reconcile once; exit 1 with the errors if an object failed."""
-    with tempfile.TemporaryDirectory(prefix="sluice-bench-") as folder, Switch(Path(folder)) as switch:
-        limits = Limits(flows=131072)
-        with Datapath.open(Path(sys.argv[1]), limits) as datapath:
-            reconciler = Reconciler(switch, datapath, Disk(Path(folder)), Ids(), limits.ports)
-            outcome = reconciler.reconcile(from_sync(goals(os.environ[GOALS])))
-    for status in outcome.objects:
-        if status.error:
-            print(f"{status.kind} {status.id}: {status.error}", file=sys.stderr)
-    for problem in outcome.general:
-        print(problem, file=sys.stderr)
-    return 0 if outcome.complete else 1
+    """Reconcile once, and age; exit 1 with the errors if an object failed."""
+    text = os.environ[GOALS]
+    # Old and new groups of both directions have room side by side.
+    limits = Limits(flows=131072, rules=16384 + 4 * int(json.loads(text)["rules"]))
+    with (
+        tempfile.TemporaryDirectory(prefix=f"sluice-bench-{os.getppid()}-") as folder, Switch(Path(folder)) as switch,
+        Datapath.open(Path(sys.argv[1]), limits) as datapath,
+    ):
+        reconciler = Reconciler(switch, datapath, Disk(Path(folder)), Ids(), limits.ports)
+        outcome = reconciler.reconcile(from_sync(goals(text)))
+        for status in outcome.objects:
+            if status.error:
+                print(f"{status.kind} {status.id}: {status.error}", file=sys.stderr)
+        for problem in outcome.general:
+            print(problem, file=sys.stderr)
+        if not outcome.complete:
+            return 1
+        print(READY, flush=True)
+        signal.signal(signal.SIGTERM, _leave)
+        while True:
+            time.sleep(SWEEP_EVERY_S)
+            datapath.sweep()
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(0)
 
 
 if __name__ == "__main__":

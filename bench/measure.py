@@ -3,22 +3,35 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
-import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-PROGRAMS = {"iperf3": "iperf3", "qperf": "qperf", "wrk": "wrk", "nginx": "nginx-light", "ip": "iproute2"}
-HTTP_PORT = 8000
+from bench.cpu import busy_ns
+from bench.processes import CommandFailed, ended, inside, run, start
+
+__all__ = ["MeasureError", "Pair", "missing_programs", "read_connections", "read_latency", "read_throughput", "servers"]
+
+PROGRAMS = {
+    "iperf3": "iperf3", "sockperf": "sockperf", "wrk": "wrk", "nginx": "nginx-light", "ip": "iproute2",
+    "iptables-restore": "iptables", "nft": "nftables", "setpriv": "util-linux", "tc": "iproute2",
+}
+HTTP_PORT, TCP_PORT, UDP_PORT = 8000, 11111, 11112
+_CONNECTIONS = 32
 _READY_S = 5.0
-_LATENCY = re.compile(r"latency\s*=\s*([0-9.,]+)\s*(ns|us|ms)")
-_SCALE_US = {"ns": 1e-3, "us": 1.0, "ms": 1e3}
-_RATE = re.compile(r"Requests/sec:\s*([0-9.]+)")
+_APART_S = 0.2                              # from the end of one sockperf to the beginning of the next
+_RTT = 2.0                                  # sockperf says the latency of one way
+_PERCENTILE = re.compile(r"percentile (50|99)\.000 =\s*([0-9.]+)")
+_VALID = re.compile(r"\[Valid Duration\] RunTime=([0-9.]+) sec; SentMessages=\d+; ReceivedMessages=(\d+)")
+_RATE = re.compile(r"(\d+) requests in ([0-9.]+)(ms|s|m),")
+_SECONDS = {"ms": 1e-3, "s": 1.0, "m": 60.0}
 
 _NGINX = """
 daemon off; worker_processes 1; pid {folder}/nginx.pid; error_log {folder}/error.log crit;
@@ -35,108 +48,114 @@ class MeasureError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Two endpoints: `client` and `server` are namespaces, `address` is the server's."""
+    """Two endpoints: `client` and `server` are namespaces, `address` is the server's.
+
+    Attributes:
+        entry: namespace and name of the link where the client's frames come in; None: the client's own is no veth.
+        programs: namespaces whose links carry Sluice's programs.
+    """
 
     client: str
     server: str
     address: str
+    entry: tuple[str, str] | None = None
+    programs: tuple[str, ...] = ()
 
 
 def missing_programs() -> list[str]:
     """Debian packages to install."""
-    return [package for program, package in PROGRAMS.items() if shutil.which(program) is None]
-
-
-def inside(namespace: str, *command: str) -> list[str]:
-    """`command` run in a network namespace; the mounts stay the machine's."""
-    return ["nsenter", f"--net=/run/netns/{namespace}", *command]
+    return sorted({package for program, package in PROGRAMS.items() if shutil.which(program) is None})
 
 
 @contextmanager
 def servers(pair: Pair) -> Iterator[None]:
-    """iperf3, qperf and nginx at the server's side, for as long as the block runs."""
-    with tempfile.TemporaryDirectory(prefix="sluice-bench-") as folder:
+    """iperf3, sockperf and nginx at the server's side, for as long as the block runs."""
+    with tempfile.TemporaryDirectory(prefix=f"sluice-bench-{os.getpid()}-") as folder, ExitStack() as running:
         config = Path(folder) / "nginx.conf"
         config.write_text(_NGINX.format(folder=folder, port=HTTP_PORT))
-        commands = (["iperf3", "-s"], ["qperf"], ["nginx", "-c", str(config), "-p", folder])
-        running = [
-            subprocess.Popen(inside(pair.server, *command), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-            for command in commands
-        ]
-        try:
-            for port in (5201, 19765, HTTP_PORT):
-                _wait_listening(pair.server, port)
-            yield
-        finally:
-            for process in running:
-                process.terminate()
-            for process in running:
-                try:
-                    process.wait(5)
-                except subprocess.TimeoutExpired:
-                    process.kill()
-                    process.wait()
+        for command in (
+            ("iperf3", "-s"), ("nginx", "-c", str(config), "-p", folder),
+            ("sockperf", "server", "--tcp", "-i", pair.address, "-p", str(TCP_PORT)),
+            ("sockperf", "server", "-i", pair.address, "-p", str(UDP_PORT)),
+        ):
+            running.enter_context(ended(start(pair.server, *command)))
+        for port, sort in ((5201, "t"), (HTTP_PORT, "t"), (TCP_PORT, "t"), (UDP_PORT, "u")):
+            _wait_listening(pair.server, port, sort)
+        run(*inside(pair.client, "ping", "-c", "1", "-W", "2", pair.address))
+        yield
 
 
-def tcp_gbps(pair: Pair, seconds: float) -> float:
+def read_throughput(pair: Pair, seconds: float) -> dict[str, float]:
     """Received bits a second of one TCP stream (iperf3), in 10^9."""
-    command = ("iperf3", "-c", pair.address, "-t", str(max(1, round(seconds))), "-J")
+    command = ("iperf3", "-c", pair.address, "-t", _whole(seconds), "-J")
     deadline = time.monotonic() + _READY_S
     while True:
-        out = _run(pair, *command, limit_s=seconds + 10)
-        # The server serves one test at a time and may still be closing the one before.
-        if "server is busy" not in out or time.monotonic() > deadline:
-            break
-        time.sleep(0.05)
-    try:
-        return float(json.loads(out)["end"]["sum_received"]["bits_per_second"]) / 1e9
-    except (KeyError, ValueError) as error:
-        raise MeasureError(f"iperf3 in {pair.client}: {error}: {out[-500:]}") from error
+        try:
+            out = json.loads(_ask(pair, *command, seconds=seconds))
+            return {"tcp_gbps": float(out["end"]["sum_received"]["bits_per_second"]) / 1e9}
+        except MeasureError as error:
+            # The server serves one test at a time and may still be closing the one before.
+            if "server is busy" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
+        except (KeyError, ValueError) as error:
+            raise MeasureError(f"iperf3 in {pair.client}: {error}") from error
 
 
-def rr_us(pair: Pair, seconds: float) -> float:
-    """Round trip of one byte over TCP, µs: twice what qperf calls tcp_lat."""
-    command = ("qperf", pair.address, "-t", str(max(1, round(seconds))), "tcp_lat")
-    out = _run(pair, *command, limit_s=seconds + 10)
-    found = _LATENCY.search(out)
-    if found is None:
-        raise MeasureError(f"qperf in {pair.client}: no latency in {out!r}")
-    return 2 * float(found[1].replace(",", "")) * _SCALE_US[found[2]]
+def read_latency(pair: Pair, seconds: float) -> dict[str, float]:
+    """Round trips of 14 bytes, one after the other, over TCP and then UDP (sockperf ping-pong)."""
+    # sockperf sleeps two seconds before it begins: UDP's sleep may as well be during TCP's test.
+    with ThreadPoolExecutor() as pool:
+        tcp = pool.submit(_ping_pong, pair, seconds, "tcp", ("--tcp", "-p", str(TCP_PORT)))
+        time.sleep(seconds + _APART_S)
+        udp = pool.submit(_ping_pong, pair, seconds, "udp", ("-p", str(UDP_PORT)))
+        return {**tcp.result(), **udp.result()}
 
 
-def crr_per_s(pair: Pair, seconds: float) -> float:
-    """HTTP requests a second, each on a TCP connection of its own (wrk against nginx)."""
-    out = _run(
-        pair, "wrk", "-t", "1", "-c", "32", "-d", f"{max(1, round(seconds))}s", "-H", "Connection: close",
-        f"http://{pair.address}:{HTTP_PORT}/", limit_s=seconds + 10,
+def read_connections(pair: Pair, seconds: float) -> dict[str, float]:
+    """HTTP requests a second, each on a TCP connection of its own (wrk against nginx), and processor time of each."""
+    before = busy_ns()
+    out = _ask(
+        pair, "wrk", "-t", "1", "-c", str(_CONNECTIONS), "-d", f"{_whole(seconds)}s", "-H", "Connection: close",
+        f"http://{pair.address}:{HTTP_PORT}/", seconds=seconds,
     )
+    busy = busy_ns() - before
     found = _RATE.search(out)
     if found is None or "Non-2xx" in out:
         raise MeasureError(f"wrk in {pair.client}: {out[-500:]}")
-    return float(found[1])
+    if not int(found[1]):
+        raise MeasureError(f"not one request was answered in {_whole(seconds)} s")
+    count = int(found[1])
+    return {"crr_per_s": count / (float(found[2]) * _SECONDS[found[3]]), "crr_cpu_us": busy / count / 1e3}
 
 
-METRICS: dict[str, Callable[[Pair, float], float]] = {"tcp_gbps": tcp_gbps, "rr_us": rr_us, "crr_per_s": crr_per_s}
+def _ping_pong(pair: Pair, seconds: float, name: str, how: tuple[str, ...]) -> dict[str, float]:
+    command = ("sockperf", "ping-pong", "-i", pair.address, *how, "-t", _whole(seconds), "-m", "14")
+    out = _ask(pair, *command, seconds=seconds)
+    valid, percentiles = _VALID.search(out), dict(_PERCENTILE.findall(out))
+    if valid is None or set(percentiles) != {"50", "99"} or not float(valid[1]):
+        raise MeasureError(f"sockperf in {pair.client}: {out[-500:]}")
+    return {
+        f"{name}_rr_per_s": int(valid[2]) / float(valid[1]),
+        f"{name}_p50_us": _RTT * float(percentiles["50"]), f"{name}_p99_us": _RTT * float(percentiles["99"]),
+    }
 
 
-def _run(pair: Pair, *command: str, limit_s: float) -> str:
+def _ask(pair: Pair, *command: str, seconds: float) -> str:
     try:
-        done = subprocess.run(
-            inside(pair.client, *command), capture_output=True, text=True, timeout=limit_s, check=False
-        )
-    except subprocess.TimeoutExpired as error:
-        raise MeasureError(f"{command[0]} in {pair.client}: no end after {limit_s} s") from error
-    if done.returncode:
-        said = (done.stderr or done.stdout)[-500:]
-        raise MeasureError(f"{command[0]} in {pair.client}: exit {done.returncode}: {said}")
-    return done.stdout
+        return run(*inside(pair.client, *command), limit_s=seconds + 10)
+    except CommandFailed as error:
+        raise MeasureError(f"in {pair.client}: {error}") from error
 
 
-def _wait_listening(namespace: str, port: int) -> None:
+def _whole(seconds: float) -> str:
+    return str(max(1, round(seconds)))
+
+
+def _wait_listening(namespace: str, port: int, sort: str) -> None:
     deadline = time.monotonic() + _READY_S
-    filters: Sequence[str] = ("ss", "-Hltn", f"sport = :{port}")
     while time.monotonic() < deadline:
-        if subprocess.run(inside(namespace, *filters), capture_output=True, check=True).stdout:
+        if run(*inside(namespace, "ss", f"-Hln{sort}", f"sport = :{port}")):
             return
         time.sleep(0.02)
-    raise MeasureError(f"nothing listens on port {port} in {namespace} after {_READY_S} s")
+    raise MeasureError(f"nothing listens on port {port} in {namespace} after {_READY_S:g} s")

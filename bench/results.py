@@ -1,90 +1,107 @@
-"""Samples to medians, medians to JSON and tables."""
+"""Samples to rows, rows to ratios. A ratio is taken round by round, so that what slows a whole round cancels out."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from statistics import median
-from typing import Any
 
-from rich.table import Table
+__all__ = ["METRICS", "Key", "Metric", "Results", "Sample", "Spread"]
 
-UNITS = {"tcp_gbps": "Gbit/s", "rr_us": "µs", "crr_per_s": "1/s", "ns_per_packet": "ns"}
-LOWER_IS_BETTER = frozenset({"rr_us", "ns_per_packet"})
-SUBJECTS = ("raw", "bridge", "iptables", "sluice")
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """How a reading is called and counted."""
+
+    title: str
+    unit: str
+    less_is_better: bool = False
+    digits: int = 0
+
+
+METRICS: Mapping[str, Metric] = {
+    "tcp_gbps": Metric("TCP throughput", "Gbit/s", digits=2),
+    "tcp_rr_per_s": Metric("TCP round trips", "1/s"),
+    "tcp_p50_us": Metric("TCP round trip, median", "µs", True, 1),
+    "tcp_p99_us": Metric("TCP round trip, 99 %", "µs", True, 1),
+    "udp_rr_per_s": Metric("UDP round trips", "1/s"),
+    "udp_p50_us": Metric("UDP round trip, median", "µs", True, 1),
+    "udp_p99_us": Metric("UDP round trip, 99 %", "µs", True, 1),
+    "packets_per_s": Metric("64-byte packets", "1/s"),
+    "packet_cpu_ns": Metric("processor time a packet", "ns", True),
+    "packet_bpf_ns": Metric("of that in BPF programs", "ns", True),
+    "crr_per_s": Metric("new connections", "1/s"),
+    "crr_cpu_us": Metric("processor time a connection", "µs", True, 1),
+    "hit_ns": Metric("flow hit", "ns", True),
+    "hit_rewrite_ns": Metric("flow hit, rewrite", "ns", True),
+    "first_packet_ns": Metric("first packet", "ns", True),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """What is measured. `layers` 0: those of a usual endpoint."""
+
+    case: str
+    metric: str
+    subject: str
+    rules: int
+    layers: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
     """One reading of one round."""
 
-    case: str
-    metric: str
-    subject: str
+    key: Key
+    round: int
     value: float
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """All rounds of one reading: the shape of `--json`."""
+class Spread:
+    """Median, lowest and highest of the rounds."""
 
-    case: str
-    metric: str
-    unit: str
-    subject: str
     median: float
     low: float
     high: float
     rounds: int
 
 
-def summarise(samples: Iterable[Sample]) -> list[Row]:
-    """One row for each case, metric and subject, in the order they first came."""
-    values: dict[tuple[str, str, str], list[float]] = defaultdict(list)
-    for sample in samples:
-        values[sample.case, sample.metric, sample.subject].append(sample.value)
-    return [
-        Row(case, metric, UNITS[metric], subject, median(read), min(read), max(read), len(read))
-        for (case, metric, subject), read in values.items()
-    ]
+class Results:
+    """All samples of a run."""
+
+    def __init__(self, samples: Iterable[Sample]) -> None:
+        self._values: dict[Key, dict[int, float]] = defaultdict(dict)
+        for sample in samples:
+            self._values[sample.key][sample.round] = sample.value
+
+    def keys(self, case: str | None = None) -> list[Key]:
+        """In the order they first came; of one case, or all."""
+        return [key for key in self._values if case in (None, key.case)]
+
+    def spread(self, key: Key) -> Spread | None:
+        """None: never read."""
+        return _spread(list(self._values[key].values())) if key in self._values else None
+
+    def values(self, key: Key) -> list[float]:
+        """The readings, by round."""
+        return [value for _, value in sorted(self._values[key].items())]
+
+    def ratio(self, key: Key, to: Key) -> Spread | None:
+        """How much better `key` did than `to`: above 1 is better, whichever way the metric counts.
+
+        None: they have no round in common.
+        """
+        if key not in self._values or to not in self._values:
+            return None
+        own, other = self._values[key], self._values[to]
+        if METRICS[key.metric].less_is_better:
+            own, other = other, own
+        shared = [number for number in own if other.get(number)]
+        return _spread([own[number] / other[number] for number in shared]) if shared else None
 
 
-def as_json(rows: Iterable[Row]) -> list[dict[str, Any]]:
-    """Plain values."""
-    return [asdict(row) for row in rows]
-
-
-def ratio(rows: Iterable[Row], case: str, metric: str, subject: str, peer: str) -> float | None:
-    """How much better `subject` is than `peer`: above 1 is better, whichever way the metric counts."""
-    medians = {(row.case, row.metric, row.subject): row.median for row in rows}
-    own, other = medians.get((case, metric, subject)), medians.get((case, metric, peer))
-    if not own or not other:
-        return None
-    return other / own if metric in LOWER_IS_BETTER else own / other
-
-
-def table(rows: list[Row]) -> Table:
-    """Subjects side by side: median, spread, and Sluice's ratio to raw and to bridge with iptables."""
-    found = {(row.case, row.metric, row.subject): row for row in rows}
-    out = Table(title="median (low to high); ratios above 1 mean Sluice is better")
-    out.add_column("case")
-    out.add_column("metric")
-    for subject in SUBJECTS:
-        out.add_column(subject, justify="right")
-    out.add_column("÷ raw", justify="right")
-    out.add_column("÷ iptables", justify="right")
-    for case, metric in dict.fromkeys((row.case, row.metric) for row in rows):
-        cells = [_cell(found.get((case, metric, subject))) for subject in SUBJECTS]
-        ratios = [ratio(rows, case, metric, "sluice", peer) for peer in ("raw", "iptables")]
-        out.add_row(
-            case, f"{metric} [{UNITS[metric]}]", *cells, *("" if value is None else f"{value:.2f}" for value in ratios)
-        )
-    return out
-
-
-def _cell(row: Row | None) -> str:
-    if row is None:
-        return ""
-    digits = 1 if row.median < 1000 else 0
-    return f"{row.median:.{digits}f}\n({row.low:.{digits}f} to {row.high:.{digits}f})"
+def _spread(values: list[float]) -> Spread | None:
+    return Spread(median(values), min(values), max(values), len(values)) if values else None

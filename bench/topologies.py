@@ -1,115 +1,79 @@
-"""The same two endpoints joined in four ways, on one host and across two. All in namespaces of our own.
+"""The same two endpoints joined in many ways, on one host and across two. All in namespaces of our own.
 
-raw       same host: one veth pair. Across: a point-to-point VXLAN device in each endpoint's namespace, no bridge
-bridge    veth pairs on a Linux bridge; across: bridge and VXLAN with static entries
-iptables  the same, with bridge netfilter, conntrack and the chains Docker makes, and 20 rules
-sluice    veth pairs with guard, acl (20 rules) and vnet; across: the overlay
+raw        same host: one veth pair. Across: a point-to-point VXLAN device in each endpoint's namespace, no bridge
+bridge     veth pairs on a Linux bridge; across: bridge and VXLAN with static entries
+iptables   the same, with bridge netfilter, conntrack and the chains that Docker makes, and the rules
+nftables   the same, with bridge netfilter, conntrack and the rules as elements of one set
+docker     containers on a bridge network of a real dockerd, and the rules in DOCKER-USER (`bench.docker`)
+ovs        Open vSwitch in user space, with connection tracking and the rules as flows (`bench.openvswitch`)
+sluice     veth pairs with guard, acl (the rules) and vnet; across: the overlay
 """
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
+from dataclasses import dataclass, field
+from functools import partial
 
-from bench.host import GOALS, HostPlan
-from bench.measure import Pair, inside
+from bench.docker import docker_same_host
+from bench.host import GOALS, READY, HostPlan
+from bench.measure import MeasureError, Pair
+from bench.openvswitch import ovs_cross_host, ovs_same_host
+from bench.processes import CommandFailed, ended, run, start
+from bench.rules import USUAL, docker_chains, use_iptables, use_nftables
+from bench.site import (
+    ENDPOINTS,
+    MACS,
+    OVERLAY_MTU,
+    UNDERLAY,
+    VNI,
+    Site,
+    add_vxlan,
+    endpoint,
+    peer_of,
+    veth,
+)
 
-UNDERLAY = ("172.31.9.1", "172.31.9.2")
-ENDPOINTS = ("10.9.0.1", "10.9.0.2")
-MACS = ("02:09:00:00:00:01", "02:09:00:00:00:02")
-VNI = 900
-OVERLAY_MTU = 1450
-RULES = 20
+__all__ = ["ACROSS", "SAME", "SCALE_RULES", "Absent", "Builder", "Built", "built", "scale"]
 
+_PROGRAM_S = 120.0
+SCALE_RULES = (20, 1_000, 10_000, 100_000)
 
-class Site:
-    """Namespaces of one subject, removed with everything in them. `name` keeps subjects apart."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self._made: list[str] = []
-        self.pins: list[Path] = []
-
-    def namespace(self, part: str) -> str:
-        """A new namespace with loopback up and IPv6 off."""
-        name = f"bench-{self.name}-{part}"
-        subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)  # of a run that was killed
-        run("ip", "netns", "add", name)
-        self._made.append(name)
-        run("ip", "-n", name, "link", "set", "lo", "up")
-        quiet = ("net.ipv6.conf.all.disable_ipv6=1", "net.ipv6.conf.default.disable_ipv6=1")
-        # Bridge netfilter is on in a new namespace; only the subject that is about it pays for it.
-        plain = ("net.bridge.bridge-nf-call-iptables=0", "net.bridge.bridge-nf-call-arptables=0")
-        run(*inside(name, "sysctl", "-eqw", *quiet, *plain))
-        return name
-
-    def close(self) -> None:
-        """Remove what was made."""
-        for name in self._made:
-            subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
-        for pins in self.pins:
-            subprocess.run(["rm", "-rf", str(pins)], check=False)
+Builder = Callable[[Site], Pair]
+Filter = Callable[[Site, str], None]
 
 
-def run(*command: str) -> None:
-    """Run, or raise with what it said."""
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)}: exit {done.returncode}: {done.stderr.strip() or done.stdout.strip()}")
+class Absent(Exception):
+    """A subject that cannot be built here, with the reason."""
 
 
-def veth(one: str, one_name: str, other: str, other_name: str) -> None:
-    """A pair between two namespaces, both ends up."""
-    run("ip", "-n", one, "link", "add", one_name, "type", "veth", "peer", "name", other_name, "netns", other)
-    run("ip", "-n", one, "link", "set", one_name, "up")
-    run("ip", "-n", other, "link", "set", other_name, "up")
+@dataclass(slots=True)
+class Built:
+    """Subjects that stand, and why others do not."""
+
+    pairs: dict[str, Pair] = field(default_factory=dict)
+    absent: dict[str, str] = field(default_factory=dict)
 
 
-def endpoint(namespace: str, number: int, interface: str = "eth0") -> None:
-    """Give the endpoint's interface its MAC and address."""
-    run("ip", "-n", namespace, "link", "set", interface, "address", MACS[number])
-    run("ip", "-n", namespace, "addr", "add", f"{ENDPOINTS[number]}/24", "dev", interface)
-
-
-def underlay(site: Site) -> tuple[str, str]:
-    """Two hosts with an underlay between them."""
-    hosts = site.namespace("h1"), site.namespace("h2")
-    veth(hosts[0], "under0", hosts[1], "under0")
-    for host, address in zip(hosts, UNDERLAY, strict=True):
-        run("ip", "-n", host, "addr", "add", f"{address}/24", "dev", "under0")
-    return hosts
-
-
-def add_vxlan(host: str, number: int, name: str) -> None:
-    """A VXLAN device to the other host only, that learns nothing."""
-    run(
-        "ip", "-n", host, "link", "add", name, "type", "vxlan", "id", str(VNI), "dstport", "4789", "local",
-        UNDERLAY[number], "remote", UNDERLAY[1 - number], "dev", "under0", "nolearning",
-    )
-
-
-def docker_rules(host: str) -> None:
-    """Chains as dockerd 20.10 makes them, and as many rules as Sluice's acl gets."""
-    run(*inside(host, "sysctl", "-qw", "net.bridge.bridge-nf-call-iptables=1", "net.ipv4.ip_forward=1"))
-    lines = [
-        "*filter", ":FORWARD DROP", ":DOCKER-USER -", ":DOCKER -", ":ISOLATION-1 -", ":ISOLATION-2 -",
-        "-A FORWARD -j DOCKER-USER", "-A FORWARD -j ISOLATION-1",
-        "-A FORWARD -o br0 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
-        "-A FORWARD -o br0 -j DOCKER", "-A FORWARD -i br0 ! -o br0 -j ACCEPT", "-A FORWARD -i br0 -o br0 -j ACCEPT",
-        "-A ISOLATION-1 -i br0 ! -o br0 -j ISOLATION-2", "-A ISOLATION-1 -j RETURN",
-        "-A ISOLATION-2 -o br0 -j DROP", "-A ISOLATION-2 -j RETURN",
-        *(f"-A DOCKER-USER -p tcp --dport {20000 + rule} -j DROP" for rule in range(RULES)),
-        "-A DOCKER-USER -j RETURN", "COMMIT",
-    ]
-    done = subprocess.run(
-        inside(host, "iptables-restore"), input="\n".join(lines) + "\n", capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        raise RuntimeError(f"iptables-restore in {host}: {done.stderr}")
+@contextmanager
+def built(builders: dict[str, Builder]) -> Iterator[Built]:
+    """Every subject at the same time; all gone afterwards. One that fails is told, not fatal."""
+    with ExitStack() as stack:
+        out = Built()
+        for number, (subject, build) in enumerate(builders.items()):
+            with ExitStack() as undo:
+                site = Site(f"{subject.split('@')[0]}{number}")
+                undo.callback(site.close)
+                try:
+                    out.pairs[subject] = build(site)
+                except (Absent, CommandFailed, MeasureError) as error:
+                    out.absent[subject] = str(error)
+                    continue
+                stack.push(undo.pop_all())
+        yield out
 
 
 def raw_same_host(site: Site) -> Pair:
@@ -118,10 +82,10 @@ def raw_same_host(site: Site) -> Pair:
     veth(a, "eth0", b, "eth0")
     endpoint(a, 0)
     endpoint(b, 1)
-    return Pair(a, b, ENDPOINTS[1])
+    return Pair(a, b, ENDPOINTS[1], (b, "eth0"))
 
 
-def bridge_same_host(site: Site, filtered: bool = False) -> Pair:
+def bridge_same_host(site: Site, filters: Filter | None = None) -> Pair:
     """Two veth pairs on a bridge."""
     host, a, b = site.namespace("h1"), site.namespace("a"), site.namespace("b")
     run("ip", "-n", host, "link", "add", "br0", "up", "type", "bridge")
@@ -129,14 +93,14 @@ def bridge_same_host(site: Site, filtered: bool = False) -> Pair:
         veth(host, f"port{number}", namespace, "eth0")
         run("ip", "-n", host, "link", "set", f"port{number}", "master", "br0")
         endpoint(namespace, number)
-    if filtered:
-        docker_rules(host)
-    return Pair(a, b, ENDPOINTS[1])
+    if filters:
+        filters(site, host)
+    return Pair(a, b, ENDPOINTS[1], (host, "port0"))
 
 
 def raw_cross_host(site: Site) -> Pair:
     """The VXLAN devices themselves are the endpoints' interfaces."""
-    hosts = underlay(site)
+    hosts = _underlay(site)
     endpoints = site.namespace("a"), site.namespace("b")
     for number, (host, namespace) in enumerate(zip(hosts, endpoints, strict=True)):
         add_vxlan(host, number, "vx0")
@@ -146,9 +110,9 @@ def raw_cross_host(site: Site) -> Pair:
     return Pair(*endpoints, ENDPOINTS[1])
 
 
-def bridge_cross_host(site: Site, filtered: bool = False) -> Pair:
+def bridge_cross_host(site: Site, filters: Filter | None = None) -> Pair:
     """Bridge and VXLAN on each host."""
-    hosts = underlay(site)
+    hosts = _underlay(site)
     endpoints = site.namespace("a"), site.namespace("b")
     for number, (host, namespace) in enumerate(zip(hosts, endpoints, strict=True)):
         run("ip", "-n", host, "link", "add", "br0", "up", "type", "bridge")
@@ -158,65 +122,94 @@ def bridge_cross_host(site: Site, filtered: bool = False) -> Pair:
         run("ip", "-n", host, "link", "set", "port0", "master", "br0", "mtu", str(OVERLAY_MTU))
         run("ip", "-n", namespace, "link", "set", "eth0", "mtu", str(OVERLAY_MTU))
         endpoint(namespace, number)
-        if filtered:
-            docker_rules(host)
+        if filters:
+            filters(site, host)
     return Pair(*endpoints, ENDPOINTS[1])
 
 
-def sluice_same_host(site: Site) -> Pair:
+def sluice_same_host(site: Site, rules: int = USUAL) -> Pair:
     """Both endpoints on one host of an overlay network."""
     host, a, b = site.namespace("h1"), site.namespace("a"), site.namespace("b")
     veth(host, "under0", site.namespace("peer"), "under0")     # an overlay network wants an underlay
     run("ip", "-n", host, "addr", "add", f"{UNDERLAY[0]}/24", "dev", "under0")
-    program(site, host, HostPlan(UNDERLAY[0], local={0: a, 1: b}))
-    return Pair(a, b, ENDPOINTS[1])
+    _program(site, host, HostPlan(UNDERLAY[0], local={0: a, 1: b}), rules)
+    return Pair(a, b, ENDPOINTS[1], (host, peer_of(a, host)), (host,))
 
 
-def sluice_cross_host(site: Site) -> Pair:
+def sluice_cross_host(site: Site, rules: int = USUAL) -> Pair:
     """One endpoint on each of two hosts."""
-    hosts = underlay(site)
+    hosts = _underlay(site)
     endpoints = site.namespace("a"), site.namespace("b")
     for number, host in enumerate(hosts):
         plan = HostPlan(UNDERLAY[number], local={number: endpoints[number]}, remote={1 - number: UNDERLAY[1 - number]})
-        program(site, host, plan)
-    return Pair(*endpoints, ENDPOINTS[1])
+        _program(site, host, plan, rules)
+    return Pair(*endpoints, ENDPOINTS[1], programs=hosts)
 
 
-def program(site: Site, host: str, plan: HostPlan) -> None:
-    """Let the agent's reconciler make it so, in the host's namespace; the data path stays when it has gone."""
-    pins = Path(f"/sys/fs/bpf/sluice-{host}")
-    subprocess.run(["rm", "-rf", str(pins)], check=False)
-    site.pins.append(pins)
-    environment = {**os.environ, GOALS: plan.encode(ENDPOINTS, MACS, VNI, RULES)}
-    command = inside(host, sys.executable, "-m", "bench.host", str(pins))
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"programming {host}: {done.stderr.strip()[-2000:]}")
+def _iptables(rules: int) -> Filter:
+    return lambda _, host: use_iptables(host, docker_chains(rules))
 
 
-BUILDERS: dict[str, dict[str, Callable[[Site], Pair]]] = {
-    "same-host": {
-        "raw": raw_same_host,
-        "bridge": bridge_same_host,
-        "iptables": lambda site: bridge_same_host(site, filtered=True),
-        "sluice": sluice_same_host,
-    },
-    "cross-host": {
-        "raw": raw_cross_host,
-        "bridge": bridge_cross_host,
-        "iptables": lambda site: bridge_cross_host(site, filtered=True),
-        "sluice": sluice_cross_host,
-    },
+def _nftables(rules: int) -> Filter:
+    return lambda site, host: use_nftables(site, host, rules)
+
+
+def _unable(reason: str) -> Builder:
+    def refuse(site: Site) -> Pair:
+        raise Absent(reason)
+
+    return refuse
+
+
+SAME: dict[str, Builder] = {
+    "raw": raw_same_host,
+    "bridge": bridge_same_host,
+    "iptables": partial(bridge_same_host, filters=_iptables(USUAL)),
+    "nftables": partial(bridge_same_host, filters=_nftables(USUAL)),
+    "docker": docker_same_host,
+    "ovs": ovs_same_host,
+    "sluice": sluice_same_host,
+}
+ACROSS: dict[str, Builder] = {
+    "raw": raw_cross_host,
+    "bridge": bridge_cross_host,
+    "iptables": partial(bridge_cross_host, filters=_iptables(USUAL)),
+    "nftables": partial(bridge_cross_host, filters=_nftables(USUAL)),
+    "docker": _unable("a bridge network ends at its host; Docker's overlay driver wants a swarm"),
+    "ovs": ovs_cross_host,
+    "sluice": sluice_cross_host,
 }
 
 
-@contextmanager
-def built(case: str) -> Iterator[dict[str, Pair]]:
-    """Every subject of a case at the same time; all gone afterwards."""
-    with ExitStack() as stack:
-        pairs: dict[str, Pair] = {}
-        for subject, build in BUILDERS[case].items():
-            site = Site(subject)
-            stack.callback(site.close)
-            pairs[subject] = build(site)
-        yield pairs
+def scale(rules: Iterable[int], peers: Iterable[str]) -> dict[str, Builder]:
+    """Subjects by number of rules: `sluice@1000`."""
+    kinds: dict[str, Callable[[int], Builder]] = {
+        "sluice": lambda count: partial(sluice_same_host, rules=count),
+        "iptables": lambda count: partial(bridge_same_host, filters=_iptables(count)),
+        "nftables": lambda count: partial(bridge_same_host, filters=_nftables(count)),
+    }
+    return {f"{kind}@{count}": make(count) for kind, make in kinds.items() if kind in peers for count in rules}
+
+
+def _underlay(site: Site) -> tuple[str, str]:
+    """Two hosts with an underlay between them."""
+    hosts = site.namespace("h1"), site.namespace("h2")
+    veth(hosts[0], "under0", hosts[1], "under0")
+    for host, address in zip(hosts, UNDERLAY, strict=True):
+        run("ip", "-n", host, "addr", "add", f"{address}/24", "dev", "under0")
+    return hosts
+
+
+def _program(site: Site, host: str, plan: HostPlan, rules: int) -> None:
+    """Let the agent's reconciler make it so, in the host's namespace, by a process that then ages flows as an agent."""
+    pins, log = site.pins(host), site.folder() / "host.log"
+    process = start(
+        host, sys.executable, "-m", "bench.host", str(pins), log=log,
+        environment={GOALS: plan.encode(ENDPOINTS, MACS, VNI, rules)},
+    )
+    site.stack.enter_context(ended(process))
+    deadline = time.monotonic() + _PROGRAM_S
+    while READY not in log.read_text():
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise CommandFailed(f"programming {host}: {log.read_text().strip()[-2000:] or 'no answer'}")
+        time.sleep(0.02)

@@ -1,4 +1,4 @@
-"""The benchmark builds every subject, reads every metric, writes its JSON and leaves nothing behind."""
+"""The benchmark builds every subject, reads every metric, writes its files and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -6,10 +6,18 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
-import pytest
+from bench.measure import servers
+from bench.packets import read_packets
+from bench.processes import inside, run
+from bench.rounds import Plan, measure
+from bench.site import remove_stale
+from bench.topologies import ACROSS, SAME, built
 
-from bench.results import SUBJECTS
+OPTIONAL = {"docker", "ovs"}                # their packages come with `make bench`, not with `make test`
+LINKED = {"tcp_gbps", "tcp_rr_per_s", "tcp_p50_us", "tcp_p99_us", "udp_rr_per_s", "udp_p50_us", "udp_p99_us",
+          "packets_per_s", "packet_cpu_ns", "crr_per_s", "crr_cpu_us"}
 
 
 def _bench(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -18,31 +26,71 @@ def _bench(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("case", ["same-host", "cross-host"])
-def test_every_subject_and_metric_is_read(case: str, tmp_path: Path) -> None:
-    out = tmp_path / "rows.json"
-    done = _bench("--only", case, "--rounds", "1", "--json", str(out))
+def _measured(folder: Path, *arguments: str) -> list[dict[str, Any]]:
+    done = _bench("--quick", "--out", str(folder), *arguments)
     assert done.returncode == 0, done.stderr
-    rows = json.loads(out.read_text())
-    assert {(row["metric"], row["subject"]) for row in rows} == {
-        (metric, subject) for metric in ("tcp_gbps", "rr_us", "crr_per_s") for subject in SUBJECTS
-    }
-    assert all(row["median"] > 0 and row["rounds"] == 1 for row in rows)
-    namespaces = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=True).stdout
-    assert "bench-" not in namespaces
-    assert not list(Path("/sys/fs/bpf").glob("sluice-bench*"))
+    told = json.loads((folder / "latest.json").read_text())
+    assert not told["absent"], told["absent"]
+    rows: list[dict[str, Any]] = told["rows"]
+    assert all(row["median"] > 0 for row in rows)
+    assert "## Targets" in (folder / "latest.md").read_text()
+    return rows
 
 
-def test_the_cost_of_a_flow_hit_is_printed(tmp_path: Path) -> None:
-    out = tmp_path / "rows.json"
-    done = _bench("--only", "flow-hit", "--rounds", "1", "--json", str(out))
-    assert done.returncode == 0, done.stderr
-    (row,) = json.loads(out.read_text())
-    assert row["metric"] == "ns_per_packet"
-    assert 0 < row["median"] < 10_000
+def test_every_metric_is_read_on_one_host(tmp_path: Path) -> None:
+    rows = _measured(tmp_path, "--only", "same-host", "--peers", "raw")
+    assert {row["metric"] for row in rows if row["subject"] == "raw"} == LINKED
+    assert {row["metric"] for row in rows if row["subject"] == "sluice"} == {*LINKED, "packet_bpf_ns"}
 
 
-def test_a_wrong_case_is_refused_with_the_right_ones() -> None:
-    done = _bench("--only", "moon")
-    assert done.returncode == 2
-    assert "same-host" in done.stderr
+def test_every_metric_is_read_across_hosts() -> None:
+    told: list[str] = []
+    samples, absences = measure(Plan(("cross-host",), ("sluice",), 1, 1.0), told.append)
+    assert not absences
+    assert {sample.key.metric for sample in samples} == {*LINKED, "packet_bpf_ns"}
+    assert all(sample.value > 0 for sample in samples)
+    assert told[-1] == "cross-host: round 1 of 1"
+
+
+def test_the_number_of_rules_and_of_layers_is_varied(tmp_path: Path) -> None:
+    rows = _measured(tmp_path, "--only", "scale,engine", "--peers", "raw")
+    scale = {row["rules"] for row in rows if row["case"] == "scale"}
+    engine = {(row["rules"], row["layers"]) for row in rows if row["case"] == "engine"}
+    assert scale == {20, 10_000}
+    assert engine == {(rules, layers) for rules in (20, 10_000) for layers in (1, 5, 10)}
+    hits = [row["median"] for row in rows if row["metric"] == "hit_ns"]
+    assert max(hits) < 10_000
+
+
+def test_every_subject_of_one_host_carries_packets_and_nothing_stays() -> None:
+    with built(SAME) as made:
+        assert made.pairs.keys() | OPTIONAL == SAME.keys(), made.absent
+        names = [name for pair in made.pairs.values() for name in (pair.client, pair.server)]
+        for pair in made.pairs.values():
+            run(*inside(pair.client, "ping", "-c", "1", "-W", "2", pair.address))
+            assert read_packets(pair, 0.05)["packets_per_s"] > 0
+    left = run("ip", "netns", "list")
+    assert not [name for name in names if name in left]
+
+
+def test_every_subject_across_hosts_serves() -> None:
+    with built({name: build for name, build in ACROSS.items() if name not in OPTIONAL}) as made:
+        assert not made.absent
+        for pair in made.pairs.values():
+            with servers(pair):
+                pass                        # it has waited for each server, and for an echo
+
+
+def test_a_subject_that_cannot_be_built_is_told_with_the_reason() -> None:
+    with built({"raw": SAME["raw"], "docker": ACROSS["docker"]}) as made:
+        assert made.pairs.keys() == {"raw"}
+        assert "swarm" in made.absent["docker"]
+
+
+def test_what_a_killed_benchmark_left_is_removed() -> None:
+    name = f"bench-{1 << 30}-raw0-a"
+    run("ip", "netns", "add", name)
+    process = subprocess.Popen(inside(name, "sleep", "60"))
+    assert name in remove_stale()
+    assert process.wait(5) < 0
+    assert name not in run("ip", "netns", "list")

@@ -1,0 +1,99 @@
+"""What Sluice promises, as ratios between things measured side by side, and what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from bench.program import LAYERS
+from bench.results import METRICS, Key, Results, Spread
+from bench.rules import USUAL
+from bench.topologies import SCALE_RULES
+
+__all__ = ["TARGETS", "Outcome", "Target", "outcomes"]
+
+_CASES = {"same-host": "same host", "cross-host": "across hosts"}
+_PEERS = {
+    ("same-host", "raw"): "raw veth", ("same-host", "iptables"): "bridge + iptables",
+    ("cross-host", "raw"): "bare VXLAN",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A promise. `at_most`: the figure is a cost."""
+
+    text: str
+    wanted: float
+    read: Callable[[Results], Spread | None]
+    at_most: bool = False
+    unit: str = ""
+    beside: tuple[str, str, str] | None = None      # case, metric, peer
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A promise and the figure reached; None: not measured in this run."""
+
+    target: Target
+    reached: Spread | None
+
+    @property
+    def is_met(self) -> bool | None:
+        """By the median."""
+        if self.reached is None:
+            return None
+        reached, wanted = self.reached.median, self.target.wanted
+        return reached <= wanted if self.target.at_most else reached >= wanted
+
+
+def outcomes(results: Results) -> list[Outcome]:
+    """Every promise."""
+    return [Outcome(target, target.read(results)) for target in TARGETS]
+
+
+def _beside(case: str, metric: str, peer: str, wanted: float) -> Target:
+    own = Key(case, metric, "sluice", USUAL)
+    return Target(
+        f"{_CASES[case]}, {METRICS[metric].title} ÷ {_PEERS[case, peer]}", wanted,
+        lambda results: results.ratio(own, replace(own, subject=peer)), beside=(case, metric, peer),
+    )
+
+
+def _flat(metric: str) -> Callable[[Results], Spread | None]:
+    few = Key("scale", metric, "sluice", min(SCALE_RULES))
+    return lambda results: results.ratio(replace(few, rules=max(SCALE_RULES)), few)
+
+
+def _worst(metric: str, rules: int | None = None, layers: int | None = None) -> Callable[[Results], Spread | None]:
+    """The policy with the highest median, of those with so many rules and layers."""
+    def read(results: Results) -> Spread | None:
+        found = [
+            spread for key in results.keys("engine")
+            if key.metric == metric and rules in (None, key.rules) and layers in (None, key.layers)
+            and (spread := results.spread(key))
+        ]
+        return max(found, key=lambda spread: spread.median, default=None)
+
+    return read
+
+
+_LEAST = Key("engine", "hit_ns", "sluice", min(SCALE_RULES), min(LAYERS))
+_MOST = replace(_LEAST, rules=max(SCALE_RULES), layers=max(LAYERS))
+
+TARGETS = (
+    _beside("same-host", "tcp_gbps", "raw", 0.97),
+    _beside("same-host", "tcp_rr_per_s", "raw", 0.93),
+    _beside("same-host", "crr_per_s", "raw", 0.90),
+    _beside("same-host", "crr_per_s", "iptables", 1.3),
+    _beside("same-host", "packets_per_s", "iptables", 1.3),
+    Target("new connections, 100k rules ÷ 20 rules", 0.95, _flat("crr_per_s")),
+    Target("64-byte packets, 100k rules ÷ 20 rules", 0.95, _flat("packets_per_s")),
+    _beside("cross-host", "tcp_gbps", "raw", 0.85),
+    _beside("cross-host", "tcp_rr_per_s", "raw", 0.85),
+    _beside("cross-host", "crr_per_s", "raw", 0.85),
+    Target("flow hit, 20 rules in 1 layer ÷ 100k rules in 10 layers", 0.95, lambda found: found.ratio(_MOST, _LEAST)),
+    Target("flow hit, worst of all rules and layers", 120, _worst("hit_ns"), True, "ns"),
+    Target("flow hit with rewrite, worst of all rules and layers", 180, _worst("hit_rewrite_ns"), True, "ns"),
+    Target("first packet, 20 rules in one layer", 700, _worst("first_packet_ns", USUAL, min(LAYERS)), True, "ns"),
+)
