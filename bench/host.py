@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
-from agent.app import SWEEP_EVERY_S
+from agent.app import REAP_EVERY_S
 from agent.goals import from_sync
 from agent.ids import Ids
 from agent.reconcile import Reconciler
@@ -30,6 +30,7 @@ from vswitch.switch import Switch
 GOALS = "SLUICE_BENCH_PLAN"
 READY = "bench.host: ready"
 _NETWORK = "bench"
+_SWEEP_EVERY_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +92,13 @@ def main() -> int:
             return 1
         print(READY, flush=True)
         signal.signal(signal.SIGTERM, _leave)
+        next_sweep_s = time.monotonic() + _SWEEP_EVERY_S
         while True:
-            time.sleep(SWEEP_EVERY_S)
-            datapath.sweep()
+            time.sleep(REAP_EVERY_S)
+            datapath.reap()
+            if time.monotonic() >= next_sweep_s:
+                datapath.sweep()
+                next_sweep_s += _SWEEP_EVERY_S
 
 
 def _leave(number: int, frame: FrameType | None) -> None:

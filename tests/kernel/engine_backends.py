@@ -137,11 +137,14 @@ LIMITS = Limits(flows=4096, rules=4096, bindings=1024, ports=64, space_entries=1
 class ReferenceBackend:
     """`vfp.reference`."""
 
+    limits = LIMITS
+
     def __init__(self) -> None:
         self.reset()
 
     def reset(self) -> None:
-        self.engine = Engine(EngineState(), flow_entries=LIMITS.flows, half_open=LIMITS.half_open, udp=LIMITS.udp)
+        limits = self.limits
+        self.engine = Engine(EngineState(), flow_entries=limits.flows, half_open=limits.half_open, udp=limits.udp)
 
     def load(self, state: EngineState) -> None:
         self.engine.update(state)
@@ -214,8 +217,10 @@ _FORGOTTEN = ("flows", "bindings", "externals", "fragments")
 class BpfBackend:
     """The kernel's engine, by BPF_PROG_TEST_RUN of `vfp_probe`. One load serves many tests: `reset` in between."""
 
-    def __init__(self, limits: Limits = LIMITS) -> None:
-        self._datapath = Datapath.open(None, limits)
+    limits = LIMITS
+
+    def __init__(self, limits: Limits | None = None) -> None:
+        self._datapath = Datapath.open(None, limits or self.limits)
         # Replaced groups are kept for a grace in which packets may still be in them. Here no packet is.
         self._no_grace = patch.object(vfp.datapath.groups, "GRACE_S", 0.0)
         self._no_grace.start()

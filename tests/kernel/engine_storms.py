@@ -11,11 +11,11 @@ import random
 import time
 import traceback
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from engine_backends import BpfBackend, Outcome, ReferenceBackend, outcome_of
+from engine_backends import LIMITS, BpfBackend, Outcome, ReferenceBackend, outcome_of
 from engine_states import changes, states
 from engine_steps import Player, Rehome, Send, Update, Wait
 from engine_traffic import Traffic
@@ -63,8 +63,14 @@ class Difference(AssertionError):
         self.case = case
 
 
+ROOMY = replace(LIMITS, half_open=24, udp=48)
+"""Budgets that a storm meets now and then."""
+
+
 class AgeingBpf(BpfBackend):
     """The kernel's engine, whose past can be made older."""
+
+    limits = ROOMY
 
     def __init__(self) -> None:
         super().__init__()
@@ -108,6 +114,8 @@ class AgeingBpf(BpfBackend):
 class AgeingReference(ReferenceBackend):
     """A second reference in the place of the kernel's engine: it has the time that it is told."""
 
+    limits = ROOMY
+
     def elapse(self, seconds: float) -> None:
         """Nothing to do."""
 
@@ -120,7 +128,7 @@ class Duel:
 
     def __init__(self, backend: AgeingBpf | AgeingReference, state: EngineState) -> None:
         self._backend = backend
-        self._reference = ReferenceBackend()
+        self._reference = AgeingReference()
         self._state = state
         self._events: list[Event] = []
         self._elapsed_s = 0.0

@@ -56,6 +56,7 @@ class Deaf(AgeingReference):
         return type(outcome)("drop", DropReason.DENIED, 0, b"") if wrong else outcome
 
 
+@pytest.mark.filterwarnings("ignore:Generating overly large repr")
 def test_a_fault_is_found_and_cut_down_to_one_frame() -> None:
     """The harness: of a storm of hundreds of frames one is left, and hardly any policy."""
 
