@@ -18,10 +18,11 @@ from engine_wires import MTU, WireBpf, WireDuel
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from vfp.model import EngineState
+from vfp.model import Action, Deny, EngineState, Group, Layer, Log, Mirror, Reject
 from vfp.reference import Hook
 
 FRAMES = 80
+_TAME: dict[type, Action] = {Mirror: Log(), Reject: Deny()}
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,21 @@ def wired_storms(draw: st.DrawFn) -> Storm:
     turns = [draw(states(plain=draw(st.booleans())))]
     for _ in range(draw(st.integers(0, 2))):
         turns.append(draw(changes(turns[-1])))
-    return Storm(tuple(turns), draw(st.integers(0, 2**32 - 1)), FRAMES)
+    return Storm(tuple(map(_without_more_frames, turns)), draw(st.integers(0, 2**32 - 1)), FRAMES)
+
+
+def _without_more_frames(state: EngineState) -> EngineState:
+    """One frame in, at most one out: copies and answers have tests of their own (test_engine_asks)."""
+    def tame(group: Group) -> Group:
+        return replace(group, rules=tuple(
+            replace(rule, action=_TAME.get(type(rule.action), rule.action)) for rule in group.rules))
+
+    def tamed(layer: Layer) -> Layer:
+        out, in_ = (tuple(map(tame, groups)) for groups in (layer.groups_out, layer.groups_in))
+        return replace(layer, groups_out=out, groups_in=in_)
+
+    return replace(state, ports=tuple(
+        replace(port, layers=tuple(map(tamed, port.layers))) for port in state.ports))
 
 
 def _can_enter(send: Send, state: EngineState) -> bool:
@@ -105,6 +120,7 @@ def _next(traffic: Traffic, player: Player, state: EngineState, sent: int) -> Se
     return None if isinstance(step, Update | Wait | Rehome) else player.frame_of(step)
 
 
+@pytest.mark.filterwarnings("ignore:Generating overly large repr")
 def test_what_comes_out_of_the_links_is_what_the_reference_says(wires: WireBpf) -> None:
     seen: Counter[str] = Counter()
 
