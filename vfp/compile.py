@@ -69,6 +69,7 @@ class Tables:
     groups: dict[int, CompiledGroup] = field(default_factory=dict)
     maps: dict[str, dict[bytes, bytes]] = field(default_factory=dict)
     tunnel_ifindex: int = 0
+    inspect_ifindex: int = 0
 
 
 EDITABLE = 256
@@ -111,7 +112,7 @@ class Compiler:
                 large[identity] = self._large.get(identity) or self._compile_large(layer, group)
             return large[identity]
 
-        tables = Tables(tunnel_ifindex=state.tunnel_ifindex)
+        tables = Tables(tunnel_ifindex=state.tunnel_ifindex, inspect_ifindex=state.inspect_ifindex)
         for port in state.ports:
             tables.ports[port.id] = _compile_port(port, compiled)
         tables.groups = {group.id: group for group in (*groups.values(), *large.values())}

@@ -55,6 +55,7 @@ def outcome_of(result: Result) -> Outcome:
     target = {
         Verdict.REDIRECT_PORT: result.port, Verdict.REDIRECT_UPLINK: result.uplink, Verdict.TUNNEL: result.vni,
     }.get(result.verdict, 0)
+    target = result.queue if result.verdict is Verdict.INSPECT else target
     dropped = result.verdict is Verdict.DROP
     return Outcome(result.verdict.value, result.reason, target, b"" if dropped else result.frame)
 
@@ -142,6 +143,7 @@ _SK_BUFF_BYTES = 192
 _VERDICTS = {
     PlaceKind.NONE: Verdict.DROP, PlaceKind.STACK: Verdict.STACK, PlaceKind.PORT: Verdict.REDIRECT_PORT,
     PlaceKind.UPLINK: Verdict.REDIRECT_UPLINK, PlaceKind.TUNNEL: Verdict.TUNNEL, PlaceKind.REPLY: Verdict.REPLY,
+    PlaceKind.INSPECT: Verdict.INSPECT,
 }
 _FORGOTTEN = ("flows", "bindings", "externals", "fragments")
 
@@ -186,7 +188,7 @@ class BpfBackend:
             target -= _PORT_IFINDEX
         elif verdict is Verdict.REDIRECT_UPLINK:
             target -= _UPLINK_IFINDEX
-        elif verdict is not Verdict.TUNNEL:
+        elif verdict not in (Verdict.TUNNEL, Verdict.INSPECT):
             target = 0
         return Outcome(verdict.value, DropReason(reason), target, b"" if verdict is Verdict.DROP else run.data)
 

@@ -20,6 +20,7 @@ from vfp.model import (
     Forward,
     Group,
     HostStack,
+    Inspect,
     Layer,
     LocalPort,
     Location,
@@ -47,6 +48,7 @@ SPACES = (*VNIS, NAT_SPACE)
 UPLINKS = (1, 2)
 POOLS = (1, 2)
 TUNNEL_IFINDEX = 99
+INSPECT_IFINDEX = 98
 
 INSIDE = tuple(IPv4Address(f"10.1.0.{n}") for n in range(1, 7))
 GATEWAY = IPv4Address("10.1.0.254")
@@ -126,11 +128,14 @@ rewrites = st.builds(
 )
 
 
+inspections = st.builds(Inspect, st.sampled_from((0, 1)), st.booleans())
+
+
 def actions(direction: Direction) -> st.SearchStrategy[Action]:
     """Actions that are legal in a direction; those that only pass a packet on come more often."""
     common: list[st.SearchStrategy[Action]] = [
         st.just(Allow()), st.just(Allow()), st.just(Allow()), st.just(Pass()), st.just(Pass()), st.just(Deny()),
-        rewrites,
+        rewrites, inspections,
     ]
     if direction is Direction.IN:
         return st.one_of(*common, st.just(Untranslate()))
@@ -313,6 +318,7 @@ def states(draw: st.DrawFn, plain: bool = False) -> EngineState:
         mappings=draw(mappings(tuple(ids))),
         uplinks=tuple(uplink(id) for id in UPLINKS),
         tunnel_ifindex=TUNNEL_IFINDEX,
+        inspect_ifindex=draw(pick((0, INSPECT_IFINDEX, INSPECT_IFINDEX))),
     )
 
 
@@ -343,5 +349,6 @@ def changes(draw: st.DrawFn, state: EngineState, plain: bool = False) -> EngineS
         return replace(state, mappings=draw(mappings(tuple(port.id for port in state.ports))))
     if what == "uplink":
         return replace(state, uplinks=tuple(uplink(id) for id in UPLINKS if draw(st.booleans())),
-                       tunnel_ifindex=draw(pick((0, TUNNEL_IFINDEX))))
+                       tunnel_ifindex=draw(pick((0, TUNNEL_IFINDEX))),
+                       inspect_ifindex=draw(pick((0, INSPECT_IFINDEX))))
     return draw(states(plain)) if what == "all" else state

@@ -130,6 +130,12 @@ static __always_inline int act(struct scratch *s, struct rule *r, __u32 port)
 		return answer_arp(s, r->arg, port);
 	case ACTION_REWRITE:
 		return rewrite(s, r->arg);
+	case ACTION_INSPECT:
+		d->fail_open = (d->inspect ? d->fail_open : 1) & (r->arg >> 8 & 1);
+		d->inspect = 1;
+		d->queue = r->arg & 0xff;
+		d->stateless |= r->flags & RULE_STATELESS;
+		return NONE;
 	}
 	return ENGINE_ERROR;
 }

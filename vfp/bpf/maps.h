@@ -12,7 +12,8 @@ enum jump {
 	JUMP_SLOW = 0,		/* misses, stale flows, and what has no flow */
 	JUMP_ODD = 1,		/* what the short parser does not know */
 	JUMP_RELATED = 2,	/* ICMP errors */
-	JUMPS = 3,
+	JUMP_INSPECT = 3,	/* hits of flows that user space sees first */
+	JUMPS = 4,
 };
 
 #define MAP(name_, type_, key_, value_, entries_, flags_)	\

@@ -55,6 +55,10 @@ struct decision {
 	__u8 routed;
 	__u8 arp;			/* answer with place.mac */
 	__u8 where;			/* enum place */
+	__u8 inspect;
+	__u8 queue;			/* of the last rule that said so ... */
+	__u8 fail_open;			/* ... and whether all of them did */
+	__u8 pad[5];
 	struct location place;
 };
 
@@ -78,6 +82,7 @@ struct scratch {
 	__u8 error;			/* enum error_kind */
 	__u8 single;			/* the flow just stored has one half */
 	__u8 probe;			/* run by BPF_PROG_TEST_RUN: report in skb->cb */
+	__u8 inspected;			/* user space has seen it */
 	/* Takes no room: names types that no map uses, so that BTF has them for the layout test. */
 	struct {
 		struct event event;

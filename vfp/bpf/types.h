@@ -44,6 +44,7 @@ enum place {
 	PLACE_UPLINK = 3,	/* route and neighbour of an uplink */
 	PLACE_TUNNEL = 4,	/* VXLAN device with a tunnel key */
 	PLACE_REPLY = 5,	/* answered on the spot */
+	PLACE_INSPECT = 6,	/* user space sees it first */
 };
 
 enum transposition_flags {

@@ -6,6 +6,7 @@
 #include "arp.h"
 #include "decide.h"
 #include "flow_table.h"
+#include "inspect.h"
 #include "nd.h"
 #include "related.h"
 #include "sweep.h"
@@ -44,6 +45,8 @@ static __always_inline int look_up(struct __sk_buff *skb, struct scratch *s)
 		if (f && is_senders(f, &s->pkt) && is_current(f) && !is_reopened(f, &s->pkt)) {
 			if (f->from_vtep != s->pkt.vtep)
 				return drop_early(skb, s, WRONG_VTEP);
+			if (is_to_inspect(f))
+				return jump(skb, s, JUMP_INSPECT);
 			track(f, &s->pkt);
 			count_packet(skb, f);
 			return transpose(skb, s, &f->out);
@@ -85,6 +88,7 @@ static __always_inline int enter_link(struct __sk_buff *skb, __u32 kind)
 	if (!s)
 		return TC_ACT_SHOT;
 	s->probe = 0;
+	s->inspected = 0;
 	number = bpf_map_lookup_elem(&links, &ifindex);
 	if (!number)
 		return kind == ZONE_UPLINK ? TC_ACT_UNSPEC : drop_unknown(skb, s, kind);
@@ -120,6 +124,7 @@ int vfp_overlay_in(struct __sk_buff *skb)
 	if (!s)
 		return TC_ACT_SHOT;
 	s->probe = 0;
+	s->inspected = 0;
 	if (bpf_skb_get_tunnel_key(skb, &key, sizeof(key), 0))
 		return drop_unknown(skb, s, ZONE_OVERLAY);
 	return enter(skb, s, MAKE_ZONE(ZONE_OVERLAY, key.tunnel_id & 0xffffff), key.remote_ipv4);
@@ -134,6 +139,7 @@ int vfp_probe(struct __sk_buff *skb)
 	if (!s)
 		return TC_ACT_SHOT;
 	s->probe = 1;
+	s->inspected = 0;
 	return enter(skb, s, skb->cb[CB_ZONE], skb->cb[CB_VTEP]);
 }
 
@@ -202,6 +208,10 @@ static __always_inline int decide_again(struct __sk_buff *skb, struct scratch *s
 	if (reply)
 		carry_over(&s->reply, reply);
 	s->reply.state = mirrored(s->forward.state);
+	if (forward->flags & FLOW_RELEASED && s->d.inspect && forward->extras.queue == s->d.queue) {
+		s->forward.flags |= FLOW_RELEASED;
+		s->reply.flags |= FLOW_RELEASED;
+	}
 	reason = store(s, s->d.stateless && !s->d.translated);
 	if (reason)
 		return drop_early(skb, s, reason);
@@ -231,6 +241,8 @@ static __always_inline int use_stale(struct __sk_buff *skb, struct scratch *s)
 		return drop_early(skb, s, ENGINE_ERROR);
 	if (f->from_vtep != s->pkt.vtep)
 		return drop_early(skb, s, WRONG_VTEP);
+	if (is_to_inspect(f))
+		return jump(skb, s, JUMP_INSPECT);
 	track(f, &s->pkt);
 	count_packet(skb, f);
 	return transpose(skb, s, &f->out);
@@ -313,8 +325,14 @@ int vfp_slow(struct __sk_buff *skb)
 		return leave_to_stack(skb, s);
 	if (reason)
 		return drop_decided(skb, s, reason);
+	if (s->d.inspect && (!makes_flow(&s->pkt) || !is_inspectable(s)))
+		return drop_early(skb, s, INSPECT_REFUSED);
 	if (s->forward.out.place == PLACE_REPLY)
 		return s->pkt.nd ? reply_nd(skb, s) : reply_arp(skb, s);
+	if (s->d.inspect) {	/* it counts, and moves the state, when it is back */
+		reason = store(s, s->d.stateless && !s->d.translated);
+		return reason ? drop_early(skb, s, reason) : jump(skb, s, JUMP_INSPECT);
+	}
 	if (makes_flow(&s->pkt)) {
 		s->forward.packets = skb->gso_segs ? skb->gso_segs : 1;
 		s->forward.bytes = skb->len;
@@ -327,6 +345,104 @@ int vfp_slow(struct __sk_buff *skb)
 			return drop_early(skb, s, reason);
 	}
 	return transpose(skb, s, &s->forward.out);
+}
+
+/* A hit of a flow that user space sees first; or one that it has seen. */
+SEC("tc")
+int vfp_inspect(struct __sk_buff *skb)
+{
+	struct scratch *s = scratch();
+	struct settings *settings;
+	__u32 zero = 0;
+	struct flow *f;
+
+	if (!s)
+		return TC_ACT_SHOT;
+	f = bpf_map_lookup_elem(&flows, &s->pkt.key);
+	settings = bpf_map_lookup_elem(&config, &zero);
+	if (!f || !settings)
+		return drop_early(skb, s, ENGINE_ERROR);
+	if (skb->mark == MARK_INSPECTED) {
+		skb->mark = 0;
+	} else if (!s->inspected) {
+		if (!is_inspectable(s))
+			return drop_early(skb, s, INSPECT_REFUSED);
+		if (settings->inspect_ifindex)
+			return send_to_inspect(skb, s, f, settings->inspect_ifindex);
+		if (!f->extras.fail_open)
+			return drop_early(skb, s, INSPECT_UNAVAILABLE);
+	}
+	track(f, &s->pkt);
+	count_packet(skb, f);
+	return transpose(skb, s, &f->out);
+}
+
+/* Ingress of the namespace's first link. A packet without a mark of ours is nobody's: it goes no further. */
+SEC("tc")
+int vfp_inspect_in(struct __sk_buff *skb)
+{
+	__u32 mark = read_inspect_mac(skb), at;
+	__u8 ttl;
+
+	if (!mark)
+		return TC_ACT_SHOT;
+	skb->mark = mark;
+	at = read_ttl(skb, &ttl);
+	if (!at)
+		return TC_ACT_SHOT;
+	skb->tc_index = HAS_TTL | ttl;
+	if (ttl <= 1 && write_ttl(skb, at, ttl, ROUTABLE_TTL))
+		return TC_ACT_SHOT;
+	if (skb->pkt_type != PACKET_HOST)
+		bpf_skb_change_type(skb, PACKET_HOST);
+	return TC_ACT_UNSPEC;
+}
+
+/* Egress of its second link: what the namespace did to the packet as a router is undone. */
+SEC("tc")
+int vfp_inspect_out(struct __sk_buff *skb)
+{
+	struct inspect_mac mac = {.kind = INSPECT_MAC, .mark = bpf_htonl(skb->mark)};
+	__u32 at, was = skb->tc_index;
+	__u8 ttl;
+
+	if (!skb->mark)		/* the namespace's own */
+		return TC_ACT_SHOT;
+	at = read_ttl(skb, &ttl);
+	if (!at || (was & HAS_TTL && write_ttl(skb, at, ttl, was)))
+		return TC_ACT_SHOT;
+	if (bpf_skb_store_bytes(skb, offsetof(struct ethhdr, h_source), &mac, sizeof(mac), 0))
+		return TC_ACT_SHOT;
+	return TC_ACT_UNSPEC;
+}
+
+/* Ingress of the host's link of the second pair: goes on where it left for the detour. */
+SEC("tc")
+int vfp_inspected(struct __sk_buff *skb)
+{
+	__u32 mark = read_inspect_mac(skb);
+	struct scratch *s = scratch();
+	struct flow *f;
+	int reason;
+
+	if (!s)
+		return TC_ACT_SHOT;
+	s->probe = 0;
+	s->inspected = 1;
+	reason = parse_odd(skb, s, mark & INSPECT_ZONE);
+	if (reason)
+		return drop_early(skb, s, reason);
+	f = s->pkt.tracked ? bpf_map_lookup_elem(&flows, &s->pkt.key) : 0;
+	if (!f)			/* it has aged, or user space made another flow's packet of it */
+		return drop_early(skb, s, INSPECT_REFUSED);
+	if (restore_macs(skb, s, f))
+		return drop_early(skb, s, ENGINE_ERROR);
+	s->pkt.vtep = f->from_vtep;	/* that was compared before */
+	if (mark & INSPECT_RELEASE && f->flags & FLOW_INSPECT)
+		release(f);
+	if (f->out.place == PLACE_STACK)
+		return enter_again(skb, s);
+	return look_up(skb, s);
 }
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

@@ -62,6 +62,9 @@ class Hook(StrEnum):
     PORT_IN = "port_in"
     OVERLAY_IN = "overlay_in"
     UPLINK_IN = "uplink_in"
+    INSPECT_IN = "inspect_in"               # these three: of the detour by user space, and not in the host's own links
+    INSPECT_OUT = "inspect_out"
+    INSPECTED = "inspected"
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +126,7 @@ class Datapath(AbstractContextManager["Datapath"]):
         self._compiler = Compiler(secret)
         self._settings: dict[str, Any] = {
             **timeouts.settings(), "secret": np.frombuffer(secret, np.uint64),
-            "tunnel_ifindex": int(settings["tunnel_ifindex"]),
+            "tunnel_ifindex": int(settings["tunnel_ifindex"]), "inspect_ifindex": int(settings["inspect_ifindex"]),
         }
         self._interrupted = bool(settings["dirty"])
         self._write_settings(dirty=self._interrupted)
@@ -138,7 +141,7 @@ class Datapath(AbstractContextManager["Datapath"]):
         limits = limits or Limits()
         with ExitStack() as undo:
             loaded = undo.enter_context(BpfObject.load(OBJECT, max_entries=limits.by_map(), pin_dir=pin_dir))
-            for index, program in enumerate(("vfp_slow", "vfp_odd", "vfp_related")):    # enum jump
+            for index, program in enumerate(("vfp_slow", "vfp_odd", "vfp_related", "vfp_inspect")):    # enum jump
                 loaded.map("jumps").set_fd(index, loaded.program(program).fd)
             datapath = cls(loaded, limits, timeouts or Timeouts())
             undo.pop_all()
@@ -183,6 +186,7 @@ class Datapath(AbstractContextManager["Datapath"]):
             self._remove(name, tables)
         self._write_uplinks(tables.maps["uplinks"])
         self._settings["tunnel_ifindex"] = tables.tunnel_ifindex
+        self._settings["inspect_ifindex"] = tables.inspect_ifindex
         self._write_settings(dirty=True)
         for port in tables.ports.values():
             if port.id in stale:
@@ -311,6 +315,7 @@ class Datapath(AbstractContextManager["Datapath"]):
             or any(self._shadow[name] != tables.maps[name] for name in _KEYED)
             or self._uplinks_changed(tables.maps["uplinks"])
             or tables.tunnel_ifindex != self._settings["tunnel_ifindex"]
+            or tables.inspect_ifindex != self._settings["inspect_ifindex"]
         )
 
     def _put(self, name: str, tables: Tables) -> None:

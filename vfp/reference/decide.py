@@ -27,6 +27,7 @@ from vfp.model import (
     Direction,
     Forward,
     HostStack,
+    Inspect,
     LocalPort,
     Location,
     Mapping,
@@ -80,6 +81,7 @@ class Half:
     transposition: Transposition
     mac: bytes                              # from a port: the only source MAC that may use it
     vtep: IPv4Address | None = None         # overlay: the only outer source that may use it
+    macs: tuple[bytes, bytes] = (b"", b"")  # destination, source: what a packet gets back after inspection
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +101,7 @@ class Decision:
     stateful: bool = True
     ports: tuple[int, ...] = ()             # whose policies were asked
     bindings: tuple[BindingKey, ...] = ()
+    inspect: Inspect | None = None          # user space sees the packets first
 
     @property
     def hits(self) -> tuple[RuleRef, ...]:
@@ -131,6 +134,7 @@ class _Walk:
     place: Location | header.ToUplink | header.ToSender | None = None
     mapping: Mapping | None = None
     rewritten: bool = False
+    inspect: Inspect | None = None
     stateless: bool = False
     drop_port: int = 0
     ports: list[int] = field(default_factory=list)
@@ -154,7 +158,8 @@ class _Walk:
                             bindings=tuple(self.used))
         stateful = self.rewritten or not self.stateless
         return Decision(tuple(self.steps), drop_port=self.drop_port, forward=forward, reply=reply,
-                        stateful=stateful, ports=tuple(dict.fromkeys(self.ports)), bindings=tuple(self.used))
+                        stateful=stateful, ports=tuple(dict.fromkeys(self.ports)), bindings=tuple(self.used),
+                        inspect=self.inspect)
 
     def _decide(self) -> tuple[Half, Half | None]:
         match self.subject.zone.kind:
@@ -248,13 +253,16 @@ class _Walk:
 
     def _half(self, how: Transposition, vtep: IPv4Address | None = None) -> Half:
         rewritten = header.compose(self.rewrites, how)
-        return Half(self.subject.zone, self.subject.tuple, rewritten, self.headers.src_mac, vtep)
+        headers = self.headers
+        return Half(self.subject.zone, self.subject.tuple, rewritten, headers.src_mac, vtep,
+                    (headers.dst_mac, headers.src_mac))
 
     def _pair(self, there: Transposition, reply_zone: Zone, back: Transposition, *,
               vtep: IPv4Address | None = None, reply_vtep: IPv4Address | None = None) -> tuple[Half, Half]:
         answer = header.compose(header.inverse(self.rewrites), back)
         mac = self.index.ports[reply_zone.number].mac if reply_zone.kind is ZoneKind.PORT else b""
-        return self._half(there, vtep), Half(reply_zone, self.cur.reversed(), answer, mac, reply_vtep)
+        macs = there.src_mac or self.headers.src_mac, mac or there.dst_mac or self.headers.dst_mac
+        return self._half(there, vtep), Half(reply_zone, self.cur.reversed(), answer, mac, reply_vtep, macs)
 
     # Actions.
 
@@ -280,6 +288,11 @@ class _Walk:
                 return self._answer_arp(port, space)
             case Rewrite():
                 return self._rewrite(action)
+            case Inspect(queue, fail_open):
+                fail_open = fail_open and (self.inspect is None or self.inspect.fail_open)
+                self.inspect = Inspect(queue, fail_open)
+                self.stateless |= not stateful
+                return f"user space sees it first, by queue {queue}"
             case _:
                 raise Dropped(DropReason.ENGINE_ERROR, f"{type(action).__name__} is not known")
 

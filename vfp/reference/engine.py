@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from ipaddress import IPv4Address
 
-from vfp.model import EngineState
+from vfp.model import Address, EngineState
 from vfp.reasons import DropReason
 from vfp.reference import transposition as header
 from vfp.reference.bindings import Bindings
@@ -32,6 +32,7 @@ from vfp.reference.packet import (
     FlowTuple,
     Headers,
     Packet,
+    Part,
     arp_answer,
     nd_answer,
     parse,
@@ -52,6 +53,7 @@ class Verdict(StrEnum):
     TUNNEL = "tunnel"
     STACK = "stack"
     REPLY = "reply"                         # an ARP answer goes back out of the port
+    INSPECT = "inspect"                     # user space sees the frame, as it came, and may give it to `inspected`
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,7 @@ class Result:
     port: int = 0
     uplink: int = 0
     vni: int = 0
+    queue: int = 0
     vtep: IPv4Address | None = None
     drop_port: int = 0
     layer: str = ""
@@ -137,12 +140,20 @@ class Engine:
     def process(self, hook: Hook, number: int, frame: bytes, *, vtep: IPv4Address | None = None,
                 now_s: float) -> Result:
         """Take one frame through the engine. `vtep` is the outer source at `overlay_in`."""
-        passage = _Passage(self, zone_of(hook, number), frame, vtep, now_s)
+        return self._take(_Passage(self, zone_of(hook, number), frame, vtep, now_s))
+
+    def inspected(self, zone: Zone, frame: bytes, *, release: bool = False, now_s: float) -> Result:
+        """Go on with a frame that user space has seen, perhaps with another payload; its MACs do not matter.
+
+        `release`: user space need not see more of its flow.
+        """
+        return self._take(_Passage(self, zone, frame, None, now_s, inspected=True, release=release))
+
+    def _take(self, passage: _Passage) -> Result:
         try:
-            result = passage.run()
+            return passage.run()
         except _Drop as drop:
-            result = self._dropped(passage, drop)
-        return result
+            return self._dropped(passage, drop)
 
     def _dropped(self, passage: _Passage, drop: _Drop) -> Result:
         self.drop_counts[drop.reason] += 1
@@ -175,20 +186,36 @@ class _Passage:
     frame: bytes
     vtep: IPv4Address | None
     now_s: float
+    inspected: bool = False
+    release: bool = False
 
     def run(self) -> Result:
         try:
             packet = self.engine._fragments.resolve(self.zone, parse(self.frame), self.now_s)
         except Malformed as malformed:
-            if self.zone.kind is ZoneKind.UPLINK:
+            if self.zone.kind is ZoneKind.UPLINK and not self.inspected:
                 return self._to_stack()
             raise _Drop(malformed.reason) from None
+        if self.inspected:
+            packet = self._restored(packet)
         if (related := self._pass_error(packet)) is not None:
             return related
         found = self._find(packet, packet.tuple) if packet.is_flow else None
         if found is None or (found[0].state is FlowState.CLOSED and _opens(packet)):
             return self._miss(packet)
         return self._hit(packet, *found)
+
+    def _restored(self, packet: Packet) -> Packet:
+        """A packet back from user space as it was on its link."""
+        found = self.engine._flows.find(FlowKey(self.zone, packet.tuple)) if packet.is_flow else None
+        if found is None:
+            raise _Drop(DropReason.INSPECT_REFUSED)
+        pair, entry = found
+        pair.released |= self.release and pair.inspect is not None
+        dst_mac, src_mac = entry.half.macs
+        self.frame = dst_mac + src_mac + self.frame[12:]
+        self.vtep = entry.vtep
+        return replace(packet, headers=replace(packet.headers, src_mac=src_mac, dst_mac=dst_mac))
 
     def _find(self, packet: Packet, what: FlowTuple) -> tuple[Pair, Entry] | None:
         """A tuple's pair and entry; layers match MACs and keys do not, so another sender's MAC is a miss."""
@@ -254,6 +281,8 @@ class _Passage:
         if decision.reason:
             raise _Drop(decision.reason, decision)
         assert decision.forward is not None
+        if decision.inspect and not (packet.makes_flow and _is_inspectable(packet)):
+            raise _Drop(DropReason.INSPECT_REFUSED)
         if not packet.makes_flow:
             return self._leave(packet, decision.forward.transposition, ())
         pair = self._store(decision, packet.headers)
@@ -274,8 +303,16 @@ class _Passage:
         return pair
 
     def _use(self, packet: Packet, pair: Pair, entry: Entry) -> Result:
+        flows = tuple(e.key for e in pair.entries)
+        if pair.inspect and not (pair.released or self.inspected):
+            if not _is_inspectable(packet):
+                raise _Drop(DropReason.INSPECT_REFUSED)
+            if self.engine.state.inspect_ifindex:
+                return Result(Verdict.INSPECT, self.frame, queue=pair.inspect.queue, flows=flows)
+            if not pair.inspect.fail_open:
+                raise _Drop(DropReason.INSPECT_UNAVAILABLE)
         pair.count(entry, packet.headers.tcp_flags, len(self.frame), self.now_s)
-        return self._leave(packet, entry.transposition, tuple(e.key for e in pair.entries))
+        return self._leave(packet, entry.transposition, flows)
 
     def _leave(self, packet: Packet, how: Transposition, flows: tuple[FlowKey, ...],
                frame: bytes | None = None) -> Result:
@@ -306,6 +343,17 @@ def _leaving(exit: Exit | None, frame: bytes, flows: tuple[FlowKey, ...]) -> Res
             return Result(Verdict.REDIRECT_UPLINK, frame, uplink=uplink, flows=flows)
         case _:
             return Result(Verdict.STACK, frame, flows=flows)
+
+
+def _is_inspectable(packet: Packet) -> bool:
+    """A whole packet, which a router would forward: the way through user space is a namespace that routes."""
+    return packet.part is Part.WHOLE and not any(_is_unroutable(a) for a in (packet.tuple.src, packet.tuple.dst))
+
+
+def _is_unroutable(address: Address) -> bool:
+    if isinstance(address, IPv4Address):
+        return address.packed[0] in (0, 127) or address.packed[0] >= 224
+    return address.is_multicast or address.is_link_local or int(address) < 1 << 32
 
 
 def _opens(packet: Packet) -> bool:

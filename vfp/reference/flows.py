@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from ipaddress import IPv4Address
 
+from vfp.model import Inspect
 from vfp.reference.bindings import BindingKey
 from vfp.reference.decide import Decision, Half
 from vfp.reference.packet import TCP, TCP_FIN, TCP_RST, UDP, FlowTuple, Headers, is_icmp
@@ -93,6 +94,8 @@ class Pair:
     reply_seen: bool = False
     fin_sides: frozenset[str] = frozenset()  # which of "forward" and "reply" have sent a FIN
     rst: bool = False
+    inspect: Inspect | None = None          # user space sees its packets first ...
+    released: bool = False                  # ... until it has seen enough
 
     @property
     def entries(self) -> list[Entry]:
@@ -201,10 +204,12 @@ def pair_of(decision: Decision, headers: Headers, generations: dict[int, int], n
         reply_half = None
     forward = Entry(decision.forward, reply=False, used_s=now_s)
     reply = Entry(reply_half, reply=True, used_s=now_s) if reply_half else None
-    pair = Pair(headers, forward, reply, now_s, generations, decision.bindings)
+    pair = Pair(headers, forward, reply, now_s, generations, decision.bindings, inspect=decision.inspect)
     if old is not None:
         pair.created_s, pair.reply_seen = old.created_s, old.reply_seen
         pair.fin_sides, pair.rst = old.fin_sides, old.rst
+        if old.inspect and pair.inspect and old.inspect.queue == pair.inspect.queue:
+            pair.released = old.released
         _inherit(forward, old.forward)
         if reply is not None and old.reply is not None:
             _inherit(reply, old.reply)
