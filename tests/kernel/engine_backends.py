@@ -60,14 +60,20 @@ def outcome_of(result: Result) -> Outcome:
     return Outcome(result.verdict.value, result.reason, target, b"" if dropped else result.frame)
 
 
+INSPECTED, RELEASED = 1, 3                  # enum inspected
+
+
 class Backend(Protocol):
     """An engine under test."""
 
     def load(self, state: EngineState) -> None:
         """Make `state` the policy in force."""
 
-    def process(self, hook: Hook, number: int, frame: bytes, vtep: IPv4Address | None, now_s: float) -> Outcome:
-        """Take one frame through. `now_s` is on the monotonic clock, and ignored by an engine with its own."""
+    def process(self, hook: Hook, number: int, frame: bytes, vtep: IPv4Address | None, now_s: float,
+                inspected: int = 0) -> Outcome:
+        """Take one frame through. `now_s` is on the monotonic clock, and ignored by an engine with its own.
+        `inspected`: the frame comes back from user space.
+        """
 
     def flows(self) -> list[Flow]:
         """All entries, sorted."""
@@ -97,7 +103,11 @@ class ReferenceBackend:
     def load(self, state: EngineState) -> None:
         self.engine.update(state)
 
-    def process(self, hook: Hook, number: int, frame: bytes, vtep: IPv4Address | None, now_s: float) -> Outcome:
+    def process(self, hook: Hook, number: int, frame: bytes, vtep: IPv4Address | None, now_s: float,
+                inspected: int = 0) -> Outcome:
+        if inspected:
+            zone = zone_of(hook, number)
+            return outcome_of(self.engine.inspected(zone, frame, release=inspected == RELEASED, now_s=now_s))
         return outcome_of(self.engine.process(hook, number, frame, vtep=vtep, now_s=now_s))
 
     def flows(self) -> list[Flow]:
@@ -178,9 +188,10 @@ class BpfBackend:
     def load(self, state: EngineState) -> None:
         self._datapath.apply(state)
 
-    def process(self, hook: Hook, number: int, frame: bytes, vtep: IPv4Address | None, now_s: float) -> Outcome:
+    def process(self, hook: Hook, number: int, frame: bytes, vtep: IPv4Address | None, now_s: float,
+                inspected: int = 0) -> Outcome:
         context = bytearray(_SK_BUFF_BYTES)
-        struct.pack_into("=II", context, _CB_OFFSET, int(zone_of(hook, number)), int(vtep or 0))
+        struct.pack_into("=II", context, _CB_OFFSET, int(zone_of(hook, number)) | inspected << 30, int(vtep or 0))
         run = self._probe.test_run(frame, ctx=bytes(context))
         place, reason, target = struct.unpack_from("=III", run.ctx, _CB_OFFSET + 8)
         verdict = _VERDICTS[PlaceKind(place)]

@@ -217,21 +217,6 @@ static __always_inline int reply_out(struct scratch *s)
 	return ENGINE_ERROR;
 }
 
-/* User space sees both halves, and on its way there a packet loses its MACs: an answer has those of who it is from. */
-static __always_inline void set_inspect(struct scratch *s)
-{
-	struct flow *f = &s->forward, *r = &s->reply;
-	struct headers *h = &s->h;
-
-	f->flags |= FLOW_INSPECT;
-	r->flags |= FLOW_INSPECT;
-	f->extras.queue = r->extras.queue = s->d.queue;
-	f->extras.fail_open = r->extras.fail_open = s->d.fail_open;
-	if (ZONE_KIND(f->pair.zone) != ZONE_PORT)
-		copy_mac(r->smac, f->out.flags & SET_DMAC ? f->out.dmac : h->dmac);
-	copy_mac(r->dmac, f->out.flags & SET_SMAC ? f->out.smac : h->smac);
-}
-
 /* Build both halves from the decision. Returns a drop reason. */
 static __always_inline int compose(struct scratch *s)
 {
@@ -281,7 +266,15 @@ static __always_inline int compose(struct scratch *s)
 		copy_mac(r->smac, port->mac);
 	}
 	r->flags = FLOW_REPLY;
-	if (d->inspect)
-		set_inspect(s);
+	/* On the way to user space and back a packet loses its MACs: an answer gets those of who it is from. */
+	if (ZONE_KIND(reply_zone) != ZONE_PORT)
+		copy_mac(r->smac, f->out.flags & SET_DMAC ? f->out.dmac : h->dmac);
+	copy_mac(r->dmac, f->out.flags & SET_SMAC ? f->out.smac : h->smac);
+	if (d->inspect) {
+		f->flags |= FLOW_INSPECT;
+		r->flags |= FLOW_INSPECT;
+		f->extras.queue = r->extras.queue = d->queue;
+		f->extras.fail_open = r->extras.fail_open = d->fail_open;
+	}
 	return NONE;
 }

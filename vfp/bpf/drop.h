@@ -7,7 +7,7 @@
 #include "packet.h"
 
 enum probe_cb {			/* words of skb->cb that a test-run reads */
-	CB_ZONE = 0,
+	CB_ZONE = 0,		/* and in its two highest bits enum inspected */
 	CB_VTEP = 1,
 	CB_VERDICT = 2,		/* enum place; PLACE_NONE: dropped */
 	CB_REASON = 3,

@@ -13,7 +13,8 @@ enum jump {
 	JUMP_ODD = 1,		/* what the short parser does not know */
 	JUMP_RELATED = 2,	/* ICMP errors */
 	JUMP_INSPECT = 3,	/* hits of flows that user space sees first */
-	JUMPS = 4,
+	JUMP_INSPECTED = 4,	/* what comes back from user space */
+	JUMPS = 5,
 };
 
 #define MAP(name_, type_, key_, value_, entries_, flags_)	\

@@ -19,6 +19,12 @@ enum fragment_kind {
 	LATER_FRAGMENT = 2,
 };
 
+enum inspected {
+	NOT_INSPECTED = 0,
+	INSPECTED = 1,
+	INSPECTED_ENOUGH = 3,	/* and need not see more of its flow */
+};
+
 /* All that rules can match on. */
 struct headers {
 	struct flow_key key;
@@ -82,7 +88,7 @@ struct scratch {
 	__u8 error;			/* enum error_kind */
 	__u8 single;			/* the flow just stored has one half */
 	__u8 probe;			/* run by BPF_PROG_TEST_RUN: report in skb->cb */
-	__u8 inspected;			/* user space has seen it */
+	__u8 inspected;			/* user space has seen it: enum inspected */
 	/* Takes no room: names types that no map uses, so that BTF has them for the layout test. */
 	struct {
 		struct event event;

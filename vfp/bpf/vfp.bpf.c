@@ -24,7 +24,7 @@ static __always_inline int leave_to_stack(struct __sk_buff *skb, struct scratch 
 /* What is not ours at an uplink is the host's own business. */
 static __always_inline int refuse(struct __sk_buff *skb, struct scratch *s, int reason)
 {
-	if (ZONE_KIND(s->pkt.key.zone) == ZONE_UPLINK)
+	if (ZONE_KIND(s->pkt.key.zone) == ZONE_UPLINK && !s->inspected)
 		return leave_to_stack(skb, s);
 	return drop_early(skb, s, reason);
 }
@@ -69,6 +69,15 @@ static __always_inline int enter(struct __sk_buff *skb, struct scratch *s, __u32
 	if (reason)
 		return refuse(skb, s, reason);
 	return look_up(skb, s);
+}
+
+/* User space has seen a packet. Whatever it made of it is parsed anew, by the program that knows all. */
+static __always_inline int come_back(struct __sk_buff *skb, struct scratch *s, __u32 zone, __u32 inspected)
+{
+	__builtin_memset(&s->pkt, 0, sizeof(s->pkt));
+	s->pkt.key.zone = zone;
+	s->inspected = inspected;
+	return jump(skb, s, JUMP_ODD);
 }
 
 static __always_inline int drop_unknown(struct __sk_buff *skb, struct scratch *s, __u32 kind)
@@ -135,12 +144,15 @@ SEC("tc")
 int vfp_probe(struct __sk_buff *skb)
 {
 	struct scratch *s = scratch();
+	__u32 zone = skb->cb[CB_ZONE];
 
 	if (!s)
 		return TC_ACT_SHOT;
 	s->probe = 1;
+	if (zone & ~INSPECT_ZONE)
+		return come_back(skb, s, zone & INSPECT_ZONE, zone >> 30);
 	s->inspected = 0;
-	return enter(skb, s, skb->cb[CB_ZONE], skb->cb[CB_VTEP]);
+	return enter(skb, s, zone, skb->cb[CB_VTEP]);
 }
 
 /* Reasons that are a layer's doing keep its number; the others have none. */
@@ -272,7 +284,7 @@ int vfp_odd(struct __sk_buff *skb)
 	s->pkt.vtep = vtep;
 	if (reason)
 		return refuse(skb, s, reason);
-	return look_up(skb, s);
+	return s->inspected ? jump(skb, s, JUMP_INSPECTED) : look_up(skb, s);
 }
 
 /* ICMP errors. One that is about no flow is judged as any packet is; the world's is the host's own business. */
@@ -422,25 +434,31 @@ int vfp_inspected(struct __sk_buff *skb)
 {
 	__u32 mark = read_inspect_mac(skb);
 	struct scratch *s = scratch();
-	struct flow *f;
-	int reason;
 
 	if (!s)
 		return TC_ACT_SHOT;
 	s->probe = 0;
-	s->inspected = 1;
-	reason = parse_odd(skb, s, mark & INSPECT_ZONE);
-	if (reason)
-		return drop_early(skb, s, reason);
+	return come_back(skb, s, mark & INSPECT_ZONE, mark & INSPECT_RELEASE ? INSPECTED_ENOUGH : INSPECTED);
+}
+
+/* ... now that it is parsed. */
+SEC("tc")
+int vfp_come_back(struct __sk_buff *skb)
+{
+	struct scratch *s = scratch();
+	struct flow *f;
+
+	if (!s)
+		return TC_ACT_SHOT;
 	f = s->pkt.tracked ? bpf_map_lookup_elem(&flows, &s->pkt.key) : 0;
 	if (!f)			/* it has aged, or user space made another flow's packet of it */
 		return drop_early(skb, s, INSPECT_REFUSED);
 	if (restore_macs(skb, s, f))
 		return drop_early(skb, s, ENGINE_ERROR);
 	s->pkt.vtep = f->from_vtep;	/* that was compared before */
-	if (mark & INSPECT_RELEASE && f->flags & FLOW_INSPECT)
+	if (s->inspected == INSPECTED_ENOUGH && f->flags & FLOW_INSPECT)
 		release(f);
-	if (f->out.place == PLACE_STACK)
+	if (f->out.place == PLACE_STACK && !s->probe)
 		return enter_again(skb, s);
 	return look_up(skb, s);
 }

@@ -53,6 +53,8 @@ OBJECT = Path(__file__).with_name("vfp.bpf.o")
 
 _ZERO = bytes(4)
 _KEYED = ("links", "pools", "mappings", "spaces", "rewrites")
+# enum jump
+_JUMPS = ("vfp_slow", "vfp_odd", "vfp_related", "vfp_inspect", "vfp_come_back")
 
 
 class Hook(StrEnum):
@@ -141,7 +143,7 @@ class Datapath(AbstractContextManager["Datapath"]):
         limits = limits or Limits()
         with ExitStack() as undo:
             loaded = undo.enter_context(BpfObject.load(OBJECT, max_entries=limits.by_map(), pin_dir=pin_dir))
-            for index, program in enumerate(("vfp_slow", "vfp_odd", "vfp_related", "vfp_inspect")):    # enum jump
+            for index, program in enumerate(_JUMPS):
                 loaded.map("jumps").set_fd(index, loaded.program(program).fd)
             datapath = cls(loaded, limits, timeouts or Timeouts())
             undo.pop_all()
