@@ -48,6 +48,14 @@ static __always_inline int is_to_inspect(const struct flow *f)
 	return (f->flags & (FLOW_INSPECT | FLOW_RELEASED)) == FLOW_INSPECT;
 }
 
+static __always_inline void count_inspection(struct __sk_buff *skb, __u32 which)
+{
+	__u64 *count = bpf_map_lookup_elem(&inspections, &which);
+
+	if (count)
+		*count += skb->gso_segs ? skb->gso_segs : 1;
+}
+
 /* Out of the host's link of the first pair. */
 static __always_inline int send_to_inspect(struct __sk_buff *skb, struct scratch *s, const struct flow *f, __u32 ifindex)
 {
@@ -60,6 +68,7 @@ static __always_inline int send_to_inspect(struct __sk_buff *skb, struct scratch
 		return TC_ACT_SHOT;
 	if (bpf_skb_store_bytes(skb, offsetof(struct ethhdr, h_source), &mac, sizeof(mac), 0))
 		return drop_early(skb, s, ENGINE_ERROR);
+	count_inspection(skb, INSPECT_SENT);
 	return bpf_redirect(ifindex, 0);
 }
 

@@ -64,6 +64,8 @@ MAP(externals, BPF_MAP_TYPE_HASH, struct external_key, struct external, 65536, B
 MAP(fragments, BPF_MAP_TYPE_LRU_HASH, struct fragment_key, struct fragment, 8192, 0);
 /* Drops by reason. */
 MAP(drops, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, __u64, DROP_REASONS, 0);
+/* Packets to user space, and back: enum inspect_count. */
+MAP(inspections, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, __u64, INSPECT_COUNTS, 0);
 /* Decisions by rule. */
 MAP(rule_hits, BPF_MAP_TYPE_HASH, struct hit_key, struct hits, 65536, BPF_F_NO_PREALLOC);
 /* Timeouts and the tunnel device. */

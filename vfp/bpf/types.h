@@ -442,6 +442,13 @@ struct settings {
 	__u32 dirty;		/* a change was begun and its generations were not yet raised */
 };
 
+/* The detour by user space, wire packets each: what is sent and does not return was dropped there. */
+enum inspect_count {
+	INSPECT_SENT = 0,
+	INSPECT_RETURNED = 1,
+	INSPECT_COUNTS = 2,
+};
+
 enum event_kind {
 	EVENT_DROP = 0,
 	EVENT_LOG = 1,

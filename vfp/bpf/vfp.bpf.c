@@ -438,6 +438,7 @@ int vfp_inspected(struct __sk_buff *skb)
 	if (!s)
 		return TC_ACT_SHOT;
 	s->probe = 0;
+	count_inspection(skb, INSPECT_RETURNED);
 	return come_back(skb, s, mark & INSPECT_ZONE, mark & INSPECT_RELEASE ? INSPECTED_ENOUGH : INSPECTED);
 }
 

@@ -30,7 +30,7 @@ from vfp.compile import CompiledPort, Compiler, Tables
 from vfp.datapath.filter import filter_words
 from vfp.datapath.groups import GroupTable
 from vfp.datapath.object import BpfMap, BpfObject, Program
-from vfp.datapath.records import DropEvent, FlowRecord, RuleHits, read_event, read_flows
+from vfp.datapath.records import DropEvent, FlowRecord, InspectCounts, RuleHits, read_event, read_flows
 from vfp.datapath.ring import RingBuffer
 from vfp.errors import TableFull
 from vfp.layout import (
@@ -222,6 +222,12 @@ class Datapath(AbstractContextManager["Datapath"]):
         _, values = self._map("drops").lookup_all()
         totals = np.ascontiguousarray(values).reshape(len(values), -1).view(np.uint64).sum(axis=1)
         return {reason: int(totals[reason]) for reason in DropReason}
+
+    def inspect_counts(self) -> InspectCounts:
+        """Packets to user space and back since the maps were made."""
+        _, values = self._map("inspections").lookup_all()
+        totals = np.ascontiguousarray(values).reshape(len(values), -1).view(np.uint64).sum(axis=1)
+        return InspectCounts(*(int(total) for total in totals))
 
     def rule_hits(self) -> dict[tuple[int, int], RuleHits]:
         """(port id, rule cookie) to decisions and drops."""

@@ -59,6 +59,14 @@ class RuleHits:
 
 
 @dataclass(frozen=True, slots=True)
+class InspectCounts:
+    """Packets that went to user space, and that came back; what did not was dropped on the way, or is there."""
+
+    sent: int
+    returned: int
+
+
+@dataclass(frozen=True, slots=True)
 class DropEvent:
     """One dropped packet. `layer` is an index in the port's OUT order, or None; `cookie` 0: no rule."""
 
