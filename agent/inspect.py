@@ -94,7 +94,8 @@ class Inspector:
             source_port=_number(args, "source_port"),
             destination_port=_number(args, "destination_port"),
         )
-        answer = explain(state, hook, number, packet).to_dict()
+        members = {given.id: self._datapath.members(given.id) for given in state.sets if given.dynamic}
+        answer = explain(state, hook, number, packet, time.monotonic(), members=members).to_dict()
         flow = next((flow for flow in self._datapath.flows() if _is_of(flow, hook, number, args)), None)
         return {"host": self._host, **answer, "flow": _Names(built).flow(flow) if flow else None}
 
@@ -137,12 +138,13 @@ class Inspector:
         port = _asked_port(built, args)
         hits = self._datapath.rule_hits()
         rows: dict[tuple[int, int, Direction], dict[str, Any]] = {}
+        sets = {given.id: given.name for given in built.engine.sets}
         for place in _places(built):
             if port is not None and place.port != port:
                 continue
             key = (*place.counter, place.direction)
-            text = match_text(place.rule.match)
-            if key in rows:                 # one rule of a policy, several peers or ports: one counter
+            text = match_text(place.rule.match, sets)
+            if key in rows:                 # one rule of a policy, several ports: one counter
                 rows[key]["match"] += f" or {text}"
                 continue
             counted = hits.get(place.counter)

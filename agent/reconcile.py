@@ -222,7 +222,7 @@ class Reconciler:
         refused: dict[str, str] = {}
         for port in built.engine.ports:
             try:
-                Compiler().compile(EngineState(ports=(port,)), self._max_ports)
+                Compiler().compile(EngineState(ports=(port,), sets=built.engine.sets), self._max_ports)
             except CompileError as error:
                 refused[goal_ids[port.id]] = str(error)
         return refused

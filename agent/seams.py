@@ -10,7 +10,7 @@ from typing import Protocol
 
 from vfp.datapath.engine import Hook
 from vfp.datapath.records import DropEvent, FlowRecord, RuleHits
-from vfp.model import EngineState
+from vfp.model import EngineState, Prefix
 from vfp.reasons import DropReason
 from vswitch.links import BridgeLink, HookedProgram, OwnedLink, PortLink, Surroundings, TunnelLink, UplinkState, Where
 
@@ -41,6 +41,7 @@ class DatapathSeam(Protocol):
 
     def apply(self, state: EngineState) -> None: ...  # noqa: D102
     def program_fd(self, hook: Hook) -> int: ...  # noqa: D102
+    def members(self, set_id: int) -> Mapping[Prefix, float | None]: ...  # noqa: D102
     def flows(self) -> list[FlowRecord]: ...  # noqa: D102
     def drop_counts(self) -> dict[DropReason, int]: ...  # noqa: D102
     def rule_hits(self) -> dict[tuple[int, int], RuleHits]: ...  # noqa: D102

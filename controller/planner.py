@@ -354,7 +354,7 @@ def _peers(rule: PolicyRule, members: _Members) -> tuple[str, ...]:
 def joined(addresses: Sequence[int]) -> list[str]:
     """The fewest prefixes that hold exactly these addresses (ascending, no duplicates).
 
-    The engine has one rule a prefix, and neighbours are the rule where addresses are given out in order.
+    The engine has one member of a set a prefix, and neighbours are the rule where addresses are given out in order.
     """
     prefixes = []
     i = 0

@@ -1,7 +1,7 @@
 """The `acl` layer: policies of the tenant, one group a policy (tier), in both directions.
 
-A goal rule names peers and destination ports as lists; the engine's rules hold one of each. So a goal
-rule becomes the product of its lists: engine rules with the same priority, action and name. Equal
+A goal rule names peers and destination ports as lists. Several peers are an address set (`policy.peers`); an engine
+rule holds one range of ports, so a goal rule becomes one for each range: with the same priority, action and name. Equal
 priorities with the same action cannot contradict each other, and the engine allows them.
 """
 
@@ -9,15 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from ipaddress import IPv4Network
-from itertools import product
 from typing import Literal
 
 from policy.contribution import HostView, ObjectError, Tables
+from policy.peers import PeerSets, prefixes_of, rule_names
 from southbound.messages import AclRule, AclTier, PortGoal
 from vfp.model import (
     ETH_P_ARP,
     ETH_P_IP,
     Action,
+    AddressSet,
     Allow,
     Deny,
     Group,
@@ -42,9 +43,15 @@ _ARP_IN = Group("arp", (Rule(0, Match(ethertype=ETH_P_ARP), Allow(), "arp-in"),)
 class Acl:
     """Contributes `acl` to every port."""
 
+    def __init__(self) -> None:
+        self._known: tuple[HostView, PeerSets] | None = None
+
     def layer(self, port: PortGoal, view: HostView) -> Layer:
         """A group per tier by ascending order; what no tier decides falls to the port's defaults."""
-        tiers = sorted(port.tiers, key=lambda tier: (tier.order, tier.policy))
+        peers = self._peers(view)
+        tiers = [
+            (tier, peers.of(port, tier)) for tier in sorted(port.tiers, key=lambda tier: (tier.order, tier.policy))
+        ]
         return Layer(
             "acl",
             groups_out=(_ARP_OUT, *_groups(tiers, "out")),
@@ -54,32 +61,40 @@ class Acl:
         )
 
     def tables(self, view: HostView) -> Tables:
-        """Policies come with peers resolved to prefixes; no tables."""
-        return Tables()
+        """The sets of peers."""
+        return Tables(sets=self._peers(view).all)
+
+    def _peers(self, view: HostView) -> PeerSets:
+        """Made once for a view: all its ports share them."""
+        if self._known is None or self._known[0] is not view:
+            self._known = (view, PeerSets(view))
+        return self._known[1]
 
 
 def _default(word: Literal["allow", "deny"]) -> Allow | Deny:
     return Allow() if word == "allow" else Deny()
 
 
-def _groups(tiers: list[AclTier], direction: Literal["in", "out"]) -> Iterator[Group]:
-    for tier in tiers:
-        rules = tuple(_tier_rules(tier, direction))
+_Peers = dict[int, AddressSet]              # by the rule's place in the tier
+
+
+def _groups(tiers: list[tuple[AclTier, _Peers]], direction: Literal["in", "out"]) -> Iterator[Group]:
+    for tier, sets in tiers:
+        rules = tuple(_tier_rules(tier, sets, direction))
         if rules:
             yield Group(tier.policy, rules)
 
 
-def _tier_rules(tier: AclTier, direction: Literal["in", "out"]) -> Iterator[Rule]:
+def _tier_rules(tier: AclTier, sets: _Peers, direction: Literal["in", "out"]) -> Iterator[Rule]:
     """The engine rules of one tier, in one direction.
 
     Raises:
         ObjectError: a priority or peer is out of range, or two rules of one priority differ in their action.
     """
     actions: dict[int, tuple[Action, str]] = {}
-    for position, rule in enumerate(tier.rules):
+    for position, (name, rule) in enumerate(zip(rule_names(tier), tier.rules, strict=True)):
         if rule.direction != direction:
             continue
-        name = rule.name or f"{tier.policy}[{position}]"
         action = _ACTIONS[rule.action]
         if not 0 <= rule.priority <= MAX_PRIORITY:
             raise ObjectError(f"policy rule {name}: priority {rule.priority} is not in 0..{MAX_PRIORITY}")
@@ -89,22 +104,29 @@ def _tier_rules(tier: AclTier, direction: Literal["in", "out"]) -> Iterator[Rule
                 f"policy {tier.policy}: rules {other_name} and {name} have priority {rule.priority} and"
                 f" different actions; give them different priorities"
             )
-        for match in _matches(rule, direction, name):
+        for match in _matches(rule, sets.get(position), direction, name):
             yield Rule(rule.priority, match, action, name)
 
 
-def _matches(rule: AclRule, direction: Literal["in", "out"], name: str) -> Iterator[Match]:
-    peers: list[IPv4Network | None]
+def _matches(
+    rule: AclRule, peers: AddressSet | None, direction: Literal["in", "out"], name: str
+) -> Iterator[Match]:
+    """One for each range of ports. `peers`: the rule's set, if it has more than one."""
+    peer: IPv4Network | None = None
     try:
-        peers = [IPv4Network(peer) for peer in dict.fromkeys(rule.peers)]
+        if peers is None:
+            peer = next(iter(prefixes_of(rule.peers)), None)
     except ValueError as error:
         raise ObjectError(f"policy rule {name}: peer: {error}") from None
+    set_id = peers.id if peers is not None else None
     ports: list[PortRange | None] = [PortRange(low, high) for low, high in dict.fromkeys(rule.ports)]
-    for peer, dst_ports in product(peers or [None], ports or [None]):
+    for dst_ports in ports or [None]:
         yield Match(
             ethertype=ETH_P_IP,
             src=peer if direction == "in" else None,
             dst=peer if direction == "out" else None,
+            src_set=set_id if direction == "in" else None,
+            dst_set=set_id if direction == "out" else None,
             protocol=rule.protocol,
             dst_ports=dst_ports,
         )

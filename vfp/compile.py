@@ -26,6 +26,7 @@ from vfp.layout import (
     pack_address,
 )
 from vfp.model import (
+    AddressSet,
     AnswerArp,
     EngineState,
     Forward,
@@ -42,6 +43,7 @@ from vfp.model import (
     Untranslate,
     Virtual,
 )
+from vfp.sets import CompiledSet, check_sets, compile_set
 
 __all__ = ["CompiledPort", "Compiler", "Tables", "rule_cookie"]
 
@@ -59,6 +61,7 @@ class CompiledPort:
     groups: frozenset[int]
     spaces: frozenset[int]
     pools: frozenset[int]
+    sets: frozenset[int]
 
 
 @dataclass(slots=True)
@@ -68,6 +71,7 @@ class Tables:
     ports: dict[int, CompiledPort] = field(default_factory=dict)
     groups: dict[int, CompiledGroup] = field(default_factory=dict)
     maps: dict[str, dict[bytes, bytes]] = field(default_factory=dict)
+    sets: dict[int, CompiledSet] = field(default_factory=dict)
     tunnel_ifindex: int = 0
     inspect_ifindex: int = 0
 
@@ -90,6 +94,7 @@ class Compiler:
         self._groups: dict[tuple[str, Group], CompiledGroup] = {}
         self._large: dict[tuple[str, str, int], CompiledGroup] = {}
         self._spaces: dict[Space, dict[bytes, bytes]] = {}
+        self._sets: dict[int, tuple[AddressSet, CompiledSet]] = {}
 
     def compile(self, state: EngineState, max_ports: int) -> Tables:
         """Table contents for `state`.
@@ -98,6 +103,7 @@ class Compiler:
             CompileError: the state contradicts itself or a bound; says where and what to do.
         """
         _check_ids(state, max_ports)
+        check_sets(state)
         groups: dict[tuple[str, Group], CompiledGroup] = {}
         large: dict[tuple[str, str, int], CompiledGroup] = {}
 
@@ -116,6 +122,8 @@ class Compiler:
         for port in state.ports:
             tables.ports[port.id] = _compile_port(port, compiled)
         tables.groups = {group.id: group for group in (*groups.values(), *large.values())}
+        tables.sets = {given.id: self._compile_set(given) for given in state.sets}
+        _check_named_sets(tables)
         spaces = {space: self._spaces.get(space) or dict(_space_entries(space)) for space in state.spaces}
         tables.maps = {
             "links": _links(state),
@@ -136,7 +144,17 @@ class Compiler:
             },
         }
         self._groups, self._large, self._spaces = groups, large, spaces
+        self._sets = {given.id: (given, tables.sets[given.id]) for given in state.sets}
         return tables
+
+    def _compile_set(self, given: AddressSet) -> CompiledSet:
+        """By the identity of its members: comparing many costs as much as compiling them."""
+        old, compiled = self._sets.get(given.id, (None, None))
+        if old is not None and compiled is not None and old.members is given.members and (
+            (old.name, old.dynamic) == (given.name, given.dynamic)
+        ):
+            return compiled
+        return compile_set(given)
 
     def _compile_large(self, layer: str, group: Group) -> CompiledGroup:
         """Compile by what differs least: ports may have groups of one name that are much alike."""
@@ -195,6 +213,18 @@ def _check_ids(state: EngineState, max_ports: int) -> None:
             )
 
 
+def _check_named_sets(tables: Tables) -> None:
+    for compiled in tables.groups.values():
+        unknown = compiled.sets.keys() - tables.sets.keys()
+        for rule in compiled.group.rules if unknown else ():
+            for name, number in (("src_set", rule.match.src_set), ("dst_set", rule.match.dst_set)):
+                if number in unknown:
+                    raise CompileError(
+                        f"layer {compiled.layer}, group {compiled.group.name}, rule {rule.name!r}: {name} {number} "
+                        f"does not exist; give the state an AddressSet with this id"
+                    )
+
+
 def _compile_port(port: Port, compiled: Callable[[str, Group], CompiledGroup]) -> CompiledPort:
     numbered = list(enumerate(port.layers))
     out, out_groups = _stages(port, numbered, "out", compiled)
@@ -211,6 +241,7 @@ def _compile_port(port: Port, compiled: Callable[[str, Group], CompiledGroup]) -
         groups=frozenset(out_groups | in_groups),
         spaces=frozenset(action.space for action in actions if isinstance(action, Forward | AnswerArp)),
         pools=frozenset(action.pool for action in actions if isinstance(action, TranslateSource)),
+        sets=frozenset(number for group in (*out_groups.values(), *in_groups.values()) for number in group.sets),
     )
 
 

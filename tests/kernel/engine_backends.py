@@ -10,6 +10,8 @@ from typing import Protocol
 from unittest.mock import patch
 
 import numpy as np
+from engine_states import DYNAMIC_SET
+from engine_steps import Join, Leave, change_set
 
 import vfp.datapath.groups
 from vfp.classifier import rule_cookie
@@ -75,6 +77,9 @@ class Backend(Protocol):
         `inspected`: the frame comes back from user space.
         """
 
+    def change_set(self, step: Join | Leave, now_s: float) -> None:
+        """Members come into the dynamic set, or leave it."""
+
     def flows(self) -> list[Flow]:
         """All entries, sorted."""
 
@@ -109,6 +114,9 @@ class ReferenceBackend:
             zone = zone_of(hook, number)
             return outcome_of(self.engine.inspected(zone, frame, release=inspected == RELEASED, now_s=now_s))
         return outcome_of(self.engine.process(hook, number, frame, vtep=vtep, now_s=now_s))
+
+    def change_set(self, step: Join | Leave, now_s: float) -> None:
+        change_set(self.engine, step, now_s)
 
     def flows(self) -> list[Flow]:
         return sorted(
@@ -202,6 +210,12 @@ class BpfBackend:
         elif verdict not in (Verdict.TUNNEL, Verdict.INSPECT):
             target = 0
         return Outcome(verdict.value, DropReason(reason), target, b"" if verdict is Verdict.DROP else run.data)
+
+    def change_set(self, step: Join | Leave, now_s: float) -> None:
+        if isinstance(step, Join):
+            self._datapath.add_members(DYNAMIC_SET, step.members, step.ttl_s, step.redecide)
+        else:
+            self._datapath.remove_members(DYNAMIC_SET, step.members, step.redecide)
 
     def flows(self) -> list[Flow]:
         flows = []

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from vfp.model import (
     Action,
     Address,
+    AddressSet,
     Allow,
     AnswerArp,
     Deny,
@@ -26,10 +27,12 @@ from vfp.model import (
     Location,
     Mapping,
     Match,
+    Modifier,
     Pass,
     Pool,
     Port,
     PortRange,
+    Prefix,
     Remote,
     Rewrite,
     Rule,
@@ -91,6 +94,7 @@ RANGES = tuple(PortRange(low, high) for low, high in (
 PROTOCOLS = (1, 6, 17, 47, 132)
 PROTOCOLS_6 = (58, 50, 59)
 ETHERTYPES = (0x0800, 0x0806, 0x86DD)
+STATIC_SETS, DYNAMIC_SET = (1, 2), 3
 FLAG_TESTS = ((0x12, 0x02), (0x10, 0x10), (0x04, 0x04), (0x02, 0x00), (0, 0))
 
 pick = st.sampled_from
@@ -112,6 +116,10 @@ def matches(draw: st.DrawFn) -> Match:
         "icmp_code": pick((0, 1)),
         "tcp_flags": pick(FLAG_TESTS),
         "dscp": pick((0, 10, 46)),
+        "src_set": pick((*STATIC_SETS, DYNAMIC_SET)),
+        "dst_set": pick((*STATIC_SETS, DYNAMIC_SET)),
+        "vni": pick(VNIS),
+        "fragment": st.booleans(),
         "arp_sender_is_source": st.just(True),
         "nd_sender_is_source": st.just(True),
     }
@@ -152,10 +160,20 @@ def actions(direction: Direction) -> st.SearchStrategy[Action]:
 def small_groups(draw: st.DrawFn, direction: Direction) -> Group:
     """A few rules of distinct priorities."""
     priorities = draw(st.lists(st.integers(0, 40), max_size=4, unique=True))
-    rules = tuple(
-        Rule(priority, draw(matches()), draw(actions(direction)), f"r{priority}", draw(pick((True, True, False))))
-        for priority in priorities)
+    rules = tuple(draw(rules_of(priority, direction)) for priority in priorities)
     return Group(draw(pick(("a", "b", "c"))), rules)
+
+
+@st.composite
+def rules_of(draw: st.DrawFn, priority: int, direction: Direction) -> Rule:
+    """A rule with flags that are legal for it."""
+    match, action = draw(matches()), draw(actions(direction))
+    flags, value = match.tcp_flags or (0, 0)
+    opens = match.protocol in (None, 6) and not (value ^ 0x02) & flags & 0x12
+    return Rule(
+        priority, match, action, f"r{priority}", draw(pick((True, True, False))),
+        terminating=not isinstance(action, Modifier) or draw(st.booleans()),
+        syn_only=opens and draw(pick((False,) * 7 + (True,))))
 
 
 @st.composite
@@ -177,7 +195,8 @@ def large_groups(draw: st.DrawFn) -> Group:
     for number in range(count):
         match = Match(
             ethertype=chance.choice((None, None, 0x0800)), src=prefix(), dst=prefix(), src_ports=ports(),
-            protocol=chance.choice((None, 6, 17)), dst_ports=ports())
+            protocol=chance.choice((None, 6, 17)), dst_ports=ports(),
+            src_set=chance.choice((None,) * 9 + (1, 2, 3)), dst_set=chance.choice((None,) * 9 + (1, 2, 3)))
         action = chance.choice((Pass(), Pass(), Pass(), Allow(), Deny()))
         rules.append(Rule(number * 3, match, action, f"n{number}", chance.random() < 0.8))
     chance.shuffle(rules)
@@ -302,6 +321,22 @@ def mappings(ports: tuple[int, ...]) -> st.SearchStrategy[tuple[Mapping, ...]]:
     return st.lists(one, max_size=4, unique_by=lambda m: (m.uplink, m.protocol, m.external, m.external_port)).map(tuple)
 
 
+MEMBERS: tuple[Prefix, ...] = (*PREFIXES[1:], *PREFIXES_6[1:], *map(IPv4Network, INSIDE), *map(IPv6Network, INSIDE_6))
+
+
+def members(most: int = 5) -> st.SearchStrategy[tuple[Prefix, ...]]:
+    """Prefixes of several lengths and both families; now and then everything."""
+    every = (*MEMBERS, *MEMBERS, PREFIXES[0], PREFIXES_6[0])
+    return st.lists(pick(every), max_size=most, unique=True).map(tuple)
+
+
+@st.composite
+def sets(draw: st.DrawFn) -> tuple[AddressSet, ...]:
+    """All that rules may name."""
+    static = tuple(AddressSet(id, f"s{id}", draw(members())) for id in STATIC_SETS)
+    return (*static, AddressSet(DYNAMIC_SET, "dynamic", dynamic=True))
+
+
 def uplink(id: int) -> Uplink:
     """An uplink by its id."""
     return Uplink(id, f"up{id}", 50 + id)
@@ -319,6 +354,7 @@ def states(draw: st.DrawFn, plain: bool = False) -> EngineState:
         uplinks=tuple(uplink(id) for id in UPLINKS),
         tunnel_ifindex=TUNNEL_IFINDEX,
         inspect_ifindex=draw(pick((0, INSPECT_IFINDEX, INSPECT_IFINDEX))),
+        sets=draw(sets()),
     )
 
 
@@ -326,7 +362,7 @@ def states(draw: st.DrawFn, plain: bool = False) -> EngineState:
 def changes(draw: st.DrawFn, state: EngineState, plain: bool = False) -> EngineState:
     """One thing of a state is different: a port's policy, a place, a pool, the mappings, ..."""
     what = draw(pick(("port", "port", "port", "unport", "place", "place", "place", "unplace", "pool", "pool",
-                      "mappings", "mappings", "uplink", "nothing", "all")))
+                      "mappings", "mappings", "uplink", "nothing", "all", "set", "set", "set")))
     if what == "port":
         number = draw(pick(PORT_IDS))
         others = tuple(port for port in state.ports if port.id != number)
@@ -345,6 +381,10 @@ def changes(draw: st.DrawFn, state: EngineState, plain: bool = False) -> EngineS
     if what == "pool":
         id = draw(pick(POOLS))
         return replace(state, pools=tuple(draw(pools(id)) if pool.id == id else pool for pool in state.pools))
+    if what == "set":
+        changed = draw(pick(STATIC_SETS))
+        return replace(state, sets=tuple(
+            replace(given, members=draw(members())) if given.id == changed else given for given in state.sets))
     if what == "mappings":
         return replace(state, mappings=draw(mappings(tuple(port.id for port in state.ports))))
     if what == "uplink":

@@ -27,6 +27,7 @@ from engine_states import (
     ADDRESSES,
     ALL_MACS,
     BROADCAST,
+    DYNAMIC_SET,
     EXTERNAL,
     GATEWAY,
     GATEWAY_MAC,
@@ -41,13 +42,14 @@ from engine_states import (
     WORLD,
     changes,
     four,
+    members,
     pick,
     six,
     states,
 )
 from hypothesis import strategies as st
 
-from vfp.model import Address, EngineState, HostStack, LocalPort, Location, Mapping, Remote, Space
+from vfp.model import Address, EngineState, HostStack, LocalPort, Location, Mapping, Prefix, Remote, Space
 from vfp.reference import Engine, Hook, Result, Verdict
 from vfp.reference.zones import zone_of
 
@@ -141,7 +143,24 @@ class Wait:
     seconds: float
 
 
-Step = Send | Return | Again | Answer | Continue | Complain | Update | Rehome | Wait
+@dataclass(frozen=True, slots=True)
+class Join:
+    """Members come into the dynamic set, or get another end."""
+
+    members: tuple[Prefix, ...]
+    ttl_s: float | None                     # a very short one is over at once
+    redecide: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Leave:
+    """Members leave the dynamic set, if they are in it."""
+
+    members: tuple[Prefix, ...]
+    redecide: bool = True
+
+
+Step = Send | Return | Again | Answer | Continue | Complain | Update | Rehome | Join | Leave | Wait
 
 
 @dataclass(frozen=True, slots=True)
@@ -347,8 +366,8 @@ def histories(draw: st.DrawFn, *, timed: bool = False, max_steps: int = 16) -> H
     state = first = draw(states(plain))
     back = st.integers(0, 3)
     steps: list[Step] = []
-    kinds = (["send"] * 6 + ["again"] * 3 + ["answer"] * 5 + ["complain"] * 2 + ["continue"] + ["update"] * 2 + ["return"] * 4
-             + ["rehome"] * 2 + ["wait"] * timed * 2)
+    kinds = (["send"] * 6 + ["again"] * 3 + ["answer"] * 5 + ["complain"] * 2 + ["continue"] + ["update"] * 2
+             + ["rehome"] * 2 + ["join"] * 2 + ["leave"] + ["return"] * 4 + ["wait"] * timed * 2)
     for _ in range(draw(st.integers(2, max_steps))):
         match draw(pick(kinds)):
             case "send":
@@ -372,6 +391,10 @@ def histories(draw: st.DrawFn, *, timed: bool = False, max_steps: int = 16) -> H
                     draw(st.none() | pick((*WORLD, GATEWAY, INSIDE[0]))), draw(pick((None,) * 7 + (INSIDE[0],)))))
             case "rehome":
                 steps.append(Rehome(draw(back), draw(pick(HOMES))))
+            case "join":
+                steps.append(Join(draw(members(4)), draw(pick((None, 1e-9, 1e6))), not draw(one_in(5))))
+            case "leave":
+                steps.append(Leave(draw(members(12)), not draw(one_in(5))))
             case "update":
                 state = draw(changes(state, plain))
                 steps.append(Update(state))
@@ -485,10 +508,18 @@ def _varied(frame: bytes, step: Again) -> bytes:
     return frame
 
 
+def change_set(engine: Engine, step: Join | Leave, now_s: float) -> None:
+    """Members come into the reference's dynamic set, or leave it."""
+    if isinstance(step, Join):
+        engine.add_members(DYNAMIC_SET, step.members, now_s, step.ttl_s, step.redecide)
+    else:
+        engine.remove_members(DYNAMIC_SET, step.members, step.redecide)
+
+
 def sends_of(player: Player, steps: tuple[Step, ...]) -> Iterator[Step]:
     """Steps with answers and repetitions made into frames; the caller must play each `Send` before the next."""
     for step in steps:
-        if isinstance(step, Update | Wait):
+        if isinstance(step, Update | Wait | Join | Leave):
             yield step
         elif isinstance(step, Rehome):
             yield Update(player.state_of(step))

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 from engine_backends import Backend, BpfBackend, ReferenceBackend, outcome_of
-from engine_steps import History, Player, Send, Update, Wait, histories, neighbours, sends_of
+from engine_steps import History, Join, Leave, Player, Send, Update, Wait, histories, neighbours, sends_of
 from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 
@@ -36,6 +36,10 @@ def replay(history: History, backend: Backend) -> ReferenceBackend:
                 wanted = outcome_of(player.play(step, now_s))
                 note(f"  reference: {wanted}")
                 assert backend.process(hook, number, frame, vtep, now_s, inspected) == wanted
+            case Join() | Leave():
+                note(str(step))
+                for each in (reference, backend):
+                    each.change_set(step, time.monotonic())
             case Update(state):
                 note(f"policy becomes {state}")
                 for each in (reference, backend):

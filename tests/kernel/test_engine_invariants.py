@@ -6,7 +6,7 @@ from collections import Counter
 
 from engine_frames import ACK, checksum
 from engine_states import MACS
-from engine_steps import Answer, History, Player, Send, Update, Wait, histories, sends_of
+from engine_steps import Answer, History, Join, Leave, Player, Send, Update, Wait, change_set, histories, sends_of
 from hypothesis import HealthCheck, event, given, settings
 
 from vfp.reasons import DropReason
@@ -85,6 +85,8 @@ def test_invariants_of_any_history(history: History) -> None:
                 drops += result.verdict is Verdict.DROP
             case Update(state):
                 engine.update(state)
+            case Join() | Leave():
+                change_set(engine, step, now_s)
             case Wait(seconds):
                 now_s += seconds
                 engine.sweep(now_s)

@@ -30,7 +30,7 @@ from southbound.messages import (
 from vfp.compile import Compiler
 from vfp.datapath.engine import Hook
 from vfp.datapath.records import DropEvent, FlowRecord, RuleHits
-from vfp.model import EngineState
+from vfp.model import EngineState, Prefix
 from vfp.reasons import DropReason
 from vfp.reference import Engine
 from vswitch.errors import NamespaceMissing, UplinkMissing, VSwitchError
@@ -275,6 +275,9 @@ class FakeDatapath:
 
     def program_fd(self, hook: Hook) -> int:
         return 10
+
+    def members(self, set_id: int) -> Mapping[Prefix, float | None]:
+        return self.engine.members(set_id)
 
     def flows(self) -> list[FlowRecord]:
         return self.records

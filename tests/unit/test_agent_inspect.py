@@ -155,7 +155,7 @@ def test_rules_show_one_row_a_policy_rule_with_its_counter(
     (row,) = [row for row in rows if row["rule"] == "no-web"]
     assert row == {
         "endpoint": "red/ra", "direction": "out", "layer": "acl", "group": "red/web", "priority": 10,
-        "match": "tcp dst 10.1.0.9 dport 80 or tcp dst 10.1.0.3 dport 80", "action": "deny", "rule": "no-web",
+        "match": "tcp dst set red/web/no-web dport 80", "action": "deny", "rule": "no-web",
         "hits": 7, "drops": 5,
     }
     assert [row["layer"] for row in rows[:3]] == ["guard"] * 3

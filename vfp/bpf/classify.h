@@ -7,6 +7,7 @@
 #pragma once
 
 #include "parse.h"
+#include "sets.h"
 
 struct search {
 	struct scratch *s;
@@ -14,19 +15,11 @@ struct search {
 	struct rule *best;
 	__u64 pair;		/* first words of source and destination */
 	__u64 rest;		/* ports, protocol, ethertype */
+	__u64 asked;		/* least priority of a rule that only a set could keep from matching */
 	__u32 first;		/* of the bucket in hand */
 	__u32 version;
 	__u32 filter_mask;
 };
-
-static __always_inline __be32 mask32(int bits)
-{
-	if (bits <= 0)
-		return 0;
-	if (bits >= 32)
-		return 0xffffffff;
-	return bpf_htonl(~0U << (32 - bits));
-}
 
 static __always_inline int in_prefix(const struct address *address, const struct address *prefix, __u8 bits)
 {
@@ -39,55 +32,83 @@ static __always_inline int in_prefix(const struct address *address, const struct
 		 ((address->w[3] ^ prefix->w[3]) & mask32(bits - 96)));
 }
 
-/* All conditions of `r` hold for the headers with the tuple as rewritten so far. */
-static __always_inline int rule_matches(const struct rule *r, const struct headers *h, const struct flow_key *cur)
-{
-	__u32 conditions = r->conditions;
-	/* An ARP tuple carries IPv4 addresses. */
-	__u8 family = h->ethertype == ETH_P_ARP ? 4 : h->key.family;
+enum outcome {
+	MISMATCH = 0,
+	MATCH = 1,
+	NOT_IN_SET = 2,		/* all but a condition on a set holds */
+};
 
+/*
+ * Whether the conditions of `r` hold for the tuple being decided, as rewritten so far: enum outcome. Sets come last, as they
+ * cost look-ups. Not static: the verifier then sees it once, and not again for every way that leads here; and for that it
+ * wants to see that the pointers are none.
+ */
+__noinline int match_rule(struct scratch *s, const struct rule *r)
+{
+	const struct flow_key *cur;
+	const struct headers *h;
+	__u32 conditions;
+	__u8 family;
+
+	if (!s || !r)
+		return MISMATCH;
+	cur = &s->d.cur;
+	h = &s->h;
+	conditions = r->conditions;
+	/* An ARP tuple carries IPv4 addresses. */
+	family = h->ethertype == ETH_P_ARP ? 4 : h->key.family;
 	if (conditions & IF_ETHERTYPE && r->ethertype != h->ethertype)
-		return 0;
+		return MISMATCH;
 	if (conditions & (IF_SRC | IF_DST) && r->family != family)
-		return 0;
+		return MISMATCH;
 	if (conditions & IF_SRC && !in_prefix(&cur->src, &r->src, r->src_len))
-		return 0;
+		return MISMATCH;
 	if (conditions & IF_DST && !in_prefix(&cur->dst, &r->dst, r->dst_len))
-		return 0;
+		return MISMATCH;
 	if (conditions & IF_PROTOCOL && (!family || r->protocol != cur->protocol))
-		return 0;
+		return MISMATCH;
 	if (conditions & IF_SPORT) {
 		__u16 port = bpf_ntohs(cur->sport);
 
 		if (!h->has_ports || port < r->sport_low || port > r->sport_high)
-			return 0;
+			return MISMATCH;
 	}
 	if (conditions & IF_DPORT) {
 		__u16 port = bpf_ntohs(cur->dport);
 
 		if (!h->has_ports || port < r->dport_low || port > r->dport_high)
-			return 0;
+			return MISMATCH;
 	}
 	if (conditions & (IF_ICMP_TYPE | IF_ICMP_CODE) && !is_icmp(h->key.family, cur->protocol))
-		return 0;
+		return MISMATCH;
 	if (conditions & IF_ICMP_TYPE && r->icmp_type != h->icmp_type)
-		return 0;
+		return MISMATCH;
 	if (conditions & IF_ICMP_CODE && r->icmp_code != h->icmp_code)
-		return 0;
+		return MISMATCH;
 	if (conditions & IF_TCP_FLAGS &&
 	    (!h->key.family || cur->protocol != IPPROTO_TCP || (h->tcp_flags & r->tcp_mask) != r->tcp_value))
-		return 0;
+		return MISMATCH;
 	if (conditions & IF_DSCP && (!h->key.family || r->dscp != h->dscp))
-		return 0;
+		return MISMATCH;
 	if (conditions & IF_SMAC && !same_mac(r->smac, h->smac))
-		return 0;
+		return MISMATCH;
 	if (conditions & IF_DMAC && !same_mac(r->dmac, h->dmac))
-		return 0;
+		return MISMATCH;
 	if (conditions & IF_ARP_SENDER && !h->arp_sender_is_source)
-		return 0;
+		return MISMATCH;
 	if (conditions & IF_ND_SENDER && !h->nd_sender_is_source)
-		return 0;
-	return 1;
+		return MISMATCH;
+	if (conditions & IF_VNI && (ZONE_KIND(h->key.zone) != ZONE_OVERLAY || r->vni != ZONE_NUMBER(h->key.zone)))
+		return MISMATCH;
+	if (conditions & IF_FRAGMENT && (!h->key.family || r->fragment != h->fragment))
+		return MISMATCH;
+	if (conditions & (IF_SRC_SET | IF_DST_SET) && !family)
+		return MISMATCH;
+	if (conditions & IF_SRC_SET && !in_set(s, &cur->src, r->src_set, family))
+		return NOT_IN_SET;
+	if (conditions & IF_DST_SET && !in_set(s, &cur->dst, r->dst_set, family))
+		return NOT_IN_SET;
+	return MATCH;
 }
 
 static long try_rule(__u32 i, void *context)
@@ -95,6 +116,7 @@ static long try_rule(__u32 i, void *context)
 	struct search *search = context;
 	__u32 index = search->first + i;
 	struct rule *r = bpf_map_lookup_elem(&rules, &index);
+	int outcome;
 
 	if (!r)
 		return 1;
@@ -102,7 +124,10 @@ static long try_rule(__u32 i, void *context)
 		return 1;
 	if (search->version - r->born >= r->died - r->born)
 		return 0;
-	if (!rule_matches(r, &search->s->h, &search->s->d.cur))
+	outcome = match_rule(search->s, r);
+	if (outcome && r->conditions & (IF_SRC_SET | IF_DST_SET) && r->priority < search->asked)
+		search->asked = r->priority;
+	if (outcome != MATCH)
 		return 0;
 	search->best = r;
 	return 1;
@@ -161,6 +186,7 @@ static __always_inline struct rule *classify(struct scratch *s, __u64 id)
 		.pair = (__u64)cur->src.w[0] << 32 | cur->dst.w[0],
 		.rest = (__u64)s->h.ethertype << 40 | (__u64)cur->protocol << 32 | (__u32)cur->dport << 16 |
 			cur->sport,
+		.asked = ~0ULL,
 	};
 
 	search.group = bpf_map_lookup_elem(&groups, &id);
@@ -169,5 +195,8 @@ static __always_inline struct rule *classify(struct scratch *s, __u64 id)
 	search.version = search.group->version;
 	search.filter_mask = search.group->filter_mask;
 	bpf_loop(search.group->count, try_tuple, &search, 0);
+	/* A rule behind the one that matched may have been asked by chance: nothing depends on it. */
+	if (search.asked != ~0ULL && (!search.best || search.asked <= search.best->priority))
+		s->d.by_set = 1;
 	return search.best;
 }

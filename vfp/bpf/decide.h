@@ -60,15 +60,26 @@ static __always_inline int decide_from_uplink(struct scratch *s, __u32 uplink)
 	return run_layers(s, d->via.port, 1, 1);
 }
 
-/* Fills `s->d`; returns a drop reason. At an uplink, NO_MAPPING means that the packet is not ours. */
-static __always_inline int decide(struct scratch *s)
+/*
+ * Fills `s->d`; returns a drop reason. At an uplink, NO_MAPPING means that the packet is not ours. Not static, for the
+ * verifier, like `match_rule`.
+ */
+__noinline int decide(struct scratch *s)
 {
-	__u32 number = ZONE_NUMBER(s->h.key.zone);
-	struct decision *d = &s->d;
+	struct settings *settings;
+	struct decision *d;
+	__u32 number, zero = 0;
 
+	if (!s)
+		return ENGINE_ERROR;
+	number = ZONE_NUMBER(s->h.key.zone);
+	settings = bpf_map_lookup_elem(&config, &zero);
+	d = &s->d;
 	__builtin_memset(d, 0, sizeof(*d));
 	d->cur = s->h.key;
 	d->layer = 0xff;
+	if (settings)
+		d->sets_generation = settings->sets_generation;
 	switch (ZONE_KIND(s->h.key.zone)) {
 	case ZONE_PORT:
 		d->drop_port = number;
@@ -275,6 +286,15 @@ static __always_inline int compose(struct scratch *s)
 		r->flags |= FLOW_INSPECT;
 		f->extras.queue = r->extras.queue = d->queue;
 		f->extras.fail_open = r->extras.fail_open = d->fail_open;
+	}
+	if (d->by_set) {
+		f->flags |= FLOW_BY_SET;
+		r->flags |= FLOW_BY_SET;
+		f->sets_generation = r->sets_generation = d->sets_generation;
+	}
+	if (h->fragment) {
+		f->flags |= FLOW_FRAGMENT;
+		r->flags |= FLOW_FRAGMENT;
 	}
 	return NONE;
 }

@@ -9,8 +9,18 @@
 #define TCP_RST 0x04
 #define TCP_ACK 0x10
 
+static __always_inline int sets_are_current(const struct flow *f)
+{
+	__u32 zero = 0;
+	struct settings *settings = bpf_map_lookup_elem(&config, &zero);
+
+	return settings && settings->sets_generation == f->sets_generation;
+}
+
 static __always_inline int is_current(const struct flow *f)
 {
+	if (f->flags & FLOW_BY_SET && !sets_are_current(f))
+		return 0;
 	for (int i = 0; i < 2; i++) {
 		__u32 id = f->ports[i];
 		struct port *port;

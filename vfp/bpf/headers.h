@@ -88,6 +88,15 @@ static __always_inline __be32 load32(const __u8 *p)
 	return value;
 }
 
+static __always_inline __be32 mask32(int bits)
+{
+	if (bits <= 0)
+		return 0;
+	if (bits >= 32)
+		return 0xffffffff;
+	return bpf_htonl(~0U << (32 - bits));
+}
+
 static __always_inline int is_multicast(const struct address *address)
 {
 	return (address->w[0] & bpf_htonl(0xff000000)) == bpf_htonl(0xff000000);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR Apache-2.0) */
-/* The walk over a port's layers: at most one action a layer, folded into `s->d`. */
+/* The walk over a port's layers: at most one action a layer that ends it, folded into `s->d`. */
 #pragma once
 
 #include "classify.h"
@@ -159,9 +159,14 @@ static long run_stage(__u32 i, void *context)
 		count_hit(walk->port, r->cookie, r->action == ACTION_DENY);
 		if (r->action != ACTION_PASS) {
 			reason = act(s, r, walk->port);
-			walk->decided = stage->layer + 1U;
-			s->d.reason = reason;
-			return reason != NONE;
+			if (reason != NONE) {
+				s->d.reason = reason;
+				return 1;
+			}
+			if (!(r->flags & RULE_CONTINUE)) {
+				walk->decided = stage->layer + 1U;
+				return 0;
+			}
 		}
 	}
 	if (stage->last && stage->deny) {

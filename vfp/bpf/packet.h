@@ -64,8 +64,18 @@ struct decision {
 	__u8 inspect;
 	__u8 queue;			/* of the last rule that said so ... */
 	__u8 fail_open;			/* ... and whether all of them did */
-	__u8 pad[5];
+	__u8 by_set;			/* a condition on a set was decisive, or could have been */
+	__u32 sets_generation;		/* when the decision began */
 	struct location place;
+};
+
+/* A set that is asked for an address: `vfp/bpf/sets.h`. */
+struct asked {
+	struct set_lengths_key of;
+	struct set_lengths lengths;	/* still to be tried */
+	struct set_key key;
+	struct address address;
+	__u32 found;
 };
 
 struct scratch {
@@ -80,6 +90,7 @@ struct scratch {
 	struct external holder;
 	struct fragment_key fragment;
 	struct flow_key related;	/* of the flow that an ICMP error is about, as its packets come here */
+	struct asked asked;
 	__u16 l4;			/* offset of the transport header */
 	__u16 length;			/* bytes from there to the end of the IP packet */
 	__u8 ttl;
@@ -89,6 +100,7 @@ struct scratch {
 	__u8 single;			/* the flow just stored has one half */
 	__u8 probe;			/* run by BPF_PROG_TEST_RUN: report in skb->cb */
 	__u8 inspected;			/* user space has seen it: enum inspected */
+	__u8 deciding_again;		/* the tuple is that of a flow that exists */
 	/* Takes no room: names types that no map uses, so that BTF has them for the layout test. */
 	struct {
 		struct event event;

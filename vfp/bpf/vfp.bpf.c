@@ -202,6 +202,7 @@ static __always_inline int decide_again(struct __sk_buff *skb, struct scratch *s
 	s->h.icmp_type = forward->icmp_type;
 	s->h.icmp_code = forward->icmp_code;
 	s->h.has_ports = has_ports(forward_key->protocol);
+	s->h.fragment = forward->flags & FLOW_FRAGMENT ? 1 : 0;
 	s->h.tracked = 1;
 	s->h.arp_sender_is_source = 0;
 	s->h.nd = 0;
@@ -209,6 +210,7 @@ static __always_inline int decide_again(struct __sk_buff *skb, struct scratch *s
 	copy_mac(s->h.smac, forward->smac);
 	copy_mac(s->h.dmac, forward->dmac);
 	s->h.vtep = from_reply ? 0 : s->pkt.vtep;
+	s->deciding_again = 1;
 	reason = decide(s);
 	if (!reason)
 		reason = compose(s);
@@ -330,6 +332,7 @@ int vfp_slow(struct __sk_buff *skb)
 			return reason;
 	}
 	s->h = s->pkt;
+	s->deciding_again = 0;
 	reason = decide(s);
 	if (!reason)
 		reason = compose(s);

@@ -7,6 +7,9 @@ what differs. The order of writes makes each port switch from its old policy to 
 2. each changed port: its program in one map write, then its generation, which makes its flows decide again;
 3. what is no longer wanted; groups that nobody uses leave a second later, when no packet can still be in them.
 
+A change of a set that rules name raises one generation for all sets, after it was written; flows whose decision a set
+could have turned decide again.
+
 If the process dies on the way, the mark makes the next one raise every generation, so no flow keeps a decision that a
 half-made change has overtaken.
 """
@@ -14,8 +17,8 @@ half-made change has overtaken.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -32,6 +35,7 @@ from vfp.datapath.groups import GroupTable
 from vfp.datapath.object import BpfMap, BpfObject, Program
 from vfp.datapath.records import DropEvent, FlowRecord, InspectCounts, RuleHits, read_event, read_flows
 from vfp.datapath.ring import RingBuffer
+from vfp.datapath.sets import SetTable
 from vfp.errors import TableFull
 from vfp.layout import (
     HIT_KEY,
@@ -46,7 +50,7 @@ from vfp.layout import (
     LocationKind,
     pack,
 )
-from vfp.model import EngineState
+from vfp.model import EngineState, Prefix
 from vfp.reasons import DropReason
 
 OBJECT = Path(__file__).with_name("vfp.bpf.o")
@@ -79,6 +83,8 @@ class Limits:
     ports: int = 4096
     space_entries: int = 131072
     mappings: int = 65536
+    sets: int = 4096
+    set_members: int = 131072               # of all sets; a change needs room for old and new side by side
 
     def by_map(self) -> dict[str, int]:
         """Entries of each map."""
@@ -87,6 +93,7 @@ class Limits:
             "bindings": self.bindings,
             "externals": self.bindings, "ports": self.ports, "programs": self.ports, "links": self.ports + 256,
             "spaces": self.space_entries, "mappings": self.mappings, "rule_hits": self.rules,
+            "sets": self.set_members, "set_lengths": 2 * self.sets,
         }
 
 
@@ -123,12 +130,15 @@ class Datapath(AbstractContextManager["Datapath"]):
             loaded.map("groups"), loaded.map("buckets"), loaded.map("filter"), loaded.map("rules")
         )
         self._groups.retire_unused(_groups_of(self._programs.values()))
+        self._sets = SetTable(loaded.map("sets"), loaded.map("set_lengths"))
+        self._named: frozenset[int] | None = None       # sets that rules name; None: not known
         settings = np.frombuffer(self._map("config").lookup(_ZERO) or bytes(SETTINGS.itemsize), SETTINGS)[0]
         secret = settings["secret"].tobytes() if settings["secret"].any() else token_bytes(16)
         self._compiler = Compiler(secret)
         self._settings: dict[str, Any] = {
             **timeouts.settings(), "secret": np.frombuffer(secret, np.uint64),
             "tunnel_ifindex": int(settings["tunnel_ifindex"]), "inspect_ifindex": int(settings["inspect_ifindex"]),
+            "sets_generation": int(settings["sets_generation"]),
         }
         self._interrupted = bool(settings["dirty"])
         self._write_settings(dirty=self._interrupted)
@@ -181,12 +191,18 @@ class Datapath(AbstractContextManager["Datapath"]):
         if not self._differs(tables, stale):
             return
         self._write_settings(dirty=True)
+        self._interrupted = True
         self._groups.add(tables.groups.values())
         self._put("rewrites", tables)
         for name in ("pools", "spaces", "mappings"):
             self._put(name, tables)
             self._remove(name, tables)
         self._write_uplinks(tables.maps["uplinks"])
+        named = frozenset(number for port in tables.ports.values() for number in port.sets)
+        if self._sets.changed(tables.sets) & (named if self._named is None else named & self._named):
+            self._raise_sets_generation()
+        self._sets.put(tables.sets)
+        self._named = named
         self._settings["tunnel_ifindex"] = tables.tunnel_ifindex
         self._settings["inspect_ifindex"] = tables.inspect_ifindex
         self._write_settings(dirty=True)
@@ -198,9 +214,36 @@ class Datapath(AbstractContextManager["Datapath"]):
         for port_id in self._programs.keys() - tables.ports.keys():
             self._drop_port(port_id)
         self._remove("rewrites", tables)
+        self._sets.drop(tables.sets)
         self._groups.retire_unused(_groups_of(self._programs.values()))
         self._write_settings(dirty=False)
         self._interrupted = False
+
+    def add_members(
+        self, set_id: int, members: Iterable[Prefix], ttl_s: float | None = None, redecide: bool = True
+    ) -> None:
+        """Put members into a dynamic set, or give those that are there another end; a few map writes each.
+
+        `ttl_s`: after it, members match no new flow; those that exist stay until the member is removed. None: no end.
+        `redecide` False: flows that exist are not decided again, which is enough where sets only ever open.
+
+        Raises:
+            PolicyError: the set is not one of the state's dynamic ones, or full; nothing was written.
+            DatapathError: the kernel refused a write; the next `apply` mends.
+        """
+        rows, matters = self._sets.to_add(set_id, members, ttl_s)
+        with self._changing_set(set_id, matters and redecide):
+            self._sets.add(rows)
+
+    def remove_members(self, set_id: int, members: Iterable[Prefix], redecide: bool = True) -> None:
+        """Take members out of a dynamic set; those that are not in it are passed over. As `add_members`."""
+        keys = self._sets.to_remove(set_id, members)
+        with self._changing_set(set_id, bool(keys) and redecide):
+            self._sets.remove(set_id, keys)
+
+    def members(self, set_id: int) -> dict[Prefix, float | None]:
+        """The members of a set and when each ends, s on the monotonic clock; None: never. Ended ones are among them."""
+        return self._sets.members(set_id)
 
     def program_fd(self, hook: Hook) -> int:
         """Descriptor to attach at TC; stays this object's."""
@@ -267,6 +310,24 @@ class Datapath(AbstractContextManager["Datapath"]):
     def _write_settings(self, dirty: bool) -> None:
         self._map("config").update(_ZERO, pack(SETTINGS, **self._settings, dirty=int(dirty)))
 
+    def _raise_sets_generation(self) -> None:
+        self._settings["sets_generation"] = self._settings["sets_generation"] % 0xFFFFFFFF + 1
+
+    @contextmanager
+    def _changing_set(self, set_id: int, matters: bool) -> Iterator[None]:
+        """Around a change of members: if it matters to flows that exist, they decide again, now or after a crash."""
+        if self._named is not None and set_id not in self._named:
+            matters = False
+        if not matters:
+            yield
+            return
+        self._write_settings(dirty=True)
+        interrupted, self._interrupted = self._interrupted, True
+        yield
+        self._raise_sets_generation()
+        self._write_settings(dirty=interrupted)
+        self._interrupted = interrupted
+
     def _check_room(self, tables: Tables) -> None:
         limits = self._limits
         for name, limit, option in (
@@ -275,6 +336,7 @@ class Datapath(AbstractContextManager["Datapath"]):
         ):
             if (wanted := len(tables.maps[name])) > limit:
                 raise TableFull(f"table {name}: {wanted} entries wanted, {limit} fit; raise Limits.{option}")
+        self._sets.check_room(tables.sets)
         self._groups.check_room(tables.groups.values())
 
     def _changed(self, name: str, tables: Tables) -> set[bytes]:
@@ -320,7 +382,7 @@ class Datapath(AbstractContextManager["Datapath"]):
     def _differs(self, tables: Tables, stale: set[int]) -> bool:
         return bool(
             stale or self._interrupted or self._programs.keys() != tables.ports.keys()
-            or any(self._shadow[name] != tables.maps[name] for name in _KEYED)
+            or any(self._shadow[name] != tables.maps[name] for name in _KEYED) or self._sets.changed(tables.sets)
             or self._uplinks_changed(tables.maps["uplinks"])
             or tables.tunnel_ifindex != self._settings["tunnel_ifindex"]
             or tables.inspect_ifindex != self._settings["inspect_ifindex"]

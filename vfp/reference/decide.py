@@ -21,6 +21,7 @@ from ipaddress import IPv4Address
 from vfp.model import (
     ETH_P_ARP,
     Action,
+    Address,
     Allow,
     AnswerArp,
     Deny,
@@ -54,6 +55,7 @@ from vfp.reference.packet import (
     Headers,
     is_echo_request,
 )
+from vfp.reference.sets import Sets
 from vfp.reference.transposition import Transposition
 from vfp.reference.zones import Zone, ZoneKind
 
@@ -70,6 +72,7 @@ class Subject:
     headers: Headers
     vtep: IPv4Address | None = None
     any_vtep: bool = False
+    again: bool = False                     # the tuple is that of a flow that exists
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +105,7 @@ class Decision:
     ports: tuple[int, ...] = ()             # whose policies were asked
     bindings: tuple[BindingKey, ...] = ()
     inspect: Inspect | None = None          # user space sees the packets first
+    by_set: bool = False                    # a set turned it, or could have
 
     @property
     def hits(self) -> tuple[RuleRef, ...]:
@@ -116,9 +120,9 @@ class Decision:
         return None
 
 
-def decide(index: Index, bindings: Bindings, subject: Subject, now_s: float) -> Decision:
+def decide(index: Index, bindings: Bindings, sets: Sets, subject: Subject, now_s: float) -> Decision:
     """Walk the layers that concern `subject` and say what becomes of it."""
-    return _Walk(index, bindings, subject, now_s).run()
+    return _Walk(index, bindings, sets, subject, now_s).run()
 
 
 @dataclass(slots=True)
@@ -127,6 +131,7 @@ class _Walk:
 
     index: Index
     bindings: Bindings
+    sets: Sets
     subject: Subject
     now_s: float
     cur: FlowTuple = field(init=False)
@@ -140,6 +145,7 @@ class _Walk:
     ports: list[int] = field(default_factory=list)
     used: list[BindingKey] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
+    by_set: bool = False
 
     def __post_init__(self) -> None:
         self.cur = self.subject.tuple
@@ -147,6 +153,17 @@ class _Walk:
     @property
     def headers(self) -> Headers:
         return self.subject.headers
+
+    @property
+    def vni(self) -> int | None:
+        return self.subject.zone.number if self.subject.zone.kind is ZoneKind.OVERLAY else None
+
+    def in_set(self, set: int, address: Address) -> bool:
+        self.by_set = True
+        return self.sets.has(set, address, self.now_s, again=self.subject.again)
+
+    def set_name(self, set: int) -> str:
+        return self.sets.name(set)
 
     def run(self) -> Decision:
         try:
@@ -159,7 +176,7 @@ class _Walk:
         stateful = self.rewritten or not self.stateless
         return Decision(tuple(self.steps), drop_port=self.drop_port, forward=forward, reply=reply,
                         stateful=stateful, ports=tuple(dict.fromkeys(self.ports)), bindings=tuple(self.used),
-                        inspect=self.inspect)
+                        inspect=self.inspect, by_set=self.by_set)
 
     def _decide(self) -> tuple[Half, Half | None]:
         match self.subject.zone.kind:

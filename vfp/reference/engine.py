@@ -12,11 +12,12 @@ Decided here, where `docs/engine.md` is open:
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from ipaddress import IPv4Address
 
-from vfp.model import Address, EngineState
+from vfp.model import Address, EngineState, Prefix
 from vfp.reasons import DropReason
 from vfp.reference import transposition as header
 from vfp.reference.bindings import Bindings
@@ -38,6 +39,7 @@ from vfp.reference.packet import (
     parse,
 )
 from vfp.reference.related import is_plausible, quotation_of, translate_quotation
+from vfp.reference.sets import Members, Sets
 from vfp.reference.transposition import Exit, Transposition, Undeliverable
 from vfp.reference.zones import Hook, Zone, ZoneKind, zone_of
 
@@ -98,6 +100,7 @@ class Engine:
 
     def __init__(self, state: EngineState, *, flow_entries: int = FLOW_ENTRIES) -> None:
         self._index = Index(state)
+        self._sets = Sets(state)
         self._generations: Counter[int] = Counter()
         self._flows = FlowTable(flow_entries)
         self._fragments = FragmentTable()
@@ -128,8 +131,22 @@ class Engine:
         new = Index(new_state)
         changed = changed_ports(self._index, new)
         self._index = new
+        self._sets.update(new_state)
         self._generations.update(changed)
         return changed
+
+    def add_members(self, set_id: int, members: Iterable[Prefix], now_s: float, ttl_s: float | None = None,
+                    redecide: bool = True) -> None:
+        """Put members into a dynamic set, for a while or for ever."""
+        self._sets.add(set_id, members, now_s, ttl_s, redecide=redecide)
+
+    def remove_members(self, set_id: int, members: Iterable[Prefix], redecide: bool = True) -> None:
+        """Take members out of a dynamic set."""
+        self._sets.remove(set_id, members, redecide=redecide)
+
+    def members(self, set_id: int) -> Members:
+        """The members of a set and when each ends."""
+        return dict(self._sets.members(set_id))
 
     def sweep(self, now_s: float) -> int:
         """Age flows and bindings; returns how many flow entries and bindings went."""
@@ -247,7 +264,8 @@ class _Passage:
     def _current(self, pair: Pair, entry: Entry) -> tuple[Pair, Entry]:
         """The pair and entry as the policy of now has them, and fit for who sent the packet."""
         generations = self.engine._generations
-        if any(generations[port] != then for port, then in pair.generations.items()):
+        sets_changed = pair.sets_generation not in (None, self.engine._sets.generation)
+        if sets_changed or any(generations[port] != then for port, then in pair.generations.items()):
             pair, entry = self._decide_again(pair, entry)
         if self.zone.kind is ZoneKind.OVERLAY and entry.vtep != self.vtep:
             raise _Drop(DropReason.WRONG_VTEP)
@@ -261,7 +279,7 @@ class _Passage:
         flows = self.engine._flows
         first = old.forward
         decision = self._decide(Subject(first.half.zone, first.half.tuple, old.headers, self.vtep,
-                                        any_vtep=entry.reply))
+                                        any_vtep=entry.reply, again=True))
         if decision.not_ours:
             raise _Drop(DropReason.NO_MAPPING)
         if decision.reason:
@@ -289,13 +307,14 @@ class _Passage:
         return self._use(packet, pair, pair.forward)
 
     def _decide(self, subject: Subject) -> Decision:
-        decision = decide(self.engine._index, self.engine.bindings, subject, self.now_s)
+        decision = decide(self.engine._index, self.engine.bindings, self.engine._sets, subject, self.now_s)
         self.engine.rule_hits.update(decision.hits)
         return decision
 
     def _store(self, decision: Decision, headers: Headers, old: Pair | None = None) -> Pair:
         generations = {port: self.engine._generations[port] for port in decision.ports}
         pair = pair_of(decision, headers, generations, self.now_s, old)
+        pair.sets_generation = self.engine._sets.generation if decision.by_set else None
         try:
             self.engine._flows.put(pair)
         except TableFull:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from typing import Any
 
-from vfp.model import ETH_P_IP, ETH_P_IPV6, Address, EngineState
+from vfp.model import ETH_P_IP, ETH_P_IPV6, Address, EngineState, Prefix
 from vfp.reference import transposition as header
 from vfp.reference.bindings import Bindings
 from vfp.reference.decide import Decision, Subject, decide
@@ -24,6 +25,7 @@ from vfp.reference.packet import (
     is_echo_request,
     is_icmp,
 )
+from vfp.reference.sets import Sets
 from vfp.reference.transposition import Transposition
 from vfp.reference.zones import Hook, Zone, ZoneKind, zone_of
 
@@ -101,15 +103,19 @@ class Explanation:
 
 
 def explain(state: EngineState, hook: Hook, number: int, probe: Probe, now_s: float = 0.0, *,
-            vtep: IPv4Address | None = None) -> Explanation:
+            vtep: IPv4Address | None = None,
+            members: Mapping[int, Mapping[Prefix, float | None]] | None = None) -> Explanation:
     """What the engine would decide for `probe` at a hook, without touching anything.
 
     A source translation is shown with the port that an empty table would give. `vtep` is the outer source at
-    `overlay_in`; None trusts the mapping.
+    `overlay_in`; None trusts the mapping. `members`: those of dynamic sets, and when each ends.
     """
     zone = zone_of(hook, number)
     subject = Subject(zone, probe.tuple, probe.headers, vtep, any_vtep=vtep is None)
-    decision = decide(Index(state), Bindings(), subject, now_s)
+    sets = Sets(state)
+    for id, those in (members or {}).items():
+        sets.members(id).update(those)
+    decision = decide(Index(state), Bindings(), sets, subject, now_s)
     return Explanation(state, zone, probe, decision)
 
 

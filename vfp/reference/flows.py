@@ -96,6 +96,7 @@ class Pair:
     rst: bool = False
     inspect: Inspect | None = None          # user space sees its packets first ...
     released: bool = False                  # ... until it has seen enough
+    sets_generation: int | None = None      # of the sets, when they were asked; None: they were not
 
     @property
     def entries(self) -> list[Entry]:

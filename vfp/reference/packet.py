@@ -93,6 +93,7 @@ class Headers:
     arp_sender_mac: bytes = b""             # ARP only
     nd: bool = False                        # neighbour solicitation or advertisement
     nd_sender_is_source: bool = False
+    fragment: bool = False                  # of a datagram, whichever part
 
 
 def is_icmp(what: FlowTuple) -> bool:
@@ -228,7 +229,7 @@ def _parse_ipv4(frame: bytes, src_mac: bytes, dst_mac: bytes) -> Packet:
         if not payload or (more and len(payload) % 8) or header_len + offset * 8 + len(payload) > IP_BYTES_MAX:
             raise Malformed(DropReason.MALFORMED_IPV4)
         part = Fragment(identification, offset, offset + (len(payload) + 7) // 8, not more)
-    headers = Headers(ETH_P_IP, src_mac, dst_mac, dscp=body[1] >> 2)
+    headers = Headers(ETH_P_IP, src_mac, dst_mac, dscp=body[1] >> 2, fragment=part is not None)
     ports = (0, 0)
     if not offset:
         headers, ports = _parse_transport(4, protocol, payload, part is not None, headers)
@@ -253,7 +254,8 @@ def _parse_ipv6(frame: bytes, src_mac: bytes, dst_mac: bytes) -> Packet:
     packet = body[:IPV6_BYTES + payload_len]
     chain = walk_extensions(packet, IPV6_BYTES, body[6])
     part = _ipv6_fragment(chain, len(packet))
-    headers = Headers(ETH_P_IPV6, src_mac, dst_mac, dscp=(body[0] << 8 | body[1]) >> 6 & 0x3F)
+    headers = Headers(ETH_P_IPV6, src_mac, dst_mac, dscp=(body[0] << 8 | body[1]) >> 6 & 0x3F,
+                      fragment=part is not None)
     payload = packet[chain.at:]
     what = FlowTuple(6, chain.next, source, destination)
     if part is None or not part.begin:
