@@ -199,6 +199,7 @@ def _mend_inside(programs: InspectPrograms, queues: tuple[int, ...]) -> None:
         if first is None or second is None:
             raise NamespaceMissing("links of the inspect namespace", "one vanished", "see what removes them")
         attach(inside, first.ifindex, "ingress", programs.inspect_in_fd, "sluice_inspect_in")
+        attach(inside, first.ifindex, "egress", programs.inspect_out_fd, "sluice_inspect_out")
         attach(inside, second.ifindex, "egress", programs.inspect_out_fd, "sluice_inspect_out")
         inside.run(_no_arp(second.ifindex))
         inside.run(*(link_set("bring up a link", ifindex=i, up=True)

@@ -87,6 +87,7 @@ class Inspected:
                 switch.attach(self.links[name], where, self.datapath.program_fd(hook), f"sluice_{hook}")
         host.ip("address", "add", f"{ADDRESS['host']}/32", "dev", "p-a")
         host.ip("route", "add", f"{ADDRESS['a']}/32", "dev", "p-a")
+        host.ip("neighbour", "add", ADDRESS["a"], "lladdr", MAC["a"], "dev", "p-a")
         host.ip("link", "set", "lo", "up")
         self.detour: Detour | None = None
         stack.callback(switch.remove_inspection)

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from inspect_kit import ADDRESS, CLOSED, MAC, OPEN, OTHER, ByFirstWord, Inspected, inspected
 
+from structlog.testing import capture_logs
+
 from inspection.packet import Packet
 from inspection.queue import Accept, Verdict
 from vfp.reasons import DropReason
@@ -46,8 +48,10 @@ def test_what_user_space_says_becomes_of_packets_both_ways(host: Inspected, fami
     assert client.recv(100) == b"swapped: answer"           # longer, and the kernel took its checksum
     client.send(b"drop me")
     assert silent(server)
-    client.send(b"boom")                                    # an inspector that fails lets nothing pass
-    assert silent(server)
+    with capture_logs() as logs:
+        client.send(b"boom")                                # an inspector that fails lets nothing pass
+        assert silent(server)
+    assert [entry["error"] for entry in logs] == ["RuntimeError: no verdict"]
     client.send(b"swap odd")
     assert server.recv(100) == b"swapped: odd"
     assert inspector.seen == [b"hello", b"swap answer", b"drop me", b"boom", b"swap odd"]

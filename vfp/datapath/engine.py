@@ -16,6 +16,7 @@ half-made change has overtaken.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -132,6 +133,7 @@ class Datapath(AbstractContextManager["Datapath"]):
         self._groups.retire_unused(_groups_of(self._programs.values()))
         self._sets = SetTable(loaded.map("sets"), loaded.map("set_lengths"))
         self._named: frozenset[int] | None = None       # sets that rules name; None: not known
+        self._one_at_a_time = threading.RLock()         # members of sets come from another thread than states
         settings = np.frombuffer(self._map("config").lookup(_ZERO) or bytes(SETTINGS.itemsize), SETTINGS)[0]
         secret = settings["secret"].tobytes() if settings["secret"].any() else token_bytes(16)
         self._compiler = Compiler(secret)
@@ -186,6 +188,10 @@ class Datapath(AbstractContextManager["Datapath"]):
             DatapathError: the kernel refused a write; the next `apply` mends.
         """
         tables = self._compiler.compile(state, self._limits.ports)
+        with self._one_at_a_time:
+            self._apply(tables)
+
+    def _apply(self, tables: Tables) -> None:
         self._check_room(tables)
         stale = self._ports_to_bump(tables)
         if not self._differs(tables, stale):
@@ -231,19 +237,22 @@ class Datapath(AbstractContextManager["Datapath"]):
             PolicyError: the set is not one of the state's dynamic ones, or full; nothing was written.
             DatapathError: the kernel refused a write; the next `apply` mends.
         """
-        rows, matters = self._sets.to_add(set_id, members, ttl_s)
-        with self._changing_set(set_id, matters and redecide):
-            self._sets.add(rows)
+        with self._one_at_a_time:
+            rows, matters = self._sets.to_add(set_id, members, ttl_s)
+            with self._changing_set(set_id, matters and redecide):
+                self._sets.add(rows)
 
     def remove_members(self, set_id: int, members: Iterable[Prefix], redecide: bool = True) -> None:
         """Take members out of a dynamic set; those that are not in it are passed over. As `add_members`."""
-        keys = self._sets.to_remove(set_id, members)
-        with self._changing_set(set_id, bool(keys) and redecide):
-            self._sets.remove(set_id, keys)
+        with self._one_at_a_time:
+            keys = self._sets.to_remove(set_id, members)
+            with self._changing_set(set_id, bool(keys) and redecide):
+                self._sets.remove(set_id, keys)
 
     def members(self, set_id: int) -> dict[Prefix, float | None]:
         """The members of a set and when each ends, s on the monotonic clock; None: never. Ended ones are among them."""
-        return self._sets.members(set_id)
+        with self._one_at_a_time:
+            return self._sets.members(set_id)
 
     def program_fd(self, hook: Hook) -> int:
         """Descriptor to attach at TC; stays this object's."""
