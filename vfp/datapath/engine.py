@@ -34,11 +34,13 @@ from vfp.compile import CompiledPort, Compiler, Tables
 from vfp.datapath.filter import filter_words
 from vfp.datapath.groups import GroupTable
 from vfp.datapath.object import BpfMap, BpfObject, Program
-from vfp.datapath.records import DropEvent, FlowRecord, InspectCounts, RuleHits, read_event, read_flows
+from vfp.datapath.records import DropEvent, FlowOrigin, FlowRecord, InspectCounts, RuleHits, read_event, read_flows
 from vfp.datapath.ring import RingBuffer
 from vfp.datapath.sets import SetTable
 from vfp.errors import TableFull
 from vfp.layout import (
+    FLOW,
+    FLOW_KEY,
     HIT_KEY,
     HITS,
     LOCATION,
@@ -48,10 +50,13 @@ from vfp.layout import (
     SETTINGS,
     SPACE_KEY,
     SWEEP,
+    FlowFlag,
     LocationKind,
     pack,
+    pack_address,
+    unpack_address,
 )
-from vfp.model import EngineState, Prefix
+from vfp.model import Address, EngineState, Prefix
 from vfp.reasons import DropReason
 
 OBJECT = Path(__file__).with_name("vfp.bpf.o")
@@ -268,6 +273,30 @@ class Datapath(AbstractContextManager["Datapath"]):
         """Every half of every pair."""
         keys, values = self._map("flows").lookup_all()
         return list(read_flows(keys, values, time.monotonic_ns()))
+
+    def flow_origin(
+        self, zone: int, protocol: int, src: Address, dst: Address, src_port: int, dst_port: int
+    ) -> FlowOrigin | None:
+        """The pair of a packet as it came, before any translation; None: there is none."""
+        key = pack(FLOW_KEY, zone=zone, family=src.version, protocol=protocol, sport=src_port, dport=dst_port,
+                   src=pack_address(src), dst=pack_address(dst))
+        found = self._map("flows").lookup(key)
+        if found is None:
+            return None
+        flow = np.frombuffer(found, FLOW)[0]
+        reply = bool(flow["flags"] & FlowFlag.REPLY)
+        return FlowOrigin(flow["pair"].tobytes() if reply else key, reply, int(flow["ports"][0]))
+
+    def destinations(self, ports: Iterable[int]) -> set[tuple[int, Address]]:
+        """(port, address) of whom these ports have a flow to, that they began."""
+        keys, values = self._map("flows").lookup_all()
+        key_rows = np.ascontiguousarray(keys).reshape(-1).view(FLOW_KEY)
+        flow_rows = np.ascontiguousarray(values).reshape(-1).view(FLOW)
+        theirs = np.isin(flow_rows["ports"][:, 0], list(ports)) & ((flow_rows["flags"] & FlowFlag.REPLY) == 0)
+        return {
+            (int(flow["ports"][0]), unpack_address(key["dst"].tobytes(), int(key["family"])))
+            for key, flow in zip(key_rows[theirs], flow_rows[theirs], strict=True)
+        }
 
     def drop_counts(self) -> dict[DropReason, int]:
         """Packets dropped since the maps were made, by reason."""

@@ -59,6 +59,15 @@ class RuleHits:
 
 
 @dataclass(frozen=True, slots=True)
+class FlowOrigin:
+    """The pair that a packet belongs to."""
+
+    key: bytes                              # of its forward half: its identity while it lasts
+    reply: bool                             # the packet goes the other way
+    port: int                               # who began it; 0: no port of ours
+
+
+@dataclass(frozen=True, slots=True)
 class InspectCounts:
     """Packets that went to user space, and that came back; what did not was dropped on the way, or is there."""
 
