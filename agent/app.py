@@ -19,6 +19,7 @@ from typing import Any
 
 import structlog
 
+from agent.egress import Egress
 from agent.errors import AgentError, AlreadyRunning, WrongName
 from agent.host import Host
 from agent.inspect import Inspector
@@ -30,6 +31,7 @@ from agent.worker import Worker
 from southbound.identity import Identity, load_identity
 from vfp.datapath.engine import Datapath, Limits
 from vfp.datapath.errors import DatapathError
+from vfp.errors import PolicyError
 from vswitch.switch import Switch
 
 __all__ = ["Config", "purge", "run", "serve"]
@@ -37,6 +39,7 @@ __all__ = ["Config", "purge", "run", "serve"]
 _log = structlog.get_logger("agent")
 
 SWEEP_EVERY_S = 1.0
+EXPIRE_EVERY_S = 5.0
 _DRAIN_PAUSE_S = 0.1        # between two emptyings of the event ring, so that a flood of drops costs little
 
 
@@ -89,18 +92,19 @@ async def serve(config: Config) -> None:
         switch = owned.enter_context(Switch(config.state_dir))
         datapath = owned.enter_context(Datapath.open(config.pin_dir, config.limits))
         worker = owned.enter_context(Worker())
-        reconciler = Reconciler(switch, datapath, disk, disk.load().ids, config.limits.ports)
+        egress = owned.enter_context(Egress(datapath))
+        reconciler = Reconciler(switch, datapath, disk, disk.load().ids, config.limits.ports, egress)
         host = Host(worker, switch, reconciler, disk)
         inspector = Inspector(identity.host, datapath, lambda: host.outcome.built if host.outcome else None)
         await host.start()
         try:
-            await _all(identity, host, inspector, datapath, worker)
+            await _all(identity, host, inspector, datapath, worker, egress)
         except BaseExceptionGroup as group:
             raise group.exceptions[0] from None
 
 
 async def _all(
-    identity: Identity, host: Host, inspector: Inspector, datapath: Datapath, worker: Worker
+    identity: Identity, host: Host, inspector: Inspector, datapath: Datapath, worker: Worker, egress: Egress
 ) -> None:
     async def on_query(what: str, args: dict[str, Any]) -> Any:
         return await worker.run(inspector.answer, what, args)
@@ -111,6 +115,7 @@ async def _all(
         tasks.create_task(host.mend())
         tasks.create_task(host.retry())
         tasks.create_task(_age(datapath, worker))
+        tasks.create_task(_expire(egress, worker))
         tasks.create_task(_collect(inspector, datapath, worker))
 
 
@@ -126,6 +131,16 @@ async def _age(datapath: Datapath, worker: Worker) -> None:
             if not failing:
                 _log.error("ageing failed; flows stay longer than they should", error=str(error))
             failing = True
+
+
+async def _expire(egress: Egress, worker: Worker) -> None:
+    """Close addresses of domain names whose time is over. Never ends."""
+    while True:
+        await asyncio.sleep(EXPIRE_EVERY_S)
+        try:
+            await worker.run(egress.expire)
+        except (DatapathError, PolicyError) as error:
+            _log.error("addresses of domain names stay longer than they should", error=str(error))
 
 
 async def _collect(inspector: Inspector, datapath: Datapath, worker: Worker) -> None:

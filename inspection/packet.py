@@ -98,17 +98,17 @@ def parse(mark: int, data: bytes) -> Packet:
             raise Unparsable(f"{len(data)} bytes of a packet of {end}")
         data = data[:end]
         if protocol == UDP:
-            ports = struct.unpack_from("!HH", data, at)
+            sport, dport = struct.unpack_from("!HH", data, at)
             if at + 8 > end:
                 raise Unparsable("UDP header cut short")
-            return Packet(kind, number, data, protocol, src, dst, *ports, at, at + 8)
+            return Packet(kind, number, data, protocol, src, dst, sport, dport, at, at + 8)
         if protocol == TCP:
-            ports = struct.unpack_from("!HH", data, at)
+            sport, dport = struct.unpack_from("!HH", data, at)
             (sequence,) = struct.unpack_from("!I", data, at + 4)
             start = at + (data[at + 12] >> 4) * 4
             if start < at + 20 or start > end:
                 raise Unparsable("TCP header cut short")
-            return Packet(kind, number, data, protocol, src, dst, *ports, at, start, data[at + 13], sequence)
+            return Packet(kind, number, data, protocol, src, dst, sport, dport, at, start, data[at + 13], sequence)
         return Packet(kind, number, data, protocol, src, dst, 0, 0, at, at)
     except (IndexError, struct.error, ValueError) as error:
         raise Unparsable(f"{len(data)} bytes: {error}") from None
@@ -118,7 +118,7 @@ def _checksum(data: bytes) -> bytes:
     """RFC 1071."""
     if len(data) % 2:
         data += b"\0"
-    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     return (~total & 0xFFFF).to_bytes(2, "big")

@@ -12,12 +12,12 @@ import os
 import select
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol
+from typing import Protocol, cast
 
 import structlog
 from netfilterqueue import NetfilterQueue
@@ -157,7 +157,7 @@ class Queue(AbstractContextManager["Queue"]):
         with source:
             while not self._stopping:
                 poll.poll()
-                queue.run_socket(source)
+                queue.run_socket(cast("socket.socket", source))     # it calls `recv` only
 
     def _take(self, queued: QueuedPacket) -> None:
         try:
@@ -220,7 +220,7 @@ class _Source:
 
 
 @contextmanager
-def _bound(number: int, take: object) -> Iterator[NetfilterQueue]:
+def _bound(number: int, take: Callable[[QueuedPacket], None]) -> Iterator[NetfilterQueue]:
     queue = NetfilterQueue()
     try:
         try:

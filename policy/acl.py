@@ -8,10 +8,12 @@ priorities with the same action cannot contradict each other, and the engine all
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from ipaddress import IPv4Network
 from typing import Literal
 
 from policy.contribution import HostView, ObjectError, Tables
+from policy.domains import DomainSets, dns_group, has_domains, inspecting
 from policy.peers import PeerSets, prefixes_of, rule_names
 from southbound.messages import AclRule, AclTier, PortGoal
 from vfp.model import (
@@ -44,43 +46,61 @@ class Acl:
     """Contributes `acl` to every port."""
 
     def __init__(self) -> None:
-        self._known: tuple[HostView, PeerSets] | None = None
+        self._known: tuple[HostView, PeerSets, DomainSets] | None = None
 
     def layer(self, port: PortGoal, view: HostView) -> Layer:
         """A group per tier by ascending order; what no tier decides falls to the port's defaults."""
-        peers = self._peers(view)
+        peers, domains = self._sets(view)
         tiers = [
-            (tier, peers.of(port, tier)) for tier in sorted(port.tiers, key=lambda tier: (tier.order, tier.policy))
+            (tier, {**peers.of(port, tier), **domains.of(port, tier)})
+            for tier in sorted(port.tiers, key=lambda tier: (tier.order, tier.policy))
         ]
+        inspects = has_domains(port)
+        last = (dns_group(),) if inspects and port.default_out == "allow" else ()
         return Layer(
             "acl",
-            groups_out=(_ARP_OUT, *_groups(tiers, "out")),
+            groups_out=(_ARP_OUT, *_groups(tiers, "out", inspects), *last),
             groups_in=(_ARP_IN, *_groups(tiers, "in")),
             default_out=_default(port.default_out),
             default_in=_default(port.default_in),
         )
 
     def tables(self, view: HostView) -> Tables:
-        """The sets of peers."""
-        return Tables(sets=self._peers(view).all)
+        """The sets of peers, and those of domain names."""
+        peers, domains = self._sets(view)
+        return Tables(sets=(*peers.all, *domains.all), domains=domains.rules)
 
-    def _peers(self, view: HostView) -> PeerSets:
+    def _sets(self, view: HostView) -> tuple[PeerSets, DomainSets]:
         """Made once for a view: all its ports share them."""
         if self._known is None or self._known[0] is not view:
-            self._known = (view, PeerSets(view))
-        return self._known[1]
+            peers = PeerSets(view)
+            self._known = (view, peers, DomainSets(view, {one.id for one in peers.all}))
+        return self._known[1:]
 
 
 def _default(word: Literal["allow", "deny"]) -> Allow | Deny:
     return Allow() if word == "allow" else Deny()
 
 
+def _with_dns(rules: tuple[Rule, ...]) -> Iterator[Rule]:
+    for rule in rules:
+        if isinstance(rule.action, Allow):
+            yield from inspecting(rule)
+        else:
+            yield replace(rule, priority=2 * rule.priority + 1)
+
+
 _Peers = dict[int, AddressSet]              # by the rule's place in the tier
 
 
-def _groups(tiers: list[tuple[AclTier, _Peers]], direction: Literal["in", "out"]) -> Iterator[Group]:
+def _groups(
+    tiers: list[tuple[AclTier, _Peers]], direction: Literal["in", "out"], inspects: bool = False
+) -> Iterator[Group]:
+    """`inspects`: DNS that a rule allows goes by user space."""
     for tier, sets in tiers:
         rules = tuple(_tier_rules(tier, sets, direction))
+        if inspects:
+            rules = tuple(_with_dns(rules))
         if rules:
             yield Group(tier.policy, rules)
 
@@ -122,7 +142,7 @@ def _matches(
     ports: list[PortRange | None] = [PortRange(low, high) for low, high in dict.fromkeys(rule.ports)]
     for dst_ports in ports or [None]:
         yield Match(
-            ethertype=ETH_P_IP,
+            ethertype=None if rule.domains else ETH_P_IP,
             src=peer if direction == "in" else None,
             dst=peer if direction == "out" else None,
             src_set=set_id if direction == "in" else None,

@@ -50,6 +50,7 @@ class AclRule:
     protocol: int | None = None
     ports: tuple[tuple[int, int], ...] = ()  # destination port ranges, inclusive; empty: any
     name: str = ""
+    domains: tuple[str, ...] = ()           # out and allow: only to what DNS says of these names; then no peers
 
 
 @dataclass(frozen=True, slots=True)

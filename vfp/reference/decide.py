@@ -84,7 +84,8 @@ class Half:
     transposition: Transposition
     mac: bytes                              # from a port: the only source MAC that may use it
     vtep: IPv4Address | None = None         # overlay: the only outer source that may use it
-    macs: tuple[bytes, bytes] = (b"", b"")  # destination, source: what a packet gets back after inspection
+    dst_mac: bytes = b""                    # these two: what a packet gets back after inspection
+    src_mac: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,14 +273,15 @@ class _Walk:
         rewritten = header.compose(self.rewrites, how)
         headers = self.headers
         return Half(self.subject.zone, self.subject.tuple, rewritten, headers.src_mac, vtep,
-                    (headers.dst_mac, headers.src_mac))
+                    headers.dst_mac, headers.src_mac)
 
     def _pair(self, there: Transposition, reply_zone: Zone, back: Transposition, *,
               vtep: IPv4Address | None = None, reply_vtep: IPv4Address | None = None) -> tuple[Half, Half]:
         answer = header.compose(header.inverse(self.rewrites), back)
         mac = self.index.ports[reply_zone.number].mac if reply_zone.kind is ZoneKind.PORT else b""
-        macs = there.src_mac or self.headers.src_mac, mac or there.dst_mac or self.headers.dst_mac
-        return self._half(there, vtep), Half(reply_zone, self.cur.reversed(), answer, mac, reply_vtep, macs)
+        reply = Half(reply_zone, self.cur.reversed(), answer, mac, reply_vtep,
+                     there.src_mac or self.headers.src_mac, mac or there.dst_mac or self.headers.dst_mac)
+        return self._half(there, vtep), reply
 
     # Actions.
 

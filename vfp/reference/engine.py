@@ -229,7 +229,7 @@ class _Passage:
             raise _Drop(DropReason.INSPECT_REFUSED)
         pair, entry = found
         pair.released |= self.release and pair.inspect is not None
-        dst_mac, src_mac = entry.half.macs
+        dst_mac, src_mac = entry.half.dst_mac, entry.half.src_mac
         self.frame = dst_mac + src_mac + self.frame[12:]
         self.vtep = entry.vtep
         return replace(packet, headers=replace(packet.headers, src_mac=src_mac, dst_mac=dst_mac))
