@@ -28,6 +28,7 @@ from agent.reconcile import Reconciler
 from agent.session import Session
 from agent.state import Disk
 from agent.worker import Worker
+from inspection.dns import Clamp
 from southbound.identity import Identity, load_identity
 from vfp.datapath.engine import Datapath, Limits
 from vfp.datapath.errors import DatapathError
@@ -51,6 +52,7 @@ class Config:
     pin_dir: Path = Path("/sys/fs/bpf/sluice")
     name: str = ""
     limits: Limits = field(default_factory=Limits)
+    clamp: Clamp = field(default_factory=Clamp)     # how long addresses of domain names stay open
 
 
 def run(config: Config) -> None:
@@ -92,7 +94,7 @@ async def serve(config: Config) -> None:
         switch = owned.enter_context(Switch(config.state_dir))
         datapath = owned.enter_context(Datapath.open(config.pin_dir, config.limits))
         worker = owned.enter_context(Worker())
-        egress = owned.enter_context(Egress(datapath))
+        egress = owned.enter_context(Egress(datapath, config.clamp))
         reconciler = Reconciler(switch, datapath, disk, disk.load().ids, config.limits.ports, egress)
         host = Host(worker, switch, reconciler, disk)
         inspector = Inspector(identity.host, datapath, lambda: host.outcome.built if host.outcome else None)

@@ -8,7 +8,7 @@ from typing import Protocol, Self
 
 import structlog
 
-from inspection.dns import DnsEngine, DnsInspector, DomainRule
+from inspection.dns import Clamp, DnsEngine, DnsInspector, DomainRule
 from inspection.queue import Queue, QueueError
 from policy.contribution import DomainRule as Wanted
 from policy.domains import DNS_QUEUE
@@ -30,8 +30,8 @@ class EgressSeam(Protocol):
 class Egress:
     """Serves the DNS queue. Methods block for milliseconds; one thread calls them."""
 
-    def __init__(self, engine: DnsEngine) -> None:
-        self._inspector = DnsInspector(engine)
+    def __init__(self, engine: DnsEngine, clamp: Clamp | None = None) -> None:
+        self._inspector = DnsInspector(engine, clamp)
         self._queue: Queue | None = None
         self._detour: Detour | None = None
 
