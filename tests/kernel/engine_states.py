@@ -359,6 +359,35 @@ def states(draw: st.DrawFn, plain: bool = False) -> EngineState:
 
 
 @st.composite
+def set_rules(draw: st.DrawFn) -> Layer:
+    """A layer in which sets decide, and fragments, VNIs and opening segments sometimes."""
+    def group(name: str) -> Group:
+        rules = []
+        for priority in range(draw(st.integers(1, 3))):
+            which = draw(pick((DYNAMIC_SET, DYNAMIC_SET, *STATIC_SETS)))
+            match = Match(**{draw(pick(("src_set", "dst_set"))): which})
+            if draw(pick((False, False, True))):
+                match = replace(match, **draw(pick(({"fragment": True}, {"fragment": False}, {"vni": VNIS[0]}))))
+            action = draw(pick((Allow(), Allow(), Deny(), Deny(), Pass(), Rewrite(dst_port=8080))))
+            syn_only = draw(pick((False, False, False, True)))
+            rules.append(Rule(priority, match, action, f"s{priority}", syn_only=syn_only))
+        return Group(name, tuple(rules))
+
+    out = tuple(group(name) for name in draw(pick((("x",), ("x", "y"), ()))))
+    in_ = tuple(group(name) for name in draw(pick((("x",), ()))))
+    defaults = pick((Allow(),) * 5 + (Deny(),))
+    return Layer("sets", out, in_, draw(defaults), draw(defaults))
+
+
+@st.composite
+def set_states(draw: st.DrawFn) -> EngineState:
+    """A host whose packets get through unless sets say otherwise."""
+    state = draw(states(plain=True))
+    return replace(state, ports=tuple(
+        replace(port, layers=(port.layers[0], draw(set_rules()), *port.layers[1:])) for port in state.ports))
+
+
+@st.composite
 def changes(draw: st.DrawFn, state: EngineState, plain: bool = False) -> EngineState:
     """One thing of a state is different: a port's policy, a place, a pool, the mappings, ..."""
     what = draw(pick(("port", "port", "port", "unport", "place", "place", "place", "unplace", "pool", "pool",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 from engine_backends import INSPECTED, RELEASED
 from engine_frames import (
@@ -32,9 +32,13 @@ from engine_states import (
     GATEWAY,
     GATEWAY_MAC,
     INSIDE,
+    INSIDE_6,
     MACS,
     PORT_IDS,
+    PREFIXES,
+    PREFIXES_6,
     PROTOCOLS,
+    STATIC_SETS,
     TRANSPORT_PORTS,
     UPLINKS,
     VNIS,
@@ -44,6 +48,7 @@ from engine_states import (
     four,
     members,
     pick,
+    set_states,
     six,
     states,
 )
@@ -410,6 +415,70 @@ def neighbours(draw: st.DrawFn) -> History:
     numbers = draw(st.lists(pick([port.id for port in state.ports]), min_size=3, max_size=8))
     return History(state, tuple(
         Send(Hook.PORT_OUT, number, draw(_arp(number) if draw(one_in(4)) else _nd(number))) for number in numbers))
+
+
+@st.composite
+def _talk(draw: st.DrawFn, state: EngineState) -> Send:
+    """An honest endpoint to another, or what the overlay brings to one."""
+    number = draw(pick(state.ports)).id
+    hook, vtep, src, dst = Hook.PORT_OUT, None, INSIDE[number - 1], draw(pick(INSIDE[:5]))
+    if draw(one_in(3)):
+        hook = Hook.OVERLAY_IN
+        number, vtep, source, destination = draw(_encapsulated(state))
+        src, dst = draw(source), draw(destination)
+    packet = IpFrame(
+        src_mac=MACS[number] if hook is Hook.PORT_OUT else MACS[5], dst_mac=GATEWAY_MAC, src=src, dst=dst,
+        protocol=draw(pick((TCP, UDP))), src_port=1000, dst_port=80, tcp_flags=SYN)
+    if draw(one_in(3)):
+        packet = replace(packet, src=six(src), dst=six(dst))
+    if draw(one_in(8)):
+        head = 20 if packet.protocol == TCP else 8
+        packet = replace(packet, identification=draw(pick((1, 2, 3))), more_fragments=True, payload=bytes(48 - head))
+    return Send(hook, number, packet.build(), vtep)
+
+
+def _who() -> st.SearchStrategy[tuple[Prefix, ...]]:
+    """Members that those who talk may be."""
+    prefixes: tuple[Prefix, ...] = (
+        *PREFIXES[1:3], *PREFIXES_6[1:3], *map(IPv4Network, INSIDE[:5]), *map(IPv6Network, INSIDE_6[:5]))
+    return st.lists(pick(prefixes), min_size=1, max_size=5, unique=True).map(tuple)
+
+
+@st.composite
+def memberships(draw: st.DrawFn) -> History:
+    """A few flows whose sets change under them."""
+    state = draw(set_states())
+    first = state
+    back = st.integers(0, 2)
+    steps: list[Step] = [Join(draw(_who()), draw(pick((None, 1e-9, 1e6))))] if draw(st.booleans()) else []
+    steps += [draw(_talk(state)) for _ in range(draw(st.integers(1, 3)))]
+    kinds = ["again"] * 2 + ["answer"] * 2 + ["join"] * 4 + ["leave"] + ["send", "static", "continue"]
+
+    def again() -> Again:
+        return Again(draw(back), draw(pick((SYN, ACK, ACK))), draw(pick((None, None, None, 80, 1001))))
+
+    for _ in range(draw(st.integers(2, 9))):
+        match kind := draw(pick(kinds)):
+            case "send":
+                steps.append(draw(_talk(state)))
+            case "again":
+                steps.append(again())
+            case "answer":
+                steps.append(Answer(draw(back), draw(pick((SYN | ACK, ACK)))))
+            case "join":
+                steps.append(Join(draw(_who()), draw(pick((None, 1e-9, 1e-9, 1e6))), not draw(one_in(4))))
+            case "leave":
+                steps.append(Leave(draw(_who()), not draw(one_in(4))))
+            case "static":
+                changed = draw(pick(STATIC_SETS))
+                state = replace(state, sets=tuple(
+                    replace(given, members=draw(_who())) if given.id == changed else given for given in state.sets))
+                steps.append(Update(state))
+            case _:
+                steps.append(Continue(draw(back), draw(pick((6, 8))), 2, draw(st.booleans())))
+        if kind in ("join", "leave", "static"):
+            steps += [again() for _ in range(draw(st.integers(1, 2)))]
+    return History(first, tuple(steps))
 
 
 class Player:

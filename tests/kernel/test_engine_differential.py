@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 from engine_backends import Backend, BpfBackend, ReferenceBackend, outcome_of
-from engine_steps import History, Join, Leave, Player, Send, Update, Wait, histories, neighbours, sends_of
+from engine_steps import History, Join, Leave, Player, Send, Update, Wait, histories, memberships, neighbours, sends_of
 from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 
@@ -62,6 +62,12 @@ def test_the_kernel_does_what_the_reference_does(bpf: BpfBackend, history: Histo
 @given(history=neighbours())
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 def test_the_kernel_answers_whom_the_reference_answers(bpf: BpfBackend, history: History) -> None:
+    replay(history, bpf)
+
+
+@given(history=memberships())
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+def test_the_kernel_asks_sets_as_the_reference_asks_them(bpf: BpfBackend, history: History) -> None:
     replay(history, bpf)
 
 

@@ -199,7 +199,10 @@ class Datapath(AbstractContextManager["Datapath"]):
     def _apply(self, tables: Tables) -> None:
         self._check_room(tables)
         stale = self._ports_to_bump(tables)
+        named = frozenset(number for port in tables.ports.values() for number in port.sets)
+        self._sets.expect(tables.sets)
         if not self._differs(tables, stale):
+            self._named = named
             return
         self._write_settings(dirty=True)
         self._interrupted = True
@@ -209,11 +212,10 @@ class Datapath(AbstractContextManager["Datapath"]):
             self._put(name, tables)
             self._remove(name, tables)
         self._write_uplinks(tables.maps["uplinks"])
-        named = frozenset(number for port in tables.ports.values() for number in port.sets)
         if self._sets.changed(tables.sets) & (named if self._named is None else named & self._named):
             self._raise_sets_generation()
         self._sets.put(tables.sets)
-        self._named = named
+        self._named = None                      # until all ports have the rules that name them
         self._settings["tunnel_ifindex"] = tables.tunnel_ifindex
         self._settings["inspect_ifindex"] = tables.inspect_ifindex
         self._write_settings(dirty=True)
@@ -227,6 +229,7 @@ class Datapath(AbstractContextManager["Datapath"]):
         self._remove("rewrites", tables)
         self._sets.drop(tables.sets)
         self._groups.retire_unused(_groups_of(self._programs.values()))
+        self._named = named
         self._write_settings(dirty=False)
         self._interrupted = False
 

@@ -60,9 +60,12 @@ class SetTable:
         )
         self._check_members(new)
 
+    def expect(self, wanted: Mapping[int, CompiledSet]) -> None:
+        """Learn which sets take members."""
+        self._dynamic = frozenset(given.id for given in wanted.values() if given.dynamic)
+
     def put(self, wanted: Mapping[int, CompiledSet]) -> None:
         """Make the members of static sets those of the state, by difference; those of dynamic ones stay."""
-        self._dynamic = frozenset(given.id for given in wanted.values() if given.dynamic)
         for number in self.changed(wanted) & wanted.keys():
             have, want = self._members.get(number, {}), wanted[number].members
             self._write({key: end for key, end in want.items() if have.get(key) != end})
@@ -89,7 +92,7 @@ class SetTable:
         end = 0 if ttl_s is None else now + max(1, int(ttl_s * 1e9))
         have = self._members.get(set_id, {})
         rows = dict.fromkeys(keys_of(set_id, members), end)
-        self._check_members(len(rows.keys() - have.keys()))
+        self._check_members(sum(key not in have for key in rows))   # not by a set difference: that goes over `have`
         changed = {key: value for key, value in rows.items() if have.get(key) != value}
         return changed, any(key not in have or 0 < have[key] <= now for key in changed)
 
