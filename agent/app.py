@@ -35,7 +35,7 @@ from vfp.datapath.errors import DatapathError
 from vfp.errors import PolicyError
 from vswitch.switch import Switch
 
-__all__ = ["Config", "purge", "run", "serve"]
+__all__ = ["Clamp", "Config", "purge", "run", "serve"]
 
 _log = structlog.get_logger("agent")
 
