@@ -230,7 +230,8 @@ class Machine:
         """Start the agent."""
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                ["nsenter", f"--net=/run/netns/{self.name}", sys.executable, "-c", _AGENT, self.state, self.pins, self.clamp],
+                ["nsenter", f"--net=/run/netns/{self.name}", sys.executable, "-c", _AGENT, self.state, self.pins,
+                 self.clamp],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=Path(__file__).parents[2],
             )
 

@@ -1,4 +1,4 @@
-"""Egress by domain name on a real agent with a real resolver: open in time, for those addresses only, and not for ever."""
+"""Egress by domain name on a real agent with a real resolver: open in time, for those addresses only, not for ever."""
 
 from __future__ import annotations
 
