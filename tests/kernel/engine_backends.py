@@ -11,7 +11,7 @@ from unittest.mock import patch
 
 import numpy as np
 from engine_states import DYNAMIC_SET
-from engine_steps import Join, Leave, change_set
+from engine_steps import RELEASED, Join, Leave, change_set
 
 import vfp.datapath.groups
 from vfp.classifier import rule_cookie
@@ -60,9 +60,6 @@ def outcome_of(result: Result) -> Outcome:
     target = result.queue if result.verdict is Verdict.INSPECT else target
     dropped = result.verdict is Verdict.DROP
     return Outcome(result.verdict.value, result.reason, target, b"" if dropped else result.frame)
-
-
-INSPECTED, RELEASED = 1, 3                  # enum inspected
 
 
 class Backend(Protocol):

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
-from engine_backends import INSPECTED, RELEASED
 from engine_frames import (
     ACK,
     FIN,
@@ -63,6 +62,7 @@ HOMES: tuple[Location, ...] = (
     *(Remote(vtep, vni, MACS[5]) for vtep in VTEPS for vni in VNIS),
     HostStack(GATEWAY_MAC),
 )
+INSPECTED, RELEASED = 1, 3                  # enum inspected
 FLAGS = (SYN, SYN, SYN | ACK, ACK, ACK, FIN | ACK, RST, RST | ACK, FIN, 0)
 
 
