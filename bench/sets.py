@@ -19,8 +19,9 @@ from vfp.datapath.engine import Datapath, Limits
 from vfp.layout import ZoneKind, zone
 from vfp.model import AddressSet, EngineState, Group, Layer, Match, Pass, Port, Rule
 
-__all__ = ["CASES", "Case", "main", "measure"]
+__all__ = ["CASES", "LIMITS", "Case", "bench_frame", "bench_state", "main", "measure"]
 
+LIMITS = Limits(flows=1024, rules=1024, bindings=64, ports=64, space_entries=64, mappings=64)
 ROUNDS = 41
 REPEAT = 20_000
 _SKB_BYTES, _SKB_CB = 192, 48               # struct __sk_buff: its size, and where cb[0] is
@@ -60,7 +61,13 @@ def _cases() -> Iterator[Case]:
 CASES: tuple[Case, ...] = tuple(_cases())
 
 
-def _state() -> EngineState:
+def bench_frame() -> bytes:
+    """The packet."""
+    return frame(Header(int(_SOURCE), int(IPv4Address("10.2.0.1")), 1000, 80, 17))
+
+
+def bench_state() -> EngineState:
+    """A port for each of `CASES`, by number from 1."""
     ports, sets = [], []
     for number, case in enumerate(CASES, 1):
         if case.members is None:
@@ -75,10 +82,9 @@ def _state() -> EngineState:
 
 def measure(rounds: int = ROUNDS, repeat: int = REPEAT) -> list[float]:
     """Nanoseconds a decision for each of `CASES`."""
-    raw = frame(Header(int(_SOURCE), int(IPv4Address("10.2.0.1")), 1000, 80, 17))
-    limits = Limits(flows=1024, rules=1024, bindings=64, ports=64, space_entries=64, mappings=64)
-    with Datapath.open(None, limits) as one:
-        one.apply(_state())
+    raw = bench_frame()
+    with Datapath.open(None, LIMITS) as one:
+        one.apply(bench_state())
         probe = one.program("vfp_probe")
         times: list[list[int]] = [[] for _ in CASES]
         for _ in range(rounds):

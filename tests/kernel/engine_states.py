@@ -366,8 +366,10 @@ def set_rules(draw: st.DrawFn) -> Layer:
         for priority in range(draw(st.integers(1, 3))):
             which = draw(pick((DYNAMIC_SET, DYNAMIC_SET, *STATIC_SETS)))
             match = Match(**{draw(pick(("src_set", "dst_set"))): which})
-            if draw(pick((False, False, True))):
-                match = replace(match, **draw(pick(({"fragment": True}, {"fragment": False}, {"vni": VNIS[0]}))))
+            other = draw(pick(({"fragment": True}, {"fragment": False}, {"vni": VNIS[0]}, {"vni": VNIS[1]})))
+            beside = draw(pick(("set", "set", "both", "other")))
+            if beside != "set":
+                match = replace(match if beside == "both" else Match(), **other)
             action = draw(pick((Allow(), Allow(), Deny(), Deny(), Pass(), Rewrite(dst_port=8080))))
             syn_only = draw(pick((False, False, False, True)))
             rules.append(Rule(priority, match, action, f"s{priority}", syn_only=syn_only))

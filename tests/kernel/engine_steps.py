@@ -431,7 +431,7 @@ def _talk(draw: st.DrawFn, state: EngineState) -> Send:
         protocol=draw(pick((TCP, UDP))), src_port=1000, dst_port=80, tcp_flags=SYN)
     if draw(one_in(3)):
         packet = replace(packet, src=six(src), dst=six(dst))
-    if draw(one_in(8)):
+    if draw(one_in(5)):
         head = 20 if packet.protocol == TCP else 8
         packet = replace(packet, identification=draw(pick((1, 2, 3))), more_fragments=True, payload=bytes(48 - head))
     return Send(hook, number, packet.build(), vtep)

@@ -19,6 +19,8 @@ import numpy as np
 import pytest
 from engine_frames import ACK, SYN, TCP, IpFrame
 
+from bench.sets import CASES, bench_frame, bench_state, measure
+from bench.sets import LIMITS as BENCH_LIMITS
 from vfp.datapath.engine import Datapath, Limits
 from vfp.datapath.errors import KernelRefused
 from vfp.datapath.map import BpfMap
@@ -33,9 +35,11 @@ from vfp.model import (
     Group,
     HostStack,
     Layer,
+    LocalPort,
     Match,
     Port,
     Prefix,
+    Remote,
     Rule,
     Space,
 )
@@ -175,6 +179,20 @@ def test_a_port_more_that_names_a_large_set_costs_what_any_port_costs(datapath: 
     assert with_set["sets"] == with_set["rules"] == with_set["groups"] == 0
 
 
+def test_the_bench_measures_decisions_that_go_the_way_their_names_say() -> None:
+    with Datapath.open(None, BENCH_LIMITS) as opened:
+        opened.apply(bench_state())
+        raw = bench_frame()
+        for number, case in enumerate(CASES, 1):
+            context = bytearray(192)
+            struct.pack_into("=I", context, 48, zone(ZoneKind.PORT, number))
+            opened.program("vfp_probe").test_run(raw, ctx=bytes(context))
+            matched = sum(hits.hits for (where, _), hits in opened.rule_hits().items() if where == number)
+            assert matched == case.holds, case.name
+        assert opened.drop_counts()[DropReason.LAYER_DEFAULT] == len(CASES)
+    assert all(taken > 0 for taken in measure(rounds=1, repeat=10))
+
+
 # What is in a set
 
 
@@ -214,6 +232,20 @@ def test_lengths_are_those_that_members_have(datapath: Datapath) -> None:
     datapath.apply(EngineState())
     assert lengths(datapath) == {}
     assert datapath.members(WEB.id) == {}
+
+
+@pytest.mark.parametrize(("vni", "reason"), [(100, DropReason.DENIED), (101, DropReason.NONE)])
+def test_a_vni_is_that_of_the_overlay_a_packet_came_by(datapath: Datapath, vni: int, reason: DropReason) -> None:
+    vtep = IPv4Address("172.31.0.2")
+    deny = Layer("acl", (), (Group("acl", (Rule(1, Match(vni=vni), Deny(), "no"),)),), Allow(), Allow())
+    space = Space(100, ((FRIEND, LocalPort(1, _MAC)), (STRANGER, Remote(vtep, 100, _MAC))))
+    datapath.apply(EngineState(ports=(Port(1, "p1", 1001, _MAC, _GATEWAY_MAC, (deny,)),), spaces=(space,),
+                               tunnel_ifindex=99))
+    frame = IpFrame(_MAC, _MAC, STRANGER, FRIEND, TCP, 1000, 80).build()
+    context = bytearray(192)
+    struct.pack_into("=II", context, 48, zone(ZoneKind.OVERLAY, 100), int(vtep))
+    run = datapath.program("vfp_probe").test_run(frame, ctx=bytes(context))
+    assert DropReason(struct.unpack_from("=I", run.ctx, 60)[0]) is reason
 
 
 # Flows that exist

@@ -32,83 +32,75 @@ static __always_inline int in_prefix(const struct address *address, const struct
 		 ((address->w[3] ^ prefix->w[3]) & mask32(bits - 96)));
 }
 
-enum outcome {
-	MISMATCH = 0,
-	MATCH = 1,
-	NOT_IN_SET = 2,		/* all but a condition on a set holds */
-};
-
-/*
- * Whether the conditions of `r` hold for the tuple being decided, as rewritten so far: enum outcome. Sets come last, as they
- * cost look-ups. Not static: the verifier then sees it once, and not again for every way that leads here; and for that it
- * wants to see that the pointers are none.
- */
-__noinline int match_rule(struct scratch *s, const struct rule *r)
+/* All conditions of `r` hold for the headers with the tuple as rewritten so far, but for those on sets. */
+static __always_inline int rule_matches(const struct rule *r, const struct headers *h, const struct flow_key *cur)
 {
-	const struct flow_key *cur;
-	const struct headers *h;
-	__u32 conditions;
-	__u8 family;
-
-	if (!s || !r)
-		return MISMATCH;
-	cur = &s->d.cur;
-	h = &s->h;
-	conditions = r->conditions;
+	__u32 conditions = r->conditions;
 	/* An ARP tuple carries IPv4 addresses. */
-	family = h->ethertype == ETH_P_ARP ? 4 : h->key.family;
+	__u8 family = h->ethertype == ETH_P_ARP ? 4 : h->key.family;
+
 	if (conditions & IF_ETHERTYPE && r->ethertype != h->ethertype)
-		return MISMATCH;
+		return 0;
 	if (conditions & (IF_SRC | IF_DST) && r->family != family)
-		return MISMATCH;
+		return 0;
 	if (conditions & IF_SRC && !in_prefix(&cur->src, &r->src, r->src_len))
-		return MISMATCH;
+		return 0;
 	if (conditions & IF_DST && !in_prefix(&cur->dst, &r->dst, r->dst_len))
-		return MISMATCH;
+		return 0;
 	if (conditions & IF_PROTOCOL && (!family || r->protocol != cur->protocol))
-		return MISMATCH;
+		return 0;
 	if (conditions & IF_SPORT) {
 		__u16 port = bpf_ntohs(cur->sport);
 
 		if (!h->has_ports || port < r->sport_low || port > r->sport_high)
-			return MISMATCH;
+			return 0;
 	}
 	if (conditions & IF_DPORT) {
 		__u16 port = bpf_ntohs(cur->dport);
 
 		if (!h->has_ports || port < r->dport_low || port > r->dport_high)
-			return MISMATCH;
+			return 0;
 	}
 	if (conditions & (IF_ICMP_TYPE | IF_ICMP_CODE) && !is_icmp(h->key.family, cur->protocol))
-		return MISMATCH;
+		return 0;
 	if (conditions & IF_ICMP_TYPE && r->icmp_type != h->icmp_type)
-		return MISMATCH;
+		return 0;
 	if (conditions & IF_ICMP_CODE && r->icmp_code != h->icmp_code)
-		return MISMATCH;
+		return 0;
 	if (conditions & IF_TCP_FLAGS &&
 	    (!h->key.family || cur->protocol != IPPROTO_TCP || (h->tcp_flags & r->tcp_mask) != r->tcp_value))
-		return MISMATCH;
+		return 0;
 	if (conditions & IF_DSCP && (!h->key.family || r->dscp != h->dscp))
-		return MISMATCH;
+		return 0;
 	if (conditions & IF_SMAC && !same_mac(r->smac, h->smac))
-		return MISMATCH;
+		return 0;
 	if (conditions & IF_DMAC && !same_mac(r->dmac, h->dmac))
-		return MISMATCH;
+		return 0;
 	if (conditions & IF_ARP_SENDER && !h->arp_sender_is_source)
-		return MISMATCH;
+		return 0;
 	if (conditions & IF_ND_SENDER && !h->nd_sender_is_source)
-		return MISMATCH;
+		return 0;
 	if (conditions & IF_VNI && (ZONE_KIND(h->key.zone) != ZONE_OVERLAY || r->vni != ZONE_NUMBER(h->key.zone)))
-		return MISMATCH;
+		return 0;
 	if (conditions & IF_FRAGMENT && (!h->key.family || r->fragment != h->fragment))
-		return MISMATCH;
-	if (conditions & (IF_SRC_SET | IF_DST_SET) && !family)
-		return MISMATCH;
-	if (conditions & IF_SRC_SET && !in_set(s, &cur->src, r->src_set, family))
-		return NOT_IN_SET;
-	if (conditions & IF_DST_SET && !in_set(s, &cur->dst, r->dst_set, family))
-		return NOT_IN_SET;
-	return MATCH;
+		return 0;
+	return !(conditions & (IF_SRC_SET | IF_DST_SET)) || family;
+}
+
+/*
+ * The conditions of `r` on sets hold. They come last, as they cost look-ups. Not static: the verifier then sees it once,
+ * and not again for every way that leads here; and for that it wants to see that the pointers are none.
+ */
+__noinline int sets_match(struct scratch *s, const struct rule *r)
+{
+	__u8 family;
+
+	if (!s || !r)
+		return 0;
+	family = address_family(&s->d.cur);
+	if (r->conditions & IF_SRC_SET && !in_set(s, &s->d.cur.src, r->src_set, family))
+		return 0;
+	return !(r->conditions & IF_DST_SET) || in_set(s, &s->d.cur.dst, r->dst_set, family);
 }
 
 static long try_rule(__u32 i, void *context)
@@ -116,7 +108,6 @@ static long try_rule(__u32 i, void *context)
 	struct search *search = context;
 	__u32 index = search->first + i;
 	struct rule *r = bpf_map_lookup_elem(&rules, &index);
-	int outcome;
 
 	if (!r)
 		return 1;
@@ -124,11 +115,14 @@ static long try_rule(__u32 i, void *context)
 		return 1;
 	if (search->version - r->born >= r->died - r->born)
 		return 0;
-	outcome = match_rule(search->s, r);
-	if (outcome && r->conditions & (IF_SRC_SET | IF_DST_SET) && r->priority < search->asked)
-		search->asked = r->priority;
-	if (outcome != MATCH)
+	if (!rule_matches(r, &search->s->h, &search->s->d.cur))
 		return 0;
+	if (r->conditions & (IF_SRC_SET | IF_DST_SET)) {
+		if (r->priority < search->asked)
+			search->asked = r->priority;
+		if (!sets_match(search->s, r))
+			return 0;
+	}
 	search->best = r;
 	return 1;
 }

@@ -62,7 +62,7 @@ static __always_inline int decide_from_uplink(struct scratch *s, __u32 uplink)
 
 /*
  * Fills `s->d`; returns a drop reason. At an uplink, NO_MAPPING means that the packet is not ours. Not static, for the
- * verifier, like `match_rule`.
+ * verifier, like `sets_match`.
  */
 __noinline int decide(struct scratch *s)
 {

@@ -13,7 +13,8 @@ struct walk {
 	__u32 deny;
 };
 
-static __always_inline void count_hit(__u32 port, __u64 cookie, int dropped)
+/* Not inline: its keys are off the stack while rules are searched, like those of `act`. */
+static __noinline void count_hit(__u32 port, __u64 cookie, int dropped)
 {
 	struct hit_key key = {.cookie = cookie, .port = port};
 	struct hits *hits = bpf_map_lookup_elem(&rule_hits, &key);
@@ -99,10 +100,17 @@ static __always_inline int rewrite(struct scratch *s, __u64 id)
 	return NONE;
 }
 
-static __always_inline int act(struct scratch *s, struct rule *r, __u32 port)
+/*
+ * What a rule says. Not static, for the verifier, like `sets_match`; and so that its keys are off the stack while rules
+ * are searched, which is where the stack is deepest: of 512 bytes, each call taking a multiple of 32.
+ */
+__noinline int act(struct scratch *s, struct rule *r, __u32 port)
 {
-	struct decision *d = &s->d;
+	struct decision *d;
 
+	if (!s || !r)
+		return ENGINE_ERROR;
+	d = &s->d;
 	switch (r->action) {
 	case ACTION_ALLOW:
 		d->stateless |= r->flags & RULE_STATELESS;
