@@ -9,12 +9,13 @@ from typing import Protocol, Self
 import structlog
 
 from inspection.dns import Clamp, DnsEngine, DnsInspector, DomainRule
+from inspection.names import NameInvalid
 from inspection.queue import Queue, QueueError
 from policy.contribution import DomainRule as Wanted
 from policy.domains import DNS_QUEUE
 from vswitch.links import Detour
 
-__all__ = ["Egress", "EgressSeam", "QueueError"]
+__all__ = ["Egress", "EgressSeam", "NameInvalid", "QueueError"]
 
 _log = structlog.get_logger("agent")
 

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import structlog
 
 from agent.build import INSPECT_LINKS, Built, Observed, build, wanted
-from agent.egress import EgressSeam, QueueError
+from agent.egress import EgressSeam, NameInvalid, QueueError
 from agent.goals import Goals
 from agent.ids import Ids, allocate, recover
 from agent.seams import DatapathSeam, SwitchSeam
@@ -107,6 +107,7 @@ class Reconciler:
         if owned != observed.owned:
             observed = replace(observed, owned=owned)
             plan = build(goals, observed, self._ids)
+        failures += self._name_domains(plan)
         built, refusals = self._program(goals, observed, plan)
         failures += refusals
         failures += self._hook_uplink(goals, built)
@@ -203,6 +204,15 @@ class Reconciler:
             return [Fault((PortGoal.kind, uid), f"egress by domain name: {error}") for uid in plan.inspects]
         return []
 
+    def _name_domains(self, plan: Built) -> list[Fault]:
+        """Before the first answer that goes by the new rules comes."""
+        try:
+            if self._egress is not None:
+                self._egress.configure(plan.domains)
+        except (NameInvalid, PolicyError, DatapathError) as error:
+            return [Fault((PortGoal.kind, uid), f"egress by domain name: {error}") for uid in plan.inspects]
+        return []
+
     def _remove_detour(self, general: list[str]) -> None:
         self._detour = None
         try:
@@ -229,8 +239,6 @@ class Reconciler:
         A port that does not compile is left out, so that the others get theirs; its packets drop. If the
         engine refuses for another reason (a table is full, the kernel says no), all stays as it was.
         """
-        if self._egress is not None:        # before the first answer that goes by the new rules
-            self._egress.configure(built.domains)
         if built.engine == self._programmed:
             return built, []
         self._programmed = None

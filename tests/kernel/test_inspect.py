@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from inspect_kit import ADDRESS, CLOSED, MAC, OPEN, OTHER, ByFirstWord, Inspected, inspected
 from structlog.testing import capture_logs
+from vswitch_kit import run
 
 from inspection.packet import Packet
 from inspection.queue import Accept, Verdict
@@ -190,6 +191,31 @@ def test_tcp_with_segmentation_offload_passes_whole(host: Inspected) -> None:
     assert bytes(received) == content
     assert len(inspector.sizes) > 100                       # and each segment was shown by itself
     assert max(inspector.sizes) <= 1500
+
+
+@pytest.mark.parametrize("damage", [
+    "ip link set out0 down", "iptables-legacy -t raw -F", "ip route del default", "ip link del in0",
+    "ip link set out0 name other", "tc qdisc del dev in0 clsact", "sysctl -qw net.ipv4.ip_forward=0",
+])
+def test_whatever_is_wrong_in_the_namespace_is_mended(host: Inspected, damage: str) -> None:
+    assert host.detour is not None
+    run("nsenter", f"--net={host.detour.namespace}", *damage.split())
+    host.ensure()
+    host.apply()
+    host.queue(ByFirstWord())
+    client, server = host.asking(CLOSED)
+    client.send(b"mended")
+    assert server.recv(10) == b"mended"
+
+
+def test_a_name_without_a_namespace_is_what_a_crash_left(host: Inspected) -> None:
+    assert host.detour is not None
+    name = host.detour.namespace
+    assert host.switch.remove_inspection()
+    name.touch()
+    assert host.ensure().namespace == name
+    assert host.switch.remove_inspection()
+    assert not name.exists()
 
 
 def test_it_is_found_again_mended_and_removed(host: Inspected) -> None:
