@@ -94,11 +94,13 @@ def ensure_inspection(
         for host in INSIDE:
             visitor.at_home(partial(disable_ipv6, host))
         attach(netlink, pairs[FROM_LINK].ifindex, "ingress", programs.inspected_fd, "sluice_inspected")
-        changes = [
-            link_set(f"bring up {host!r}", ifindex=found.ifindex, up=True)
-            for host, found in pairs.items() if not found.is_up
-        ]
-        netlink.run(*changes)
+        # Of each pair the end that sends comes up last: it is then ready at once. The first end of a pair to come up is
+        # so only when the kernel gets round to tell it of its carrier, up to a second later; till then what it sends
+        # is lost.
+        for host in (FROM_LINK, TO_LINK):
+            if not pairs[host].is_up:
+                netlink.run(link_set(f"bring up {host!r}", ifindex=pairs[host].ifindex, up=True))
+        visitor.visit(namespace, _open_way_out)
         return Detour(pairs[TO_LINK].ifindex, NAMED / name, os.fstat(namespace).st_ino)
 
 
@@ -202,11 +204,19 @@ def _mend_inside(programs: InspectPrograms, queues: tuple[int, ...]) -> None:
         attach(inside, first.ifindex, "egress", programs.inspect_out_fd, "sluice_inspect_out")
         attach(inside, second.ifindex, "egress", programs.inspect_out_fd, "sluice_inspect_out")
         inside.run(_no_arp(second.ifindex))
-        inside.run(*(link_set("bring up a link", ifindex=i, up=True)
-                     for i in (LOOPBACK, first.ifindex, second.ifindex)))
-        inside.run(_default_route(socket.AF_INET, second.ifindex))
+        inside.run(*(link_set("bring up a link", ifindex=i, up=True) for i in (LOOPBACK, first.ifindex)))
+
+
+def _open_way_out() -> None:
+    """Runs inside."""
+    with Netlink() as inside:
+        out = find_link(inside, INSIDE[FROM_LINK])
+        if out is None:
+            raise NamespaceMissing("links of the inspect namespace", "one vanished", "see what removes them")
+        inside.run(link_set("bring up out0", ifindex=out.ifindex, up=True))
+        inside.run(_default_route(socket.AF_INET, out.ifindex))
         if Path("/proc/sys/net/ipv6").exists():
-            inside.run(_default_route(socket.AF_INET6, second.ifindex))
+            inside.run(_default_route(socket.AF_INET6, out.ifindex))
 
 
 def _set_sysctl(path: Path, value: str) -> None:
