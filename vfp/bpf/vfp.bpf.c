@@ -392,45 +392,6 @@ int vfp_inspect(struct __sk_buff *skb)
 	return transpose(skb, s, &f->out);
 }
 
-/* Ingress of the namespace's first link. A packet without a mark of ours is nobody's: it goes no further. */
-SEC("tc")
-int vfp_inspect_in(struct __sk_buff *skb)
-{
-	__u32 mark = read_inspect_mac(skb), at;
-	__u8 ttl;
-
-	if (!mark)
-		return TC_ACT_SHOT;
-	skb->mark = mark;
-	at = read_ttl(skb, &ttl);
-	if (!at)
-		return TC_ACT_SHOT;
-	skb->tc_index = HAS_TTL | ttl;
-	if (ttl <= 1 && write_ttl(skb, at, ttl, ROUTABLE_TTL))
-		return TC_ACT_SHOT;
-	if (skb->pkt_type != PACKET_HOST)
-		bpf_skb_change_type(skb, PACKET_HOST);
-	return TC_ACT_UNSPEC;
-}
-
-/* Egress of its second link: what the namespace did to the packet as a router is undone. */
-SEC("tc")
-int vfp_inspect_out(struct __sk_buff *skb)
-{
-	struct inspect_mac mac = {.kind = INSPECT_MAC, .mark = bpf_htonl(skb->mark)};
-	__u32 at, was = skb->tc_index;
-	__u8 ttl;
-
-	if (!skb->mark)		/* the namespace's own */
-		return TC_ACT_SHOT;
-	at = read_ttl(skb, &ttl);
-	if (!at || (was & HAS_TTL && write_ttl(skb, at, ttl, was)))
-		return TC_ACT_SHOT;
-	if (bpf_skb_store_bytes(skb, offsetof(struct ethhdr, h_source), &mac, sizeof(mac), 0))
-		return TC_ACT_SHOT;
-	return TC_ACT_UNSPEC;
-}
-
 /* Ingress of the host's link of the second pair: goes on where it left for the detour. */
 SEC("tc")
 int vfp_inspected(struct __sk_buff *skb)
