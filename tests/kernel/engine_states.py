@@ -139,6 +139,12 @@ rewrites = st.builds(
 inspections = st.builds(Inspect, st.sampled_from((0, 1)), st.booleans())
 
 
+watched = st.builds(lambda protocol, out, in_: Layer(
+    "watch", *((Group("watch", (Rule(0, Match(protocol=protocol), action, "watch"),)),) for action in (out, in_)),
+    Allow(), Allow(),
+), pick((6, 6, 17, 1)), inspections, inspections)
+
+
 def actions(direction: Direction) -> st.SearchStrategy[Action]:
     """Actions that are legal in a direction; those that only pass a packet on come more often."""
     common: list[st.SearchStrategy[Action]] = [
@@ -277,6 +283,8 @@ def ports(draw: st.DrawFn, number: int, plain: bool = False) -> Port:
     tails = (*(overlay_tail(vni) for vni in VNIS), nat_tail(1, 1), nat_tail(2, 2), nat_tail(1, 1))
     tail = draw(pick(tails if plain else (*tails, ())))
     head = (guard(number),) if draw(st.booleans()) else ()
+    if draw(pick((False, False, False, True))):
+        middle = (*middle, draw(watched))
     return Port(number, f"p{number}", 10 + number, MACS[number], GATEWAY_MAC, head + middle + tail)
 
 

@@ -507,6 +507,11 @@ class Player:
             return None
         send, result = self._past[-1 - step.back % len(self._past)]
         if isinstance(step, Return):
+            shown = [past for past in self._past if past[1].verdict is Verdict.INSPECT]
+            if shown:
+                send = shown[-1 - step.back % len(shown)][0]
+            elif not step.change:
+                return None
             frame = b"\6" * 12 + send.frame[12:-1] + bytes([send.frame[-1] ^ step.change])
             return replace(send, frame=frame, inspected=RELEASED if step.release else INSPECTED)
         if isinstance(step, Again):
