@@ -20,6 +20,7 @@ from typing import Any
 
 import structlog
 
+from agent.egress import Egress
 from agent.errors import AgentError, AlreadyRunning, WrongName
 from agent.host import Host
 from agent.inspect import Inspector
@@ -28,18 +29,21 @@ from agent.reconcile import Reconciler
 from agent.session import Session
 from agent.state import Disk
 from agent.worker import Worker
+from inspection.dns import Clamp
 from southbound.identity import Identity, load_identity
 from vfp.datapath.engine import Datapath, Limits
 from vfp.datapath.errors import DatapathError
+from vfp.errors import PolicyError
 from vfp.timeouts import Timeouts
 from vswitch.switch import Switch
 
-__all__ = ["Config", "purge", "run", "serve"]
+__all__ = ["Clamp", "Config", "purge", "run", "serve"]
 
 _log = structlog.get_logger("agent")
 
 REAP_EVERY_S = 1.0
 SWEEP_SHARE = 0.04          # of one core, at most, for looking at every flow
+EXPIRE_EVERY_S = 5.0
 _DRAIN_PAUSE_S = 0.1        # between two emptyings of the event ring, so that a flood of drops costs little
 
 
@@ -52,6 +56,7 @@ class Config:
     name: str = ""
     limits: Limits = field(default_factory=Limits)
     timeouts: Timeouts = field(default_factory=Timeouts)
+    clamp: Clamp = field(default_factory=Clamp)     # how long addresses of domain names stay open
 
 
 def run(config: Config) -> None:
@@ -93,18 +98,20 @@ async def serve(config: Config) -> None:
         switch = owned.enter_context(Switch(config.state_dir))
         datapath = owned.enter_context(Datapath.open(config.pin_dir, config.limits, config.timeouts))
         worker, ager = owned.enter_context(Worker()), owned.enter_context(Worker())
-        reconciler = Reconciler(switch, datapath, disk, disk.load().ids, config.limits.ports)
+        egress = owned.enter_context(Egress(datapath, config.clamp))
+        reconciler = Reconciler(switch, datapath, disk, disk.load().ids, config.limits.ports, egress)
         host = Host(worker, switch, reconciler, disk)
         inspector = Inspector(identity.host, datapath, lambda: host.outcome.built if host.outcome else None)
         await host.start()
         try:
-            await _all(identity, host, inspector, datapath, worker, ager)
+            await _all(identity, host, inspector, datapath, worker, ager, egress)
         except BaseExceptionGroup as group:
             raise group.exceptions[0] from None
 
 
 async def _all(
-    identity: Identity, host: Host, inspector: Inspector, datapath: Datapath, worker: Worker, ager: Worker
+    identity: Identity, host: Host, inspector: Inspector, datapath: Datapath, worker: Worker, ager: Worker,
+    egress: Egress,
 ) -> None:
     async def on_query(what: str, args: dict[str, Any]) -> Any:
         return await worker.run(inspector.answer, what, args)
@@ -116,6 +123,7 @@ async def _all(
         tasks.create_task(host.retry())
         tasks.create_task(_age(datapath, ager))
         tasks.create_task(_tidy(datapath, worker))
+        tasks.create_task(_expire(egress, worker))
         tasks.create_task(_collect(inspector, datapath, worker))
 
 
@@ -153,6 +161,16 @@ async def _tidy(datapath: Datapath, worker: Worker) -> None:
     while True:
         await asyncio.sleep(REAP_EVERY_S)
         await worker.run(datapath.tidy)
+
+
+async def _expire(egress: Egress, worker: Worker) -> None:
+    """Close addresses of domain names whose time is over. Never ends."""
+    while True:
+        await asyncio.sleep(EXPIRE_EVERY_S)
+        try:
+            await worker.run(egress.expire)
+        except (DatapathError, PolicyError) as error:
+            _log.error("addresses of domain names stay longer than they should", error=str(error))
 
 
 async def _collect(inspector: Inspector, datapath: Datapath, worker: Worker) -> None:

@@ -22,6 +22,7 @@ from overlay.layer import OverlayVnet, endpoint_mtu
 from policy.acl import Acl
 from policy.contribution import (
     Contributor,
+    DomainRule,
     Fault,
     HostView,
     ObjectError,
@@ -30,6 +31,7 @@ from policy.contribution import (
     mac_bytes,
     network_prefixes,
 )
+from policy.domains import has_domains
 from policy.guard import Guard, own_address
 from southbound.messages import NetworkGoal, PortGoal, Subnet, key_of
 from vfp.model import EngineState, Layer, Port, Uplink
@@ -43,12 +45,13 @@ from vswitch.links import (
     port_interface,
 )
 
-__all__ = ["CONTRIBUTORS", "TUNNEL", "Built", "Observed", "build", "wanted"]
+__all__ = ["CONTRIBUTORS", "INSPECT_LINKS", "TUNNEL", "Built", "Observed", "build", "wanted"]
 
 # The features, in OUT order of their layers. Adding a feature is adding one entry.
 CONTRIBUTORS: tuple[Contributor, ...] = (Guard(), Acl(), SourceNat(), NatVnet(), OverlayVnet())
 
 TUNNEL = "slvx0"
+INSPECT_LINKS = ("sl-ins0", "sl-ins1")     # to user space, and from there
 _DEFAULT_MTU = 1500
 
 
@@ -78,6 +81,8 @@ class Built:
     reserved_ports: tuple[tuple[int, int], ...]
     external_addresses: Mapping[str, tuple[str, ...]]           # by MappingGoal.id
     faults: tuple[Fault, ...]
+    domains: tuple[DomainRule, ...] = ()                        # whose sets the DNS inspector fills
+    inspects: tuple[str, ...] = ()                              # PortGoal.id of whose DNS it sees; none: no detour
 
     def links(self) -> set[str]:
         """Names of all links that must exist; every other of ours must go."""
@@ -85,6 +90,8 @@ class Built:
         names.update(link.name for link in self.bridges.values())
         if self.tunnel is not None:
             names.add(self.tunnel.name)
+        if self.inspects:
+            names.update(INSPECT_LINKS)
         return names
 
 
@@ -153,6 +160,8 @@ def build(
         reserved_ports=_reserved(view, tables),
         external_addresses=_external_addresses(goals, ids, engine),
         faults=tuple(faults),
+        domains=tuple(rule for table in tables for rule in table.domains),
+        inspects=tuple(sorted(port.id for port in goals.ports if has_domains(port))),
     )
 
 
@@ -350,6 +359,7 @@ def _engine(
     )
     uplink = view.uplink
     tunnel = observed.owned.get(TUNNEL)
+    detour = observed.owned.get(INSPECT_LINKS[0])
     return EngineState(
         ports=tuple(sorted(ports, key=lambda port: port.id)),
         spaces=tuple(space for table in tables for space in table.spaces),
@@ -357,6 +367,7 @@ def _engine(
         mappings=tuple(mapping for table in tables for mapping in table.mappings),
         uplinks=(Uplink(uplink.id, uplink.name, uplink.ifindex),) if uplink else (),
         tunnel_ifindex=tunnel.ifindex if tunnel else 0,
+        inspect_ifindex=detour.ifindex if detour else 0,
         sets=tuple(given for table in tables for given in table.sets),
     )
 

@@ -141,6 +141,9 @@ class Inspector:
         reasons = [
             {"reason": reason.name, "packets": count} for reason, count in sorted(counts.items()) if count
         ]
+        inspections = self._datapath.inspect_counts()
+        if lost := max(0, inspections.sent - inspections.returned):
+            reasons.append({"reason": "INSPECT_NOT_RETURNED", "packets": lost})    # an inspector's drops, or nobody's
         return {"reasons": reasons, "rules": rules, "recent": recent}
 
     def _logged(self, built: Built, args: Args) -> dict[str, Any]:

@@ -31,6 +31,7 @@ def purge_host(state_dir: Path, pin_dir: Path) -> list[str]:
     with Switch(state_dir) as switch:
         for name in sorted(switch.owned()):
             lines.append(_try(f"link {name}", switch.remove, name))
+        lines.append(_try("inspect namespace", switch.remove_inspection))
         for ifindex, name in socket.if_nameindex():
             for where in _HOOKS:
                 try:                        # silent where there is nothing of ours
@@ -49,7 +50,7 @@ def purge_host(state_dir: Path, pin_dir: Path) -> list[str]:
     return lines
 
 
-def _try(what: str, remove: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> str:
+def _try(what: str, remove: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> str:
     """Remove one thing; what became of it. One that resists does not save the others."""
     try:
         remove(*args, **kwargs)

@@ -26,12 +26,14 @@ from typing import Any, NamedTuple
 
 import structlog
 
-from agent.build import Built, Observed, build, wanted
+from agent.build import INSPECT_LINKS, Built, Observed, build, wanted
+from agent.egress import EgressSeam, NameInvalid, QueueError
 from agent.goals import Goals
 from agent.ids import Ids, allocate, recover
 from agent.seams import DatapathSeam, SwitchSeam
 from agent.state import Disk
 from policy.contribution import Fault
+from policy.domains import DNS_QUEUE
 from southbound.messages import Goal, Key, MappingGoal, NetworkGoal, ObjectStatus, PortGoal, key_of
 from vfp.compile import Compiler
 from vfp.datapath.engine import Hook
@@ -39,7 +41,7 @@ from vfp.datapath.errors import DatapathError
 from vfp.errors import CompileError, PolicyError
 from vfp.model import EngineState
 from vswitch.errors import UplinkMissing, VSwitchError
-from vswitch.links import HookedProgram, OwnedLink, PortLink, Where
+from vswitch.links import Detour, HookedProgram, InspectPrograms, OwnedLink, PortLink, Where
 
 __all__ = ["Outcome", "Reconciler", "host_addresses"]
 
@@ -72,17 +74,20 @@ class _Done(NamedTuple):
 class Reconciler:
     """Calls on the switch and the datapath of one host. Every method blocks; one thread uses it.
 
-    `max_ports`: the engine's limit of ports.
+    `max_ports`: the engine's limit of ports. `egress`: who serves the DNS queue; None: nobody.
     """
 
     def __init__(
-        self, switch: SwitchSeam, datapath: DatapathSeam, disk: Disk, ids: Ids, max_ports: int
+        self, switch: SwitchSeam, datapath: DatapathSeam, disk: Disk, ids: Ids, max_ports: int,
+        egress: EgressSeam | None = None,
     ) -> None:
         self._switch = switch
         self._datapath = datapath
         self._disk = disk
         self._ids = ids
         self._max_ports = max_ports
+        self._egress = egress
+        self._detour: Detour | None = None  # as it was last made or mended
         self._programmed: EngineState | None = None
         self._done: dict[str, _Done] = {}   # by PortGoal.id
         self._surrounded: tuple[Any, ...] | None = None     # what `_surround` left
@@ -103,12 +108,15 @@ class Reconciler:
         if owned != observed.owned:
             observed = replace(observed, owned=owned)
             plan = build(goals, observed, self._ids)
+        failures += self._name_domains(plan)
         built, refusals = self._program(goals, observed, plan)
         failures += refusals
         failures += self._hook_uplink(goals, built)
         self._surround(built, observed.owned, mend, general)
         self._remove(observed, built, "", general)
         self._unhook_uplinks(built, general)
+        if not built.inspects:
+            self._remove_detour(general)
         return Outcome(goals.revision, tuple(_statuses(goals, built, failures)), built, tuple(general))
 
     def _observe(self, goals: Goals) -> Observed:
@@ -161,6 +169,8 @@ class Reconciler:
             except VSwitchError as error:
                 faults.append(Fault(key_of(goals.host), str(error)))
                 faults += [Fault(key_of(remote), f"not reachable: {error}") for remote in goals.remotes]
+        if plan.inspects:
+            faults += self._make_detour(plan, present)
         bridges = {"": 0}
         for uid, bridge in plan.bridges.items():
             try:
@@ -181,6 +191,38 @@ class Reconciler:
                 faults.append(Fault((PortGoal.kind, uid), str(error)))
         self._done = done
         return faults
+
+    def _make_detour(self, plan: Built, present: Mapping[str, OwnedLink]) -> list[Fault]:
+        """The way of DNS by user space, and someone who listens there."""
+        try:
+            if self._detour is None or not present.keys() >= set(INSPECT_LINKS):
+                fd = self._datapath.program_fd
+                programs = InspectPrograms(fd(Hook.INSPECT_IN), fd(Hook.INSPECT_OUT), fd(Hook.INSPECTED))
+                self._detour = self._switch.ensure_inspection(programs, (DNS_QUEUE,))
+            if self._egress is not None:
+                self._egress.follow(self._detour)
+        except (VSwitchError, QueueError, OSError) as error:
+            return [Fault((PortGoal.kind, uid), f"egress by domain name: {error}") for uid in plan.inspects]
+        return []
+
+    def _name_domains(self, plan: Built) -> list[Fault]:
+        """Before the first answer that goes by the new rules comes."""
+        try:
+            if self._egress is not None:
+                self._egress.configure(plan.domains)
+        except (NameInvalid, PolicyError, DatapathError) as error:
+            return [Fault((PortGoal.kind, uid), f"egress by domain name: {error}") for uid in plan.inspects]
+        return []
+
+    def _remove_detour(self, general: list[str]) -> None:
+        self._detour = None
+        try:
+            if self._egress is not None:
+                self._egress.stop()
+            if self._switch.remove_inspection():
+                _log.info("inspect namespace removed")
+        except (VSwitchError, OSError) as error:
+            general.append(f"remove the inspect namespace: {error}")
 
     def _port_hooks(self) -> tuple[HookedProgram, ...]:
         places: tuple[tuple[Where, Hook], ...] = (("ingress", Hook.PORT_OUT), ("egress", Hook.PORT_IN))

@@ -9,10 +9,21 @@ from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from typing import Protocol
 
 from vfp.datapath.engine import Hook
-from vfp.datapath.records import DropEvent, FlowRecord, LogEvent, RuleHits
+from vfp.datapath.records import DropEvent, FlowRecord, InspectCounts, LogEvent, RuleHits
 from vfp.model import EngineState, Prefix
 from vfp.reasons import DropReason
-from vswitch.links import BridgeLink, HookedProgram, OwnedLink, PortLink, Surroundings, TunnelLink, UplinkState, Where
+from vswitch.links import (
+    BridgeLink,
+    Detour,
+    HookedProgram,
+    InspectPrograms,
+    OwnedLink,
+    PortLink,
+    Surroundings,
+    TunnelLink,
+    UplinkState,
+    Where,
+)
 
 __all__ = ["DatapathSeam", "SwitchSeam"]
 
@@ -23,6 +34,8 @@ class SwitchSeam(Protocol):
     def ensure_port(self, link: PortLink, hooked: Sequence[HookedProgram] = ()) -> int: ...  # noqa: D102
     def ensure_bridge(self, link: BridgeLink) -> int: ...  # noqa: D102
     def ensure_tunnel(self, link: TunnelLink) -> int: ...  # noqa: D102
+    def ensure_inspection(self, programs: InspectPrograms, queues: Sequence[int]) -> Detour: ...  # noqa: D102
+    def remove_inspection(self) -> bool: ...  # noqa: D102
     def remove(self, name: str) -> None: ...  # noqa: D102
     def owned(self) -> dict[str, OwnedLink]: ...  # noqa: D102
     def set_neighbours(self, bridge: str, entries: Mapping[str, str]) -> None: ...  # noqa: D102
@@ -44,6 +57,7 @@ class DatapathSeam(Protocol):
     def program_fd(self, hook: Hook) -> int: ...  # noqa: D102
     def members(self, set_id: int) -> Mapping[Prefix, float | None]: ...  # noqa: D102
     def flows(self) -> list[FlowRecord]: ...  # noqa: D102
+    def inspect_counts(self) -> InspectCounts: ...  # noqa: D102
     def drop_counts(self) -> dict[DropReason, int]: ...  # noqa: D102
     def rule_hits(self) -> dict[tuple[int, int], RuleHits]: ...  # noqa: D102
     def events_fd(self) -> int: ...  # noqa: D102

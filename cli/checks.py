@@ -27,6 +27,7 @@ LAB_TOOLS = {
     "nsenter": "util-linux",
 }
 TRY_S = 5.0
+INSPECT_TOOLS = ("iptables-legacy-restore", "iptables-nft-restore")   # as `vswitch.inspect` tries them
 SUDO = "run sudo sluice doctor"
 GAIN = "run as root, or add it to the unit or container"
 
@@ -63,7 +64,7 @@ def all_findings() -> Iterator[Finding]:
     yield namespaces()
     yield from kernel()
     yield from features()
-    for check in (packages, bpf_object, nftables, lab_tools, controller):
+    for check in (inspection, packages, bpf_object, nftables, lab_tools, controller):
         yield check()
 
 
@@ -148,6 +149,25 @@ def features() -> Iterator[Finding]:
             yield Finding(name, "unknown", "cannot be tried without CAP_NET_ADMIN", "", SUDO)
         else:
             yield Finding(name, "missing", answer, cost, f"use a kernel with {option}, or load its module")
+
+
+def inspection() -> Finding:
+    """The packet filter that hands packets to user space; tried in a namespace that nobody sees."""
+    name, cost = "inspection", "no policy rules by domain name"
+    tools = [tool for tool in INSPECT_TOOLS if shutil.which(tool)]
+    if not tools:
+        return Finding(name, "absent", f"no {' or '.join(INSPECT_TOOLS)}", cost, "apt-get install iptables")
+    if os.geteuid() != 0:
+        return Finding(name, "unknown", "cannot be tried without privileges", "", SUDO)
+    table = "*raw\\n-A PREROUTING -m mark --mark 1/1 -j NFQUEUE --queue-num 0 --queue-bypass\\nCOMMIT\\n"
+    said = []
+    for tool in tools:
+        six = tool.replace("ip", "ip6", 1)
+        answer = _run(["unshare", "--net", "sh", "-c", f"printf '{table}' | {tool} && printf '{table}' | {six}"])
+        if answer == "ok":
+            return Finding(name, "ok", f"NFQUEUE by {tool.removesuffix('-restore')}")
+        said.append(f"{tool}: {answer}")
+    return Finding(name, "absent", "; ".join(said), cost, "use a kernel with CONFIG_NETFILTER_XT_TARGET_NFQUEUE")
 
 
 def packages() -> Finding:

@@ -15,6 +15,7 @@ from cli.connection import controller
 from cli.problems import USAGE, Fault, Problem, problem
 
 if TYPE_CHECKING:
+    from agent.app import Clamp
     from southbound.identity import Identity
     from vfp.datapath.engine import Limits
     from vfp.timeouts import Timeouts
@@ -31,7 +32,8 @@ HostName = Annotated[
 MAX_NAME = 63
 MAX_ENTRIES = 1 << 24  # more than any host has memory for
 MAX_SECONDS = 30 * 86400
-_ROOMS = ("controller", "agent", "southbound", "vfp", "vswitch")
+MAX_DNS_TIME_S = 7 * 86400
+_ROOMS = ("controller", "agent", "southbound", "vfp", "vswitch", "inspection")
 
 
 @controller_app.command("run")
@@ -104,15 +106,23 @@ def agent_run(
             " tcp_time_wait, tcp_reset, udp_new, udp, icmp, other or binding. May be repeated.",
         ),
     ] = None,
+    dns_time: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--dns-time",
+            metavar="BOUND=SECONDS",
+            show_default=False,
+            help="How long an address of a domain name stays open: least, most (of its TTL), grace. May be repeated.",
+        ),
+    ] = None,
 ) -> None:
     """Run this host's agent until SIGTERM or Ctrl-C. The data path stays when it ends."""
     _need_root("sluice agent run")
-    limits = _limits(limit or [])
-    timeouts = _timeouts(timeout or [])
+    limits, timeouts, clamp = _limits(limit or []), _timeouts(timeout or []), _clamp(dns_time or [])
     from agent.app import Config, run
 
     with _plainly("agent"):
-        run(Config(state_dir=state, pin_dir=pin_dir, name=name, limits=limits, timeouts=timeouts))
+        run(Config(state_dir=state, pin_dir=pin_dir, name=name, limits=limits, timeouts=timeouts, clamp=clamp))
 
 
 @agent_app.command("purge")
@@ -262,6 +272,31 @@ def _timeouts(given: Sequence[str]) -> Timeouts:
                 USAGE,
             )
     return replace(Timeouts(), **seconds)
+
+
+def _clamp(given: Sequence[str]) -> Clamp:
+    from dataclasses import replace
+
+    from agent.app import Clamp
+
+    names = {"least": "least_s", "most": "most_s", "grace": "grace_s"}
+    times: dict[str, float] = {}
+    for text in given:
+        name, _, number = text.partition("=")
+        if name not in names or not number.isdecimal() or int(number) > MAX_DNS_TIME_S:
+            raise problem(
+                "--dns-time",
+                "not BOUND=SECONDS",
+                repr(text),
+                f"use one of {', '.join(names)}, with 0 to {MAX_DNS_TIME_S}, as in most=3600",
+                USAGE,
+            )
+        times[names[name]] = float(number)
+    clamp = replace(Clamp(), **times)
+    if clamp.least_s > clamp.most_s or clamp.most_s + clamp.grace_s == 0:
+        raise problem("--dns-time", "no time is left", f"least {clamp.least_s:g}, most {clamp.most_s:g}",
+                      "give least no more than most, and some time", USAGE)
+    return clamp
 
 
 def _need_root(command: str) -> None:

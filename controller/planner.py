@@ -341,7 +341,7 @@ def _tier(policy: Stored[PolicySpec], members: _Members) -> AclTier:
             priority=priority, direction=rule.direction, action=rule.action, peers=peers,
             protocol=PROTOCOL_NUMBERS.get(rule.protocol) if isinstance(rule.protocol, str) else rule.protocol,
             ports=tuple(map(_port_range, rule.ports)), name=rule.name or f"{policy.ref.path}[{position}]",
-            dscp=rule.dscp, log=rule.log))
+            dscp=rule.dscp, log=rule.log, domains=rule.domains))
     return AclTier(policy.ref.path, policy.spec.priority, tuple(rules))
 
 

@@ -99,6 +99,20 @@ def _interface(value: str) -> str:
     return value
 
 
+_LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
+
+
+def _domain(value: str) -> str:
+    """As `inspection.names` wants them on the host, in normal form."""
+    found = value.rstrip(".").lower()
+    labels = found.removeprefix("*.").split(".")
+    if len(found) > 253 or len(labels) < 2 or not all(_LABEL.fullmatch(label) for label in labels):
+        raise _wrong(f"{value!r} is not a domain name that a rule can have",
+                     "write a full name like api.example.com, or *.example.com for all names below it; "
+                     "international names in their xn-- form")
+    return found
+
+
 def _netns(value: str) -> str:
     if value in ("", ".", "..") or ("/" in value and not value.startswith("/")) or "\0" in value:
         raise _wrong(f"{value!r} is not a network namespace",
@@ -157,6 +171,7 @@ PrefixText = Annotated[str, AfterValidator(_prefix)]
 AddressText = Annotated[str, AfterValidator(_address)]
 MacText = Annotated[str, AfterValidator(_mac)]
 InterfaceName = Annotated[str, AfterValidator(_interface)]
+DomainText = Annotated[str, AfterValidator(_domain)]
 NetnsText = Annotated[str, AfterValidator(_netns)]
 ModeText = Annotated[str, AfterValidator(_mode), WithJsonSchema({"enum": ["nat", "overlay"]})]
 Port = Annotated[int, Field(ge=1, le=65535)]
@@ -263,9 +278,17 @@ class PolicyRule(Model):
     ports: tuple[PortsText, ...] = Field(default=(), description="destination ports; with tcp, udp or sctp")
     dscp: int | None = Field(default=None, ge=0, le=63, description="with allow: packets leave with it, both ways")
     log: bool = Field(default=False, description="with allow: a record of each new flow; a drop always has one")
+    domains: tuple[DomainText, ...] = Field(
+        default=(), max_length=256,
+        description="out and allow: names whose addresses, as DNS tells them to the endpoint, may be reached")
 
     @model_validator(mode="after")
     def _sides(self) -> PolicyRule:
+        if self.domains and (self.direction != "out" or self.action != "allow"):
+            raise _wrong(f"a rule with domains has direction {self.direction} and action {self.action}",
+                         "domains open a way out: use direction out and action allow")
+        if self.domains and self.to is not None:
+            raise _wrong("a rule has 'to' and domains", "make it two rules")
         if self.direction == "in" and self.to is not None:
             raise _wrong("a rule of direction in has 'to'", "use 'from', or direction out")
         if self.direction == "out" and self.from_ is not None:

@@ -8,11 +8,12 @@ priorities with the same action cannot contradict each other, and the engine all
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Network
 from typing import Literal
 
 from policy.contribution import HostView, ObjectError, Tables
+from policy.domains import DomainSets, dns_group, has_domains, inspecting
 from policy.peers import PeerSets, prefixes_of, rule_names
 from southbound.messages import AclRule, AclTier, PortGoal
 from vfp.model import (
@@ -47,7 +48,7 @@ _ARP_IN = Group("arp", (Rule(0, Match(ethertype=ETH_P_ARP), Allow(), "arp-in"),)
 
 _Peers = dict[int, AddressSet]              # by the rule's place in the tier
 _SetIds = tuple[tuple[int, int], ...]       # rule's place in the tier, set
-_Identity = tuple[int, Direction, _SetIds]  # of a tier by its id()
+_Identity = tuple[int, Direction, _SetIds, bool]    # of a tier by its id()
 _Made = dict[tuple[str, AclRule, int], tuple[Rule, ...]]
 
 
@@ -57,6 +58,7 @@ class _Known:
 
     rules: tuple[AclRule, ...]
     sets: _SetIds
+    inspects: bool
     group: Group | None
     made: _Made
 
@@ -70,65 +72,85 @@ class Acl:
     """
 
     def __init__(self) -> None:
-        self._view: tuple[HostView, PeerSets] | None = None
+        self._view: tuple[HostView, PeerSets, DomainSets] | None = None
         self._same: dict[_Identity, tuple[AclTier, _Known]] = {}
         self._alike: dict[tuple[str, Direction], list[_Known]] = {}             # by policy
         self._used: set[_Identity] = set()
 
     def layer(self, port: PortGoal, view: HostView) -> Layer:
         """A group per tier by ascending order; what no tier decides falls to the port's defaults."""
-        peers = self._peers(view)
+        peers, domains = self._sets(view)
         tiers = [
-            (tier, peers.of(port, tier)) for tier in sorted(port.tiers, key=lambda tier: (tier.order, tier.policy))
+            (tier, {**peers.of(port, tier), **domains.of(port, tier)})
+            for tier in sorted(port.tiers, key=lambda tier: (tier.order, tier.policy))
         ]
+        inspects = has_domains(port)
+        last = (dns_group(),) if inspects and port.default_out == "allow" else ()
         return Layer(
             "acl",
-            groups_out=(_ARP_OUT, *self._groups(tiers, "out")),
+            groups_out=(_ARP_OUT, *self._groups(tiers, "out", inspects), *last),
             groups_in=(_ARP_IN, *self._groups(tiers, "in")),
             default_out=_default(port.default_out),
             default_in=_default(port.default_in),
         )
 
     def tables(self, view: HostView) -> Tables:
-        """The sets of peers. The last call of a build: what no port has used in it is forgotten."""
+        """The sets of peers, and those of domain names. The last call of a build: what no port used is forgotten."""
         self._same = {key: self._same[key] for key in self._used}
         alike: dict[tuple[str, Direction], dict[int, _Known]] = {}
-        for (_, direction, _), (tier, known) in self._same.items():
+        for (_, direction, _, _), (tier, known) in self._same.items():
             alike.setdefault((tier.policy, direction), {})[id(known)] = known
         self._alike = {key: list(found.values()) for key, found in alike.items()}
         self._used = set()
-        return Tables(sets=self._peers(view).all)
+        peers, domains = self._sets(view)
+        return Tables(sets=(*peers.all, *domains.all), domains=domains.rules)
 
-    def _peers(self, view: HostView) -> PeerSets:
+    def _sets(self, view: HostView) -> tuple[PeerSets, DomainSets]:
         """Made once for a view: all its ports share them."""
         if self._view is None or self._view[0] is not view:
-            self._view = (view, PeerSets(view))
-        return self._view[1]
+            peers = PeerSets(view)
+            self._view = (view, peers, DomainSets(view, {one.id for one in peers.all}))
+        return self._view[1:]
 
-    def _groups(self, tiers: list[tuple[AclTier, _Peers]], direction: Direction) -> Iterator[Group]:
+    def _groups(
+        self, tiers: list[tuple[AclTier, _Peers]], direction: Direction, inspects: bool = False
+    ) -> Iterator[Group]:
+        """`inspects`: DNS that a rule allows goes by user space."""
         for tier, sets in tiers:
             ids = tuple((position, given.id) for position, given in sorted(sets.items()))
-            key = (id(tier), direction, ids)
+            key = (id(tier), direction, ids, inspects)
             found = self._same.get(key)
             if found is None or found[0] is not tier:
-                found = self._same[key] = (tier, self._known(tier, sets, ids, direction))
+                found = self._same[key] = (tier, self._known(tier, sets, ids, direction, inspects))
             self._used.add(key)
             if found[1].group is not None:
                 yield found[1].group
 
-    def _known(self, tier: AclTier, sets: _Peers, ids: _SetIds, direction: Direction) -> _Known:
+    def _known(
+        self, tier: AclTier, sets: _Peers, ids: _SetIds, direction: Direction, inspects: bool
+    ) -> _Known:
         alike = self._alike.setdefault((tier.policy, direction), [])
         for known in alike:
-            if known.sets == ids and known.rules == tier.rules:
+            if known.inspects == inspects and known.sets == ids and known.rules == tier.rules:
                 return known
         made: _Made = {}
         rules = tuple(_tier_rules(tier, sets, direction, alike[-1].made if alike else {}, made))
-        alike.append(_Known(tier.rules, ids, Group(tier.policy, rules) if rules else None, made))
+        if inspects:
+            rules = tuple(_with_dns(rules))
+        alike.append(_Known(tier.rules, ids, inspects, Group(tier.policy, rules) if rules else None, made))
         return alike[-1]
 
 
 def _default(word: Literal["allow", "deny"]) -> Allow | Deny:
     return Allow() if word == "allow" else Deny()
+
+
+def _with_dns(rules: tuple[Rule, ...]) -> Iterator[Rule]:
+    for rule in rules:
+        if isinstance(rule.action, Allow):
+            yield from inspecting(rule)
+        else:
+            yield replace(rule, priority=2 * rule.priority + 1)
 
 
 def _tier_rules(
@@ -188,7 +210,7 @@ def _matches(rule: AclRule, peers: AddressSet | None, direction: Direction, name
     ports: list[PortRange | None] = [PortRange(low, high) for low, high in dict.fromkeys(rule.ports)]
     for dst_ports in ports or [None]:
         yield Match(
-            ethertype=ETH_P_IP,
+            ethertype=None if rule.domains else ETH_P_IP,
             src=peer if direction == "in" else None,
             dst=peer if direction == "out" else None,
             src_set=set_id if direction == "in" else None,

@@ -18,6 +18,7 @@ from vfp import model
 
 __all__ = [
     "Contributor",
+    "DomainRule",
     "Fault",
     "HostView",
     "ObjectError",
@@ -75,6 +76,15 @@ class HostView:
 
 
 @dataclass(frozen=True, slots=True)
+class DomainRule:
+    """A rule of a port that names domains: their addresses are the members of a dynamic set."""
+
+    port: int                               # model.Port.id
+    set_id: int
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Tables:
     """What a feature adds to the tables of the host, and the goal-state objects it could not serve."""
 
@@ -83,6 +93,7 @@ class Tables:
     mappings: tuple[model.Mapping, ...] = ()
     faults: tuple[Fault, ...] = ()
     sets: tuple[model.AddressSet, ...] = ()
+    domains: tuple[DomainRule, ...] = ()
 
 
 class Contributor(Protocol):

@@ -15,7 +15,7 @@ from policy.contribution import HostView, ObjectError
 from southbound.messages import AclRule, AclTier, PortGoal
 from vfp.model import AddressSet
 
-__all__ = ["PeerSets", "prefixes_of", "rule_names"]
+__all__ = ["PeerSets", "prefixes_of", "rule_names", "set_identity"]
 
 _Key = tuple[str, str, str, str, int]                   # network, policy, direction, rule, which of that name
 
@@ -39,7 +39,7 @@ class PeerSets:
                     members = prefixes_of(peers)
                 except ValueError:
                     continue                            # its ports have no layer, and say why
-                identity = _identity((*key, number), taken)
+                identity = set_identity((*key, number), taken)
                 taken.add(identity)
                 self._sets[key, peers] = AddressSet(identity, _name(key), members)
 
@@ -101,11 +101,11 @@ def _name(key: _Key) -> str:
     return rule if rule.startswith(policy) else f"{policy}/{rule}"
 
 
-def _identity(key: tuple[str | int, ...], taken: set[int]) -> int:
+def set_identity(key: tuple[str | int, ...], taken: set[int]) -> int:
     """32 bits that stay the same, unless another set has them."""
     for salt in range(len(taken) + 2):
         text = "\0".join(map(str, (*key, salt)))
         number = int.from_bytes(blake2b(text.encode(), digest_size=4).digest(), "little")
         if number and number not in taken:
             return number
-    raise ObjectError(f"no identity is left for the peers of {key[1]}")
+    raise ObjectError(f"no identity is left for the address set of {key[1]}")

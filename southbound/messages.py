@@ -52,6 +52,7 @@ class AclRule:
     name: str = ""
     dscp: int | None = None                 # 0..63, with allow: mark the flow's packets
     log: bool = False                       # with allow, and not with dscp: a record of each new flow
+    domains: tuple[str, ...] = ()           # out and allow: only to what DNS says of these names; then no peers
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,6 +76,7 @@ class Tables:
     sets: dict[int, CompiledSet] = field(default_factory=dict)
     tunnel_ifindex: int = 0
     meters: frozenset[int] = frozenset()    # that rules name
+    inspect_ifindex: int = 0
 
 
 EDITABLE = 256
@@ -126,7 +127,7 @@ class Compiler:
                 large[identity] = self._large.get(identity) or self._compile_large(layer, group)
             return large[identity]
 
-        tables = Tables(tunnel_ifindex=state.tunnel_ifindex)
+        tables = Tables(tunnel_ifindex=state.tunnel_ifindex, inspect_ifindex=state.inspect_ifindex)
         for port in state.ports:
             tables.ports[port.id] = _compile_port(port, compiled)
         small = {id(group): group for _, group in same.values()}

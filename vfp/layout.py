@@ -45,6 +45,7 @@ class PlaceKind(IntEnum):
     UPLINK = 3
     TUNNEL = 4
     REPLY = 5
+    INSPECT = 6
 
 
 class Set(IntFlag):

@@ -41,6 +41,10 @@ class HookTaken(VSwitchError):
     """Somebody else's filter or qdisc is where ours must be."""
 
 
+class InspectUnsupported(VSwitchError):
+    """This host cannot hand packets to user space and take them back."""
+
+
 class PermissionDenied(VSwitchError):
     """The process lacks CAP_NET_ADMIN, or CAP_SYS_ADMIN to enter a namespace."""
 

@@ -14,7 +14,7 @@ import socket
 from dataclasses import dataclass
 from pathlib import Path
 
-from pyroute2.netlink import NLM_F_CREATE, NLM_F_ECHO, NLM_F_EXCL, rtnl
+from pyroute2.netlink import NLM_F_ACK, NLM_F_CREATE, NLM_F_ECHO, NLM_F_EXCL, rtnl
 from pyroute2.netlink.rtnl.tcmsg.sched_bpf import TCA_BPF_FLAG_ACT_DIRECT
 
 from vswitch.errors import HookTaken, KernelRefused, LinkInvalid, LinkMissing
@@ -177,10 +177,11 @@ def _found_filter(message: Message) -> Filter:
 def _qdisc(netlink: Netlink, ifindex: int) -> str:
     """Kind of the qdisc at the ingress hook: "clsact", "ingress", or "" for none.
 
-    The kernel answers this question by a notification, which the asker gets only with NLM_F_ECHO.
+    The kernel answers this question by a notification, which the asker gets only with NLM_F_ECHO; and not at all of a
+    link that had a clsact qdisc once: then only the acknowledgement comes.
     """
-    asked = f"look at the qdisc of link {ifindex}"
-    message = netlink.get(Request(asked, rtnl.RTM_GETQDISC, {"index": ifindex, "parent": CLSACT}, [], NLM_F_ECHO))
+    asked, fields = f"look at the qdisc of link {ifindex}", {"index": ifindex, "parent": CLSACT}
+    message = netlink.get(Request(asked, rtnl.RTM_GETQDISC, fields, [], NLM_F_ECHO | NLM_F_ACK))
     return "" if message is None else message.get_attr("TCA_KIND") or ""
 
 

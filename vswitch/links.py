@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 OWNER_ALIAS = "sluice:"  # ifalias prefix: how a restarted agent knows its own links
@@ -58,6 +59,24 @@ class TunnelLink:
     alias: str  # "sluice:tunnel"
     udp_port: int = 4789
     mtu_bytes: int = 1450
+
+
+@dataclass(frozen=True, slots=True)
+class InspectPrograms:
+    """Descriptors of the programs on the detour by user space: its first link, its second, and the host's end."""
+
+    inspect_in_fd: int
+    inspect_out_fd: int
+    inspected_fd: int
+
+
+@dataclass(frozen=True, slots=True)
+class Detour:
+    """The detour as it stands. `ifindex`: of the host's link that leads there."""
+
+    ifindex: int
+    namespace: Path
+    inode: int  # of the namespace: another one is another namespace of the same name
 
 
 @dataclass(frozen=True, slots=True)

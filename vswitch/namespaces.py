@@ -82,6 +82,10 @@ class Visitor:
         """Whether this is the namespace we came from."""
         return os.path.sameopenfile(descriptor, self._home)
 
+    def home_inode(self) -> int:
+        """What identifies the namespace we came from while it lasts."""
+        return os.fstat(self._home).st_ino
+
     def visit(self, descriptor: int, work: Callable[[], Result]) -> Result:
         """Do `work` inside the namespace.
 

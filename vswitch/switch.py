@@ -10,10 +10,21 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from vswitch import bridges, hooks, ports, tunnels, uplinks
+from vswitch import bridges, hooks, inspect, ports, tunnels, uplinks
 from vswitch.changes import changes
 from vswitch.errors import KernelRefused
-from vswitch.links import BridgeLink, HookedProgram, OwnedLink, PortLink, Surroundings, TunnelLink, UplinkState, Where
+from vswitch.links import (
+    BridgeLink,
+    Detour,
+    HookedProgram,
+    InspectPrograms,
+    OwnedLink,
+    PortLink,
+    Surroundings,
+    TunnelLink,
+    UplinkState,
+    Where,
+)
 from vswitch.namespaces import Visitor
 from vswitch.netlink import Netlink
 from vswitch.ownership import find_link
@@ -76,6 +87,20 @@ class Switch:
         """
         with self._lock:
             return tunnels.ensure_tunnel(self._netlink, self._visitor, link)
+
+    def ensure_inspection(self, programs: InspectPrograms, queues: Sequence[int]) -> Detour:
+        """Make or mend the way to user space and back, for these queues.
+
+        Raises:
+            InspectUnsupported: this host cannot. InterfaceTaken, HookTaken, NamespaceMissing.
+        """
+        with self._lock:
+            return inspect.ensure_inspection(self._netlink, self._visitor, programs, queues)
+
+    def remove_inspection(self) -> bool:
+        """Remove that; whether there was any. Idempotent."""
+        with self._lock:
+            return inspect.remove_inspection(self._netlink, self._visitor)
 
     def remove(self, name: str) -> None:
         """Remove a link of ours, with all that hangs on it; one that is gone, or is another's, is left."""

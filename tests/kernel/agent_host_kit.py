@@ -47,9 +47,11 @@ _AGENT = """
 import sys
 from pathlib import Path
 from agent.app import Config, run
+from inspection.dns import Clamp
 from vfp.datapath.engine import Limits
 small = Limits(flows=4096, rules=4096, bindings=4096, ports=64, space_entries=4096, mappings=256)
-run(Config(Path(sys.argv[1]), Path(sys.argv[2]), "h1", small))
+clamp = Clamp(*map(float, sys.argv[3].split())) if sys.argv[3] else Clamp()
+run(Config(Path(sys.argv[1]), Path(sys.argv[2]), "h1", small, clamp))
 """
 _PURGE = """
 import sys
@@ -192,20 +194,21 @@ class Controller:
 
 
 class Machine:
-    """Namespace `agt-h1` as a host with uplink `lan0` to `agt-lan` and underlay `under0` to `agt-h2`."""
+    """Namespace `PREFIX-h1` as a host with uplink `lan0` to `PREFIX-lan` and underlay `under0` to `PREFIX-h2`."""
 
-    def __init__(self, scratch: Path) -> None:
+    def __init__(self, scratch: Path, prefix: str = "agt", clamp: str = "") -> None:
         self.scratch = scratch
+        self.name, self.clamp = f"{prefix}-h1", clamp
         self.state = scratch / "state"
-        self.pins = Path(f"/sys/fs/bpf/sluice-agt-{os.getpid()}")
+        self.pins = Path(f"/sys/fs/bpf/sluice-{prefix}-{os.getpid()}")
         self.namespaces: list[str] = []
         self.process: subprocess.Popen[bytes] | None = None
         self.log = scratch / "agent.log"
-        for name in ("agt-h1", "agt-h2", "agt-lan"):
-            self.add_namespace(name)
-        self._wire("lan0", "172.16.0.10/24", "agt-lan", "172.16.0.80/24")
-        self._wire("under0", "172.31.0.1/24", "agt-h2", "172.31.0.2/24")
-        self.controller = Controller("agt-h1", scratch)
+        for name in ("h1", "h2", "lan"):
+            self.add_namespace(f"{prefix}-{name}")
+        self._wire("lan0", "172.16.0.10/24", f"{prefix}-lan", "172.16.0.80/24")
+        self._wire("under0", "172.31.0.1/24", f"{prefix}-h2", "172.31.0.2/24")
+        self.controller = Controller(self.name, scratch)
         self.controller.enrol(self.state)
 
     def add_namespace(self, name: str) -> None:
@@ -218,8 +221,8 @@ class Machine:
         self.namespaces.remove(name)
 
     def _wire(self, name: str, address: str, other: str, other_address: str) -> None:
-        sh(f"ip -n agt-h1 link add {name} type veth peer name eth0 netns {other}")
-        for namespace, link, text in (("agt-h1", name, address), (other, "eth0", other_address)):
+        sh(f"ip -n {self.name} link add {name} type veth peer name eth0 netns {other}")
+        for namespace, link, text in ((self.name, name, address), (other, "eth0", other_address)):
             sh(f"ip -n {namespace} addr add {text} dev {link}")
             sh(f"ip -n {namespace} link set {link} up")
 
@@ -227,7 +230,8 @@ class Machine:
         """Start the agent."""
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                ["nsenter", "--net=/run/netns/agt-h1", sys.executable, "-c", _AGENT, self.state, self.pins],
+                ["nsenter", f"--net=/run/netns/{self.name}", sys.executable, "-c", _AGENT, self.state, self.pins,
+                 self.clamp],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=Path(__file__).parents[2],
             )
 
@@ -264,7 +268,7 @@ class Machine:
     def purge(self) -> str:
         """Output of a purge."""
         done = subprocess.run(
-            ["nsenter", "--net=/run/netns/agt-h1", sys.executable, "-c", _PURGE, self.state, self.pins],
+            ["nsenter", f"--net=/run/netns/{self.name}", sys.executable, "-c", _PURGE, self.state, self.pins],
             capture_output=True, text=True, timeout=60, check=False, cwd=Path(__file__).parents[2],
         )
         assert done.returncode == 0, done.stderr
@@ -272,12 +276,12 @@ class Machine:
 
     def links(self) -> dict[str, int]:
         """Our links on the host, name to ifindex."""
-        found = json.loads(inside("agt-h1", "ip -j link show"))
+        found = json.loads(inside(self.name, "ip -j link show"))
         return {one["ifname"]: one["ifindex"] for one in found if one["ifname"].startswith(("slp", "slb", "slvx"))}
 
     def filters(self, link: str, where: str) -> list[str]:
         """Names and program ids of BPF filters."""
-        found = json.loads(inside("agt-h1", f"tc -j filter show dev {link} {where}", check=False) or "[]")
+        found = json.loads(inside(self.name, f"tc -j filter show dev {link} {where}", check=False) or "[]")
         options = [one["options"] for one in found if "options" in one]
         return [f"{one['bpf_name']} {one['prog']['id']}" for one in options if "bpf_name" in one]
 
@@ -294,7 +298,7 @@ class Machine:
         try:
             if self.process is not None:
                 self.kill()
-            if "agt-h1" in self.namespaces:
+            if self.name in self.namespaces:
                 self.purge()
         finally:
             self.controller.close()
@@ -303,9 +307,9 @@ class Machine:
 
 
 @contextmanager
-def machine(scratch: Path) -> Iterator[Machine]:
+def machine(scratch: Path, prefix: str = "agt", clamp: str = "") -> Iterator[Machine]:
     """A host for one test; nothing is left of it."""
-    made = Machine(scratch)
+    made = Machine(scratch, prefix, clamp)
     try:
         yield made
     finally:

@@ -11,7 +11,7 @@ from unittest.mock import patch
 
 import numpy as np
 from engine_states import DYNAMIC_SET
-from engine_steps import Join, Leave, change_set
+from engine_steps import RELEASED, Join, Leave, change_set
 
 import vfp.datapath.groups
 from vfp.classifier import rule_cookie
@@ -80,6 +80,7 @@ def outcome_of(result: Result) -> Outcome:
     if result.answer is not None:
         told, target = _told(result.answer.exit)
         return Outcome(result.verdict.value, result.reason, target, result.answer.frame, told=told)
+    target = result.queue if result.verdict is Verdict.INSPECT else target
     dropped = result.verdict is Verdict.DROP
     return Outcome(result.verdict.value, result.reason, target, b"" if dropped else result.frame, result.mirror)
 
@@ -102,8 +103,11 @@ class Backend(Protocol):
     def load(self, state: EngineState) -> None:
         """Make `state` the policy in force."""
 
-    def process(self, hook: Hook, number: int, frame: bytes, vtep: IPv4Address | None, now_s: float) -> Outcome:
-        """Take one frame through. `now_s` is on the monotonic clock, and ignored by an engine with its own."""
+    def process(self, hook: Hook, number: int, frame: bytes, vtep: IPv4Address | None, now_s: float,
+                inspected: int = 0) -> Outcome:
+        """Take one frame through. `now_s` is on the monotonic clock, and ignored by an engine with its own.
+        `inspected`: the frame comes back from user space.
+        """
 
     def change_set(self, step: Join | Leave, now_s: float) -> None:
         """Members come into the dynamic set, or leave it."""
@@ -149,7 +153,11 @@ class ReferenceBackend:
     def load(self, state: EngineState) -> None:
         self.engine.update(state)
 
-    def process(self, hook: Hook, number: int, frame: bytes, vtep: IPv4Address | None, now_s: float) -> Outcome:
+    def process(self, hook: Hook, number: int, frame: bytes, vtep: IPv4Address | None, now_s: float,
+                inspected: int = 0) -> Outcome:
+        if inspected:
+            zone = zone_of(hook, number)
+            return outcome_of(self.engine.inspected(zone, frame, release=inspected == RELEASED, now_s=now_s))
         return outcome_of(self.engine.process(hook, number, frame, vtep=vtep, now_s=now_s))
 
     def change_set(self, step: Join | Leave, now_s: float) -> None:
@@ -210,6 +218,7 @@ _SK_BUFF_BYTES = 192
 _VERDICTS = {
     PlaceKind.NONE: Verdict.DROP, PlaceKind.STACK: Verdict.STACK, PlaceKind.PORT: Verdict.REDIRECT_PORT,
     PlaceKind.UPLINK: Verdict.REDIRECT_UPLINK, PlaceKind.TUNNEL: Verdict.TUNNEL, PlaceKind.REPLY: Verdict.REPLY,
+    PlaceKind.INSPECT: Verdict.INSPECT,
 }
 _FORGOTTEN = ("flows", "bindings", "externals", "fragments")
 
@@ -247,9 +256,10 @@ class BpfBackend:
     def load(self, state: EngineState) -> None:
         self._datapath.apply(state)
 
-    def process(self, hook: Hook, number: int, frame: bytes, vtep: IPv4Address | None, now_s: float) -> Outcome:
+    def process(self, hook: Hook, number: int, frame: bytes, vtep: IPv4Address | None, now_s: float,
+                inspected: int = 0) -> Outcome:
         context = bytearray(_SK_BUFF_BYTES)
-        struct.pack_into("=II", context, _CB_OFFSET, int(zone_of(hook, number)), int(vtep or 0))
+        struct.pack_into("=II", context, _CB_OFFSET, int(zone_of(hook, number)) | inspected << 30, int(vtep or 0))
         run = self._probe.test_run(frame, ctx=bytes(context))
         place, reason, target = struct.unpack_from("=III", run.ctx, _CB_OFFSET + 8)
         mark, = struct.unpack_from("=I", run.ctx, _MARK_OFFSET)
@@ -263,7 +273,7 @@ class BpfBackend:
             target -= _PORT_IFINDEX
         elif verdict is Verdict.REDIRECT_UPLINK:
             target -= _UPLINK_IFINDEX
-        elif verdict is not Verdict.TUNNEL:
+        elif verdict not in (Verdict.TUNNEL, Verdict.INSPECT):
             target = 0
         return Outcome(verdict.value, DropReason(reason), target, b"" if verdict is Verdict.DROP else run.data, mirror)
 

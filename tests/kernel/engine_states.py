@@ -21,6 +21,7 @@ from vfp.model import (
     Forward,
     Group,
     HostStack,
+    Inspect,
     Layer,
     LocalPort,
     Location,
@@ -55,6 +56,7 @@ SPACES = (*VNIS, NAT_SPACE)
 UPLINKS = (1, 2)
 POOLS = (1, 2)
 TUNNEL_IFINDEX = 99
+INSPECT_IFINDEX = 98
 
 INSIDE = tuple(IPv4Address(f"10.1.0.{n}") for n in range(1, 7))
 GATEWAY = IPv4Address("10.1.0.254")
@@ -145,13 +147,20 @@ modifiers = st.one_of(
     st.builds(Log, pick((0, 0, 1, 2, 3))),
     st.builds(Mirror, pick((*PORT_IDS, 9))),
 )
+inspections = st.builds(Inspect, st.sampled_from((0, 1)), st.booleans())
+
+
+watched = st.builds(lambda protocol, out, in_: Layer(
+    "watch", *((Group("watch", (Rule(0, Match(protocol=protocol), action, "watch"),)),) for action in (out, in_)),
+    Allow(), Allow(),
+), pick((6, 6, 17, 1)), inspections, inspections)
 
 
 def actions(direction: Direction) -> st.SearchStrategy[Action]:
     """Actions that are legal in a direction; those that only pass a packet on come more often."""
     common: list[st.SearchStrategy[Action]] = [
         st.just(Allow()), st.just(Allow()), st.just(Allow()), st.just(Pass()), st.just(Pass()), st.just(Deny()),
-        rewrites, modifiers, modifiers, st.just(Reject()),
+        rewrites, modifiers, modifiers, inspections, st.just(Reject()),
     ]
     if direction is Direction.IN:
         return st.one_of(*common, st.just(Untranslate()))
@@ -294,6 +303,8 @@ def ports(draw: st.DrawFn, number: int, plain: bool = False) -> Port:
     tails = (*(overlay_tail(vni) for vni in VNIS), nat_tail(1, 1), nat_tail(2, 2), nat_tail(1, 1))
     tail = draw(pick(tails if plain else (*tails, ())))
     head = (guard(number),) if draw(st.booleans()) else ()
+    if draw(pick((False, False, False, True))):
+        middle = (*middle, draw(watched))
     asks = tuple(draw(extra_layers(name)) for name in draw(pick(((), (), (), ("x0",), ("x0", "x1")))))
     strict = draw(pick((False,) * 7 + (True,)))
     return Port(number, f"p{number}", 10 + number, MACS[number], GATEWAY_MAC, head + asks + middle + tail, strict)
@@ -372,6 +383,7 @@ def states(draw: st.DrawFn, plain: bool = False) -> EngineState:
         mappings=draw(mappings(tuple(ids))),
         uplinks=tuple(uplink(id) for id in UPLINKS),
         tunnel_ifindex=TUNNEL_IFINDEX,
+        inspect_ifindex=draw(pick((0, INSPECT_IFINDEX, INSPECT_IFINDEX))),
         sets=draw(sets()),
     )
 
@@ -438,5 +450,6 @@ def changes(draw: st.DrawFn, state: EngineState, plain: bool = False) -> EngineS
         return replace(state, mappings=draw(mappings(tuple(port.id for port in state.ports))))
     if what == "uplink":
         return replace(state, uplinks=tuple(uplink(id) for id in UPLINKS if draw(st.booleans())),
-                       tunnel_ifindex=draw(pick((0, TUNNEL_IFINDEX))))
+                       tunnel_ifindex=draw(pick((0, TUNNEL_IFINDEX))),
+                       inspect_ifindex=draw(pick((0, INSPECT_IFINDEX))))
     return draw(states(plain)) if what == "all" else state

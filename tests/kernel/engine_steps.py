@@ -55,12 +55,14 @@ from hypothesis import strategies as st
 
 from vfp.model import Address, EngineState, HostStack, LocalPort, Location, Mapping, Prefix, Remote, Space
 from vfp.reference import Engine, Hook, Result, Verdict
+from vfp.reference.zones import zone_of
 
 HOMES: tuple[Location, ...] = (
     *(LocalPort(number, MACS[number]) for number in PORT_IDS),
     *(Remote(vtep, vni, MACS[5]) for vtep in VTEPS for vni in VNIS),
     HostStack(GATEWAY_MAC),
 )
+INSPECTED, RELEASED = 1, 3                  # enum inspected
 FLAGS = (SYN, SYN, SYN | ACK, ACK, ACK, FIN | ACK, RST, RST | ACK, FIN, 0)
 
 
@@ -72,6 +74,16 @@ class Send:
     number: int
     frame: bytes
     vtep: IPv4Address | None = None
+    inspected: int = 0                      # back from user space: INSPECTED or RELEASED
+
+
+@dataclass(frozen=True, slots=True)
+class Return:
+    """User space lets an earlier frame go on that it was shown, perhaps changed; or one that it never saw."""
+
+    back: int
+    release: bool
+    change: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +165,7 @@ class Leave:
     redecide: bool = True
 
 
-Step = Send | Again | Answer | Continue | Complain | Update | Rehome | Join | Leave | Wait
+Step = Send | Return | Again | Answer | Continue | Complain | Update | Rehome | Join | Leave | Wait
 
 
 @dataclass(frozen=True, slots=True)
@@ -360,11 +372,13 @@ def histories(draw: st.DrawFn, *, timed: bool = False, max_steps: int = 16) -> H
     back = st.integers(0, 3)
     steps: list[Step] = []
     kinds = (["send"] * 6 + ["again"] * 3 + ["answer"] * 5 + ["complain"] * 2 + ["continue"] + ["update"] * 2
-             + ["rehome"] * 2 + ["join"] * 2 + ["leave"] + ["wait"] * timed * 2)
+             + ["rehome"] * 2 + ["join"] * 2 + ["leave"] + ["return"] * 4 + ["wait"] * timed * 2)
     for _ in range(draw(st.integers(2, max_steps))):
         match draw(pick(kinds)):
             case "send":
                 steps.append(draw(sends(state)))
+            case "return":
+                steps.append(Return(draw(pick((0, 0, 0, 1))), draw(one_in(4)), draw(one_in(8))))
             case "again":
                 steps.append(Again(draw(back), draw(pick(FLAGS)), draw(st.none() | pick(TRANSPORT_PORTS))))
             case "answer":
@@ -476,17 +490,30 @@ class Player:
 
     def play(self, send: Send, now_s: float) -> Result:
         """Take a frame through the reference."""
+        if send.inspected:
+            result = self._engine.inspected(zone_of(send.hook, send.number), send.frame,
+                                            release=send.inspected == RELEASED, now_s=now_s)
+            self._past.append((replace(send, inspected=0), result))
+            return result
         result = self._engine.process(send.hook, send.number, send.frame, vtep=send.vtep, now_s=now_s)
         self._past.append((send, result))
         return result
 
-    def frame_of(self, step: Send | Again | Answer | Complain | Continue) -> Send | None:
+    def frame_of(self, step: Send | Return | Again | Answer | Complain | Continue) -> Send | None:
         """What enters by a step; None when there is nothing to repeat or to answer."""
         if isinstance(step, Send):
             return step
         if not self._past:
             return None
         send, result = self._past[-1 - step.back % len(self._past)]
+        if isinstance(step, Return):
+            shown = [past for past in self._past if past[1].verdict is Verdict.INSPECT]
+            if shown:
+                send = shown[-1 - step.back % len(shown)][0]
+            elif not step.change:
+                return None
+            frame = b"\6" * 12 + send.frame[12:-1] + bytes([send.frame[-1] ^ step.change])
+            return replace(send, frame=frame, inspected=RELEASED if step.release else INSPECTED)
         if isinstance(step, Again):
             return replace(send, frame=_varied(send.frame, step))
         if isinstance(step, Continue):

@@ -30,12 +30,12 @@ def replay(history: History, backend: Backend) -> ReferenceBackend:
     player = Player(reference.engine)
     for step in sends_of(player, history.steps):
         match step:
-            case Send(hook, number, frame, vtep):
+            case Send(hook, number, frame, vtep, inspected):
                 note(f"{hook} {number} {vtep or ''} {frame.hex()}")
                 now_s = time.monotonic()
                 wanted = outcome_of(player.play(step, now_s))
                 note(f"  reference: {wanted}")
-                assert backend.process(hook, number, frame, vtep, now_s) == wanted
+                assert backend.process(hook, number, frame, vtep, now_s, inspected) == wanted
             case Join() | Leave():
                 note(str(step))
                 for each in (reference, backend):

@@ -170,7 +170,8 @@ def test_generated_packets_are_mostly_interesting() -> None:
         seen["hits"] += sum(max(0, view.packets - 1) + view.reply * min(1, view.packets) for view in engine.flows(0.0))
 
     collect()
-    wanted = {"redirect_port", "redirect_uplink", "tunnel", "stack", "reply", "hits", "DENIED", "LAYER_DEFAULT",
+    wanted = {"inspect", "INSPECT_REFUSED", "INSPECT_UNAVAILABLE",
+              "redirect_port", "redirect_uplink", "tunnel", "stack", "reply", "hits", "DENIED", "LAYER_DEFAULT",
               "WRONG_VTEP", "UNKNOWN_SOURCE", "FLOW_CHANGED", "TTL_EXCEEDED", "FRAGMENT_UNKNOWN", "ARP_UNANSWERED",
               "MALFORMED_IPV4", "FRAGMENT_TINY", "FRAGMENT_OVERLAP", "MALFORMED_IPV6",
               "MALFORMED_ND", "REJECTED", "answered", "mirrored", "OUT_OF_STATE", "HALF_OPEN_FULL", "UDP_FULL"}

@@ -12,7 +12,7 @@ from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.l2 import ARP, Ether
 from scapy.packet import Packet
 
-from agent.build import Built, Observed, build, wanted
+from agent.build import INSPECT_LINKS, Built, Observed, build, wanted
 from agent.goals import Goals
 from agent.ids import Ids, allocate
 from agent.reconcile import Reconciler
@@ -29,14 +29,16 @@ from southbound.messages import (
 )
 from vfp.compile import Compiler
 from vfp.datapath.engine import Hook
-from vfp.datapath.records import DropEvent, FlowRecord, LogEvent, RuleHits
+from vfp.datapath.records import DropEvent, FlowRecord, InspectCounts, LogEvent, RuleHits
 from vfp.model import EngineState, Prefix
 from vfp.reasons import DropReason
 from vfp.reference import Engine
 from vswitch.errors import NamespaceMissing, UplinkMissing, VSwitchError
 from vswitch.links import (
     BridgeLink,
+    Detour,
     HookedProgram,
+    InspectPrograms,
     OwnedLink,
     PortLink,
     Surroundings,
@@ -213,6 +215,13 @@ class FakeSwitch:
     def ensure_tunnel(self, link: TunnelLink) -> int:
         return self._ensure(link.name, "vxlan", link.mtu_bytes, link.alias)
 
+    def ensure_inspection(self, programs: InspectPrograms, queues: Sequence[int]) -> Detour:
+        first, _ = (self._ensure(name, "veth", 65535, "sluice:inspect") for name in INSPECT_LINKS)
+        return Detour(first, Path("/run/netns/none"), 1)
+
+    def remove_inspection(self) -> bool:
+        return [self.links.pop(name, None) for name in INSPECT_LINKS] != [None, None]
+
     def remove(self, name: str) -> None:
         self.calls.append(("remove", name))
         self.links.pop(name, None)
@@ -284,6 +293,9 @@ class FakeDatapath:
 
     def flows(self) -> list[FlowRecord]:
         return self.records
+
+    def inspect_counts(self) -> InspectCounts:
+        return InspectCounts(0, 0)
 
     def drop_counts(self) -> dict[DropReason, int]:
         return {reason: self.engine.drop_counts[reason] for reason in DropReason}

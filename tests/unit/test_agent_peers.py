@@ -8,7 +8,7 @@ from ipaddress import IPv4Network
 from agent_kit import HOST, built, overlay, port
 
 from agent.words import match_text
-from policy.peers import _identity
+from policy.peers import set_identity
 from southbound.messages import AclRule, AclTier, PortGoal
 from vfp.model import AddressSet, Match, Rule
 from vfp.reference import Hook, explain, probe
@@ -107,8 +107,8 @@ def test_a_bad_peer_among_many_stops_its_port_and_says_so() -> None:
 
 
 def test_two_keys_of_one_hash_are_two_sets() -> None:
-    first = _identity(("net", "red/web", "in", "r", 0, 0), set())
-    assert _identity(("net", "red/web", "in", "r", 0, 0), {first}) != first
+    first = set_identity(("net", "red/web", "in", "r", 0, 0), set())
+    assert set_identity(("net", "red/web", "in", "r", 0, 0), {first}) != first
 
 
 def test_traces_and_listings_name_the_set() -> None:

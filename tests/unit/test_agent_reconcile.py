@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
-from agent_kit import HOST, FakeDatapath, FakeSwitch, goals, mapping, nat, overlay, port, reconciler, remote
+from agent_kit import (
+    HOST,
+    MAX_PORTS,
+    FakeDatapath,
+    FakeSwitch,
+    goals,
+    mapping,
+    nat,
+    overlay,
+    port,
+    reconciler,
+    remote,
+)
 
 from agent.goals import Goals
-from agent.reconcile import Outcome
+from agent.ids import Ids
+from agent.reconcile import Outcome, Reconciler
 from agent.state import Disk
+from policy.contribution import DomainRule
 from southbound.messages import AclRule, AclTier, key_of
+from vswitch.links import Detour
 
 NAT, RED = nat(1), overlay(5001)
 WEB, APP = port("web", NAT, "192.168.1.5", 5), port("app", NAT, "192.168.1.6", 6)
@@ -201,3 +217,48 @@ def test_mending_looks_at_every_port_and_its_hooks(tmp_path: Path) -> None:
     switch.filters.clear()
     one.reconcile(ALL, mend=True)
     assert len(switch.filters) == 8
+
+
+@dataclass
+class FakeEgress:
+    """What a reconciler tells whoever serves the DNS queue."""
+
+    calls: list[tuple[str, ...]] = field(default_factory=list)
+
+    def follow(self, detour: Detour) -> None:
+        self.calls.append(("follow", str(detour.ifindex)))
+
+    def configure(self, rules: Iterable[DomainRule]) -> None:
+        self.calls.append(("configure", *(name for rule in rules for name in rule.names)))
+
+    def stop(self) -> None:
+        self.calls.append(("stop",))
+
+
+NAMED = port("named", NAT, "192.168.1.9", 9, tiers=(AclTier("default/egress", 10, (
+    AclRule(10, "out", "allow", domains=("api.example.com",)),)),))
+
+
+def test_dns_is_served_before_the_policy_that_needs_it_and_no_longer_than_that(tmp_path: Path) -> None:
+    switch, datapath, egress = FakeSwitch(), FakeDatapath(), FakeEgress()
+    made = Reconciler(switch, datapath, Disk(tmp_path), Ids(), MAX_PORTS, egress)
+    datapath.calls = egress.calls
+    outcome = made.reconcile(goals(HOST, NAT, NAMED))
+    assert outcome.complete
+    assert [call[0] for call in egress.calls] == ["follow", "configure", "apply"]
+    assert egress.calls[1] == ("configure", "api.example.com")
+    assert datapath.applied[-1].inspect_ifindex == switch.links["sl-ins0"].ifindex
+    egress.calls.clear()
+    made.reconcile(goals(HOST, NAT))
+    assert egress.calls[-1] == ("stop",)
+    assert "sl-ins0" not in switch.links
+
+
+def test_a_host_that_cannot_inspect_says_so_of_the_ports_that_need_it(tmp_path: Path) -> None:
+    switch, datapath = FakeSwitch(broken="sl-ins0"), FakeDatapath()
+    made = Reconciler(switch, datapath, Disk(tmp_path), Ids(), MAX_PORTS, FakeEgress())
+    outcome = made.reconcile(goals(HOST, NAT, NAMED, WEB))
+    failed = {status.id: status.error for status in outcome.objects if status.error}
+    assert set(failed) == {NAMED.id}
+    assert "egress by domain name" in failed[NAMED.id]
+    assert datapath.applied[-1].inspect_ifindex == 0

@@ -108,6 +108,13 @@ def test_what_a_rule_asks_for_beside_reaches_the_hosts() -> None:
         ("reject", None, False), ("allow", 46, False), ("allow", None, True)]
 
 
+def test_domains_go_to_the_host_in_normal_form() -> None:
+    rule = {"direction": "out", "action": "allow", "domains": ["API.example.com.", "*.example.org"], "protocol": "tcp",
+            "ports": [443]}
+    ((made,),) = (one.rules for one in tier([policy("egress", "red", rule)]))
+    assert (made.domains, made.peers, made.ports) == (("api.example.com", "*.example.org"), (), ((443, 443),))
+
+
 def test_a_rule_that_selects_nobody_is_left_out_and_does_not_become_one_for_everybody() -> None:
     nobody = {"direction": "in", "action": "allow", "from": {"labels": {"app": "gone"}}}
     anyone = {"direction": "in", "action": "deny"}

@@ -13,19 +13,21 @@ ROOT = Path(__file__).parents[2]
 # A room, and the rooms or modules that it may import. Nothing imports upwards.
 ARROWS: dict[str, tuple[str, ...]] = {
     "vfp": (),
+    "inspection": ("vfp",),
     "vswitch": (),
     "southbound": (),
     # What a feature is given and gives (policy.contribution), and what guard knows of an endpoint, is shared.
     "nat": ("vfp", "southbound.messages", "policy"),
     "overlay": ("vfp", "southbound.messages", "policy"),
     "policy": ("vfp", "southbound.messages"),
-    "agent": ("vfp", "vswitch", "southbound", "nat", "overlay", "policy"),
+    "agent": ("vfp", "inspection", "vswitch", "southbound", "nat", "overlay", "policy"),
     "controller": ("southbound",),
     "labs": ("controller.client",),
     # The command starts the daemons and the labs, joins a host, and asks the loader what the kernel can do.
     "cli": ("controller.client", "controller.app", "agent.app", "southbound.client", "southbound.errors",
             "southbound.identity", "labs", "vfp.datapath"),
-    "bench": ("vfp", "vswitch", "southbound", "nat", "overlay", "policy", "agent", "controller", "labs", "cli"),
+    "bench": ("vfp", "inspection", "vswitch", "southbound", "nat", "overlay", "policy", "agent", "controller",
+              "labs", "cli"),
 }
 ROOMS = tuple(ARROWS)
 

@@ -292,6 +292,15 @@ static __always_inline int compose(struct scratch *s)
 			return UNKNOWN_PORT;
 		copy_mac(r->smac, port->mac);
 	}
+	/* On the way to user space and back a packet loses its MACs: an answer gets those of who it is from. */
+	if (ZONE_KIND(reply_zone) != ZONE_PORT)
+		copy_mac(r->smac, f->out.flags & SET_DMAC ? f->out.dmac : h->dmac);
+	copy_mac(r->dmac, f->out.flags & SET_SMAC ? f->out.smac : h->smac);
+	if (d->inspect) {
+		f->flags |= FLOW_INSPECT;
+		f->extras.queue = r->extras.queue = d->queue;
+		f->extras.fail_open = r->extras.fail_open = d->fail_open;
+	}
 	if (d->by_set) {
 		f->flags |= FLOW_BY_SET;
 		f->sets_generation = r->sets_generation = d->sets_generation;

@@ -9,7 +9,7 @@
 #define PROBE_WALKS 1		/* skb->mark of a test-run: ask the layers, whatever is remembered */
 
 enum probe_cb {			/* words of skb->cb that a test-run reads */
-	CB_ZONE = 0,
+	CB_ZONE = 0,		/* and in its two highest bits enum inspected */
 	CB_VTEP = 1,
 	CB_VERDICT = 2,		/* enum place; PLACE_NONE: dropped */
 	CB_REASON = 3,

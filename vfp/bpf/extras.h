@@ -24,7 +24,7 @@ static __always_inline int is_logged(const struct extras *x, __u8 passage, __u64
 	if (passage == PASSAGE_ALONE)
 		return 1;
 	if (!x->log_every)
-		return passage == PASSAGE_FIRST;
+		return passage == PASSAGE_FIRST || passage == PASSAGE_SEEN;
 	return packets % x->log_every < segments;
 }
 

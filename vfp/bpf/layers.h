@@ -157,6 +157,12 @@ __noinline int act(struct scratch *s, struct rule *r, __u32 port, int slot)
 	case ACTION_REJECT:
 		d->cookie = r->cookie;
 		return REJECTED;
+	case ACTION_INSPECT:
+		d->fail_open = (d->inspect ? d->fail_open : 1) & (r->arg >> 8 & 1);
+		d->inspect = 1;
+		d->queue = r->arg & 0xff;
+		d->stateless |= r->flags & RULE_STATELESS;
+		return NONE;
 	}
 	return modify(d, r, port, slot);
 }

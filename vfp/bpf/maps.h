@@ -17,7 +17,9 @@ enum jump {
 	JUMP_FULL = 5,		/* a new flow that has no room */
 	JUMP_STALE = 6,		/* flows whose policy has changed */
 	JUMP_DECIDED = 7,	/* their packets, once that is done */
-	JUMPS = 8,
+	JUMP_INSPECT = 8,	/* packets of flows that user space sees first */
+	JUMP_INSPECTED = 9,	/* what comes back from user space */
+	JUMPS = 10,
 };
 
 #define MAP(name_, type_, key_, value_, entries_, flags_)	\
@@ -84,6 +86,8 @@ QUEUE(lingering, struct closed, 16384);
 MAP(budgets, BPF_MAP_TYPE_ARRAY, __u32, struct budgets, 1, 0);
 /* Drops by reason. */
 MAP(drops, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, __u64, DROP_REASONS, 0);
+/* Packets to user space, and back: enum inspect_count. */
+MAP(inspections, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, __u64, INSPECT_COUNTS, 0);
 /* Decisions by rule. */
 MAP(rule_hits, BPF_MAP_TYPE_HASH, struct hit_key, struct hits, 65536, BPF_F_NO_PREALLOC);
 /* Packets and bytes by meter id. An element is there before any rule that names it. */

@@ -72,6 +72,7 @@ static __always_inline int remembered(struct scratch *s)
 	f->tcp_flags = h->tcp_flags;
 	s->d.stateless = m->stateless;
 	s->d.translated = 0;
+	s->d.inspect = f->flags & FLOW_INSPECT ? 1 : 0;
 	count_remembered(m);
 	return 1;
 }

@@ -18,12 +18,19 @@ enum passage {
 	PASSAGE_HIT = 0,
 	PASSAGE_FIRST = 1,	/* it made its flow */
 	PASSAGE_ALONE = 2,	/* it has none */
+	PASSAGE_SEEN = 3,	/* it made its flow, and user space has seen it since */
 };
 
 enum fragment_kind {
 	NOT_FRAGMENT = 0,
 	FIRST_FRAGMENT = 1,
 	LATER_FRAGMENT = 2,
+};
+
+enum inspected {
+	NOT_INSPECTED = 0,
+	INSPECTED = 1,
+	INSPECTED_ENOUGH = 3,	/* and need not see more of its flow */
 };
 
 /* All that rules can match on. */
@@ -70,7 +77,10 @@ struct decision {
 	__u8 hits;			/* rules that matched; those in `hit` */
 	__u8 marked;			/* packets leave with `dscp` */
 	__u8 dscp;
-	__u8 pad;
+	__u8 inspect;
+	__u8 queue;			/* of the last rule that said so ... */
+	__u8 fail_open;			/* ... and whether all of them did */
+	__u8 pad[2];
 	__u32 sets_generation;		/* when the decision began */
 	struct location place;
 };
@@ -110,6 +120,7 @@ struct scratch {
 	__u64 redecide_ns;		/* until when the time for re-decisions is spent */
 	__u8 probe;			/* run by BPF_PROG_TEST_RUN: report in skb->cb */
 	__u8 forgetful;			/* decisions are neither remembered nor recalled */
+	__u8 inspected;			/* user space has seen it: enum inspected */
 	__u8 deciding_again;		/* the tuple is that of a flow that exists */
 	__u32 copying;			/* interface to which a copy is on its way at this moment */
 	__u64 answers_ns;		/* until when this CPU's ICMP answers are spent */

@@ -13,6 +13,7 @@
 #define IPV4_SRC (L3 + offsetof(struct iphdr, saddr))
 #define IPV4_DST (L3 + offsetof(struct iphdr, daddr))
 #define IPV6_HOPS (L3 + offsetof(struct ipv6_header, hops))
+#define MARK_INSPECTED 0x51ce1a57	/* of a packet that enters again at its link */
 #define IPV6_SRC (L3 + offsetof(struct ipv6_header, src))
 
 /* Of an echo: the source port of a request, the destination port of a reply. */
@@ -186,6 +187,21 @@ static __always_inline int into_tunnel(struct __sk_buff *skb, const struct trans
 	return bpf_skb_set_tunnel_key(skb, &key, sizeof(key), BPF_F_ZERO_CSUM_TX);
 }
 
+/*
+ * To the host's stack after inspection: at the link where it came from, as the stack expects it there. Endpoints cannot
+ * forge the mark: it does not cross from their namespace.
+ */
+static __always_inline int enter_again(struct __sk_buff *skb, struct scratch *s)
+{
+	__u32 id = ZONE_NUMBER(s->pkt.key.zone);
+	struct port *port = bpf_map_lookup_elem(&ports, &id);
+
+	if (!port || !port->ifindex)
+		return drop_early(skb, s, UNKNOWN_PORT);
+	skb->mark = MARK_INSPECTED;
+	return bpf_redirect(port->ifindex, ZONE_KIND(s->pkt.key.zone) == ZONE_HOST ? 0 : BPF_F_INGRESS);
+}
+
 /* Returns a TC verdict. */
 static __always_inline int transpose(struct __sk_buff *skb, struct scratch *s, const struct transposition *t)
 {
@@ -215,6 +231,8 @@ static __always_inline int transpose(struct __sk_buff *skb, struct scratch *s, c
 	case PLACE_UPLINK:
 		return bpf_redirect_neigh(t->ifindex, 0, 0, 0);
 	case PLACE_STACK:
+		if (s->inspected)
+			return enter_again(skb, s);
 		return TC_ACT_UNSPEC;	/* let the filters of others see it */
 	}
 	return drop_early(skb, s, ENGINE_ERROR);

@@ -46,6 +46,7 @@ enum place {
 	PLACE_UPLINK = 3,	/* route and neighbour of an uplink */
 	PLACE_TUNNEL = 4,	/* VXLAN device with a tunnel key */
 	PLACE_REPLY = 5,	/* answered on the spot */
+	PLACE_INSPECT = 6,	/* user space sees it first */
 };
 
 enum transposition_flags {
@@ -493,6 +494,13 @@ struct settings {
 struct meter {
 	__u64 packets[2];
 	__u64 bytes[2];
+};
+
+/* The detour by user space, wire packets each: what is sent and does not return was dropped there. */
+enum inspect_count {
+	INSPECT_SENT = 0,
+	INSPECT_RETURNED = 1,
+	INSPECT_COUNTS = 2,
 };
 
 enum event_kind {

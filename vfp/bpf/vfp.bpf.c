@@ -6,6 +6,7 @@
 #include "arp.h"
 #include "extras.h"
 #include "flow_table.h"
+#include "inspect.h"
 #include "memory.h"
 #include "nd.h"
 #include "reject.h"
@@ -21,7 +22,7 @@ static __always_inline int leave_to_stack(struct __sk_buff *skb, struct scratch 
 /* What is not ours at an uplink is the host's own business. */
 static __always_inline int refuse(struct __sk_buff *skb, struct scratch *s, int reason)
 {
-	if (ZONE_KIND(s->pkt.key.zone) == ZONE_UPLINK)
+	if (ZONE_KIND(s->pkt.key.zone) == ZONE_UPLINK && !s->inspected)
 		return leave_to_stack(skb, s);
 	return drop_early(skb, s, reason);
 }
@@ -44,6 +45,8 @@ static __always_inline int look_up(struct __sk_buff *skb, struct scratch *s)
 
 			if (!is_current(f))
 				return jump(skb, s, JUMP_STALE);
+			if (is_to_inspect(f))
+				return jump(skb, s, JUMP_INSPECT);
 			reason = enter_flow(skb, f, &s->pkt);
 			if (reason)
 				return drop_early(skb, s, reason);
@@ -73,6 +76,15 @@ static __always_inline int enter(struct __sk_buff *skb, struct scratch *s, __u32
 	return look_up(skb, s);
 }
 
+/* User space has seen a packet. Whatever it made of it is parsed anew, by the program that knows all. */
+static __always_inline int come_back(struct __sk_buff *skb, struct scratch *s, __u32 zone, __u32 inspected)
+{
+	__builtin_memset(&s->pkt, 0, sizeof(s->pkt));
+	s->pkt.key.zone = zone;
+	s->inspected = inspected;
+	return jump(skb, s, JUMP_ODD);
+}
+
 static __always_inline int drop_unknown(struct __sk_buff *skb, struct scratch *s, __u32 kind)
 {
 	__builtin_memset(&s->pkt, 0, sizeof(s->pkt));
@@ -95,6 +107,7 @@ static __always_inline int enter_link(struct __sk_buff *skb, __u32 kind)
 		return TC_ACT_UNSPEC;
 	s->probe = 0;
 	s->forgetful = 0;
+	s->inspected = 0;
 	number = bpf_map_lookup_elem(&links, &ifindex);
 	if (!number)
 		return kind == ZONE_UPLINK ? TC_ACT_UNSPEC : drop_unknown(skb, s, kind);
@@ -131,6 +144,7 @@ int vfp_overlay_in(struct __sk_buff *skb)
 		return TC_ACT_SHOT;
 	s->probe = 0;
 	s->forgetful = 0;
+	s->inspected = 0;
 	if (bpf_skb_get_tunnel_key(skb, &key, sizeof(key), 0))
 		return drop_unknown(skb, s, ZONE_OVERLAY);
 	return enter(skb, s, MAKE_ZONE(ZONE_OVERLAY, key.tunnel_id & 0xffffff), key.remote_ipv4);
@@ -141,12 +155,16 @@ SEC("tc")
 int vfp_probe(struct __sk_buff *skb)
 {
 	struct scratch *s = scratch();
+	__u32 zone = skb->cb[CB_ZONE];
 
 	if (!s)
 		return TC_ACT_SHOT;
 	s->probe = 1;
 	s->forgetful = skb->mark == PROBE_WALKS;
-	return enter(skb, s, skb->cb[CB_ZONE], skb->cb[CB_VTEP]);
+	if (zone & ~INSPECT_ZONE)
+		return come_back(skb, s, zone & INSPECT_ZONE, zone >> 30);
+	s->inspected = 0;
+	return enter(skb, s, zone, skb->cb[CB_VTEP]);
 }
 
 /* Reasons that are a layer's doing keep its number; the others have none. */
@@ -245,6 +263,10 @@ static __always_inline int store_again(struct scratch *s)
 			stays = !single && same_key(&s->forward.pair, &forward->pair);
 		}
 	}
+	if (forward->flags & FLOW_RELEASED && s->d.inspect && forward->extras.queue == s->d.queue) {
+		s->forward.flags |= FLOW_RELEASED;
+		s->reply.flags |= FLOW_RELEASED;
+	}
 	return store(s, single, stays ? STORE_OVER : STORE_AGAIN);
 }
 
@@ -301,6 +323,8 @@ int vfp_decided(struct __sk_buff *skb)
 	f = bpf_map_lookup_elem(&flows, &s->pkt.key);
 	if (!f)
 		return drop_early(skb, s, ENGINE_ERROR);
+	if (is_to_inspect(f))
+		return jump(skb, s, JUMP_INSPECT);
 	reason = enter_flow(skb, f, &s->pkt);
 	if (reason)
 		return drop_early(skb, s, reason);
@@ -332,7 +356,7 @@ int vfp_odd(struct __sk_buff *skb)
 	s->pkt.vtep = vtep;
 	if (reason)
 		return refuse(skb, s, reason);
-	return look_up(skb, s);
+	return s->inspected ? jump(skb, s, JUMP_INSPECTED) : look_up(skb, s);
 }
 
 /* ICMP errors. One that is about no flow is judged as any packet is; the world's is the host's own business. */
@@ -387,19 +411,25 @@ int vfp_slow(struct __sk_buff *skb)
 		return leave_to_stack(skb, s);
 	if (reason)
 		return drop_decided(skb, s, reason);
+	if (s->d.inspect && (!makes_flow(&s->pkt) || !is_inspectable(s)))
+		return drop_early(skb, s, INSPECT_REFUSED);
 	s->passage = PASSAGE_ALONE;
 	if (makes_flow(&s->pkt)) {
-		s->forward.packets = skb->gso_segs ? skb->gso_segs : 1;
-		s->forward.bytes = skb->len;
 		if (s->forward.flags & FLOW_STRICT && !is_opening_segment(s->pkt.tcp_flags))
 			return drop_early(skb, s, OUT_OF_STATE);
-		s->forward.state = sent(s->pkt.tcp_flags);
-		s->reply.state = mirrored(s->forward.state);
+		if (!s->d.inspect) {	/* it counts, and moves the state, when it is back */
+			s->forward.packets = skb->gso_segs ? skb->gso_segs : 1;
+			s->forward.bytes = skb->len;
+			s->forward.state = sent(s->pkt.tcp_flags);
+			s->reply.state = mirrored(s->forward.state);
+		}
 		reason = store(s, is_stateless(&s->d), STORE_NEW);
 		if (reason == FLOW_TABLE_FULL)
 			return jump(skb, s, JUMP_FULL);
 		if (reason)
 			return drop_early(skb, s, reason);
+		if (s->d.inspect)
+			return jump(skb, s, JUMP_INSPECT);
 		s->passage = PASSAGE_FIRST;
 	}
 	return jump(skb, s, JUMP_LEAVE);
@@ -414,7 +444,10 @@ int vfp_leave(struct __sk_buff *skb)
 
 	if (!s)
 		return TC_ACT_SHOT;
-	f = s->passage == PASSAGE_HIT ? bpf_map_lookup_elem(&flows, &s->pkt.key) : &s->forward;
+	if (s->passage == PASSAGE_HIT || s->passage == PASSAGE_SEEN)
+		f = bpf_map_lookup_elem(&flows, &s->pkt.key);
+	else
+		f = &s->forward;
 	if (!f)			/* the sweep took it at this very moment */
 		return drop_early(skb, s, ENGINE_ERROR);
 	if (f->flags & FLOW_EXTRAS)
@@ -452,7 +485,79 @@ int vfp_full(struct __sk_buff *skb)
 	if (reason)
 		return drop_early(skb, s, reason);
 	s->passage = PASSAGE_FIRST;
+	return jump(skb, s, s->d.inspect ? JUMP_INSPECT : JUMP_LEAVE);
+}
+
+/* A hit of a flow that user space sees first; or one that it has seen. */
+SEC("tc")
+int vfp_inspect(struct __sk_buff *skb)
+{
+	struct scratch *s = scratch();
+	struct settings *settings;
+	__u32 zero = 0;
+	struct flow *f;
+	int reason;
+
+	if (!s)
+		return TC_ACT_SHOT;
+	f = bpf_map_lookup_elem(&flows, &s->pkt.key);
+	settings = bpf_map_lookup_elem(&config, &zero);
+	if (!f || !settings)
+		return drop_early(skb, s, ENGINE_ERROR);
+	if (f->from_vtep != s->pkt.vtep)
+		return drop_early(skb, s, WRONG_VTEP);
+	if (skb->mark == MARK_INSPECTED) {
+		skb->mark = 0;
+	} else if (!s->inspected) {
+		if (!is_inspectable(s))
+			return drop_early(skb, s, INSPECT_REFUSED);
+		if (settings->inspect_ifindex)
+			return send_to_inspect(skb, s, f, settings->inspect_ifindex);
+		if (!f->extras.fail_open)
+			return drop_early(skb, s, INSPECT_UNAVAILABLE);
+	}
+	s->passage = f->packets || f->flags & FLOW_REPLY ? PASSAGE_HIT : PASSAGE_SEEN;
+	reason = enter_flow(skb, f, &s->pkt);
+	if (reason)
+		return drop_early(skb, s, reason);
 	return jump(skb, s, JUMP_LEAVE);
+}
+
+/* Ingress of the host's link of the second pair: goes on where it left for the detour. */
+SEC("tc")
+int vfp_inspected(struct __sk_buff *skb)
+{
+	__u32 mark = read_inspect_mac(skb);
+	struct scratch *s = scratch();
+
+	if (!s)
+		return TC_ACT_SHOT;
+	s->probe = 0;
+	s->forgetful = 0;
+	count_inspection(skb, INSPECT_RETURNED);
+	return come_back(skb, s, mark & INSPECT_ZONE, mark & INSPECT_RELEASE ? INSPECTED_ENOUGH : INSPECTED);
+}
+
+/* ... now that it is parsed. */
+SEC("tc")
+int vfp_come_back(struct __sk_buff *skb)
+{
+	struct scratch *s = scratch();
+	struct flow *f;
+
+	if (!s)
+		return TC_ACT_SHOT;
+	f = s->pkt.tracked ? bpf_map_lookup_elem(&flows, &s->pkt.key) : 0;
+	if (!f)			/* it has aged, or user space made another flow's packet of it */
+		return drop_early(skb, s, INSPECT_REFUSED);
+	if (restore_macs(skb, s, f))
+		return drop_early(skb, s, ENGINE_ERROR);
+	s->pkt.vtep = f->from_vtep;	/* that was compared before */
+	if (s->inspected == INSPECTED_ENOUGH && f->flags & FLOW_INSPECT)
+		release(f);
+	if (f->out.place == PLACE_STACK && !s->probe)
+		return enter_again(skb, s);
+	return look_up(skb, s);
 }
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

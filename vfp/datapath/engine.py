@@ -19,6 +19,7 @@ half-made change has overtaken.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -38,7 +39,9 @@ from vfp.datapath.limits import Limits
 from vfp.datapath.object import BpfMap, BpfObject, Program
 from vfp.datapath.records import (
     DropEvent,
+    FlowOrigin,
     FlowRecord,
+    InspectCounts,
     LogEvent,
     MeterCount,
     RuleHits,
@@ -50,6 +53,8 @@ from vfp.datapath.ring import RingBuffer
 from vfp.datapath.sets import SetTable
 from vfp.errors import TableFull
 from vfp.layout import (
+    FLOW,
+    FLOW_KEY,
     HIT_KEY,
     HITS,
     LOCATION,
@@ -60,10 +65,13 @@ from vfp.layout import (
     SETTINGS,
     SPACE_KEY,
     SWEEP,
+    FlowFlag,
     LocationKind,
     pack,
+    pack_address,
+    unpack_address,
 )
-from vfp.model import EngineState, Prefix
+from vfp.model import Address, EngineState, Prefix
 from vfp.reasons import DropReason
 from vfp.timeouts import Timeouts
 
@@ -73,6 +81,7 @@ _ZERO = bytes(4)
 _KEYED = ("links", "pools", "mappings", "spaces", "rewrites")
 _JUMPS = (                                  # enum jump
     "vfp_slow", "vfp_odd", "vfp_related", "vfp_leave", "vfp_reject", "vfp_full", "vfp_stale", "vfp_decided",
+    "vfp_inspect", "vfp_come_back",
 )
 
 ANSWERS_PER_S = 1000
@@ -87,6 +96,9 @@ class Hook(StrEnum):
     PORT_IN = "port_in"
     OVERLAY_IN = "overlay_in"
     UPLINK_IN = "uplink_in"
+    INSPECT_IN = "inspect_in"               # these three: of the detour by user space, and not in the host's own links
+    INSPECT_OUT = "inspect_out"
+    INSPECTED = "inspected"
 
 
 class Datapath(AbstractContextManager["Datapath"]):
@@ -108,12 +120,14 @@ class Datapath(AbstractContextManager["Datapath"]):
         )
         self._sets = SetTable(loaded.map("sets"), loaded.map("set_lengths"))
         self._named: frozenset[int] | None = None       # sets that rules name; None: not known
+        self._one_at_a_time = threading.RLock()         # members of sets come from another thread than states
         settings = np.frombuffer(self._map("config").lookup(_ZERO) or bytes(SETTINGS.itemsize), SETTINGS)[0]
         secret = settings["secret"].tobytes() if settings["secret"].any() else token_bytes(16)
         self._compiler = Compiler(secret)
         self._settings: dict[str, Any] = {
             **nanoseconds(timeouts), **limits.settings(), "secret": np.frombuffer(secret, np.uint64),
-            "tunnel_ifindex": int(settings["tunnel_ifindex"]), "turn": int(settings["turn"]),
+            "tunnel_ifindex": int(settings["tunnel_ifindex"]), "inspect_ifindex": int(settings["inspect_ifindex"]),
+            "turn": int(settings["turn"]),
             "answer_ns": int(1e9 / ANSWERS_PER_S), "answer_burst_ns": int(1e9 * (ANSWERS_BURST - 1) / ANSWERS_PER_S),
             "sets_generation": int(settings["sets_generation"]),
         }
@@ -165,6 +179,10 @@ class Datapath(AbstractContextManager["Datapath"]):
             DatapathError: the kernel refused a write; the next `apply` mends.
         """
         tables = self._compiler.compile(state, self._limits.ports)
+        with self._one_at_a_time:
+            self._apply(tables)
+
+    def _apply(self, tables: Tables) -> None:
         self._check_room(tables)
         stale = self._ports_to_bump(tables)
         named = frozenset(number for port in tables.ports.values() for number in port.sets)
@@ -187,6 +205,7 @@ class Datapath(AbstractContextManager["Datapath"]):
         self._sets.put(tables.sets)
         self._named = None                      # until all ports have the rules that name them
         self._settings["tunnel_ifindex"] = tables.tunnel_ifindex
+        self._settings["inspect_ifindex"] = tables.inspect_ifindex
         if stale or self._programs.keys() != tables.ports.keys():
             self._prepare(tables, stale)
             self._turn_over()
@@ -218,19 +237,22 @@ class Datapath(AbstractContextManager["Datapath"]):
             PolicyError: the set is not one of the state's dynamic ones, or full; nothing was written.
             DatapathError: the kernel refused a write; the next `apply` mends.
         """
-        rows, matters = self._sets.to_add(set_id, members, ttl_s)
-        with self._changing_set(set_id, matters and redecide):
-            self._sets.add(rows)
+        with self._one_at_a_time:
+            rows, matters = self._sets.to_add(set_id, members, ttl_s)
+            with self._changing_set(set_id, matters and redecide):
+                self._sets.add(rows)
 
     def remove_members(self, set_id: int, members: Iterable[Prefix], redecide: bool = True) -> None:
         """Take members out of a dynamic set; those that are not in it are passed over. As `add_members`."""
-        keys = self._sets.to_remove(set_id, members)
-        with self._changing_set(set_id, bool(keys) and redecide):
-            self._sets.remove(set_id, keys)
+        with self._one_at_a_time:
+            keys = self._sets.to_remove(set_id, members)
+            with self._changing_set(set_id, bool(keys) and redecide):
+                self._sets.remove(set_id, keys)
 
     def members(self, set_id: int) -> dict[Prefix, float | None]:
         """The members of a set and when each ends, s on the monotonic clock; None: never. Ended ones are among them."""
-        return self._sets.members(set_id)
+        with self._one_at_a_time:
+            return self._sets.members(set_id)
 
     def program_fd(self, hook: Hook) -> int:
         """Descriptor to attach at TC; stays this object's."""
@@ -247,11 +269,41 @@ class Datapath(AbstractContextManager["Datapath"]):
         keys, values = self._map("flows").lookup_all()
         return list(read_flows(keys, values, time.monotonic_ns()))
 
+    def flow_origin(
+        self, zone: int, protocol: int, src: Address, dst: Address, src_port: int, dst_port: int
+    ) -> FlowOrigin | None:
+        """The pair of a packet as it came, before any translation; None: there is none."""
+        key = pack(FLOW_KEY, zone=zone, family=src.version, protocol=protocol, sport=src_port, dport=dst_port,
+                   src=pack_address(src), dst=pack_address(dst))
+        found = self._map("flows").lookup(key)
+        if found is None:
+            return None
+        flow = np.frombuffer(found, FLOW)[0]
+        reply = bool(flow["flags"] & FlowFlag.REPLY)
+        return FlowOrigin(flow["pair"].tobytes() if reply else key, reply, int(flow["ports"][0]))
+
+    def destinations(self, ports: Iterable[int]) -> set[tuple[int, Address]]:
+        """(port, address) of whom these ports have a flow to, that they began."""
+        keys, values = self._map("flows").lookup_all()
+        key_rows = np.ascontiguousarray(keys).reshape(-1).view(FLOW_KEY)
+        flow_rows = np.ascontiguousarray(values).reshape(-1).view(FLOW)
+        theirs = np.isin(flow_rows["ports"][:, 0], list(ports)) & ((flow_rows["flags"] & FlowFlag.REPLY) == 0)
+        return {
+            (int(flow["ports"][0]), unpack_address(key["dst"].tobytes(), int(key["family"])))
+            for key, flow in zip(key_rows[theirs], flow_rows[theirs], strict=True)
+        }
+
     def drop_counts(self) -> dict[DropReason, int]:
         """Packets dropped since the maps were made, by reason."""
         _, values = self._map("drops").lookup_all()
         totals = np.ascontiguousarray(values).reshape(len(values), -1).view(np.uint64).sum(axis=1)
         return {reason: int(totals[reason]) for reason in DropReason}
+
+    def inspect_counts(self) -> InspectCounts:
+        """Packets to user space and back since the maps were made."""
+        _, values = self._map("inspections").lookup_all()
+        totals = np.ascontiguousarray(values).reshape(len(values), -1).view(np.uint64).sum(axis=1)
+        return InspectCounts(*(int(total) for total in totals))
 
     def rule_hits(self) -> dict[tuple[int, int], RuleHits]:
         """(port id, rule cookie) to decisions and drops."""
@@ -397,6 +449,7 @@ class Datapath(AbstractContextManager["Datapath"]):
             or any(self._shadow[name] != tables.maps[name] for name in _KEYED) or self._sets.changed(tables.sets)
             or self._uplinks_changed(tables.maps["uplinks"])
             or tables.tunnel_ifindex != self._settings["tunnel_ifindex"]
+            or tables.inspect_ifindex != self._settings["inspect_ifindex"]
         )
 
     def _put(self, name: str, tables: Tables) -> None:

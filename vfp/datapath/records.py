@@ -70,6 +70,23 @@ class MeterCount:
     reply_bytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class FlowOrigin:
+    """The pair that a packet belongs to."""
+
+    key: bytes                              # of its forward half: its identity while it lasts
+    reply: bool                             # the packet goes the other way
+    port: int                               # who began it; 0: no port of ours
+
+
+@dataclass(frozen=True, slots=True)
+class InspectCounts:
+    """Packets that went to user space, and that came back; what did not was dropped on the way, or is there."""
+
+    sent: int
+    returned: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PacketEvent:
     """One packet as it came. `port` and `cookie` say whose rule wants it told; 0: none."""

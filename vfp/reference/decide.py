@@ -28,6 +28,7 @@ from vfp.model import (
     Direction,
     Forward,
     HostStack,
+    Inspect,
     LocalPort,
     Location,
     Log,
@@ -90,6 +91,8 @@ class Half:
     transposition: Transposition
     mac: bytes                              # from a port: the only source MAC that may use it
     vtep: IPv4Address | None = None         # overlay: the only outer source that may use it
+    dst_mac: bytes = b""                    # these two: what a packet gets back after inspection
+    src_mac: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +113,7 @@ class Decision:
     ports: tuple[int, ...] = ()             # whose policies were asked
     bindings: tuple[BindingKey, ...] = ()
     extras: Extras = NO_EXTRAS
+    inspect: Inspect | None = None          # user space sees the packets first
     by_set: bool = False                    # a set turned it, or could have
     strict: bool = False                    # one of `ports` wants TCP segments to fit
 
@@ -145,6 +149,7 @@ class _Walk:
     place: Location | header.ToUplink | header.ToSender | None = None
     mapping: Mapping | None = None
     rewritten: bool = False
+    inspect: Inspect | None = None
     stateless: bool = False
     extras: Extras = NO_EXTRAS
     drop_port: int = 0
@@ -182,7 +187,7 @@ class _Walk:
         stateful = self.rewritten or not self.stateless
         return Decision(tuple(self.steps), drop_port=self.drop_port, forward=forward, reply=reply,
                         stateful=stateful, ports=tuple(dict.fromkeys(self.ports)), bindings=tuple(self.used),
-                        extras=self.extras, by_set=self.by_set,
+                        extras=self.extras, inspect=self.inspect, by_set=self.by_set,
                         strict=any(self.index.ports[port].strict_tcp for port in self.ports))
 
     def _decide(self) -> tuple[Half, Half | None]:
@@ -277,13 +282,17 @@ class _Walk:
 
     def _half(self, how: Transposition, vtep: IPv4Address | None = None) -> Half:
         rewritten = header.compose(self.rewrites, how)
-        return Half(self.subject.zone, self.subject.tuple, rewritten, self.headers.src_mac, vtep)
+        headers = self.headers
+        return Half(self.subject.zone, self.subject.tuple, rewritten, headers.src_mac, vtep,
+                    headers.dst_mac, headers.src_mac)
 
     def _pair(self, there: Transposition, reply_zone: Zone, back: Transposition, *,
               vtep: IPv4Address | None = None, reply_vtep: IPv4Address | None = None) -> tuple[Half, Half]:
         answer = header.compose(header.inverse(self.rewrites), back)
         mac = self.index.ports[reply_zone.number].mac if reply_zone.kind is ZoneKind.PORT else b""
-        return self._half(there, vtep), Half(reply_zone, self.cur.reversed(), answer, mac, reply_vtep)
+        reply = Half(reply_zone, self.cur.reversed(), answer, mac, reply_vtep,
+                     there.src_mac or self.headers.src_mac, mac or there.dst_mac or self.headers.dst_mac)
+        return self._half(there, vtep), reply
 
     # Actions.
 
@@ -315,6 +324,11 @@ class _Walk:
             case Mark() | Meter() | Log() | Mirror():
                 self.stateless |= not stateful
                 return self._modify(action, ref, direction)
+            case Inspect(queue, fail_open):
+                fail_open = fail_open and (self.inspect is None or self.inspect.fail_open)
+                self.inspect = Inspect(queue, fail_open)
+                self.stateless |= not stateful
+                return f"user space sees it first, by queue {queue}"
             case _:
                 raise Dropped(DropReason.ENGINE_ERROR, f"{type(action).__name__} is not known")
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from ipaddress import IPv4Address
 
-from vfp.model import EngineState, Prefix
+from vfp.model import Address, EngineState, Prefix
 from vfp.reasons import DropReason
 from vfp.reference import transposition as header
 from vfp.reference.bindings import Bindings
@@ -34,6 +34,7 @@ from vfp.reference.packet import (
     FlowTuple,
     Headers,
     Packet,
+    Part,
     arp_answer,
     nd_answer,
     parse,
@@ -60,6 +61,7 @@ class Verdict(StrEnum):
     TUNNEL = "tunnel"
     STACK = "stack"
     REPLY = "reply"                         # an ARP answer goes back out of the port
+    INSPECT = "inspect"                     # user space sees the frame, as it came, and may give it to `inspected`
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +79,7 @@ class Result:
     port: int = 0
     uplink: int = 0
     vni: int = 0
+    queue: int = 0
     vtep: IPv4Address | None = None
     drop_port: int = 0
     layer: str = ""
@@ -173,7 +176,16 @@ class Engine:
     def process(self, hook: Hook, number: int, frame: bytes, *, vtep: IPv4Address | None = None,
                 now_s: float) -> Result:
         """Take one frame through the engine. `vtep` is the outer source at `overlay_in`."""
-        passage = _Passage(self, zone_of(hook, number), frame, vtep, now_s)
+        return self._take(_Passage(self, zone_of(hook, number), frame, vtep, now_s))
+
+    def inspected(self, zone: Zone, frame: bytes, *, release: bool = False, now_s: float) -> Result:
+        """Go on with a frame that user space has seen, perhaps with another payload; its MACs do not matter.
+
+        `release`: user space need not see more of its flow.
+        """
+        return self._take(_Passage(self, zone, frame, None, now_s, inspected=True, release=release))
+
+    def _take(self, passage: _Passage) -> Result:
         try:
             result = passage.run()
         except _Drop as drop:
@@ -225,6 +237,8 @@ class _Passage:
     frame: bytes
     vtep: IPv4Address | None
     now_s: float
+    inspected: bool = False
+    release: bool = False
     packet: Packet | None = None            # once it is parsed
     mirror: int = 0
 
@@ -245,9 +259,11 @@ class _Passage:
         try:
             packet = self.engine._fragments.resolve(self.zone, parse(self.frame), self.now_s)
         except Malformed as malformed:
-            if self.zone.kind is ZoneKind.UPLINK:
+            if self.zone.kind is ZoneKind.UPLINK and not self.inspected:
                 return self._to_stack()
             raise _Drop(malformed.reason) from None
+        if self.inspected:
+            packet = self._restored(packet)
         self.packet = packet
         if (related := self._pass_error(packet)) is not None:
             return related
@@ -255,6 +271,18 @@ class _Passage:
         if found is None or (found[0].state.is_closed and _opens(packet)):
             return self._miss(packet)
         return self._hit(packet, *found)
+
+    def _restored(self, packet: Packet) -> Packet:
+        """A packet back from user space as it was on its link."""
+        found = self.engine._flows.find(FlowKey(self.zone, packet.tuple)) if packet.is_flow else None
+        if found is None:
+            raise _Drop(DropReason.INSPECT_REFUSED)
+        pair, entry = found
+        pair.released |= self.release and pair.inspect is not None
+        dst_mac, src_mac = entry.half.dst_mac, entry.half.src_mac
+        self.frame = dst_mac + src_mac + self.frame[12:]
+        self.vtep = entry.vtep
+        return replace(packet, headers=replace(packet.headers, src_mac=src_mac, dst_mac=dst_mac))
 
     def _find(self, packet: Packet, what: FlowTuple) -> tuple[Pair, Entry] | None:
         """A tuple's pair and entry; layers match MACs and keys do not, so another sender's MAC is a miss."""
@@ -323,6 +351,8 @@ class _Passage:
         if decision.reason:
             raise _Drop(decision.reason, decision)
         assert decision.forward is not None
+        if decision.inspect and not (packet.makes_flow and _is_inspectable(packet)):
+            raise _Drop(DropReason.INSPECT_REFUSED)
         if not packet.makes_flow:
             self._do_extras(packet, decision.extras, alone=True)
             return self._leave(packet, decision.forward.transposition, ())
@@ -347,13 +377,23 @@ class _Passage:
         return pair
 
     def _use(self, packet: Packet, pair: Pair, entry: Entry, *, first: bool = False) -> Result:
+        flows = tuple(e.key for e in pair.entries)
+        if pair.inspect and not pair.released:
+            if not self.inspected:
+                if not _is_inspectable(packet):
+                    raise _Drop(DropReason.INSPECT_REFUSED)
+                if self.engine.state.inspect_ifindex:
+                    return Result(Verdict.INSPECT, self.frame, queue=pair.inspect.queue, flows=flows)
+                if not pair.inspect.fail_open:
+                    raise _Drop(DropReason.INSPECT_UNAVAILABLE)
+            first = not entry.reply and not entry.packets
         flags = packet.headers.tcp_flags
         fit = pair.fits(entry, flags)
         if fit is Fit.NO:
             raise _Drop(DropReason.OUT_OF_STATE)
         pair.count(entry, flags if fit is Fit.YES else 0, len(self.frame), self.now_s)
         self._do_extras(packet, pair.extras, entry, first=first)
-        return self._leave(packet, entry.transposition, tuple(e.key for e in pair.entries))
+        return self._leave(packet, entry.transposition, flows)
 
     def _do_extras(self, packet: Packet, extras: Extras, entry: Entry | None = None, *, first: bool = False,
                    alone: bool = False) -> None:
@@ -396,6 +436,17 @@ def _leaving(exit: Exit | None, frame: bytes, flows: tuple[FlowKey, ...]) -> Res
             return Result(Verdict.REDIRECT_UPLINK, frame, uplink=uplink, flows=flows)
         case _:
             return Result(Verdict.STACK, frame, flows=flows)
+
+
+def _is_inspectable(packet: Packet) -> bool:
+    """A whole packet, which a router would forward: the way through user space is a namespace that routes."""
+    return packet.part is Part.WHOLE and not any(_is_unroutable(a) for a in (packet.tuple.src, packet.tuple.dst))
+
+
+def _is_unroutable(address: Address) -> bool:
+    if isinstance(address, IPv4Address):
+        return address.packed[0] in (0, 127) or address.packed[0] >= 224
+    return address.is_multicast or address.is_link_local or int(address) < 1 << 32
 
 
 def _opens(packet: Packet) -> bool:

@@ -13,6 +13,7 @@ from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 
+from vfp.model import Inspect
 from vfp.reasons import DropReason
 from vfp.reference.bindings import BindingKey
 from vfp.reference.decide import Decision, Half
@@ -74,6 +75,8 @@ class Pair:
     strict: bool = False                    # TCP segments must fit the connection
     reply_seen: bool = False
     sent: tuple[int, int] = (0, 0)          # by the forward side and the reply side: TCP flags, see `tcp.sent`
+    inspect: Inspect | None = None          # user space sees its packets first ...
+    released: bool = False                  # ... until it has seen enough
     sets_generation: int | None = None      # of the sets, when they were asked; None: they were not
 
     @property
@@ -222,9 +225,12 @@ def pair_of(decision: Decision, headers: Headers, generations: dict[int, int], n
     forward = Entry(decision.forward, reply=False, used_s=now_s)
     reply = Entry(reply_half, reply=True, used_s=now_s) if reply_half else None
     strict = decision.strict and decision.stateful and forward.half.tuple.protocol == TCP
-    pair = Pair(headers, forward, reply, now_s, generations, decision.bindings, decision.extras, strict)
+    pair = Pair(headers, forward, reply, now_s, generations, decision.bindings, decision.extras, strict,
+                inspect=decision.inspect)
     if old is not None:
         pair.created_s, pair.reply_seen, pair.sent = old.created_s, old.reply_seen, old.sent
+        if old.inspect and pair.inspect and old.inspect.queue == pair.inspect.queue:
+            pair.released = old.released
         _inherit(forward, old.forward)
         if reply is not None and old.reply is not None:
             _inherit(reply, old.reply)
