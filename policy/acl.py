@@ -147,7 +147,7 @@ def _default(word: Literal["allow", "deny"]) -> Allow | Deny:
 
 def _with_dns(rules: tuple[Rule, ...]) -> Iterator[Rule]:
     for rule in rules:
-        if isinstance(rule.action, Allow):
+        if isinstance(rule.action, Allow | Mark | Log):
             yield from inspecting(rule)
         else:
             yield replace(rule, priority=2 * rule.priority + 1)

@@ -24,7 +24,7 @@ NAMES = 100
 TIERS = (AclTier("default/egress", 10, (
     AclRule(10, "out", "allow", ("172.16.0.80/32",), 17, ((53, 53),), "resolver"),
     AclRule(11, "out", "allow", ("172.16.0.80/32",), 6, ((53, 53),), "resolver-tcp"),
-    AclRule(20, "out", "allow", (), 6, ((8080, 8080),), "by-name", ("api.example.net", "*.example.com")),
+    AclRule(20, "out", "allow", (), 6, ((8080, 8080),), "by-name", domains=("api.example.net", "*.example.com")),
 )),)
 
 # Run in the endpoint. Each line of input is a list of arguments; a line of JSON answers it.

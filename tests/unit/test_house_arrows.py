@@ -25,7 +25,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "labs": ("controller.client",),
     # The command starts the daemons and the labs, joins a host, and asks the loader what the kernel can do.
     "cli": ("controller.client", "controller.app", "agent.app", "southbound.client", "southbound.errors",
-            "southbound.identity", "labs", "vfp.datapath"),
+            "southbound.identity", "labs", "vfp.datapath", "vfp.timeouts"),
     "bench": ("vfp", "inspection", "vswitch", "southbound", "nat", "overlay", "policy", "agent", "controller",
               "labs", "cli"),
 }

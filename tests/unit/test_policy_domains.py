@@ -16,7 +16,7 @@ from vfp.reference import Engine, Hook, Result, Verdict
 
 NAT = nat(1)
 RESOLVER, WORLD = "172.16.0.53", "203.0.113.9"
-NAMES = AclRule(20, "out", "allow", (), 6, ((443, 443),), "names", ("api.example.com", "*.example.org"))
+NAMES = AclRule(20, "out", "allow", (), 6, ((443, 443),), "names", domains=("api.example.com", "*.example.org"))
 RESOLVE = AclRule(10, "out", "allow", (f"{RESOLVER}/32",), 17, ((53, 53),), "resolver")
 
 

@@ -31,7 +31,7 @@ from vfp.model import (
 )
 from vfp.reasons import DropReason
 from vfp.reference import Engine, Hook, Verdict
-from vfp.reference.layers import Dropped, Surroundings, mismatch, walk
+from vfp.reference.layers import Dropped, RuleRef, Surroundings, mismatch, walk
 from vfp.reference.packet import FlowTuple, Headers, parse
 from vfp.reference.sets import Sets
 from vfp.sets import compile_set, keys_of, prefix_of, set_of
@@ -220,8 +220,8 @@ class Traveller(Around):
         self.headers: Headers = packet.headers
         self.cur: FlowTuple = packet.tuple
 
-    def act(self, port: int, action: Action, *, stateful: bool) -> str:
-        self.done.append((action, stateful))
+    def act(self, ref: RuleRef, direction: Direction, *, stateful: bool) -> str:
+        self.done.append((ref.rule.action, stateful))
         return "done"
 
 
