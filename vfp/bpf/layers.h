@@ -13,12 +13,27 @@ struct walk {
 	__u32 deny;
 };
 
-static __always_inline void count_hit(__u32 port, __u64 cookie, int dropped)
+static __always_inline void trace_hit(const struct hit_key *key)
+{
+	__u32 zero = 0;
+	struct trace *trace = bpf_map_lookup_elem(&traced, &zero);
+
+	if (!trace || trace->count >= 2 * MAX_STAGES)
+		return;
+	trace->hits[trace->count] = *key;
+	trace->count += 1;
+}
+
+static __always_inline void count_hit(struct scratch *s, __u32 port, __u64 cookie, int dropped)
 {
 	struct hit_key key = {.cookie = cookie, .port = port};
-	struct hits *hits = bpf_map_lookup_elem(&rule_hits, &key);
-	struct hits first = {.hits = 1, .drops = dropped};
+	struct hits *hits, first = {.hits = 1, .drops = dropped};
 
+	if (is_dry(s)) {
+		trace_hit(&key);
+		return;
+	}
+	hits = bpf_map_lookup_elem(&rule_hits, &key);
 	if (!hits) {
 		if (!bpf_map_update_elem(&rule_hits, &key, &first, BPF_NOEXIST))
 			return;
@@ -150,7 +165,7 @@ static long run_stage(__u32 i, void *context)
 	s->d.layer = stage->layer;
 	r = stage->group ? classify(s, stage->group) : 0;
 	if (r) {
-		count_hit(walk->port, r->cookie, r->action == ACTION_DENY);
+		count_hit(s, walk->port, r->cookie, r->action == ACTION_DENY);
 		if (r->action != ACTION_PASS) {
 			reason = act(s, r, walk->port);
 			walk->decided = stage->layer + 1U;

@@ -12,7 +12,14 @@ enum jump {
 	JUMP_SLOW = 0,		/* misses, stale flows, and what has no flow */
 	JUMP_ODD = 1,		/* what the short parser does not know */
 	JUMP_RELATED = 2,	/* ICMP errors */
-	JUMPS = 3,
+	JUMP_CAPTURE = 3,	/* hits of a port that somebody looks at */
+	JUMPS = 4,
+};
+
+enum ring {
+	RING_EVENTS = 0,
+	RING_CAPTURES = 1,
+	RINGS = 2,
 };
 
 #define MAP(name_, type_, key_, value_, entries_, flags_)	\
@@ -68,6 +75,19 @@ MAP(rule_hits, BPF_MAP_TYPE_HASH, struct hit_key, struct hits, 65536, BPF_F_NO_P
 MAP(config, BPF_MAP_TYPE_ARRAY, __u32, struct settings, 1, 0);
 /* What is rare, reached by tail call: enum jump. */
 MAP(jumps, BPF_MAP_TYPE_PROG_ARRAY, __u32, __u32, JUMPS, 0);
+
+/* Of a dry run. */
+MAP(traced, BPF_MAP_TYPE_ARRAY, __u32, struct trace, 1, 0);
+/* Bytes to copy of each packet of a port with PORT_CAPTURE; 0: there is none. */
+MAP(capturing, BPF_MAP_TYPE_ARRAY, __u32, __u32, 1, 0);
+/* Records that found no room, by enum ring. */
+MAP(lost, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, __u64, RINGS, 0);
+
+/* Copies of packets, for people. */
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 1 << 20);
+} captures SEC(".maps");
 
 /* Dropped packets, for people. */
 struct {

@@ -38,12 +38,15 @@ static __always_inline int jump(struct __sk_buff *skb, struct scratch *s, __u32 
 static __always_inline int look_up(struct __sk_buff *skb, struct scratch *s)
 {
 	struct flow *f;
+	__u32 flags;
 
 	if (s->pkt.tracked) {
 		f = bpf_map_lookup_elem(&flows, &s->pkt.key);
-		if (f && is_senders(f, &s->pkt) && is_current(f) && !is_reopened(f, &s->pkt)) {
+		if (f && is_senders(f, &s->pkt) && is_current(f, &flags) && !is_reopened(f, &s->pkt)) {
 			if (f->from_vtep != s->pkt.vtep)
 				return drop_early(skb, s, WRONG_VTEP);
+			if (flags & PORT_CAPTURE)
+				return jump(skb, s, JUMP_CAPTURE);
 			track(f, &s->pkt);
 			count_packet(skb, f);
 			return transpose(skb, s, &f->out);
@@ -84,7 +87,7 @@ static __always_inline int enter_link(struct __sk_buff *skb, __u32 kind)
 
 	if (!s)
 		return TC_ACT_SHOT;
-	s->probe = 0;
+	s->probe = NO_PROBE;
 	number = bpf_map_lookup_elem(&links, &ifindex);
 	if (!number)
 		return kind == ZONE_UPLINK ? TC_ACT_UNSPEC : drop_unknown(skb, s, kind);
@@ -119,7 +122,7 @@ int vfp_overlay_in(struct __sk_buff *skb)
 
 	if (!s)
 		return TC_ACT_SHOT;
-	s->probe = 0;
+	s->probe = NO_PROBE;
 	if (bpf_skb_get_tunnel_key(skb, &key, sizeof(key), 0))
 		return drop_unknown(skb, s, ZONE_OVERLAY);
 	return enter(skb, s, MAKE_ZONE(ZONE_OVERLAY, key.tunnel_id & 0xffffff), key.remote_ipv4);
@@ -133,8 +136,36 @@ int vfp_probe(struct __sk_buff *skb)
 
 	if (!s)
 		return TC_ACT_SHOT;
-	s->probe = 1;
+	s->probe = PROBE;
 	return enter(skb, s, skb->cb[CB_ZONE], skb->cb[CB_VTEP]);
+}
+
+/*
+ * Like vfp_probe, and dry: the layers decide as for the first packet of a flow, on the tables as they are, and no table
+ * knows afterwards. What was met is in `traced`.
+ */
+SEC("tc")
+int vfp_trace(struct __sk_buff *skb)
+{
+	struct scratch *s = scratch();
+	__u32 zone = skb->cb[CB_ZONE], vtep = skb->cb[CB_VTEP], zero = 0;
+	struct trace *trace = bpf_map_lookup_elem(&traced, &zero);
+	int reason;
+
+	if (!s || !trace)
+		return TC_ACT_SHOT;
+	trace->cookie = trace->port = trace->count = 0;
+	trace->layer = 0xff;
+	s->probe = PROBE_DRY;
+	reason = parse_odd(skb, s, zone);
+	s->pkt.vtep = vtep;
+	if (reason)
+		return refuse(skb, s, reason);
+	if (!s->pkt.tracked && ZONE_KIND(zone) == ZONE_UPLINK)
+		return leave_to_stack(skb, s);
+	if (s->error)
+		s->error = ERROR_UNRELATED;
+	return jump(skb, s, JUMP_SLOW);
 }
 
 /* Reasons that are a layer's doing keep its number; the others have none. */
@@ -210,6 +241,15 @@ static __always_inline int decide_again(struct __sk_buff *skb, struct scratch *s
 	return DECIDED;
 }
 
+/* What a hit does, for whoever has time to look at it, too. */
+static __always_inline int use(struct __sk_buff *skb, struct scratch *s, struct flow *f)
+{
+	capture_before(skb, s, sender_of(f), receiver_of(f));
+	track(f, &s->pkt);
+	count_packet(skb, f);
+	return capture_after(skb, s, transpose(skb, s, &f->out));
+}
+
 /* A flow that this packet, or the packet that it quotes, is of. */
 static __always_inline int use_stale(struct __sk_buff *skb, struct scratch *s)
 {
@@ -231,9 +271,7 @@ static __always_inline int use_stale(struct __sk_buff *skb, struct scratch *s)
 		return drop_early(skb, s, ENGINE_ERROR);
 	if (f->from_vtep != s->pkt.vtep)
 		return drop_early(skb, s, WRONG_VTEP);
-	track(f, &s->pkt);
-	count_packet(skb, f);
-	return transpose(skb, s, &f->out);
+	return use(skb, s, f);
 }
 
 /* A connection that ends, or an answer to what was not asked, is no reason to let the other side in. */
@@ -270,13 +308,14 @@ int vfp_related(struct __sk_buff *skb)
 	struct scratch *s = scratch();
 	struct quotation quotation = {};
 	struct flow *f;
+	__u32 flags;
 
 	if (!s)
 		return TC_ACT_SHOT;
 	if (read_quotation(skb, s, &quotation) && is_plausible(s)) {
 		f = bpf_map_lookup_elem(&flows, &s->related);
 		if (f && is_senders(f, &s->pkt)) {
-			if (!is_current(f)) {
+			if (!is_current(f, &flags)) {
 				if (s->error == ERROR_AGAIN)	/* the policy changes faster than we decide */
 					return drop_early(skb, s, ENGINE_ERROR);
 				s->error = ERROR_STALE;
@@ -284,11 +323,36 @@ int vfp_related(struct __sk_buff *skb)
 			}
 			if (f->from_vtep != s->pkt.vtep)
 				return drop_early(skb, s, WRONG_VTEP);
-			return pass_error(skb, s, &quotation, f);
+			capture_before(skb, s, sender_of(f), receiver_of(f));
+			return capture_after(skb, s, pass_error(skb, s, &quotation, f));
 		}
 	}
 	s->error = ERROR_UNRELATED;
 	return jump(skb, s, JUMP_SLOW);
+}
+
+/* Hits of a port that somebody looks at. */
+SEC("tc")
+int vfp_captured(struct __sk_buff *skb)
+{
+	struct scratch *s = scratch();
+	struct flow *f;
+
+	if (!s)
+		return TC_ACT_SHOT;
+	f = bpf_map_lookup_elem(&flows, &s->pkt.key);
+	return f ? use(skb, s, f) : jump(skb, s, JUMP_SLOW);	/* it may have aged this moment */
+}
+
+static __always_inline int answer_neighbour(struct __sk_buff *skb, struct scratch *s)
+{
+	int verdict;
+
+	capture_before(skb, s, s->d.ports[0], 0);
+	verdict = s->pkt.nd ? reply_nd(skb, s) : reply_arp(skb, s);
+	s->watched[1] = s->watched[0];		/* who asked receives */
+	s->watched[0] = 0;
+	return capture_after(skb, s, verdict);
 }
 
 /* Misses, stale flows, and what has no flow. */
@@ -300,7 +364,7 @@ int vfp_slow(struct __sk_buff *skb)
 
 	if (!s)
 		return TC_ACT_SHOT;
-	if (s->pkt.tracked || s->error == ERROR_STALE) {
+	if (!is_dry(s) && (s->pkt.tracked || s->error == ERROR_STALE)) {
 		reason = use_stale(skb, s);
 		if (reason != NO_PAIR)
 			return reason;
@@ -314,8 +378,8 @@ int vfp_slow(struct __sk_buff *skb)
 	if (reason)
 		return drop_decided(skb, s, reason);
 	if (s->forward.out.place == PLACE_REPLY)
-		return s->pkt.nd ? reply_nd(skb, s) : reply_arp(skb, s);
-	if (makes_flow(&s->pkt)) {
+		return answer_neighbour(skb, s);
+	if (makes_flow(&s->pkt) && !is_dry(s)) {
 		s->forward.packets = skb->gso_segs ? skb->gso_segs : 1;
 		s->forward.bytes = skb->len;
 		if (s->pkt.tcp_flags & TCP_FIN) {
@@ -326,7 +390,8 @@ int vfp_slow(struct __sk_buff *skb)
 		if (reason)
 			return drop_early(skb, s, reason);
 	}
-	return transpose(skb, s, &s->forward.out);
+	capture_before(skb, s, s->d.ports[0], s->d.ports[1]);
+	return capture_after(skb, s, transpose(skb, s, &s->forward.out));
 }
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
