@@ -109,9 +109,9 @@ class ReferenceBackend:
     def _place(self, exit: Exit | None) -> tuple[str, int, int]:
         match exit:
             case ToPort(id):
-                return "port", _PORT_IFINDEX + id, 0
+                return "port", PORT_IFINDEX + id, 0
             case ToUplink(id):
-                return "uplink", _UPLINK_IFINDEX + id, 0
+                return "uplink", UPLINK_IFINDEX + id, 0
             case ToVtep(vtep, vni):
                 return "tunnel", vni, int(vtep)
             case ToStack():
@@ -136,7 +136,7 @@ def _cookie(ref: RuleRef) -> int:
     return rule_cookie(ref.layer, ref.group, ref.rule)
 
 
-_PORT_IFINDEX, _UPLINK_IFINDEX = 10, 50    # as `engine_states` gives them
+PORT_IFINDEX, UPLINK_IFINDEX = 10, 50    # as `engine_states` gives them
 _CB_OFFSET = 48                             # of cb[0] in struct __sk_buff
 _SK_BUFF_BYTES = 192
 _VERDICTS = {
@@ -183,9 +183,9 @@ class BpfBackend:
         place, reason, target = struct.unpack_from("=III", run.ctx, _CB_OFFSET + 8)
         verdict = _VERDICTS[PlaceKind(place)]
         if verdict is Verdict.REDIRECT_PORT:
-            target -= _PORT_IFINDEX
+            target -= PORT_IFINDEX
         elif verdict is Verdict.REDIRECT_UPLINK:
-            target -= _UPLINK_IFINDEX
+            target -= UPLINK_IFINDEX
         elif verdict is not Verdict.TUNNEL:
             target = 0
         return Outcome(verdict.value, DropReason(reason), target, b"" if verdict is Verdict.DROP else run.data)

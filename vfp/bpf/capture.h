@@ -68,7 +68,7 @@ static __noinline int copy_packet(struct __sk_buff *skb, struct scratch *s, __u3
 /* The packet is as it came; it goes from `sender` to `receiver`, 0: no port of ours. */
 static __always_inline void capture_before(struct __sk_buff *skb, struct scratch *s, __u32 sender, __u32 receiver)
 {
-	if (!bytes_to_copy() || s->probe)
+	if (!bytes_to_copy() || is_dry(s))
 		return;
 	s->watched[0] = if_watched(sender);
 	s->watched[1] = if_watched(receiver);
@@ -91,7 +91,7 @@ static __noinline int capture_drop(struct __sk_buff *skb, struct scratch *s, __u
 {
 	__u32 zone = s->pkt.key.zone, stage = CAPTURE_AFTER, from, to;
 
-	if (!bytes_to_copy() || s->probe)
+	if (!bytes_to_copy() || is_dry(s))
 		return 0;
 	if (!(s->watched[0] | s->watched[1])) {
 		stage = CAPTURE_BEFORE;

@@ -14,24 +14,29 @@ half-made change has overtaken.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from enum import StrEnum
+from ipaddress import IPv4Address
 from pathlib import Path
 from secrets import token_bytes
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
+import numpy.typing as npt
 
 from vfp.classifier import CompiledGroup
 from vfp.compile import CompiledPort, Compiler, Tables
+from vfp.datapath.capture import Captured, Capturing
 from vfp.datapath.filter import filter_words
 from vfp.datapath.groups import GroupTable
 from vfp.datapath.object import BpfMap, BpfObject, Program
 from vfp.datapath.records import DropEvent, FlowRecord, RuleHits, read_event, read_flows
 from vfp.datapath.ring import RingBuffer
+from vfp.datapath.select import FlowFilter, FlowPage, select
+from vfp.datapath.trace import Traced, dry_run, find_binding, flow_key, is_held
 from vfp.errors import TableFull
 from vfp.layout import (
     HIT_KEY,
@@ -44,10 +49,14 @@ from vfp.layout import (
     SPACE_KEY,
     SWEEP,
     LocationKind,
+    Ring,
+    ZoneKind,
     pack,
 )
 from vfp.model import EngineState
 from vfp.reasons import DropReason
+from vfp.reference.bindings import BindingKey, External
+from vfp.reference.packet import FlowTuple
 
 OBJECT = Path(__file__).with_name("vfp.bpf.o")
 
@@ -62,6 +71,10 @@ class Hook(StrEnum):
     PORT_IN = "port_in"
     OVERLAY_IN = "overlay_in"
     UPLINK_IN = "uplink_in"
+
+
+_ZONES = {Hook.PORT_OUT: ZoneKind.PORT, Hook.PORT_IN: ZoneKind.HOST, Hook.OVERLAY_IN: ZoneKind.OVERLAY,
+          Hook.UPLINK_IN: ZoneKind.UPLINK}
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +140,7 @@ class Datapath(AbstractContextManager["Datapath"]):
         }
         self._interrupted = bool(settings["dirty"])
         self._write_settings(dirty=self._interrupted)
+        self._capturing = Capturing(loaded)
 
     @classmethod
     def open(cls, pin_dir: Path | None, limits: Limits | None = None, timeouts: Timeouts | None = None) -> Self:
@@ -138,7 +152,7 @@ class Datapath(AbstractContextManager["Datapath"]):
         limits = limits or Limits()
         with ExitStack() as undo:
             loaded = undo.enter_context(BpfObject.load(OBJECT, max_entries=limits.by_map(), pin_dir=pin_dir))
-            for index, program in enumerate(("vfp_slow", "vfp_odd", "vfp_related")):    # enum jump
+            for index, program in enumerate(("vfp_slow", "vfp_odd", "vfp_related", "vfp_captured")):    # enum jump
                 loaded.map("jumps").set_fd(index, loaded.program(program).fd)
             datapath = cls(loaded, limits, timeouts or Timeouts())
             undo.pop_all()
@@ -154,6 +168,7 @@ class Datapath(AbstractContextManager["Datapath"]):
         if self._ring is not None:
             self._ring.close()
             self._ring = None
+        self._capturing.close()
         self._object.close()
 
     def __exit__(
@@ -208,8 +223,59 @@ class Datapath(AbstractContextManager["Datapath"]):
 
     def flows(self) -> list[FlowRecord]:
         """Every half of every pair."""
+        return self.select_flows(FlowFilter()).flows
+
+    def select_flows(self, wanted: FlowFilter) -> FlowPage:
+        """The halves that are asked for."""
         keys, values = self._map("flows").lookup_all()
-        return list(read_flows(keys, values, time.monotonic_ns()))
+        found = select(keys, values, wanted)
+        return FlowPage(self._read_flows(found.keys, found.values), found.total)
+
+    def flow_at(self, hook: Hook, number: int, what: FlowTuple) -> FlowRecord | None:
+        """The entry that a packet of `what` hits at a hook, whatever its MAC and VTEP."""
+        key = flow_key(_ZONES[hook], number, what)
+        value = self._map("flows").lookup(key)
+        if value is None:
+            return None
+        return self._read_flows(np.frombuffer(key, np.uint8)[None], np.frombuffer(value, np.uint8)[None])[0]
+
+    def _read_flows(self, keys: npt.NDArray[np.uint8], values: npt.NDArray[np.uint8]) -> list[FlowRecord]:
+        _, records = self._map("ports").lookup_all()
+        generations = np.ascontiguousarray(records).reshape(-1).view(PORT)["generation"]
+        return list(read_flows(keys, values, time.monotonic_ns(), generations))
+
+    def trace(self, hook: Hook, number: int, frame: bytes, vtep: IPv4Address | None = None) -> Traced:
+        """What the programs would do with a frame: a dry run on the tables as they are, which changes none.
+
+        Raises:
+            KernelRefused: EINVAL when the frame is too long for a test run (about 3,500 bytes).
+        """
+        return dry_run(self._object, _ZONES[hook], number, frame, vtep)
+
+    def binding(self, key: BindingKey) -> External | None:
+        """The external side that a source translation has now."""
+        return find_binding(self._map("bindings"), key)
+
+    def is_external_held(self, external: External) -> bool:
+        """Whether a source translation holds an external address and port."""
+        return is_held(self._map("externals"), external)
+
+    def capture(self, ports: Collection[int], packet_bytes: int) -> None:
+        """Copy the packets of these ports, up to `packet_bytes` of each, until told otherwise; no port: none."""
+        self._capturing.set(ports, packet_bytes)
+
+    def captures_fd(self) -> int:
+        """Readable when `read_captures` has something."""
+        return self._capturing.ring().fd
+
+    def read_captures(self) -> list[Captured]:
+        """Copies since the last call, at most some hundred; does not wait."""
+        return self._capturing.read()
+
+    def lost(self, ring: Ring) -> int:
+        """Records that found no room in a ring since the maps were made."""
+        counts = self._map("lost").lookup_cpus(int(ring).to_bytes(4, "little"))
+        return 0 if counts is None else int(np.ascontiguousarray(counts).view(np.uint64).sum())
 
     def drop_counts(self) -> dict[DropReason, int]:
         """Packets dropped since the maps were made, by reason."""
@@ -303,7 +369,7 @@ class Datapath(AbstractContextManager["Datapath"]):
         if program is None or program[4:] != port.program[4:]:
             return False
         record = self._map("ports").lookup(port.id.to_bytes(4, "little")) or b""
-        return record[4:] == port.record[4:]
+        return self._capturing.without(record)[4:] == port.record[4:]
 
     def _differs(self, tables: Tables, stale: set[int]) -> bool:
         return bool(
@@ -351,10 +417,11 @@ class Datapath(AbstractContextManager["Datapath"]):
         generation = self._next_generation(port.id).to_bytes(4, "little")
         key = port.id.to_bytes(4, "little")
         program = generation + port.program[4:]
+        record = self._capturing.marked(port.id, generation + port.record[4:])
         if port.id not in self._programs:       # a flow may not go to a port without a record
-            self._map("ports").update(key, generation + port.record[4:])
+            self._map("ports").update(key, record)
         self._map("programs").update(key, program)
-        self._map("ports").update(key, generation + port.record[4:])
+        self._map("ports").update(key, record)
         self._programs[port.id] = program
 
     def _drop_port(self, port_id: int) -> None:

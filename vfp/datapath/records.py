@@ -48,6 +48,7 @@ class FlowRecord:
     ifindex: int                            # of the port or uplink it leaves by
     vtep: int                               # IPv4 as an integer, for a tunnel
     vni: int
+    current: bool = True                    # False: the policy has changed; its next packet is decided again
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +91,9 @@ def flow_state(state: int, protocol: int) -> str:
     return "established" if state & State.ASSURED else "new"
 
 
-def read_flows(keys: npt.NDArray[np.uint8], values: npt.NDArray[np.uint8], now_ns: int) -> Iterator[FlowRecord]:
-    """Decode rows of the flow table."""
+def read_flows(keys: npt.NDArray[np.uint8], values: npt.NDArray[np.uint8], now_ns: int,
+               generations: npt.NDArray[np.uint32] | None = None) -> Iterator[FlowRecord]:
+    """Decode rows of the flow table. `generations` are those of the ports, by port id."""
     key_rows = np.ascontiguousarray(keys).reshape(-1).view(FLOW_KEY)
     flow_rows = np.ascontiguousarray(values).reshape(-1).view(FLOW)
     for key, flow in zip(key_rows, flow_rows, strict=True):
@@ -107,7 +109,13 @@ def read_flows(keys: npt.NDArray[np.uint8], values: npt.NDArray[np.uint8], now_n
             place=PlaceKind(int(flow["out"]["place"])).name.lower(),
             ports=(int(flow["ports"][0]), int(flow["ports"][1])), ifindex=int(flow["out"]["ifindex"]),
             vtep=int(flow["out"]["vtep"]), vni=int(flow["out"]["vni"]),
+            current=generations is None or _is_current(flow, generations),
         )
+
+
+def _is_current(flow: Any, generations: npt.NDArray[np.uint32]) -> bool:
+    asked = flow["ports"] != 0
+    return bool((generations[flow["ports"][asked]] == flow["generations"][asked]).all())
 
 
 def read_event(raw: bytes) -> DropEvent:
