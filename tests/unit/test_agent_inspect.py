@@ -54,7 +54,8 @@ def ask(inspector: Inspector, what: str, **args: Any) -> dict[str, Any]:
 
 
 def trace(inspector: Inspector, destination: str, dport: int, **more: Any) -> dict[str, Any]:
-    args = {"port": RED_A.id, "direction": "out", "source": "10.1.0.2", "source_port": 0} | more
+    args = {"port": RED_A.id, "direction": "out", "source": "10.1.0.2", "source_port": 40000}
+    args |= {"any_source_port": "source_port" not in more} | more
     return ask(inspector, "trace", destination=destination, protocol=6, destination_port=dport, **args)
 
 
