@@ -239,7 +239,7 @@ class Client:
 
     # Look inside
 
-    def trace(self, source: str, destination: str = "", protocol: str = "tcp", destination_port: int = 0,
+    def trace(self, source: str, destination: str = "", protocol: str | int = "tcp", destination_port: int = 0,
               source_port: int = 0, tenant: str = DEFAULT_TENANT, *, frame: bytes = b"", live: bool = False,
               **more: Any) -> dict[str, Any]:
         """What would happen to a packet: {verdict, reason, denied_by, hops: [...]}.
