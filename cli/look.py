@@ -206,7 +206,7 @@ def _prefix(text: str) -> str:
     try:
         return str(ip_network(text, strict=False)) if text else ""
     except ValueError:
-        raise problem("--address", "is no address or prefix", repr(text), "use 10.1.0.0/24 or the like", USAGE) from None
+        raise problem("--address", "is no address or prefix", repr(text), "such as 10.1.0.0/24", USAGE) from None
 
 
 def _cell(field: str) -> Any:

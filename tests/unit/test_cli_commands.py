@@ -87,9 +87,9 @@ def test_unknown_commands_and_options_fail() -> None:
 
 
 def test_every_command_has_help() -> None:
-    for command in ("apply", "diff", "get", "describe", "delete", "watch", "trace", "flows", "rules", "drops", "capture", "up",
-                    "join", "doctor", "controller run", "agent run", "agent purge", "token create", "lab run",
-                    "lab graph", "lab up", "lab down", "lab exec"):
+    for command in ("apply", "diff", "get", "describe", "delete", "watch", "trace", "flows", "rules", "drops",
+                    "capture", "up", "join", "doctor", "controller run", "agent run", "agent purge", "token create",
+                    "lab run", "lab graph", "lab up", "lab down", "lab exec"):
         done = sluice(*command.split(), "--help")
         assert done.returncode == 0, command
         assert "Usage" in done.stdout
