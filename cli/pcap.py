@@ -42,7 +42,7 @@ def read_frame(path: Path, number: int) -> Frame:
 
     seen = 0
     try:
-        with RawPcapReader(str(path)) as reader:
+        with path.open("rb") as stream, RawPcapReader(stream) as reader:
             for data, about in reader:
                 seen += 1
                 if seen < number:
