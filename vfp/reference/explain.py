@@ -134,7 +134,7 @@ def explain_frame(state: EngineState, hook: Hook, number: int, frame: bytes, *, 
         reason = malformed.reason if ours else DropReason.NONE
         return Explanation(state, zone, Decision((), reason, not_ours=not ours), None, frame)
     subject = Subject(zone, packet.tuple, packet.headers, vtep, any_vtep=vtep is None)
-    decision = decide(Index(state), bindings or Bindings(), subject, 0.0)
+    decision = decide(Index(state), Bindings() if bindings is None else bindings, subject, 0.0)
     if decision.forward is None:
         return Explanation(state, zone, decision, packet, frame)
     how = decision.forward.transposition
