@@ -16,7 +16,7 @@ from agent.names import Names, Place, Row
 from agent.seams import DatapathSeam
 from vfp.compile import rule_cookie
 from vfp.datapath.engine import Hook as DatapathHook
-from vfp.datapath.errors import KernelRefused
+from vfp.datapath.errors import DatapathError
 from vfp.datapath.records import FlowRecord
 from vfp.datapath.trace import Traced
 from vfp.layout import PlaceKind, ZoneKind
@@ -125,7 +125,7 @@ def _live(built: Built, places: Places, datapath: DatapathSeam, hook: Hook, numb
         raise BadQuery(f"the packet has {len(frame)} bytes; the kernel runs at most {LONGEST_LIVE}; leave --live out")
     try:
         traced = datapath.trace(DatapathHook(hook.value), number, frame)
-    except KernelRefused as error:
+    except DatapathError as error:
         raise BadQuery(f"the kernel does not run this packet: {error}") from error
     reference, kernel = _of_reference(explained, places), _of_kernel(built, traced, places)
     theirs = kernel.texts()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import struct
 from dataclasses import dataclass
 from ipaddress import IPv4Address
@@ -9,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from vfp.datapath.errors import DatapathError
 from vfp.datapath.map import BpfMap
 from vfp.datapath.object import BpfObject
 from vfp.layout import (
@@ -29,6 +32,8 @@ from vfp.reference.bindings import BindingKey, External
 from vfp.reference.packet import FlowTuple
 
 __all__ = ["Traced", "dry_run", "find_binding", "flow_key", "is_held"]
+
+SINCE = (6, 3)                              # test runs keep softirqs out, which use the same per-CPU scratch
 
 _SK_BUFF_BYTES = 192
 _CB_OFFSET = 48                             # of cb[0] in struct __sk_buff
@@ -51,7 +56,15 @@ class Traced:
 
 
 def dry_run(loaded: BpfObject, kind: ZoneKind, number: int, frame: bytes, vtep: IPv4Address | None) -> Traced:
-    """Decide a frame as if it were the first of a flow; no table changes. One at a time."""
+    """Decide a frame as if it were the first of a flow; no table changes. One at a time.
+
+    Raises:
+        DatapathError: the kernel is older than `SINCE`.
+    """
+    release = os.uname().release
+    if (found := re.match(r"(\d+)\.(\d+)", release)) and (int(found[1]), int(found[2])) < SINCE:
+        raise DatapathError(f"dry run: Linux {release} lets packets of the same CPU in between; boot "
+                            f"{'.'.join(map(str, SINCE))} or later")
     context = bytearray(_SK_BUFF_BYTES)
     struct.pack_into("=II", context, _CB_OFFSET, zone(kind, number), int(vtep or 0))
     run = loaded.program("vfp_trace").test_run(frame, ctx=bytes(context))
