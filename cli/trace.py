@@ -75,6 +75,8 @@ def trace(
     if pcap is not None:
         _alone(destination, {"--port": port, "--source-port": source_port} | {f"--{key}": more[key] for key in more})
         frame, title = _from_file(pcap, packet)
+    elif packet != 1:
+        raise problem("--packet", "of which file?", str(packet), "name it by --pcap FILE", USAGE)
     else:
         destination, title = _imagined(destination, proto, port, more)
     number = protocol_number(proto)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from scapy.layers.inet import IP, TCP
 from scapy.layers.l2 import Ether
 from scapy.utils import PcapNgWriter, RawPcapNgReader, wrpcap
@@ -18,7 +19,7 @@ import cli.following
 from cli.following import differences, drop_line, flow_key, flow_line, forward_rows
 from cli.pcap import AFTER, BEFORE, INBOUND, OUTBOUND, CaptureWriter, read_frame
 from cli.problems import Problem
-from cli.trace import _flags
+from cli.trace import _flags, _say_if_they_differ
 from cli.trace_view import draw
 
 FRAMES = [Ether(dst="02:00:00:00:00:01", src="02:00:00:00:00:02") / IP(dst="10.0.0.1") / TCP(dport=port)
@@ -150,6 +151,18 @@ def test_tcp_flags_by_name_and_number() -> None:
     assert (_flags(""), _flags("syn,ack"), _flags("RST"), _flags("0x12"), _flags("17")) == (None, 18, 4, 18, 17)
     with pytest.raises(Problem, match="flags"):
         _flags("syn,fun")
+
+
+def test_the_status_says_that_the_engines_differ(capsys: pytest.CaptureFixture[str]) -> None:
+    _say_if_they_differ({"hops": []})
+    _say_if_they_differ({"agrees": True})
+    hop = {"host": "h1", "live": {"differences": [{"field": "reason", "reference": "", "kernel": "DENIED"}]}}
+    with pytest.raises(typer.Exit) as ended:
+        _say_if_they_differ({"agrees": False, "hops": [hop]})
+    assert ended.value.exit_code == 1
+    told = capsys.readouterr().err
+    assert "host h1: reason" in told
+    assert "kernel 'DENIED'" in told
 
 
 @pytest.mark.parametrize("agrees", [True, False])

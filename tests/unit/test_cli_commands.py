@@ -69,6 +69,7 @@ def test_faults_are_single_lines_without_control_characters() -> None:
     (("trace", "a", "b", "--proto", "tpc"), ("--proto", "tcp, udp, icmp")),
     (("trace", "a"), ("TO", "--pcap")),
     (("trace", "a", "b", "--pcap", "x.pcap"), ("--pcap", "leave one")),
+    (("trace", "a", "b", "--port", "1", "--packet", "2"), ("--packet", "--pcap")),
     (("trace", "a", "--pcap", "/nonexistent.pcap"), ("--pcap", "cannot be read")),
     (("trace", "a", "b", "--proto", "udp", "--port", "1", "--flags", "syn"), ("--flags", "--proto tcp")),
     (("trace", "a", "b", "--port", "1", "--flags", "fun"), ("--flags", "fin,syn")),
