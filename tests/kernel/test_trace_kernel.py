@@ -84,7 +84,8 @@ def replay(history: History, bpf: BpfBackend) -> None:
     for step in sends_of(player, history.steps):
         match step:
             case Send(hook, number, frame, vtep):
-                look(state, bpf._datapath, hook, number, frame, vtep)
+                for outer in {vtep, None}:          # None: trust the mapping
+                    look(state, bpf._datapath, hook, number, frame, outer)
                 now_s = time.monotonic()
                 player.play(step, now_s)
                 bpf.process(hook, number, frame, vtep, now_s)
