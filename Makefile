@@ -15,12 +15,13 @@ OBJECT := vfp/datapath/vfp.bpf.o
 ASM_HEADERS := $(firstword $(wildcard /usr/include/$(shell uname -m)-linux-gnu /usr/include/*-linux-gnu))
 BPF_FLAGS := -O2 -g -target bpf -Wall -Werror $(addprefix -I,$(ASM_HEADERS))
 
-.PHONY: help install packages venv bpf demo test check lint types unit bench clean root
+.PHONY: help install packages venv bpf demo test check lint types unit faults bench clean root
 
 help:
 	@echo 'sudo make demo     install what is missing, run the tour (labs/tour.yaml) on real traffic'
 	@echo 'sudo make test     install what is missing, run every test'
 	@echo 'sudo make bench    Sluice beside a bridge, iptables and bare links (ARGS="--only same-host")'
+	@echo 'sudo make faults   the agent killed 200 times during 10,000 changes under traffic'
 	@echo 'make install       Debian packages, .venv, BPF object; does nothing when they are there'
 	@echo 'make check         ruff and mypy'
 	@echo 'make unit          the tests that need no root'
@@ -49,6 +50,9 @@ demo: root install
 test: root install check
 	@$(BIN)/python -m pytest
 
+faults: root install
+	@SLUICE_FAULTS=full $(BIN)/python -m pytest -s tests/system/test_system_faults.py
+
 bench: root install
 	@$(BIN)/python -m bench $(ARGS)
 
@@ -66,7 +70,7 @@ unit: venv bpf
 root:
 	@if [ "$$(id -u)" -ne 0 ]; then \
 	    echo 'error: this makes network namespaces and loads BPF programs, which needs root' >&2; \
-	    echo '  do:    run it with sudo: sudo make $(or $(filter demo test bench,$(MAKECMDGOALS)),demo)' >&2; \
+	    echo '  do:    run it with sudo: sudo make $(or $(filter demo test faults bench,$(MAKECMDGOALS)),demo)' >&2; \
 	    exit 1; fi
 
 clean:

@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Coroutine, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -32,13 +33,15 @@ from southbound.identity import Identity, load_identity
 from vfp.datapath.engine import Datapath, Limits
 from vfp.datapath.errors import DatapathError
 from vfp.layout import Ring
+from vfp.timeouts import Timeouts
 from vswitch.switch import Switch
 
 __all__ = ["Config", "purge", "run", "serve"]
 
 _log = structlog.get_logger("agent")
 
-SWEEP_EVERY_S = 1.0
+REAP_EVERY_S = 1.0
+SWEEP_SHARE = 0.04          # of one core, at most, for looking at every flow
 _COPY_PAUSE_S = 0.01
 _DRAIN_PAUSE_S = 0.1        # between two emptyings of the event ring, so that a flood of drops costs little
 
@@ -51,6 +54,7 @@ class Config:
     pin_dir: Path = Path("/sys/fs/bpf/sluice")
     name: str = ""
     limits: Limits = field(default_factory=Limits)
+    timeouts: Timeouts = field(default_factory=Timeouts)
 
 
 def run(config: Config) -> None:
@@ -90,20 +94,20 @@ async def serve(config: Config) -> None:
         owned.enter_context(_only_one(config.state_dir))
         disk = Disk(config.state_dir)
         switch = owned.enter_context(Switch(config.state_dir))
-        datapath = owned.enter_context(Datapath.open(config.pin_dir, config.limits))
-        worker = owned.enter_context(Worker())
+        datapath = owned.enter_context(Datapath.open(config.pin_dir, config.limits, config.timeouts))
+        worker, ager = owned.enter_context(Worker()), owned.enter_context(Worker())
         reconciler = Reconciler(switch, datapath, disk, disk.load().ids, config.limits.ports)
         host = Host(worker, switch, reconciler, disk)
         inspector = Inspector(identity.host, datapath, lambda: host.outcome.built if host.outcome else None)
         await host.start()
         try:
-            await _all(identity, host, inspector, datapath, worker)
+            await _all(identity, host, inspector, datapath, worker, ager)
         except BaseExceptionGroup as group:
             raise group.exceptions[0] from None
 
 
 async def _all(
-    identity: Identity, host: Host, inspector: Inspector, datapath: Datapath, worker: Worker
+    identity: Identity, host: Host, inspector: Inspector, datapath: Datapath, worker: Worker, ager: Worker
 ) -> None:
     loop = asyncio.get_running_loop()
 
@@ -112,7 +116,6 @@ async def _all(
 
     async def lost() -> tuple[int, int]:
         return await worker.run(datapath.lost, Ring.EVENTS), await worker.run(datapath.lost, Ring.CAPTURES)
-
 
     def tell(rows: list[dict[str, Any]], lost_events: int) -> None:    # in the worker's thread
         loop.call_soon_threadsafe(streams.drops, rows, lost_events)
@@ -135,24 +138,47 @@ async def _all(
         tasks.create_task(host.watch())
         tasks.create_task(host.mend())
         tasks.create_task(host.retry())
-        tasks.create_task(_age(datapath, worker))
+        tasks.create_task(_age(datapath, ager))
+        tasks.create_task(_tidy(datapath, worker))
         tasks.create_task(_collect(inspector, datapath, worker))
         tasks.create_task(_copy(streams, datapath, worker))
         tasks.create_task(streams.keep())
 
 
-async def _age(datapath: Datapath, worker: Worker) -> None:
-    """Sweep the flow table every second. Never ends."""
+async def _age(datapath: Datapath, ager: Worker) -> None:
+    """Each second take out what has closed; look at every flow as often as that costs little. Never ends.
+
+    A look at a million flows takes half a second of `ager`, a thread of its own: no change of policy waits for it.
+    """
     failing = False
+    next_sweep_s = 0.0
     while True:
-        await asyncio.sleep(SWEEP_EVERY_S)
+        await asyncio.sleep(REAP_EVERY_S)
         try:
-            await worker.run(datapath.sweep)
+            await ager.run(datapath.reap)
+            began_s = time.monotonic()
+            if began_s >= next_sweep_s:
+                busy_s = await ager.run(_timed_sweep, datapath)
+                next_sweep_s = began_s + busy_s / SWEEP_SHARE
             failing = False
         except DatapathError as error:
             if not failing:
                 _log.error("ageing failed; flows stay longer than they should", error=str(error))
             failing = True
+
+
+def _timed_sweep(datapath: Datapath) -> float:
+    """Seconds of this thread's time that a look at every flow took."""
+    began_s = time.thread_time()
+    datapath.age()
+    return time.thread_time() - began_s
+
+
+async def _tidy(datapath: Datapath, worker: Worker) -> None:
+    """Free what changes of policy have left behind. Never ends."""
+    while True:
+        await asyncio.sleep(REAP_EVERY_S)
+        await worker.run(datapath.tidy)
 
 
 async def _collect(inspector: Inspector, datapath: Datapath, worker: Worker) -> None:

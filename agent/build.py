@@ -130,17 +130,14 @@ def build(
         ids.bridges
     }
     links = _port_links(goals, networks, bridges, observed, ids, faults)
-    view = _view(goals, networks, links, observed, ids)
-    layers: dict[str, tuple[Layer, ...]] = {}
-    for port in view.ports.values():
-        try:
-            if port.id in refused:
-                raise ObjectError(refused[port.id])
-            layers[port.id] = _layers(port, view, contributors)
-        except ObjectError as error:
-            faults.append(Fault(key_of(port), str(error)))
-    live = {uid: port for uid, port in view.ports.items() if uid in layers}
-    view = _view(goals, networks, {uid: links[uid] for uid in live}, observed, ids)
+    left = links
+    while True:             # until no port is left out: layers and tables are of one view
+        view = _view(goals, networks, left, observed, ids)
+        layers, failed = _all_layers(view, contributors, refused)
+        if not failed:
+            break
+        faults.extend(failed)
+        left = {uid: links[uid] for uid in layers}
     tables = [contributor.tables(view) for contributor in contributors]
     engine = _engine(view, layers, links, tables, observed)
     for table in tables:
@@ -148,7 +145,7 @@ def build(
     return Built(
         engine=engine,
         ports=links,
-        port_ids={uid: ids.ports[uid] for uid in live},
+        port_ids={uid: ids.ports[uid] for uid in layers},
         bridges=bridges,
         tunnel=tunnel,
         uplink=next(iter(engine.uplinks), None),
@@ -312,6 +309,22 @@ def _view(
     )
 
 
+def _all_layers(
+    view: HostView, contributors: tuple[Contributor, ...], refused: Mapping[str, str]
+) -> tuple[dict[str, tuple[Layer, ...]], list[Fault]]:
+    """The layers of each port, by PortGoal.id, and the ports that have none."""
+    layers: dict[str, tuple[Layer, ...]] = {}
+    failed = []
+    for port in view.ports.values():
+        try:
+            if port.id in refused:
+                raise ObjectError(refused[port.id])
+            layers[port.id] = _layers(port, view, contributors)
+        except ObjectError as error:
+            failed.append(Fault(key_of(port), str(error)))
+    return layers, failed
+
+
 def _layers(port: PortGoal, view: HostView, contributors: tuple[Contributor, ...]) -> tuple[Layer, ...]:
     layers = (contributor.layer(port, view) for contributor in contributors)
     return tuple(layer for layer in layers if layer is not None)
@@ -344,6 +357,7 @@ def _engine(
         mappings=tuple(mapping for table in tables for mapping in table.mappings),
         uplinks=(Uplink(uplink.id, uplink.name, uplink.ifindex),) if uplink else (),
         tunnel_ifindex=tunnel.ifindex if tunnel else 0,
+        sets=tuple(given for table in tables for given in table.sets),
     )
 
 

@@ -1,4 +1,4 @@
-"""Answers to the controller's questions about the inside: trace, flows, drops, rules. Blocking; for the worker.
+"""Answers to the controller's questions about the inside: trace, flows, drops, logs, rules. Blocking; for the worker.
 
 `trace` is a dry run of the reference engine on the state that was programmed last (and of the kernel's programs on
 its tables); the rest comes from the kernel's tables, with ids put back into names.
@@ -14,18 +14,19 @@ from agent import arguments
 from agent.arguments import Args
 from agent.build import Built
 from agent.errors import BadQuery
-from agent.names import Names, Place, Row, event_row, places
+from agent.names import Names, Place, Row, event_row, packet_row, places
 from agent.seams import DatapathSeam
 from agent.trace import trace
 from agent.words import action_text, match_text
-from vfp.datapath.records import DropEvent
+from vfp.datapath.records import DropEvent, LogEvent
 from vfp.datapath.select import STATES, FlowFilter
 from vfp.layout import Ring
 from vfp.model import Direction, Port
 
-__all__ = ["MOST_ROWS", "RECENT_DROPS", "Inspector"]
+__all__ = ["MOST_ROWS", "RECENT_DROPS", "RECENT_LOGS", "Inspector"]
 
 RECENT_DROPS = 1000
+RECENT_LOGS = 1000
 MOST_ROWS = 20_000                          # of one answer: a frame of the session takes 8 MiB
 
 _ORDERS = ("order", "hits", "drops")
@@ -39,19 +40,27 @@ class Inspector:
         self._datapath = datapath
         self._built = built
         self._recent: deque[tuple[float, DropEvent]] = deque(maxlen=RECENT_DROPS)
+        self._logs: deque[tuple[float, LogEvent]] = deque(maxlen=RECENT_LOGS)
         self._places: tuple[Built, dict[tuple[int, int], Place]] | None = None
         self.listener: Callable[[list[Row], int], None] | None = None
-        """Gets drops as they are collected, as rows with the port's uid, and how many the kernel lost so far."""
+        """Gets drops as they are collected, as rows with the port's uid, and how many events the kernel lost so far."""
 
     def collect(self) -> None:
-        """Take what is in the event ring; the oldest beyond `RECENT_DROPS` are forgotten."""
+        """Take what is in the event ring; the oldest beyond `RECENT_DROPS` and `RECENT_LOGS` are forgotten."""
         epoch_s = time.time() - time.monotonic()    # the engine stamps by the monotonic clock
-        events = [(epoch_s + event.time_s, event) for event in self._datapath.read_events()]
-        self._recent.extend(events)
-        if self.listener is not None and events and (built := self._built()) is not None:
+        dropped: list[tuple[float, DropEvent]] = []
+        for event in self._datapath.read_events():
+            time_s = epoch_s + event.time_s
+            match event:
+                case DropEvent():
+                    dropped.append((time_s, event))
+                case LogEvent():
+                    self._logs.append((time_s, event))
+        self._recent.extend(dropped)
+        if self.listener is not None and dropped and (built := self._built()) is not None:
             uids = {number: uid for uid, number in built.port_ids.items()}
-            rows = self._event_rows(built, events)
-            told = [row | {"port": uids.get(event.port, "")} for row, (_, event) in zip(rows, events, strict=True)]
+            rows = self._event_rows(built, dropped)
+            told = [row | {"port": uids.get(event.port, "")} for row, (_, event) in zip(rows, dropped, strict=True)]
             self.listener(told, self._datapath.lost(Ring.EVENTS))
 
     def answer(self, what: str, args: Args) -> Row:
@@ -64,6 +73,7 @@ class Inspector:
             "trace": self._trace,
             "flows": self._flows,
             "drops": self._drops,
+            "logs": self._logged,
             "rules": self._rules,
         }
         if what not in questions:
@@ -123,6 +133,19 @@ class Inspector:
         ]
         return {"reasons": reasons, "rules": rules, "recent": self._event_rows(built, wanted)}
 
+    def _logged(self, built: Built, args: Args) -> Row:
+        self.collect()
+        port = arguments.asked_port(built, args)
+        known = self._places_of(built)
+        ports = {one.id: one for one in built.engine.ports}
+        return {
+            "recent": [
+                {"time": time_s, **packet_row(event, ports, known)}
+                for time_s, event in reversed(self._logs)
+                if port is None or event.port == port.id
+            ]
+        }
+
     def _rules(self, built: Built, args: Args) -> Row:
         port = arguments.asked_port(built, args)
         layer = arguments.word(args, "layer")
@@ -140,12 +163,13 @@ class Inspector:
     def _rule_rows(self, built: Built, port: Port | None, layer: str) -> list[Row]:
         hits = self._datapath.rule_hits()
         rows: dict[tuple[int, int, Direction], Row] = {}
+        sets = {given.id: given.name for given in built.engine.sets}
         for place in places(built):
             if (port is not None and place.port != port) or (layer and place.layer != layer):
                 continue
             counter = place.counter
             key = (*counter, place.direction)
-            text = match_text(place.rule.match)
+            text = match_text(place.rule.match, sets)
             if key in rows:                 # one rule of a policy, several peers or ports: one counter
                 rows[key]["match"] += f" or {text}"
                 continue

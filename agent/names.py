@@ -10,11 +10,11 @@ from typing import Any
 from agent.build import Built
 from agent.words import packet_text
 from vfp.compile import rule_cookie
-from vfp.datapath.records import DropEvent, FlowRecord
+from vfp.datapath.records import DropEvent, FlowRecord, PacketEvent
 from vfp.layout import ZoneKind
 from vfp.model import Direction, Port, Rule
 
-__all__ = ["Names", "Place", "event_row", "places"]
+__all__ = ["Names", "Place", "event_row", "packet_row", "places"]
 
 Row = dict[str, Any]
 
@@ -115,14 +115,21 @@ def event_row(
 ) -> Row:
     """One dropped packet."""
     port = ports.get(event.port)
+    row = packet_row(event, ports, places)
+    if not row["layer"] and port is not None and event.layer is not None and event.layer < len(port.layers):
+        row["layer"] = port.layers[event.layer].name
+    return {"reason": event.reason.name, **row}
+
+
+def packet_row(
+    event: PacketEvent, ports: Mapping[int, Port], places: Mapping[tuple[int, int], Place]
+) -> Row:
+    """A packet and the rule that is why it is told."""
+    port = ports.get(event.port)
     place = places.get((event.port, event.cookie))
-    layer = place.layer if place else ""
-    if not layer and port is not None and event.layer is not None and event.layer < len(port.layers):
-        layer = port.layers[event.layer].name
     return {
-        "reason": event.reason.name,
         "endpoint": port.name if port else "",
-        "layer": layer,
+        "layer": place.layer if place else "",
         "group": place.group if place else "",
         "rule": place.rule.name if place else "",
         "packet": packet_text(

@@ -85,6 +85,7 @@ class Reconciler:
         self._max_ports = max_ports
         self._programmed: EngineState | None = None
         self._done: dict[str, _Done] = {}   # by PortGoal.id
+        self._surrounded: tuple[Any, ...] | None = None     # what `_surround` left
         self._unhooked: set[str] = set()    # former uplinks that are known to be free of our program
 
     def reconcile(self, goals: Goals, mend: bool = True) -> Outcome:
@@ -105,7 +106,7 @@ class Reconciler:
         built, refusals = self._program(goals, observed, plan)
         failures += refusals
         failures += self._hook_uplink(goals, built)
-        self._surround(built, general)
+        self._surround(built, observed.owned, mend, general)
         self._remove(observed, built, "", general)
         self._unhook_uplinks(built, general)
         return Outcome(goals.revision, tuple(_statuses(goals, built, failures)), built, tuple(general))
@@ -124,7 +125,7 @@ class Reconciler:
                 underlay = self._switch.underlay(goals.host.underlay)
             except VSwitchError as error:
                 underlay_error = str(error)
-        addresses = self._switch.facts().addresses if "nat" in modes else ()
+        addresses = self._switch.addresses() if "nat" in modes else ()
         return Observed(
             uplink=uplink,
             uplink_error=uplink_error,
@@ -222,7 +223,7 @@ class Reconciler:
         refused: dict[str, str] = {}
         for port in built.engine.ports:
             try:
-                Compiler().compile(EngineState(ports=(port,)), self._max_ports)
+                Compiler().compile(EngineState(ports=(port,), sets=built.engine.sets), self._max_ports)
             except CompileError as error:
                 refused[goal_ids[port.id]] = str(error)
         return refused
@@ -237,9 +238,14 @@ class Reconciler:
             return [Fault(key_of(network), f"uplink: {error}") for network in nats]
         return []
 
-    def _surround(self, built: Built, general: list[str]) -> None:
+    def _surround(self, built: Built, owned: Mapping[str, OwnedLink], mend: bool, general: list[str]) -> None:
         """Neighbours of bridges, and the ports that the host's own sockets must leave alone."""
-        present = {link.name for link in built.bridges.values()} & set(self._switch.owned())
+        present = {link.name for link in built.bridges.values()} & set(owned)
+        wanted = (built.neighbours, built.reserved_ports, {name: owned[name].ifindex for name in present})
+        if not mend and wanted == self._surrounded:
+            return
+        before = len(general)
+        self._surrounded = None
         for bridge in sorted(present):
             try:
                 self._switch.set_neighbours(bridge, built.neighbours[bridge])
@@ -252,6 +258,8 @@ class Reconciler:
                 self._switch.release_ports()
         except VSwitchError as error:
             general.append(f"reserve ports: {error}")
+        if len(general) == before:
+            self._surrounded = wanted
 
     def _unhook_uplinks(self, built: Built, general: list[str]) -> None:
         """Take our program off interfaces that were our uplink once."""

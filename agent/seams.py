@@ -11,11 +11,11 @@ from typing import Protocol
 
 from vfp.datapath.capture import Captured
 from vfp.datapath.engine import Hook
-from vfp.datapath.records import DropEvent, FlowRecord, RuleHits
+from vfp.datapath.records import DropEvent, FlowRecord, LogEvent, RuleHits
 from vfp.datapath.select import FlowFilter, FlowPage
 from vfp.datapath.trace import Traced
 from vfp.layout import Ring
-from vfp.model import EngineState
+from vfp.model import EngineState, Prefix
 from vfp.reasons import DropReason
 from vfp.reference.bindings import BindingKey, External
 from vfp.reference.packet import FlowTuple
@@ -38,6 +38,7 @@ class SwitchSeam(Protocol):
     def uplink(self, name: str = "") -> UplinkState: ...  # noqa: D102
     def underlay(self, address: str) -> UplinkState: ...  # noqa: D102
     def facts(self) -> Surroundings: ...  # noqa: D102
+    def addresses(self) -> tuple[tuple[str, str], ...]: ...  # noqa: D102
     def reserve_ports(self, ranges: Iterable[tuple[int, int]]) -> None: ...  # noqa: D102
     def release_ports(self) -> None: ...  # noqa: D102
     def watch(self) -> AsyncGenerator[None]: ...  # noqa: D102
@@ -48,6 +49,7 @@ class DatapathSeam(Protocol):
 
     def apply(self, state: EngineState) -> None: ...  # noqa: D102
     def program_fd(self, hook: Hook) -> int: ...  # noqa: D102
+    def members(self, set_id: int) -> Mapping[Prefix, float | None]: ...  # noqa: D102
     def flows(self) -> list[FlowRecord]: ...  # noqa: D102
     def select_flows(self, wanted: FlowFilter) -> FlowPage: ...  # noqa: D102
     def flow_at(self, hook: Hook, number: int, what: FlowTuple) -> FlowRecord | None: ...  # noqa: D102
@@ -63,5 +65,5 @@ class DatapathSeam(Protocol):
     def drop_counts(self) -> dict[DropReason, int]: ...  # noqa: D102
     def rule_hits(self) -> dict[tuple[int, int], RuleHits]: ...  # noqa: D102
     def events_fd(self) -> int: ...  # noqa: D102
-    def read_events(self) -> list[DropEvent]: ...  # noqa: D102
+    def read_events(self) -> list[DropEvent | LogEvent]: ...  # noqa: D102
     def sweep(self) -> int: ...  # noqa: D102

@@ -22,7 +22,7 @@ from agent.ids import Ids
 from southbound import codec
 from southbound.durable import write_file
 from southbound.errors import ProtocolError
-from southbound.messages import FullSync
+from southbound.messages import FullSync, Goal, Key
 
 __all__ = ["Disk", "Stored"]
 
@@ -47,6 +47,7 @@ class Disk:
         self._goal = directory / "goal.msgpack"
         self._agent = directory / "agent.json"
         self._ids, self._store = self._load_agent()
+        self._encoded: dict[Key, tuple[Goal, bytes]] = {}      # as saved last: what did not change is not encoded again
 
     def load(self) -> Stored:
         """What was saved last."""
@@ -54,7 +55,12 @@ class Disk:
 
     def save_goals(self, goals: Goals) -> None:
         """Keep a goal state; when this returns it survives a power cut."""
-        write_file(self._goal, codec.encode(FullSync(goals.revision, tuple(goals.objects.values()))))
+        encoded: dict[Key, tuple[Goal, bytes]] = {}
+        for key, goal in goals.objects.items():
+            known = self._encoded.get(key)
+            encoded[key] = known if known is not None and known[0] is goal else (goal, codec.encode_goal(goal))
+        write_file(self._goal, codec.encode_sync(goals.revision, [piece for _, piece in encoded.values()]))
+        self._encoded = encoded
 
     def save_ids(self, ids: Ids) -> None:
         """Keep identities, before anything in the kernel is made under them."""

@@ -54,7 +54,9 @@ def trace(current: Callable[[], tuple[Built, Places]], datapath: DatapathSeam, a
         hook, number = arguments.entrance(port, args)
         frame = arguments.data(args, "frame") or _imagined(built, hook, number, args)
         bindings = PeekedBindings(datapath.binding, datapath.is_external_held)
-        explained = explain_frame(built.engine, hook, number, frame, bindings=bindings)
+        members = {given.id: datapath.members(given.id) for given in built.engine.sets if given.dynamic}
+        explained = explain_frame(built.engine, hook, number, frame, time.monotonic(), bindings=bindings,
+                                  members=members)
         live = _live(built, places, datapath, hook, number, frame, explained) if args.get("live") else None
         if live is None or live["agrees"]:
             break
@@ -146,7 +148,7 @@ def _of_reference(explained: Explanation, places: Places) -> _Outcome:
 def _of_kernel(built: Built, traced: Traced, places: Places) -> _Outcome:
     verdict = _VERDICTS.get(traced.place, "forward")
     denied = None
-    if traced.reason is DropReason.DENIED:
+    if traced.reason in (DropReason.DENIED, DropReason.REJECTED):
         place = places.get((traced.port, traced.cookie))
         denied = place.row() if place else {"port": str(traced.port), "layer": "", "group": "",
                                             "rule": f"{traced.cookie:#x}"}

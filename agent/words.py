@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 from vfp.model import (
     ETH_P_ARP,
     ETH_P_IP,
@@ -32,8 +35,8 @@ _ETHERTYPES = {ETH_P_IP: "ip", ETH_P_ARP: "arp", ETH_P_IPV6: "ipv6"}
 _PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp", 132: "sctp"}
 
 
-def match_text(match: Match) -> str:
-    """`tcp src 10.1.0.0/24 dport 80`; `any` for a match without conditions."""
+def match_text(match: Match, sets: Mapping[int, str] = MappingProxyType({})) -> str:
+    """`tcp src 10.1.0.0/24 dport 80`; `any` for a match without conditions. `sets`: their names by id."""
     words: list[str] = []
     if match.protocol is not None and match.ethertype != ETH_P_ARP:
         words.append(_PROTOCOLS.get(match.protocol, f"protocol {match.protocol}"))
@@ -47,6 +50,9 @@ def match_text(match: Match) -> str:
     for name, prefix in (("src", match.src), ("dst", match.dst)):
         if prefix is not None:
             words.append(f"{name} {prefix.network_address if prefix.prefixlen == prefix.max_prefixlen else prefix}")
+    for name, identity in (("src set", match.src_set), ("dst set", match.dst_set)):
+        if identity is not None:
+            words.append(f"{name} {sets.get(identity) or identity}")
     for name, ports in (("sport", match.src_ports), ("dport", match.dst_ports)):
         if ports is not None:
             words.append(f"{name} {_ports(ports)}")
@@ -58,9 +64,8 @@ def match_text(match: Match) -> str:
         words.append(f"flags {match.tcp_flags[1]:#04x}/{match.tcp_flags[0]:#04x}")
     if match.dscp is not None:
         words.append(f"dscp {match.dscp}")
-    for name, identity in (("src set", match.src_set), ("dst set", match.dst_set), ("vni", match.vni)):
-        if identity is not None:
-            words.append(f"{name} {identity}")
+    if match.vni is not None:
+        words.append(f"vni {match.vni}")
     if match.fragment is not None:
         words.append("fragment" if match.fragment else "no fragment")
     if match.arp_sender_is_source or match.nd_sender_is_source:

@@ -43,7 +43,8 @@ UPDATES = 21
 _PORT, _UPLINK = 1, 1
 _GROUP = "classbench"
 _MAPS = ("groups", "buckets", "filter", "rules")
-_SKB_BYTES, _SKB_CB = 192, 48               # struct __sk_buff: its size, and where cb[0] is
+_SKB_BYTES, _SKB_MARK, _SKB_CB = 192, 8, 48  # struct __sk_buff: its size, and where mark and cb[0] are
+_PROBE_WALKS = 1                            # vfp/bpf/drop.h: layers are asked each time
 _MAC, _GATEWAY = bytes((2, 0, 0, 0, 0, 1)), bytes((2, 0, 0, 0, 0, 2))
 
 
@@ -101,10 +102,11 @@ class Setup:
         return int(test.opts.duration)
 
     def forget_flows(self) -> None:
-        """Empty the flow table."""
+        """Empty the flow table, and tell the budgets."""
         flows = self.datapath._object.map("flows")
         keys, _ = flows.lookup_all()
         flows.delete_batch(np.ascontiguousarray(keys), len(keys))
+        self.datapath.age()
 
     def map_bytes(self) -> int:
         """Kernel memory of the maps that hold groups."""
@@ -126,6 +128,7 @@ class Run:
         self._context = ctypes.create_string_buffer(_SKB_BYTES)
         self._fresh = bytearray(_SKB_BYTES)
         struct.pack_into("=I", self._fresh, _SKB_CB, zone(ZoneKind.PORT, _PORT))
+        struct.pack_into("=I", self._fresh, _SKB_MARK, _PROBE_WALKS)
         self._fresh_raw = bytes(self._fresh)
         self._data = ctypes.create_string_buffer(raw, len(raw))
         self._out = ctypes.create_string_buffer(len(raw) + 256)

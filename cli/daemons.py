@@ -17,6 +17,7 @@ from cli.problems import USAGE, Fault, Problem, problem
 if TYPE_CHECKING:
     from southbound.identity import Identity
     from vfp.datapath.engine import Limits
+    from vfp.timeouts import Timeouts
 
 controller_app = typer.Typer(
     no_args_is_help=True, help="The controller: keeps what is declared, tells the hosts."
@@ -29,6 +30,7 @@ HostName = Annotated[
 ]
 MAX_NAME = 63
 MAX_ENTRIES = 1 << 24  # more than any host has memory for
+MAX_SECONDS = 30 * 86400
 _ROOMS = ("controller", "agent", "southbound", "vfp", "vswitch")
 
 
@@ -88,17 +90,29 @@ def agent_run(
             "--limit",
             metavar="TABLE=ENTRIES",
             show_default=False,
-            help="Size of a table: flows, rules, bindings, ports, space_entries or mappings. May be repeated.",
+            help="Size of a table, or another bound: flows, rules, bindings, ports, space_entries, mappings, half_open,"
+            " udp or redecide_per_s. May be repeated.",
+        ),
+    ] = None,
+    timeout: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--timeout",
+            metavar="NAME=SECONDS",
+            show_default=False,
+            help="How long a flow may be idle: tcp_opening, tcp_syn_received, tcp_established, tcp_fin_wait,"
+            " tcp_time_wait, tcp_reset, udp_new, udp, icmp, other or binding. May be repeated.",
         ),
     ] = None,
 ) -> None:
     """Run this host's agent until SIGTERM or Ctrl-C. The data path stays when it ends."""
     _need_root("sluice agent run")
     limits = _limits(limit or [])
+    timeouts = _timeouts(timeout or [])
     from agent.app import Config, run
 
     with _plainly("agent"):
-        run(Config(state_dir=state, pin_dir=pin_dir, name=name, limits=limits))
+        run(Config(state_dir=state, pin_dir=pin_dir, name=name, limits=limits, timeouts=timeouts))
 
 
 @agent_app.command("purge")
@@ -224,6 +238,30 @@ def _limits(given: Sequence[str]) -> Limits:
             )
         sizes[name] = int(number)
     return replace(Limits(), **sizes)
+
+
+def _timeouts(given: Sequence[str]) -> Timeouts:
+    from dataclasses import fields, replace
+
+    from vfp.timeouts import Timeouts
+
+    names = [field.name.removesuffix("_s") for field in fields(Timeouts)]
+    seconds: dict[str, float] = {}
+    for text in given:
+        name, _, number = text.partition("=")
+        try:
+            seconds[f"{name}_s"] = value = float(number)
+        except ValueError:
+            value = -1.0
+        if name not in names or not 0 < value <= MAX_SECONDS:
+            raise problem(
+                "--timeout",
+                "not NAME=SECONDS",
+                repr(text),
+                f"use one of {', '.join(names)}, with more than 0 and at most {MAX_SECONDS}, as in udp=300",
+                USAGE,
+            )
+    return replace(Timeouts(), **seconds)
 
 
 def _need_root(command: str) -> None:

@@ -44,9 +44,12 @@ class FlowState(StrEnum):
     """States of flows."""
 
     NEW = "new"
+    OPENING = "opening"
+    SYN_RECEIVED = "syn-received"
     ESTABLISHED = "established"
-    CLOSING = "closing"
-    CLOSED = "closed"
+    FIN_WAIT = "fin-wait"
+    TIME_WAIT = "time-wait"
+    RESET = "reset"
 
 
 class Order(StrEnum):

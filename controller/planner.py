@@ -340,7 +340,8 @@ def _tier(policy: Stored[PolicySpec], members: _Members) -> AclTier:
         rules.append(AclRule(
             priority=priority, direction=rule.direction, action=rule.action, peers=peers,
             protocol=PROTOCOL_NUMBERS.get(rule.protocol) if isinstance(rule.protocol, str) else rule.protocol,
-            ports=tuple(map(_port_range, rule.ports)), name=rule.name or f"{policy.ref.path}[{position}]"))
+            ports=tuple(map(_port_range, rule.ports)), name=rule.name or f"{policy.ref.path}[{position}]",
+            dscp=rule.dscp, log=rule.log))
     return AclTier(policy.ref.path, policy.spec.priority, tuple(rules))
 
 
@@ -354,7 +355,7 @@ def _peers(rule: PolicyRule, members: _Members) -> tuple[str, ...]:
 def joined(addresses: Sequence[int]) -> list[str]:
     """The fewest prefixes that hold exactly these addresses (ascending, no duplicates).
 
-    The engine has one rule a prefix, and neighbours are the rule where addresses are given out in order.
+    The engine has one member of a set a prefix, and neighbours are the rule where addresses are given out in order.
     """
     prefixes = []
     i = 0

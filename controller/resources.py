@@ -248,16 +248,21 @@ class Peer(Selector):
 
 
 class PolicyRule(Model):
-    """One rule; the lowest priority that matches decides, `pass` hands on to the next policy."""
+    """One rule; the lowest priority that matches decides, `pass` hands on to the next policy.
+
+    `deny` drops in silence; `reject` tells the sender: a connection is refused, anything else "prohibited".
+    """
 
     name: LabelValue = ""
     direction: Literal["in", "out"]
-    action: Literal["allow", "deny", "pass"]
+    action: Literal["allow", "deny", "reject", "pass"]
     priority: int | None = Field(default=None, ge=0, le=65535, description="default: 10, 20, 30, ... by position")
     from_: Peer | None = Field(default=None, alias="from", description="with direction in; absent: anyone")
     to: Peer | None = Field(default=None, description="with direction out; absent: anyone")
     protocol: ProtocolText | None = None
     ports: tuple[PortsText, ...] = Field(default=(), description="destination ports; with tcp, udp or sctp")
+    dscp: int | None = Field(default=None, ge=0, le=63, description="with allow: packets leave with it, both ways")
+    log: bool = Field(default=False, description="with allow: a record of each new flow; a drop always has one")
 
     @model_validator(mode="after")
     def _sides(self) -> PolicyRule:
@@ -268,7 +273,17 @@ class PolicyRule(Model):
         if self.ports and self.protocol not in ("tcp", "udp", "sctp", 6, 17, 132):
             raise _wrong(f"ports need a protocol that has them, found {self.protocol or 'none'}",
                          "set protocol to tcp, udp or sctp")
+        if (self.dscp is not None or self.log) and self.action != "allow":
+            raise _wrong(f"{'dscp' if self.dscp is not None else 'log'} with action {self.action}",
+                         "use action allow, or leave it out")
+        if self.dscp is not None and self.log:
+            raise _wrong("a rule has both dscp and log", "use one of them")
         return self
+
+    @property
+    def outcome(self) -> tuple[str, int | None, bool]:
+        """What becomes of a packet that the rule matches; rules of one priority may not differ in it."""
+        return self.action, self.dscp, self.log
 
     @property
     def peer(self) -> Peer | None:
@@ -291,7 +306,7 @@ class PolicySpec(Model):
         seen: dict[tuple[str, int], PolicyRule] = {}
         for position, (priority, rule) in enumerate(self.numbered()):
             other = seen.setdefault((rule.direction, priority), rule)
-            if other.action != rule.action:
+            if other.outcome != rule.outcome:
                 raise _wrong(f"rules[{position}] and another rule of direction {rule.direction} have "
                              f"priority {priority} and different actions", "give them different priorities")
         return self

@@ -15,6 +15,7 @@ from labs.site import Site, sluice
 
 SOUTHBOUND_PORT = 7443
 CONNECT_S = 15
+FLOWS = 65536               # halves, of each host: a lab has many hosts and one machine's memory
 WAIT_S = 15
 
 
@@ -67,7 +68,7 @@ async def start_agent(site: Site, host: str, controller_node: str) -> None:
     await site.processes.start(Spec(
         f"agent/{host}",
         (*sluice(), "agent", "run", "--state", str(state), "--pin-dir", pin_directory(site.lab, host),
-         "--name", host),
+         "--name", host, "--limit", f"flows={FLOWS}"),
         namespace=namespace,
     ))
 

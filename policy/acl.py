@@ -1,30 +1,35 @@
 """The `acl` layer: policies of the tenant, one group a policy (tier), in both directions.
 
-A goal rule names peers and destination ports as lists; the engine's rules hold one of each. So a goal
-rule becomes the product of its lists: engine rules with the same priority, action and name. Equal
+A goal rule names peers and destination ports as lists. Several peers are an address set (`policy.peers`); an engine
+rule holds one range of ports, so a goal rule becomes one for each range: with the same priority, action and name. Equal
 priorities with the same action cannot contradict each other, and the engine allows them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from ipaddress import IPv4Network
-from itertools import product
 from typing import Literal
 
 from policy.contribution import HostView, ObjectError, Tables
+from policy.peers import PeerSets, prefixes_of, rule_names
 from southbound.messages import AclRule, AclTier, PortGoal
 from vfp.model import (
     ETH_P_ARP,
     ETH_P_IP,
     Action,
+    AddressSet,
     Allow,
     Deny,
     Group,
     Layer,
+    Log,
+    Mark,
     Match,
     Pass,
     PortRange,
+    Reject,
     Rule,
 )
 
@@ -32,55 +37,113 @@ __all__ = ["Acl"]
 
 MAX_PRIORITY = 65535
 
-_ACTIONS: dict[str, Allow | Deny | Pass] = {"allow": Allow(), "deny": Deny(), "pass": Pass()}
+Direction = Literal["in", "out"]
+
+_ACTIONS: dict[str, Action] = {"allow": Allow(), "deny": Deny(), "reject": Reject(), "pass": Pass()}
 
 # ARP is the guard's and vnet's business; a policy about IP must not cut an endpoint off its own gateway.
 _ARP_OUT = Group("arp", (Rule(0, Match(ethertype=ETH_P_ARP), Allow(), "arp-out"),))
 _ARP_IN = Group("arp", (Rule(0, Match(ethertype=ETH_P_ARP), Allow(), "arp-in"),))
 
+_Peers = dict[int, AddressSet]              # by the rule's place in the tier
+_SetIds = tuple[tuple[int, int], ...]       # rule's place in the tier, set
+_Identity = tuple[int, Direction, _SetIds]  # of a tier by its id()
+_Made = dict[tuple[str, AclRule, int], tuple[Rule, ...]]
+
+
+@dataclass(slots=True)
+class _Known:
+    """What a tier became in one direction. `made`: of each goal rule by its name there and its set."""
+
+    rules: tuple[AclRule, ...]
+    sets: _SetIds
+    group: Group | None
+    made: _Made
+
 
 class Acl:
-    """Contributes `acl` to every port."""
+    """Contributes `acl` to every port.
+
+    Remembers what became of the tiers of the last build, which ends with `tables`: a tier that did not change costs
+    nothing, one that did costs its changes, and equal tiers of many ports are one group, which the engine knows by
+    identity.
+    """
+
+    def __init__(self) -> None:
+        self._view: tuple[HostView, PeerSets] | None = None
+        self._same: dict[_Identity, tuple[AclTier, _Known]] = {}
+        self._alike: dict[tuple[str, Direction], list[_Known]] = {}             # by policy
+        self._used: set[_Identity] = set()
 
     def layer(self, port: PortGoal, view: HostView) -> Layer:
         """A group per tier by ascending order; what no tier decides falls to the port's defaults."""
-        tiers = sorted(port.tiers, key=lambda tier: (tier.order, tier.policy))
+        peers = self._peers(view)
+        tiers = [
+            (tier, peers.of(port, tier)) for tier in sorted(port.tiers, key=lambda tier: (tier.order, tier.policy))
+        ]
         return Layer(
             "acl",
-            groups_out=(_ARP_OUT, *_groups(tiers, "out")),
-            groups_in=(_ARP_IN, *_groups(tiers, "in")),
+            groups_out=(_ARP_OUT, *self._groups(tiers, "out")),
+            groups_in=(_ARP_IN, *self._groups(tiers, "in")),
             default_out=_default(port.default_out),
             default_in=_default(port.default_in),
         )
 
     def tables(self, view: HostView) -> Tables:
-        """Policies come with peers resolved to prefixes; no tables."""
-        return Tables()
+        """The sets of peers. The last call of a build: what no port has used in it is forgotten."""
+        self._same = {key: self._same[key] for key in self._used}
+        alike: dict[tuple[str, Direction], dict[int, _Known]] = {}
+        for (_, direction, _), (tier, known) in self._same.items():
+            alike.setdefault((tier.policy, direction), {})[id(known)] = known
+        self._alike = {key: list(found.values()) for key, found in alike.items()}
+        self._used = set()
+        return Tables(sets=self._peers(view).all)
+
+    def _peers(self, view: HostView) -> PeerSets:
+        """Made once for a view: all its ports share them."""
+        if self._view is None or self._view[0] is not view:
+            self._view = (view, PeerSets(view))
+        return self._view[1]
+
+    def _groups(self, tiers: list[tuple[AclTier, _Peers]], direction: Direction) -> Iterator[Group]:
+        for tier, sets in tiers:
+            ids = tuple((position, given.id) for position, given in sorted(sets.items()))
+            key = (id(tier), direction, ids)
+            found = self._same.get(key)
+            if found is None or found[0] is not tier:
+                found = self._same[key] = (tier, self._known(tier, sets, ids, direction))
+            self._used.add(key)
+            if found[1].group is not None:
+                yield found[1].group
+
+    def _known(self, tier: AclTier, sets: _Peers, ids: _SetIds, direction: Direction) -> _Known:
+        alike = self._alike.setdefault((tier.policy, direction), [])
+        for known in alike:
+            if known.sets == ids and known.rules == tier.rules:
+                return known
+        made: _Made = {}
+        rules = tuple(_tier_rules(tier, sets, direction, alike[-1].made if alike else {}, made))
+        alike.append(_Known(tier.rules, ids, Group(tier.policy, rules) if rules else None, made))
+        return alike[-1]
 
 
 def _default(word: Literal["allow", "deny"]) -> Allow | Deny:
     return Allow() if word == "allow" else Deny()
 
 
-def _groups(tiers: list[AclTier], direction: Literal["in", "out"]) -> Iterator[Group]:
-    for tier in tiers:
-        rules = tuple(_tier_rules(tier, direction))
-        if rules:
-            yield Group(tier.policy, rules)
-
-
-def _tier_rules(tier: AclTier, direction: Literal["in", "out"]) -> Iterator[Rule]:
-    """The engine rules of one tier, in one direction.
+def _tier_rules(
+    tier: AclTier, sets: _Peers, direction: Direction, before: _Made, made: _Made
+) -> Iterator[Rule]:
+    """The engine rules of one tier, in one direction; those `before` are used again. `made` is filled.
 
     Raises:
         ObjectError: a priority or peer is out of range, or two rules of one priority differ in their action.
     """
     actions: dict[int, tuple[Action, str]] = {}
-    for position, rule in enumerate(tier.rules):
+    for position, (name, rule) in enumerate(zip(rule_names(tier), tier.rules, strict=True)):
         if rule.direction != direction:
             continue
-        name = rule.name or f"{tier.policy}[{position}]"
-        action = _ACTIONS[rule.action]
+        action = _action(rule, name)
         if not 0 <= rule.priority <= MAX_PRIORITY:
             raise ObjectError(f"policy rule {name}: priority {rule.priority} is not in 0..{MAX_PRIORITY}")
         other, other_name = actions.setdefault(rule.priority, (action, name))
@@ -89,22 +152,47 @@ def _tier_rules(tier: AclTier, direction: Literal["in", "out"]) -> Iterator[Rule
                 f"policy {tier.policy}: rules {other_name} and {name} have priority {rule.priority} and"
                 f" different actions; give them different priorities"
             )
-        for match in _matches(rule, direction, name):
-            yield Rule(rule.priority, match, action, name)
+        given = sets.get(position)
+        key = (name, rule, given.id if given else 0)
+        rules = before.get(key)
+        if rules is None:
+            rules = tuple(
+                Rule(rule.priority, match, action, name) for match in _matches(rule, given, direction, name)
+            )
+        made[key] = rules
+        yield from rules
 
 
-def _matches(rule: AclRule, direction: Literal["in", "out"], name: str) -> Iterator[Match]:
-    peers: list[IPv4Network | None]
+def _action(rule: AclRule, name: str) -> Action:
+    if rule.dscp is None and not rule.log:
+        return _ACTIONS[rule.action]
+    if rule.action != "allow" or (rule.dscp is not None and rule.log):
+        raise ObjectError(f"policy rule {name}: dscp {rule.dscp}, log {rule.log} with action {rule.action};"
+                          f" only allow has one of them")
+    if rule.dscp is None:
+        return Log()
+    if not 0 <= rule.dscp <= 63:
+        raise ObjectError(f"policy rule {name}: dscp {rule.dscp} is not in 0..63")
+    return Mark(rule.dscp)
+
+
+def _matches(rule: AclRule, peers: AddressSet | None, direction: Direction, name: str) -> Iterator[Match]:
+    """One for each range of ports. `peers`: the rule's set, if it has more than one."""
+    peer: IPv4Network | None = None
     try:
-        peers = [IPv4Network(peer) for peer in dict.fromkeys(rule.peers)]
+        if peers is None:
+            peer = next(iter(prefixes_of(rule.peers)), None)
     except ValueError as error:
         raise ObjectError(f"policy rule {name}: peer: {error}") from None
+    set_id = peers.id if peers is not None else None
     ports: list[PortRange | None] = [PortRange(low, high) for low, high in dict.fromkeys(rule.ports)]
-    for peer, dst_ports in product(peers or [None], ports or [None]):
+    for dst_ports in ports or [None]:
         yield Match(
             ethertype=ETH_P_IP,
             src=peer if direction == "in" else None,
             dst=peer if direction == "out" else None,
+            src_set=set_id if direction == "in" else None,
+            dst_set=set_id if direction == "out" else None,
             protocol=rule.protocol,
             dst_ports=dst_ports,
         )

@@ -1,7 +1,7 @@
 """The contract between the agent and the features: what a feature is given, and what it gives.
 
 A feature is a `Contributor`. For a port it may give one layer; for the whole host it may give tables
-(spaces, pools, mappings). It is a pure function of the goal state and of a few facts of the host; it
+(spaces, pools, mappings, sets). It is a pure function of the goal state and of a few facts of the host; it
 knows no sockets and no netlink. The agent lists its contributors in OUT order in one tuple, so that
 adding a feature is adding one entry.
 """
@@ -82,10 +82,11 @@ class Tables:
     pools: tuple[model.Pool, ...] = ()
     mappings: tuple[model.Mapping, ...] = ()
     faults: tuple[Fault, ...] = ()
+    sets: tuple[model.AddressSet, ...] = ()
 
 
 class Contributor(Protocol):
-    """One feature."""
+    """One feature. What a layer names is in the tables of the same view."""
 
     def layer(self, port: PortGoal, view: HostView) -> model.Layer | None:
         """The feature's layer of this port; None if it has none for the port's network.

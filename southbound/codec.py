@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from operator import attrgetter, itemgetter
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -26,7 +26,8 @@ from southbound import messages
 from southbound.errors import ProtocolError
 from southbound.messages import PROTOCOL_VERSION, Message
 
-__all__ = ["MAX_CONTAINERS", "MAX_DEPTH", "MAX_ITEMS", "MAX_TEXT_BYTES", "decode", "encode"]
+__all__ = ["MAX_CONTAINERS", "MAX_DEPTH", "MAX_ITEMS", "MAX_TEXT_BYTES", "decode", "encode", "encode_goal",
+           "encode_sync"]
 
 MAX_TEXT_BYTES = 1 << 20                    # one string or byte string
 MAX_ITEMS = 1 << 20                         # entries of one array or map
@@ -77,6 +78,28 @@ def encode(message: Message) -> bytes:
                             found=mismatch.found) from None
     except (OverflowError, UnicodeEncodeError, ValueError) as error:
         raise ProtocolError(f"msgpack cannot hold it: {error}", message=name) from error
+
+
+def encode_goal(goal: messages.Goal) -> bytes:
+    """One goal-state object, for `encode_sync`.
+
+    Raises:
+        ProtocolError: as `encode`.
+    """
+    try:
+        return bytes(msgpack.packb(_GOAL.pack(goal)))
+    except _Mismatch as mismatch:
+        raise ProtocolError(mismatch.problem, message=type(goal).__name__, field=mismatch.location(),
+                            found=mismatch.found) from None
+    except (OverflowError, UnicodeEncodeError, ValueError) as error:
+        raise ProtocolError(f"msgpack cannot hold it: {error}", message=type(goal).__name__) from error
+
+
+def encode_sync(revision: int, goals: Sequence[bytes]) -> bytes:
+    """A `FullSync` of goal-state objects that are encoded already."""
+    packer = msgpack.Packer()
+    head = (packer.pack_map_header(3), *map(packer.pack, ("t", "FullSync", "revision", revision, "goals")))
+    return b"".join((*head, packer.pack_array_header(len(goals)), *goals))
 
 
 def decode(payload: bytes | bytearray) -> Message:
@@ -349,5 +372,6 @@ def _build_messages() -> dict[str, _Codec]:
 
 
 _MESSAGES: dict[str, _Codec] = _build_messages()
+_GOAL = _build(messages.Goal)
 _VERSIONED = frozenset(cls.__name__ for cls in get_args(messages.Message) if hasattr(cls, "version"))
 _VERSIONED = frozenset(cls.__name__ for cls in get_args(messages.Message) if hasattr(cls, "version"))

@@ -45,11 +45,13 @@ class AclRule:
 
     priority: int                           # 0..65535, lower wins
     direction: Literal["in", "out"]
-    action: Literal["allow", "deny", "pass"]
+    action: Literal["allow", "deny", "reject", "pass"]
     peers: tuple[str, ...] = ()             # prefixes of the other side; empty: any
     protocol: int | None = None
     ports: tuple[tuple[int, int], ...] = ()  # destination port ranges, inclusive; empty: any
     name: str = ""
+    dscp: int | None = None                 # 0..63, with allow: mark the flow's packets
+    log: bool = False                       # with allow, and not with dscp: a record of each new flow
 
 
 @dataclass(frozen=True, slots=True)

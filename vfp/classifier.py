@@ -20,6 +20,9 @@ import numpy.typing as npt
 from vfp.errors import CompileError
 from vfp.layout import RULE, ActionCode, If, RuleFlag, Set, pack_address
 from vfp.model import (
+    ETH_P_ARP,
+    ETH_P_IP,
+    ETH_P_IPV6,
     MAX_PRIORITY,
     Action,
     Allow,
@@ -33,6 +36,7 @@ from vfp.model import (
     Match,
     Meter,
     Mirror,
+    Modifier,
     Pass,
     Reject,
     Rewrite,
@@ -81,6 +85,9 @@ class CompiledGroup:
         group: what was compiled.
         ordered: its rules are in order of priority.
         actions: how many rules have each action.
+        kinds: how many rules can match each kind of packet, by bit of `Kind`.
+        fussy: how many of them look at what may differ from one connection to the next.
+        sets: how often each set is named.
         edit: how it comes from another group; None when `whole` was made at once.
     """
 
@@ -89,6 +96,9 @@ class CompiledGroup:
     group: Group
     ordered: bool
     actions: Counter[Action]
+    kinds: npt.NDArray[np.int64]
+    fussy: npt.NDArray[np.int64]
+    sets: Counter[int]
     edit: Edit | None
     records: Records | None = None
 
@@ -97,6 +107,16 @@ class CompiledGroup:
         if self.records is not None:
             return self.records
         return _records(self.layer, self.group.name, _sorted(self.group.rules))
+
+    @property
+    def kind_mask(self) -> int:
+        """Bits of `Kind`: which packets can be matched at all."""
+        return _bits(self.kinds)
+
+    @property
+    def fussy_mask(self) -> int:
+        """Bits of `Kind`: which packets cannot be decided like the last one of the same addresses and service."""
+        return _bits(self.fussy)
 
     @property
     def rewrites(self) -> dict[int, Rewrite]:
@@ -126,7 +146,8 @@ def compile_group(layer: str, group: Group, secret: bytes = b"") -> CompiledGrou
     return CompiledGroup(
         id=(_content(records, secret) % _MODULUS) or 1,
         layer=layer, group=group, ordered=all(map(_is, rules, group.rules)),
-        actions=Counter(rule.action for rule in rules), edit=None, records=records,
+        actions=Counter(rule.action for rule in rules), kinds=_kinds(records), fussy=_kinds(_fussy(records)),
+        sets=_named_sets(records), edit=None, records=records,
     )
 
 
@@ -161,8 +182,13 @@ def edit_group(parent: CompiledGroup, group: Group, change: Change, secret: byte
     actions.update(rule.action for rule in change.added)
     gone, new = (_records(parent.layer, group.name, _sorted(rules)) for rules in (change.removed, change.added))
     identity = (parent.id + _content(new, secret) - _content(gone, secret)) % _MODULUS or 1
+    sets = parent.sets.copy()
+    sets.subtract(_named_sets(gone))
+    sets.update(_named_sets(new))
     return CompiledGroup(
         id=identity, layer=parent.layer, group=group, ordered=ordered, actions=+actions,
+        kinds=parent.kinds + _kinds(new) - _kinds(gone),
+        fussy=parent.fussy + _kinds(_fussy(new)) - _kinds(_fussy(gone)), sets=+sets,
         edit=Edit(parent.id, gone, new),
     )
 
@@ -256,14 +282,64 @@ def _check(where: str, rules: Sequence[Rule]) -> None:
             raise CompileError(
                 f"{where}, rule {rule.name!r}: priority {rule.priority} is out of range; use 0..{MAX_PRIORITY}"
             )
+        if not rule.terminating and not isinstance(rule.action, Modifier):
+            raise CompileError(
+                f"{where}, rule {rule.name!r}: action {type(rule.action).__name__} decides, so the rule must be "
+                f"terminating; only Mark, Meter, Log and Mirror can leave the decision to later groups"
+            )
+        _conditions_of(where, rule)
         if before and before.priority == rule.priority and (
             before.action != rule.action or before.stateful != rule.stateful
+            or before.terminating != rule.terminating
         ):
             raise CompileError(
                 f"{where}: rules {before.name!r} and {rule.name!r} both have priority {rule.priority} but do "
                 f"different things; give one of them another priority"
             )
         before = rule
+
+
+_SYN, _SYN_ACK = 0x02, 0x12
+_TCP = 6
+
+
+def _conditions_of(where: str, rule: Rule) -> None:
+    """Refuse conditions that the kernel's records do not have room for, or that can never hold together."""
+    match = rule.match
+    for name, number, most in (
+        ("src_set", match.src_set, 0xFFFFFFFF), ("dst_set", match.dst_set, 0xFFFFFFFF), ("vni", match.vni, 0xFFFFFF),
+    ):
+        if number is not None and not 0 <= number <= most:
+            raise CompileError(f"{where}, rule {rule.name!r}: {name} {number} is out of range; use 0..{most}")
+    if not rule.syn_only:
+        return
+    if match.protocol not in (None, _TCP):
+        raise CompileError(
+            f"{where}, rule {rule.name!r}: syn_only holds for TCP, but protocol {match.protocol} is given; remove one"
+        )
+    mask, value = match.tcp_flags or (0, 0)
+    if (value ^ _SYN) & mask & _SYN_ACK:
+        raise CompileError(
+            f"{where}, rule {rule.name!r}: syn_only wants SYN without ACK, but tcp_flags {value:#04x}/{mask:#04x} want "
+            f"otherwise; remove one"
+        )
+
+
+def _tcp_flags(rule: Rule) -> tuple[int, int] | None:
+    """The test of TCP flags, that of `syn_only` included."""
+    if not rule.syn_only:
+        return rule.match.tcp_flags
+    mask, value = rule.match.tcp_flags or (0, 0)
+    return mask | _SYN_ACK, value | _SYN
+
+
+def _named_sets(records: Records) -> Counter[int]:
+    """How often records name each set."""
+    named: Counter[int] = Counter()
+    for bit, name in ((If.SRC_SET, "src_set"), (If.DST_SET, "dst_set")):
+        ids, counts = np.unique(records[name][records["conditions"] & bit != 0], return_counts=True)
+        named.update(dict(zip(ids.tolist(), counts.tolist(), strict=True)))
+    return named
 
 
 def _argument(action: Action) -> int:
@@ -292,7 +368,7 @@ def _records(layer: str, group: str, rules: Sequence[Rule]) -> npt.NDArray[Any]:
     out["priority"] = [rule.priority for rule in rules]
     out["action"] = [_CODES[type(rule.action)] for rule in rules]
     out["flags"] = [
-        RuleFlag.STATELESS * (not rule.stateful) | RuleFlag.CONTINUE * (not rule.terminating) for rule in rules
+        RuleFlag.STATELESS * (not rule.stateful) if rule.terminating else RuleFlag.CONTINUE for rule in rules
     ]
     conditions = np.zeros(len(rules), np.uint32)
 
@@ -308,11 +384,16 @@ def _records(layer: str, group: str, rules: Sequence[Rule]) -> npt.NDArray[Any]:
     column(If.DSCP, [m.dscp is not None for m in matches], {"dscp": [m.dscp or 0 for m in matches]})
     column(If.ARP_SENDER, [m.arp_sender_is_source for m in matches], {})
     column(If.ND_SENDER, [m.nd_sender_is_source for m in matches], {})
-    flags = [m.tcp_flags or (0, 0) for m in matches]
+    tests = [_tcp_flags(rule) for rule in rules]
+    flags = [test or (0, 0) for test in tests]
     column(
-        If.TCP_FLAGS, [m.tcp_flags is not None for m in matches],
+        If.TCP_FLAGS, [test is not None for test in tests],
         {"tcp_mask": [mask for mask, _ in flags], "tcp_value": [value for _, value in flags]},
     )
+    column(If.SRC_SET, [m.src_set is not None for m in matches], {"src_set": [m.src_set or 0 for m in matches]})
+    column(If.DST_SET, [m.dst_set is not None for m in matches], {"dst_set": [m.dst_set or 0 for m in matches]})
+    column(If.VNI, [m.vni is not None for m in matches], {"vni": [m.vni or 0 for m in matches]})
+    column(If.FRAGMENT, [m.fragment is not None for m in matches], {"fragment": [bool(m.fragment) for m in matches]})
     for bit, prefixes, name in (
         (If.SRC, [m.src for m in matches], "src"), (If.DST, [m.dst for m in matches], "dst"),
     ):
@@ -344,6 +425,35 @@ def _records(layer: str, group: str, rules: Sequence[Rule]) -> npt.NDArray[Any]:
         )
     out["conditions"] = conditions
     return out
+
+
+def _kinds(records: Records) -> npt.NDArray[np.int64]:
+    """How many of `records` can match a packet of each kind, in the order of `Kind`'s bits."""
+    conditions = records["conditions"]
+    ethertype = np.where(conditions & If.ETHERTYPE, records["ethertype"], 0)
+    family = np.where(conditions & (If.SRC | If.DST), records["family"], 0)
+    protocol = np.where(conditions & If.PROTOCOL, records["protocol"].astype(np.int64), -1)
+    addressed = (conditions & (If.SRC | If.DST | If.PROTOCOL)) != 0
+
+    def ip(kind: int, version: int) -> list[npt.NDArray[np.bool_]]:
+        this = ((ethertype == 0) | (ethertype == kind)) & ((family == 0) | (family == version))
+        tcp, udp = (this & ((protocol == -1) | (protocol == number)) for number in (6, 17))
+        return [tcp, udp, this & (protocol != 6) & (protocol != 17)]
+
+    arp = ((ethertype == 0) | (ethertype == ETH_P_ARP)) & ((family == 0) | (family == 4))
+    known = (ETH_P_ARP, ETH_P_IP, ETH_P_IPV6)
+    other = ~addressed & ~np.isin(ethertype, known)
+    return np.array([np.count_nonzero(kind) for kind in (arp, *ip(ETH_P_IP, 4), *ip(ETH_P_IPV6, 6), other)])
+
+
+def _fussy(records: Records) -> Records:
+    """Those that test a field which is no part of the question."""
+    fussy: Records = records[records["conditions"] & (If.SPORT | If.TCP_FLAGS | If.DSCP | If.FRAGMENT) != 0]
+    return fussy
+
+
+def _bits(counts: npt.NDArray[np.int64]) -> int:
+    return int(np.packbits(counts > 0, bitorder="little")[0])
 
 
 def _family(match: Match) -> int:

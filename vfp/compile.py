@@ -22,10 +22,12 @@ from vfp.layout import (
     SPACE_KEY,
     STAGE,
     LocationKind,
+    PortFlag,
     pack,
     pack_address,
 )
 from vfp.model import (
+    AddressSet,
     AnswerArp,
     EngineState,
     Forward,
@@ -34,6 +36,7 @@ from vfp.model import (
     Layer,
     LocalPort,
     Location,
+    Meter,
     Port,
     Remote,
     Space,
@@ -42,6 +45,7 @@ from vfp.model import (
     Untranslate,
     Virtual,
 )
+from vfp.sets import CompiledSet, check_sets, compile_set
 
 __all__ = ["CompiledPort", "Compiler", "Tables", "rule_cookie"]
 
@@ -59,6 +63,7 @@ class CompiledPort:
     groups: frozenset[int]
     spaces: frozenset[int]
     pools: frozenset[int]
+    sets: frozenset[int]
 
 
 @dataclass(slots=True)
@@ -68,7 +73,9 @@ class Tables:
     ports: dict[int, CompiledPort] = field(default_factory=dict)
     groups: dict[int, CompiledGroup] = field(default_factory=dict)
     maps: dict[str, dict[bytes, bytes]] = field(default_factory=dict)
+    sets: dict[int, CompiledSet] = field(default_factory=dict)
     tunnel_ifindex: int = 0
+    meters: frozenset[int] = frozenset()    # that rules name
 
 
 EDITABLE = 256
@@ -88,7 +95,9 @@ class Compiler:
         self._secret = secret
         self._groups: dict[tuple[str, Group], CompiledGroup] = {}
         self._large: dict[tuple[str, str, int], CompiledGroup] = {}
+        self._same: dict[tuple[str, int], tuple[Group, CompiledGroup]] = {}     # small ones by identity: no hashing
         self._spaces: dict[Space, dict[bytes, bytes]] = {}
+        self._sets: dict[int, tuple[AddressSet, CompiledSet]] = {}
 
     def compile(self, state: EngineState, max_ports: int) -> Tables:
         """Table contents for `state`.
@@ -97,15 +106,21 @@ class Compiler:
             CompileError: the state contradicts itself or a bound; says where and what to do.
         """
         _check_ids(state, max_ports)
-        groups: dict[tuple[str, Group], CompiledGroup] = {}
+        check_sets(state)
         large: dict[tuple[str, str, int], CompiledGroup] = {}
+        same: dict[tuple[str, int], tuple[Group, CompiledGroup]] = {}
 
         def compiled(layer: str, group: Group) -> CompiledGroup:
             if len(group.rules) < EDITABLE:
-                key = (layer, group)
-                if key not in groups:
-                    groups[key] = self._groups.get(key) or compile_group(layer, group, self._secret)
-                return groups[key]
+                itself = (layer, id(group))
+                known = same.get(itself) or self._same.get(itself)
+                if known is None or known[0] is not group:
+                    content = (layer, group)
+                    if content not in self._groups:
+                        self._groups[content] = compile_group(layer, group, self._secret)
+                    known = (group, self._groups[content])
+                same[itself] = known
+                return known[1]
             identity = (layer, group.name, id(group.rules))
             if identity not in large:
                 large[identity] = self._large.get(identity) or self._compile_large(layer, group)
@@ -114,7 +129,12 @@ class Compiler:
         tables = Tables(tunnel_ifindex=state.tunnel_ifindex)
         for port in state.ports:
             tables.ports[port.id] = _compile_port(port, compiled)
-        tables.groups = {group.id: group for group in (*groups.values(), *large.values())}
+        small = {id(group): group for _, group in same.values()}
+        tables.groups = {group.id: group for group in (*small.values(), *large.values())}
+        tables.meters = frozenset(
+            action.meter for group in tables.groups.values() for action in group.actions if isinstance(action, Meter))
+        tables.sets = {given.id: self._compile_set(given) for given in state.sets}
+        _check_named_sets(tables)
         spaces = {space: self._spaces.get(space) or dict(_space_entries(space)) for space in state.spaces}
         tables.maps = {
             "links": _links(state),
@@ -134,8 +154,20 @@ class Compiler:
                 for key, rewrite in group.rewrites.items()
             },
         }
-        self._groups, self._large, self._spaces = groups, large, spaces
+        for content in [content for content, group in self._groups.items() if id(group) not in small]:
+            del self._groups[content]
+        self._same, self._large, self._spaces = same, large, spaces
+        self._sets = {given.id: (given, tables.sets[given.id]) for given in state.sets}
         return tables
+
+    def _compile_set(self, given: AddressSet) -> CompiledSet:
+        """By the identity of its members: comparing many costs as much as compiling them."""
+        old, compiled = self._sets.get(given.id, (None, None))
+        if old is not None and compiled is not None and old.members is given.members and (
+            (old.name, old.dynamic) == (given.name, given.dynamic)
+        ):
+            return compiled
+        return compile_set(given)
 
     def _compile_large(self, layer: str, group: Group) -> CompiledGroup:
         """Compile by what differs least: ports may have groups of one name that are much alike."""
@@ -194,36 +226,59 @@ def _check_ids(state: EngineState, max_ports: int) -> None:
             )
 
 
+def _check_named_sets(tables: Tables) -> None:
+    for compiled in tables.groups.values():
+        unknown = compiled.sets.keys() - tables.sets.keys()
+        for rule in compiled.group.rules if unknown else ():
+            for name, number in (("src_set", rule.match.src_set), ("dst_set", rule.match.dst_set)):
+                if number in unknown:
+                    raise CompileError(
+                        f"layer {compiled.layer}, group {compiled.group.name}, rule {rule.name!r}: {name} {number} "
+                        f"does not exist; give the state an AddressSet with this id"
+                    )
+
+
 def _compile_port(port: Port, compiled: Callable[[str, Group], CompiledGroup]) -> CompiledPort:
     numbered = list(enumerate(port.layers))
     out, out_groups = _stages(port, numbered, "out", compiled)
     in_, in_groups = _stages(port, numbered[::-1], "in", compiled)
     program = np.zeros((), PROGRAM)
     program["out_count"], program["in_count"] = len(out), len(in_)
+    program["out_fussy"], program["in_fussy"] = _fussy(out_groups), _fussy(in_groups)
     program["out"][: len(out)] = out
     program["in"][: len(in_)] = in_
     actions = {action for group in (*out_groups.values(), *in_groups.values()) for action in group.actions}
     return CompiledPort(
         id=port.id,
-        record=pack(PORT, ifindex=port.ifindex, mac=port.mac, gateway_mac=port.gateway_mac),
+        record=pack(PORT, ifindex=port.ifindex, mac=port.mac, gateway_mac=port.gateway_mac,
+                    flags=PortFlag.STRICT_TCP if port.strict_tcp else 0),
         program=program.tobytes(),
         groups=frozenset(out_groups | in_groups),
         spaces=frozenset(action.space for action in actions if isinstance(action, Forward | AnswerArp)),
         pools=frozenset(action.pool for action in actions if isinstance(action, TranslateSource)),
+        sets=frozenset(number for group in (*out_groups.values(), *in_groups.values()) for number in group.sets),
     )
+
+
+def _fussy(groups: dict[int, CompiledGroup]) -> int:
+    """Bits of `Kind` of packets whose decision may differ by what `memory.h` does not compare."""
+    mask = 0
+    for group in groups.values():
+        mask |= group.fussy_mask
+    return mask
 
 
 def _stages(
     port: Port, layers: list[tuple[int, Layer]], direction: str, compiled: Callable[[str, Group], CompiledGroup]
 ) -> tuple[Any, dict[int, CompiledGroup]]:
     """The walk in one direction: dtype STAGE, and the groups it needs by id."""
-    rows: list[tuple[int, int, int, bool]] = []
+    rows: list[tuple[int, int, bool, bool, int]] = []
     used: dict[int, CompiledGroup] = {}
     for number, layer in layers:
         groups = layer.groups_out if direction == "out" else layer.groups_in
         default = layer.default_out if direction == "out" else layer.default_in
         wrong_way = _IN_ONLY if direction == "out" else _OUT_ONLY
-        ids = []
+        ids: list[tuple[int, int]] = []
         for group in groups:
             whole = compiled(layer.name, group)
             if any(isinstance(action, wrong_way) for action in whole.actions):
@@ -233,18 +288,20 @@ def _stages(
                     f"{type(rule.action).__name__} cannot be used in direction {direction}"
                 )
             used[whole.id] = whole
-            ids.append(whole.id)
-        ids = ids or [0]
+            ids.append((whole.id, whole.kind_mask))
+        ids = ids or [(0, 0)]
         deny = type(default).__name__ == "Deny"
-        rows.extend((identity, number, position == len(ids) - 1, deny) for position, identity in enumerate(ids))
+        rows.extend(
+            (identity, number, position == len(ids) - 1, deny, kinds) for position, (identity, kinds) in enumerate(ids)
+        )
     if len(rows) > MAX_STAGES:
         raise CompileError(
             f"port {port.name}: {len(rows)} groups in direction {direction}, at most {MAX_STAGES} are possible; "
             f"merge groups of a layer"
         )
     stages = np.zeros(len(rows), STAGE)
-    for index, (identity, number, last, deny) in enumerate(rows):
-        stages[index] = (identity, number, last, deny, 0)
+    for index, row in enumerate(rows):
+        stages[index] = (*row, 0)
     return stages, used
 
 

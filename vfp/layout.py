@@ -16,6 +16,7 @@ from vfp.model import Address
 
 MAX_STAGES = 32
 MAX_TUPLES = 60
+MEMORY_HITS = 8
 ZONE_SHIFT = 24
 
 _ADDRESS = ("u1", 16)
@@ -60,13 +61,18 @@ class Set(IntFlag):
 
 
 class State(IntFlag):
-    """Twin of enum flow_state."""
+    """Twin of enum flow_state: what was sent, in the bits of the TCP header's flags, by the other side 8 bits up."""
 
-    ASSURED = 1 << 0
-    FIN = 1 << 1
-    PEER_FIN = 1 << 2
-    RST = 1 << 3
-    SINGLE = 1 << 4
+    FIN = 0x0001
+    SYN = 0x0002
+    RST = 0x0004
+    ACK = 0x0010
+    SINGLE = 0x0040
+    ASSURED = 0x0080
+    PEER_FIN = 0x0100
+    PEER_SYN = 0x0200
+    PEER_RST = 0x0400
+    PEER_ACK = 0x1000
 
 
 class If(IntFlag):
@@ -112,6 +118,19 @@ class ActionCode(IntEnum):
     INSPECT = 14
 
 
+class Kind(IntFlag):
+    """Twin of enum packet_kind."""
+
+    ARP = 1 << 0
+    TCP4 = 1 << 1
+    UDP4 = 1 << 2
+    IPV4 = 1 << 3
+    TCP6 = 1 << 4
+    UDP6 = 1 << 5
+    IPV6 = 1 << 6
+    OTHER = 1 << 7
+
+
 class FlowFlag(IntFlag):
     """Twin of enum flow_flags."""
 
@@ -121,6 +140,7 @@ class FlowFlag(IntFlag):
     INSPECT = 1 << 3
     RELEASED = 1 << 4
     FRAGMENT = 1 << 5
+    STRICT = 1 << 6
 
 
 class PortFlag(IntFlag):
@@ -187,10 +207,12 @@ FLOW = _struct(
     ("icmp_code", "u1"), ("dmac", *_MAC), ("pad", "u4"), ("extras", EXTRAS),
 )
 PORT = _struct(("generation", "u4"), ("ifindex", "u4"), ("mac", *_MAC), ("gateway_mac", *_MAC), ("flags", "u4"))
-STAGE = _struct(("group", "u8"), ("layer", "u1"), ("last", "u1"), ("deny", "u1"), ("pad", "u1", 5))
+STAGE = _struct(("group", "u8"), ("layer", "u1"), ("last", "u1"), ("deny", "u1"), ("kinds", "u1"), ("pad", "u1", 4))
 PROGRAM = _struct(
-    ("generation", "u4"), ("out_count", "u2"), ("in_count", "u2"), ("out", STAGE, MAX_STAGES), ("in", STAGE, MAX_STAGES)
+    ("generation", "u4"), ("out_count", "u1"), ("in_count", "u1"), ("out_fussy", "u1"), ("in_fussy", "u1"),
+    ("out", STAGE, MAX_STAGES), ("in", STAGE, MAX_STAGES)
 )
+PROGRAMS = _struct(("turns", PROGRAM, 2))
 TUPLE = _struct(
     ("seed", "u8"), ("pair", "u8"), ("rest", "u8"), ("best_priority", "u4"), ("src_len", "u1"), ("dst_len", "u1"),
     ("wide", "u1"), ("pad", "u1"),
@@ -233,12 +255,20 @@ EXTERNAL_KEY = _struct(("address", *_ADDRESS), ("port", ">u2"), ("protocol", "u1
 EXTERNAL = _struct(("holder", BINDING_KEY), ("pad", "u4"), ("seen_ns", "u8"))
 HIT_KEY = _struct(("cookie", "u8"), ("port", "u4"), ("pad", "u4"))
 HITS = _struct(("hits", "u8"), ("drops", "u8"))
-SETTINGS = _struct(
-    ("tcp_new_ns", "u8"), ("tcp_established_ns", "u8"), ("tcp_closing_ns", "u8"), ("tcp_closed_ns", "u8"),
-    ("udp_new_ns", "u8"), ("udp_ns", "u8"), ("icmp_ns", "u8"), ("other_ns", "u8"), ("binding_ns", "u8"),
-    ("secret", "u8", 2), ("tunnel_ifindex", "u4"), ("inspect_ifindex", "u4"),
-    ("sets_generation", "u4"), ("dirty", "u4"),
+MEMORY = _struct(
+    ("tag", "u4"), ("vtep", "u4"), ("whole", "u1"), ("stateless", "u1"), ("hits", "u1"), ("pad", "u1", 5),
+    ("hit", HIT_KEY, MEMORY_HITS), ("forward", FLOW), ("reply", FLOW),
 )
+SETTINGS = _struct(
+    ("tcp_opening_ns", "u8"), ("tcp_syn_received_ns", "u8"), ("tcp_established_ns", "u8"), ("tcp_fin_wait_ns", "u8"),
+    ("tcp_time_wait_ns", "u8"), ("tcp_reset_ns", "u8"), ("udp_new_ns", "u8"), ("udp_ns", "u8"), ("icmp_ns", "u8"),
+    ("other_ns", "u8"), ("binding_ns", "u8"), ("half_open_max", "u8"), ("udp_max", "u8"), ("redecide_cost_ns", "u8"),
+    ("redecide_burst_ns", "u8"),
+    ("secret", "u8", 2), ("tunnel_ifindex", "u4"), ("inspect_ifindex", "u4"),
+    ("sets_generation", "u4"), ("dirty", "u4"), ("turn", "u4"), ("pad", "u4"), ("answer_ns", "u8"),
+    ("answer_burst_ns", "u8"),
+)
+METER = _struct(("packets", "u8", 2), ("bytes", "u8", 2))
 EVENT = _struct(
     ("time_ns", "u8"), ("cookie", "u8"), ("zone", "u4"), ("port", "u4"), ("src", *_ADDRESS), ("dst", *_ADDRESS),
     ("sport", ">u2"), ("dport", ">u2"), ("ethertype", "u2"), ("protocol", "u1"), ("family", "u1"), ("smac", *_MAC),
@@ -252,6 +282,8 @@ CAPTURE = _struct(
     ("time_ns", "u8"), ("zone", "u4"), ("ports", "u4", 2), ("length", "u4"), ("captured", "u4"), ("stage", "u1"),
     ("reason", "u1"), ("pad", "u1", 2),
 )
+CLOSED = _struct(("key", FLOW_KEY), ("pad", "u4"), ("since_ns", "u8"))
+BUDGETS = _struct(("half_open", "i8"), ("udp", "i8"))
 SWEEP = _struct(
     ("now_ns", "u8"), ("flows_removed", "u4"), ("bindings_removed", "u4"), ("flows_seen", "u4"),
     ("bindings_seen", "u4"),
@@ -259,12 +291,12 @@ SWEEP = _struct(
 
 STRUCTS: dict[str, np.dtype[Any]] = {
     "flow_key": FLOW_KEY, "transposition": TRANSPOSITION, "extras": EXTRAS, "flow": FLOW, "port": PORT, "stage": STAGE,
-    "program": PROGRAM, "tuple": TUPLE, "group": GROUP, "bucket": BUCKET, "rule": RULE,
+    "program": PROGRAM, "programs": PROGRAMS, "tuple": TUPLE, "group": GROUP, "bucket": BUCKET, "rule": RULE,
     "rewrite": REWRITE, "set_key": SET_KEY, "set_member": SET_MEMBER, "set_lengths_key": SET_LENGTHS_KEY,
     "set_lengths": SET_LENGTHS, "space_key": SPACE_KEY, "location": LOCATION, "pool": POOL, "mapping_key": MAPPING_KEY,
     "mapping": MAPPING, "binding_key": BINDING_KEY, "binding": BINDING, "external_key": EXTERNAL_KEY,
-    "external": EXTERNAL, "hit_key": HIT_KEY, "hits": HITS, "settings": SETTINGS, "event": EVENT, "sweep": SWEEP,
-    "trace": TRACE, "capture": CAPTURE,
+    "external": EXTERNAL, "hit_key": HIT_KEY, "hits": HITS, "memory": MEMORY, "settings": SETTINGS, "meter": METER,
+    "event": EVENT, "closed": CLOSED, "budgets": BUDGETS, "sweep": SWEEP, "trace": TRACE, "capture": CAPTURE,
 }
 
 

@@ -44,6 +44,17 @@ def surroundings(netlink: Netlink, visitor: Visitor) -> Surroundings:
     return Surroundings(addresses, tuple(routes), tuple(sockets))
 
 
+def own_addresses(netlink: Netlink) -> tuple[tuple[str, str], ...]:
+    """The part of `surroundings` that every change of policy needs.
+
+    Raises:
+        PermissionDenied, KernelRefused.
+    """
+    links = [found_link(message) for message in netlink.dump(link_dump())]
+    names = {link.ifindex: link.name for link in links}
+    return tuple(_addresses(netlink, names, {link.ifindex for link in links if link.is_ours}))
+
+
 def own_links(netlink: Netlink) -> list[Found]:
     """Every link that Sluice made in this namespace."""
     found = (found_link(message) for message in netlink.dump(link_dump()))

@@ -19,7 +19,7 @@ from vswitch.netlink import Netlink
 from vswitch.ownership import find_link
 from vswitch.requests import link_delete
 from vswitch.reservations import Reservations
-from vswitch.surroundings import own_links, surroundings
+from vswitch.surroundings import own_addresses, own_links, surroundings
 
 
 class Switch:
@@ -143,6 +143,11 @@ class Switch:
         """Addresses, routes and listening sockets that Sluice did not make."""
         with self._lock:
             return surroundings(self._netlink, self._visitor)
+
+    def addresses(self) -> tuple[tuple[str, str], ...]:
+        """Addresses that Sluice did not make, as in `facts`."""
+        with self._lock:
+            return own_addresses(self._netlink)
 
     def reserve_ports(self, ranges: Iterable[tuple[int, int]]) -> None:
         """Keep the host's sockets from picking these source ports (inclusive), beside what others reserved.

@@ -10,11 +10,14 @@ from typing import Protocol
 from unittest.mock import patch
 
 import numpy as np
+from engine_states import DYNAMIC_SET
+from engine_steps import Join, Leave, change_set
 
 import vfp.datapath.groups
 from vfp.classifier import rule_cookie
 from vfp.datapath.engine import Datapath, Limits
-from vfp.layout import SWEEP, PlaceKind, pack
+from vfp.datapath.records import LogEvent, MeterCount
+from vfp.layout import BUDGETS, SWEEP, PlaceKind, pack
 from vfp.model import EngineState
 from vfp.reasons import DropReason
 from vfp.reference import Engine, Hook, Result, Verdict
@@ -25,12 +28,17 @@ from vfp.reference.zones import zone_of
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of one frame. `target` is a port id, uplink id or VNI; 0 for the rest. A dropped frame is empty."""
+    """What became of one frame. `target` is a port id, uplink id or VNI; 0 for the rest. A dropped frame is empty.
+
+    `told`: where the answer to a rejected frame goes; `frame` and `target` are the answer's then.
+    """
 
     verdict: str
     reason: DropReason
     target: int
     frame: bytes
+    mirror: int = 0                         # port that has a copy
+    told: str = ""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -50,13 +58,42 @@ class Flow:
     place: tuple[str, int, int]             # kind; interface or VNI; VTEP
 
 
+@dataclass(frozen=True, slots=True)
+class Logged:
+    """A packet that a rule of `port` wanted told."""
+
+    port: int
+    cookie: int
+    zone: int
+    src: str
+    dst: str
+    src_port: int
+    dst_port: int
+    length: int
+
+
 def outcome_of(result: Result) -> Outcome:
     """What the reference did, as both engines tell it."""
     target = {
         Verdict.REDIRECT_PORT: result.port, Verdict.REDIRECT_UPLINK: result.uplink, Verdict.TUNNEL: result.vni,
     }.get(result.verdict, 0)
+    if result.answer is not None:
+        told, target = _told(result.answer.exit)
+        return Outcome(result.verdict.value, result.reason, target, result.answer.frame, told=told)
     dropped = result.verdict is Verdict.DROP
-    return Outcome(result.verdict.value, result.reason, target, b"" if dropped else result.frame)
+    return Outcome(result.verdict.value, result.reason, target, b"" if dropped else result.frame, result.mirror)
+
+
+def _told(exit: Exit) -> tuple[str, int]:
+    match exit:
+        case ToPort(port):
+            return "port", port
+        case ToUplink(uplink):
+            return "uplink", uplink
+        case ToVtep(_, vni):
+            return "tunnel", vni
+        case _:
+            return "stack", 0
 
 
 class Backend(Protocol):
@@ -68,6 +105,9 @@ class Backend(Protocol):
     def process(self, hook: Hook, number: int, frame: bytes, vtep: IPv4Address | None, now_s: float) -> Outcome:
         """Take one frame through. `now_s` is on the monotonic clock, and ignored by an engine with its own."""
 
+    def change_set(self, step: Join | Leave, now_s: float) -> None:
+        """Members come into the dynamic set, or leave it."""
+
     def flows(self) -> list[Flow]:
         """All entries, sorted."""
 
@@ -77,11 +117,21 @@ class Backend(Protocol):
     def rule_hits(self) -> Counter[tuple[int, int, str]]:
         """(port, cookie, "hits" or "drops") to a count since the last `reset`."""
 
+    def meters(self) -> dict[int, MeterCount]:
+        """What each meter has counted, if anything."""
+
+    def logs(self) -> list[Logged]:
+        """Records since the last `reset` that rules wanted."""
+
     def sweep(self, now_s: float) -> None:
         """Age flows and bindings as of `now_s`."""
 
     def reset(self) -> None:
         """Forget policy, flows, bindings and fragments."""
+
+
+# Budgets that histories of a few connections meet; the table itself has room.
+LIMITS = Limits(flows=4096, rules=4096, bindings=1024, ports=64, space_entries=1024, mappings=256, half_open=2, udp=2)
 
 
 class ReferenceBackend:
@@ -91,13 +141,16 @@ class ReferenceBackend:
         self.reset()
 
     def reset(self) -> None:
-        self.engine = Engine(EngineState())
+        self.engine = Engine(EngineState(), flow_entries=LIMITS.flows, half_open=LIMITS.half_open, udp=LIMITS.udp)
 
     def load(self, state: EngineState) -> None:
         self.engine.update(state)
 
     def process(self, hook: Hook, number: int, frame: bytes, vtep: IPv4Address | None, now_s: float) -> Outcome:
         return outcome_of(self.engine.process(hook, number, frame, vtep=vtep, now_s=now_s))
+
+    def change_set(self, step: Join | Leave, now_s: float) -> None:
+        change_set(self.engine, step, now_s)
 
     def flows(self) -> list[Flow]:
         return sorted(
@@ -128,6 +181,17 @@ class ReferenceBackend:
                 counts[ref.port, _cookie(ref), what] += count
         return +counts
 
+    def meters(self) -> dict[int, MeterCount]:
+        packets, octets = self.engine.journal.packets, self.engine.journal.bytes
+        return {meter: MeterCount(packets[meter, False], octets[meter, False], packets[meter, True],
+                                  octets[meter, True]) for meter, _ in packets}
+
+    def logs(self) -> list[Logged]:
+        return [
+            Logged(record.rule.port, _cookie(record.rule), int(record.zone), str(record.tuple.src),
+                   str(record.tuple.dst), record.tuple.src_port, record.tuple.dst_port, record.length)
+            for record in self.engine.journal.records]
+
     def sweep(self, now_s: float) -> None:
         self.engine.sweep(now_s)
 
@@ -137,6 +201,7 @@ def _cookie(ref: RuleRef) -> int:
 
 
 PORT_IFINDEX, UPLINK_IFINDEX = 10, 50    # as `engine_states` gives them
+_MARK_OFFSET = 8                            # of mark in struct __sk_buff
 _CB_OFFSET = 48                             # of cb[0] in struct __sk_buff
 _SK_BUFF_BYTES = 192
 _VERDICTS = {
@@ -149,9 +214,8 @@ _FORGOTTEN = ("flows", "bindings", "externals", "fragments")
 class BpfBackend:
     """The kernel's engine, by BPF_PROG_TEST_RUN of `vfp_probe`. One load serves many tests: `reset` in between."""
 
-    def __init__(self) -> None:
-        self._datapath = Datapath.open(None, Limits(flows=4096, rules=4096, bindings=1024, ports=64,
-                                                    space_entries=1024, mappings=256))
+    def __init__(self, limits: Limits = LIMITS) -> None:
+        self._datapath = Datapath.open(None, limits)
         # Replaced groups are kept for a grace in which packets may still be in them. Here no packet is.
         self._no_grace = patch.object(vfp.datapath.groups, "GRACE_S", 0.0)
         self._no_grace.start()
@@ -171,6 +235,8 @@ class BpfBackend:
             table = self._datapath._object.map(name)
             for key in [key for key, _ in table.items()]:
                 table.delete(key)
+        self._datapath.read_events()
+        self._datapath._object.map("budgets").update(bytes(4), pack(BUDGETS))
         self._drops, self._hits = self._all_drops(), self._all_hits()
 
     def load(self, state: EngineState) -> None:
@@ -181,6 +247,12 @@ class BpfBackend:
         struct.pack_into("=II", context, _CB_OFFSET, int(zone_of(hook, number)), int(vtep or 0))
         run = self._probe.test_run(frame, ctx=bytes(context))
         place, reason, target = struct.unpack_from("=III", run.ctx, _CB_OFFSET + 8)
+        mark, = struct.unpack_from("=I", run.ctx, _MARK_OFFSET)
+        mirror = mark - PORT_IFINDEX if mark else 0
+        if place != PlaceKind.NONE and reason:
+            base = {PlaceKind.PORT: PORT_IFINDEX, PlaceKind.UPLINK: UPLINK_IFINDEX}.get(PlaceKind(place), 0)
+            return Outcome(Verdict.DROP.value, DropReason(reason), target - base, run.data,
+                           told=PlaceKind(place).name.lower())
         verdict = _VERDICTS[PlaceKind(place)]
         if verdict is Verdict.REDIRECT_PORT:
             target -= PORT_IFINDEX
@@ -188,7 +260,13 @@ class BpfBackend:
             target -= UPLINK_IFINDEX
         elif verdict is not Verdict.TUNNEL:
             target = 0
-        return Outcome(verdict.value, DropReason(reason), target, b"" if verdict is Verdict.DROP else run.data)
+        return Outcome(verdict.value, DropReason(reason), target, b"" if verdict is Verdict.DROP else run.data, mirror)
+
+    def change_set(self, step: Join | Leave, now_s: float) -> None:
+        if isinstance(step, Join):
+            self._datapath.add_members(DYNAMIC_SET, step.members, step.ttl_s, step.redecide)
+        else:
+            self._datapath.remove_members(DYNAMIC_SET, step.members, step.redecide)
 
     def flows(self) -> list[Flow]:
         flows = []
@@ -205,6 +283,16 @@ class BpfBackend:
 
     def rule_hits(self) -> Counter[tuple[int, int, str]]:
         return self._all_hits() - self._hits
+
+    def meters(self) -> dict[int, MeterCount]:
+        return {meter: count for meter, count in self._datapath.meters().items()
+                if count.packets or count.reply_packets}
+
+    def logs(self) -> list[Logged]:
+        return [
+            Logged(event.port, event.cookie, int(event.zone_kind) << 24 | event.zone, str(event.src), str(event.dst),
+                   event.src_port, event.dst_port, event.length)
+            for event in self._datapath.read_events() if isinstance(event, LogEvent)]
 
     def sweep(self, now_s: float) -> None:
         argument = pack(SWEEP, now_ns=int(now_s * 1e9))

@@ -1,4 +1,4 @@
-"""One host that translates an endpoint's IPv4 and IPv6 to its uplink, until its standard input ends.
+"""One host that translates an endpoint's IPv4 and IPv6 to its uplink, strict on TCP, until its standard input ends.
 
 Run in the host's namespace by `test_engine_sockets.py`: `p0` leads to the endpoint, `up0` to the world. Prints
 `ready` when packets may come.
@@ -80,7 +80,7 @@ def state(port: int, uplink: int) -> EngineState:
         _rule(3, ToUplink(_UPLINK)),
     ))
     return EngineState(
-        ports=(Port(_PORT, "p3", port, mac, gateway_mac, (guard, nat, vnet)),),
+        ports=(Port(_PORT, "p3", port, mac, gateway_mac, (guard, nat, vnet), strict_tcp=True),),
         spaces=(Space(_SPACE, (
             (IPv6Address(ENDPOINT[6]), LocalPort(_PORT, mac)), (IPv6Address(GATEWAY[6]), Virtual(gateway_mac)),
             (IPv4Address(ENDPOINT[4]), LocalPort(_PORT, mac)), (IPv4Address(GATEWAY[4]), Virtual(gateway_mac)),

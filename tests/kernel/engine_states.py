@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from vfp.model import (
     Action,
     Address,
+    AddressSet,
     Allow,
     AnswerArp,
     Deny,
@@ -23,12 +24,19 @@ from vfp.model import (
     Layer,
     LocalPort,
     Location,
+    Log,
     Mapping,
+    Mark,
     Match,
+    Meter,
+    Mirror,
+    Modifier,
     Pass,
     Pool,
     Port,
     PortRange,
+    Prefix,
+    Reject,
     Remote,
     Rewrite,
     Rule,
@@ -89,6 +97,7 @@ RANGES = tuple(PortRange(low, high) for low, high in (
 PROTOCOLS = (1, 6, 17, 47, 132)
 PROTOCOLS_6 = (58, 50, 59)
 ETHERTYPES = (0x0800, 0x0806, 0x86DD)
+STATIC_SETS, DYNAMIC_SET = (1, 2), 3
 FLAG_TESTS = ((0x12, 0x02), (0x10, 0x10), (0x04, 0x04), (0x02, 0x00), (0, 0))
 
 pick = st.sampled_from
@@ -110,6 +119,10 @@ def matches(draw: st.DrawFn) -> Match:
         "icmp_code": pick((0, 1)),
         "tcp_flags": pick(FLAG_TESTS),
         "dscp": pick((0, 10, 46)),
+        "src_set": pick((*STATIC_SETS, DYNAMIC_SET)),
+        "dst_set": pick((*STATIC_SETS, DYNAMIC_SET)),
+        "vni": pick(VNIS),
+        "fragment": st.booleans(),
         "arp_sender_is_source": st.just(True),
         "nd_sender_is_source": st.just(True),
     }
@@ -126,11 +139,19 @@ rewrites = st.builds(
 )
 
 
+modifiers = st.one_of(
+    st.builds(Mark, pick((0, 10, 46, 63))),
+    st.builds(Meter, pick((1, 2, 0xFFFFFFFF))),
+    st.builds(Log, pick((0, 0, 1, 2, 3))),
+    st.builds(Mirror, pick((*PORT_IDS, 9))),
+)
+
+
 def actions(direction: Direction) -> st.SearchStrategy[Action]:
     """Actions that are legal in a direction; those that only pass a packet on come more often."""
     common: list[st.SearchStrategy[Action]] = [
         st.just(Allow()), st.just(Allow()), st.just(Allow()), st.just(Pass()), st.just(Pass()), st.just(Deny()),
-        rewrites,
+        rewrites, modifiers, modifiers, st.just(Reject()),
     ]
     if direction is Direction.IN:
         return st.one_of(*common, st.just(Untranslate()))
@@ -147,10 +168,20 @@ def actions(direction: Direction) -> st.SearchStrategy[Action]:
 def small_groups(draw: st.DrawFn, direction: Direction) -> Group:
     """A few rules of distinct priorities."""
     priorities = draw(st.lists(st.integers(0, 40), max_size=4, unique=True))
-    rules = tuple(
-        Rule(priority, draw(matches()), draw(actions(direction)), f"r{priority}", draw(pick((True, True, False))))
-        for priority in priorities)
+    rules = tuple(draw(rules_of(priority, direction)) for priority in priorities)
     return Group(draw(pick(("a", "b", "c"))), rules)
+
+
+@st.composite
+def rules_of(draw: st.DrawFn, priority: int, direction: Direction) -> Rule:
+    """A rule with flags that are legal for it."""
+    match, action = draw(matches()), draw(actions(direction))
+    flags, value = match.tcp_flags or (0, 0)
+    opens = match.protocol in (None, 6) and not (value ^ 0x02) & flags & 0x12
+    return Rule(
+        priority, match, action, f"r{priority}", draw(pick((True, True, False))),
+        terminating=not isinstance(action, Modifier) or draw(st.booleans()),
+        syn_only=opens and draw(pick((False,) * 7 + (True,))))
 
 
 @st.composite
@@ -172,7 +203,8 @@ def large_groups(draw: st.DrawFn) -> Group:
     for number in range(count):
         match = Match(
             ethertype=chance.choice((None, None, 0x0800)), src=prefix(), dst=prefix(), src_ports=ports(),
-            protocol=chance.choice((None, 6, 17)), dst_ports=ports())
+            protocol=chance.choice((None, 6, 17)), dst_ports=ports(),
+            src_set=chance.choice((None,) * 9 + (1, 2, 3)), dst_set=chance.choice((None,) * 9 + (1, 2, 3)))
         action = chance.choice((Pass(), Pass(), Pass(), Allow(), Deny()))
         rules.append(Rule(number * 3, match, action, f"n{number}", chance.random() < 0.8))
     chance.shuffle(rules)
@@ -243,6 +275,15 @@ def nat_tail(pool: int, uplink: int) -> tuple[Layer, ...]:
 
 
 @st.composite
+def extra_layers(draw: st.DrawFn, name: str) -> Layer:
+    """What few packets escape: a rule that asks for something beside forwarding, or now and then rejects."""
+    asks = st.one_of(*[modifiers] * 7, st.just(Reject()))
+    wide = st.just(Match()) | pick((Match(protocol=6), Match(ethertype=0x0800), Match(dst_ports=RANGES[0])))
+    out, in_ = (Group("ask", (Rule(0, draw(wide), draw(asks), way),)) for way in ("out", "in"))
+    return Layer(name, (out,), (in_,), Allow(), Allow())
+
+
+@st.composite
 def ports(draw: st.DrawFn, number: int, plain: bool = False) -> Port:
     """A port as features would build it, with layers of anything in between; now and then without any sense.
 
@@ -253,7 +294,9 @@ def ports(draw: st.DrawFn, number: int, plain: bool = False) -> Port:
     tails = (*(overlay_tail(vni) for vni in VNIS), nat_tail(1, 1), nat_tail(2, 2), nat_tail(1, 1))
     tail = draw(pick(tails if plain else (*tails, ())))
     head = (guard(number),) if draw(st.booleans()) else ()
-    return Port(number, f"p{number}", 10 + number, MACS[number], GATEWAY_MAC, head + middle + tail)
+    asks = tuple(draw(extra_layers(name)) for name in draw(pick(((), (), (), ("x0",), ("x0", "x1")))))
+    strict = draw(pick((False,) * 7 + (True,)))
+    return Port(number, f"p{number}", 10 + number, MACS[number], GATEWAY_MAC, head + asks + middle + tail, strict)
 
 
 @st.composite
@@ -297,6 +340,22 @@ def mappings(ports: tuple[int, ...]) -> st.SearchStrategy[tuple[Mapping, ...]]:
     return st.lists(one, max_size=4, unique_by=lambda m: (m.uplink, m.protocol, m.external, m.external_port)).map(tuple)
 
 
+MEMBERS: tuple[Prefix, ...] = (*PREFIXES[1:], *PREFIXES_6[1:], *map(IPv4Network, INSIDE), *map(IPv6Network, INSIDE_6))
+
+
+def members(most: int = 5) -> st.SearchStrategy[tuple[Prefix, ...]]:
+    """Prefixes of several lengths and both families; now and then everything."""
+    every = (*MEMBERS, *MEMBERS, PREFIXES[0], PREFIXES_6[0])
+    return st.lists(pick(every), max_size=most, unique=True).map(tuple)
+
+
+@st.composite
+def sets(draw: st.DrawFn) -> tuple[AddressSet, ...]:
+    """All that rules may name."""
+    static = tuple(AddressSet(id, f"s{id}", draw(members())) for id in STATIC_SETS)
+    return (*static, AddressSet(DYNAMIC_SET, "dynamic", dynamic=True))
+
+
 def uplink(id: int) -> Uplink:
     """An uplink by its id."""
     return Uplink(id, f"up{id}", 50 + id)
@@ -313,14 +372,46 @@ def states(draw: st.DrawFn, plain: bool = False) -> EngineState:
         mappings=draw(mappings(tuple(ids))),
         uplinks=tuple(uplink(id) for id in UPLINKS),
         tunnel_ifindex=TUNNEL_IFINDEX,
+        sets=draw(sets()),
     )
+
+
+@st.composite
+def set_rules(draw: st.DrawFn) -> Layer:
+    """A layer in which sets decide, and fragments, VNIs and opening segments sometimes."""
+    def group(name: str) -> Group:
+        rules = []
+        for priority in range(draw(st.integers(1, 3))):
+            which = draw(pick((DYNAMIC_SET, DYNAMIC_SET, *STATIC_SETS)))
+            match = Match(**{draw(pick(("src_set", "dst_set"))): which})
+            other = draw(pick(({"fragment": True}, {"fragment": False}, {"vni": VNIS[0]}, {"vni": VNIS[1]})))
+            beside = draw(pick(("set", "set", "both", "other")))
+            if beside != "set":
+                match = replace(match if beside == "both" else Match(), **other)
+            action = draw(pick((Allow(), Allow(), Deny(), Deny(), Pass(), Rewrite(dst_port=8080))))
+            syn_only = draw(pick((False, False, False, True)))
+            rules.append(Rule(priority, match, action, f"s{priority}", syn_only=syn_only))
+        return Group(name, tuple(rules))
+
+    out = tuple(group(name) for name in draw(pick((("x",), ("x", "y"), ()))))
+    in_ = tuple(group(name) for name in draw(pick((("x",), ()))))
+    defaults = pick((Allow(),) * 5 + (Deny(),))
+    return Layer("sets", out, in_, draw(defaults), draw(defaults))
+
+
+@st.composite
+def set_states(draw: st.DrawFn) -> EngineState:
+    """A host whose packets get through unless sets say otherwise."""
+    state = draw(states(plain=True))
+    return replace(state, ports=tuple(
+        replace(port, layers=(port.layers[0], draw(set_rules()), *port.layers[1:])) for port in state.ports))
 
 
 @st.composite
 def changes(draw: st.DrawFn, state: EngineState, plain: bool = False) -> EngineState:
     """One thing of a state is different: a port's policy, a place, a pool, the mappings, ..."""
     what = draw(pick(("port", "port", "port", "unport", "place", "place", "place", "unplace", "pool", "pool",
-                      "mappings", "mappings", "uplink", "nothing", "all")))
+                      "mappings", "mappings", "uplink", "nothing", "all", "set", "set", "set")))
     if what == "port":
         number = draw(pick(PORT_IDS))
         others = tuple(port for port in state.ports if port.id != number)
@@ -339,6 +430,10 @@ def changes(draw: st.DrawFn, state: EngineState, plain: bool = False) -> EngineS
     if what == "pool":
         id = draw(pick(POOLS))
         return replace(state, pools=tuple(draw(pools(id)) if pool.id == id else pool for pool in state.pools))
+    if what == "set":
+        changed = draw(pick(STATIC_SETS))
+        return replace(state, sets=tuple(
+            replace(given, members=draw(members())) if given.id == changed else given for given in state.sets))
     if what == "mappings":
         return replace(state, mappings=draw(mappings(tuple(port.id for port in state.ports))))
     if what == "uplink":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 from engine_frames import (
     ACK,
@@ -26,13 +26,18 @@ from engine_states import (
     ADDRESSES,
     ALL_MACS,
     BROADCAST,
+    DYNAMIC_SET,
     EXTERNAL,
     GATEWAY,
     GATEWAY_MAC,
     INSIDE,
+    INSIDE_6,
     MACS,
     PORT_IDS,
+    PREFIXES,
+    PREFIXES_6,
     PROTOCOLS,
+    STATIC_SETS,
     TRANSPORT_PORTS,
     UPLINKS,
     VNIS,
@@ -40,13 +45,15 @@ from engine_states import (
     WORLD,
     changes,
     four,
+    members,
     pick,
+    set_states,
     six,
     states,
 )
 from hypothesis import strategies as st
 
-from vfp.model import Address, EngineState, HostStack, LocalPort, Location, Mapping, Remote, Space
+from vfp.model import Address, EngineState, HostStack, LocalPort, Location, Mapping, Prefix, Remote, Space
 from vfp.reference import Engine, Hook, Result, Verdict
 
 HOMES: tuple[Location, ...] = (
@@ -129,7 +136,24 @@ class Wait:
     seconds: float
 
 
-Step = Send | Again | Answer | Continue | Complain | Update | Rehome | Wait
+@dataclass(frozen=True, slots=True)
+class Join:
+    """Members come into the dynamic set, or get another end."""
+
+    members: tuple[Prefix, ...]
+    ttl_s: float | None                     # a very short one is over at once
+    redecide: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Leave:
+    """Members leave the dynamic set, if they are in it."""
+
+    members: tuple[Prefix, ...]
+    redecide: bool = True
+
+
+Step = Send | Again | Answer | Continue | Complain | Update | Rehome | Join | Leave | Wait
 
 
 @dataclass(frozen=True, slots=True)
@@ -336,7 +360,7 @@ def histories(draw: st.DrawFn, *, timed: bool = False, max_steps: int = 16) -> H
     back = st.integers(0, 3)
     steps: list[Step] = []
     kinds = (["send"] * 6 + ["again"] * 3 + ["answer"] * 5 + ["complain"] * 2 + ["continue"] + ["update"] * 2
-             + ["rehome"] * 2 + ["wait"] * timed * 2)
+             + ["rehome"] * 2 + ["join"] * 2 + ["leave"] + ["wait"] * timed * 2)
     for _ in range(draw(st.integers(2, max_steps))):
         match draw(pick(kinds)):
             case "send":
@@ -358,6 +382,10 @@ def histories(draw: st.DrawFn, *, timed: bool = False, max_steps: int = 16) -> H
                     draw(st.none() | pick((*WORLD, GATEWAY, INSIDE[0]))), draw(pick((None,) * 7 + (INSIDE[0],)))))
             case "rehome":
                 steps.append(Rehome(draw(back), draw(pick(HOMES))))
+            case "join":
+                steps.append(Join(draw(members(4)), draw(pick((None, 1e-9, 1e6))), not draw(one_in(5))))
+            case "leave":
+                steps.append(Leave(draw(members(12)), not draw(one_in(5))))
             case "update":
                 state = draw(changes(state, plain))
                 steps.append(Update(state))
@@ -373,6 +401,70 @@ def neighbours(draw: st.DrawFn) -> History:
     numbers = draw(st.lists(pick([port.id for port in state.ports]), min_size=3, max_size=8))
     return History(state, tuple(
         Send(Hook.PORT_OUT, number, draw(_arp(number) if draw(one_in(4)) else _nd(number))) for number in numbers))
+
+
+@st.composite
+def _talk(draw: st.DrawFn, state: EngineState) -> Send:
+    """An honest endpoint to another, or what the overlay brings to one."""
+    number = draw(pick(state.ports)).id
+    hook, vtep, src, dst = Hook.PORT_OUT, None, INSIDE[number - 1], draw(pick(INSIDE[:5]))
+    if draw(one_in(3)):
+        hook = Hook.OVERLAY_IN
+        number, vtep, source, destination = draw(_encapsulated(state))
+        src, dst = draw(source), draw(destination)
+    packet = IpFrame(
+        src_mac=MACS[number] if hook is Hook.PORT_OUT else MACS[5], dst_mac=GATEWAY_MAC, src=src, dst=dst,
+        protocol=draw(pick((TCP, UDP))), src_port=1000, dst_port=80, tcp_flags=SYN)
+    if draw(one_in(3)):
+        packet = replace(packet, src=six(src), dst=six(dst))
+    if draw(one_in(5)):
+        head = 20 if packet.protocol == TCP else 8
+        packet = replace(packet, identification=draw(pick((1, 2, 3))), more_fragments=True, payload=bytes(48 - head))
+    return Send(hook, number, packet.build(), vtep)
+
+
+def _who() -> st.SearchStrategy[tuple[Prefix, ...]]:
+    """Members that those who talk may be."""
+    prefixes: tuple[Prefix, ...] = (
+        *PREFIXES[1:3], *PREFIXES_6[1:3], *map(IPv4Network, INSIDE[:5]), *map(IPv6Network, INSIDE_6[:5]))
+    return st.lists(pick(prefixes), min_size=1, max_size=5, unique=True).map(tuple)
+
+
+@st.composite
+def memberships(draw: st.DrawFn) -> History:
+    """A few flows whose sets change under them."""
+    state = draw(set_states())
+    first = state
+    back = st.integers(0, 2)
+    steps: list[Step] = [Join(draw(_who()), draw(pick((None, 1e-9, 1e6))))] if draw(st.booleans()) else []
+    steps += [draw(_talk(state)) for _ in range(draw(st.integers(1, 3)))]
+    kinds = ["again"] * 2 + ["answer"] * 2 + ["join"] * 4 + ["leave"] + ["send", "static", "continue"]
+
+    def again() -> Again:
+        return Again(draw(back), draw(pick((SYN, ACK, ACK))), draw(pick((None, None, None, 80, 1001))))
+
+    for _ in range(draw(st.integers(2, 9))):
+        match kind := draw(pick(kinds)):
+            case "send":
+                steps.append(draw(_talk(state)))
+            case "again":
+                steps.append(again())
+            case "answer":
+                steps.append(Answer(draw(back), draw(pick((SYN | ACK, ACK)))))
+            case "join":
+                steps.append(Join(draw(_who()), draw(pick((None, 1e-9, 1e-9, 1e6))), not draw(one_in(4))))
+            case "leave":
+                steps.append(Leave(draw(_who()), not draw(one_in(4))))
+            case "static":
+                changed = draw(pick(STATIC_SETS))
+                state = replace(state, sets=tuple(
+                    replace(given, members=draw(_who())) if given.id == changed else given for given in state.sets))
+                steps.append(Update(state))
+            case _:
+                steps.append(Continue(draw(back), draw(pick((6, 8))), 2, draw(st.booleans())))
+        if kind in ("join", "leave", "static"):
+            steps += [again() for _ in range(draw(st.integers(1, 2)))]
+    return History(first, tuple(steps))
 
 
 class Player:
@@ -463,10 +555,18 @@ def _varied(frame: bytes, step: Again) -> bytes:
     return frame
 
 
+def change_set(engine: Engine, step: Join | Leave, now_s: float) -> None:
+    """Members come into the reference's dynamic set, or leave it."""
+    if isinstance(step, Join):
+        engine.add_members(DYNAMIC_SET, step.members, now_s, step.ttl_s, step.redecide)
+    else:
+        engine.remove_members(DYNAMIC_SET, step.members, step.redecide)
+
+
 def sends_of(player: Player, steps: tuple[Step, ...]) -> Iterator[Step]:
     """Steps with answers and repetitions made into frames; the caller must play each `Send` before the next."""
     for step in steps:
-        if isinstance(step, Update | Wait):
+        if isinstance(step, Update | Wait | Join | Leave):
             yield step
         elif isinstance(step, Rehome):
             yield Update(player.state_of(step))

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 from engine_backends import Backend, BpfBackend, ReferenceBackend, outcome_of
-from engine_steps import History, Player, Send, Update, Wait, histories, neighbours, sends_of
+from engine_steps import History, Join, Leave, Player, Send, Update, Wait, histories, memberships, neighbours, sends_of
 from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 
@@ -36,6 +36,10 @@ def replay(history: History, backend: Backend) -> ReferenceBackend:
                 wanted = outcome_of(player.play(step, now_s))
                 note(f"  reference: {wanted}")
                 assert backend.process(hook, number, frame, vtep, now_s) == wanted
+            case Join() | Leave():
+                note(str(step))
+                for each in (reference, backend):
+                    each.change_set(step, time.monotonic())
             case Update(state):
                 note(f"policy becomes {state}")
                 for each in (reference, backend):
@@ -46,6 +50,8 @@ def replay(history: History, backend: Backend) -> ReferenceBackend:
         assert backend.flows() == reference.flows()
     assert backend.drop_counts() == reference.drop_counts()
     assert backend.rule_hits() == reference.rule_hits()
+    assert backend.meters() == reference.meters()
+    assert backend.logs() == reference.logs()
     return reference
 
 
@@ -58,6 +64,12 @@ def test_the_kernel_does_what_the_reference_does(bpf: BpfBackend, history: Histo
 @given(history=neighbours())
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 def test_the_kernel_answers_whom_the_reference_answers(bpf: BpfBackend, history: History) -> None:
+    replay(history, bpf)
+
+
+@given(history=memberships())
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+def test_the_kernel_asks_sets_as_the_reference_asks_them(bpf: BpfBackend, history: History) -> None:
     replay(history, bpf)
 
 

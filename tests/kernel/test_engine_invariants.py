@@ -6,13 +6,13 @@ from collections import Counter
 
 from engine_frames import ACK, checksum
 from engine_states import MACS
-from engine_steps import Answer, History, Player, Send, Update, Wait, histories, sends_of
+from engine_steps import Answer, History, Join, Leave, Player, Send, Update, Wait, change_set, histories, sends_of
 from hypothesis import HealthCheck, event, given, settings
 
 from vfp.reasons import DropReason
 from vfp.reference import Engine, Hook, Result, Verdict
 from vfp.reference.extensions import Malformed
-from vfp.reference.packet import ICMP, ICMPV6, TCP, UDP, Part, parse
+from vfp.reference.packet import ICMP, ICMPV6, TCP, TCP_RST, UDP, Part, parse
 from vfp.reference.zones import zone_of
 
 RELAXED = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
@@ -53,11 +53,23 @@ def check_result(send: Send, result: Result) -> None:
     assert (result.verdict is Verdict.DROP) == (result.reason is not DropReason.NONE)
     if result.verdict is Verdict.DROP:
         assert result.frame == send.frame
+        check_answer(result)
         return
     if result.verdict is not Verdict.REPLY:
         assert len(result.frame) == len(send.frame)
     if was_right(send.frame):
         assert has_right_checksums(result.frame)
+
+
+def check_answer(result: Result) -> None:
+    """Who is told, is told rightly, and nothing that asks for another answer."""
+    if result.answer is None:
+        return
+    event("answered")
+    assert result.reason is DropReason.REJECTED
+    assert has_right_checksums(result.answer.frame)
+    packet = parse(result.answer.frame)
+    assert packet.is_error or packet.headers.tcp_flags & TCP_RST
 
 
 def check_tables(engine: Engine, now_s: float) -> None:
@@ -85,12 +97,15 @@ def test_invariants_of_any_history(history: History) -> None:
                 drops += result.verdict is Verdict.DROP
             case Update(state):
                 engine.update(state)
+            case Join() | Leave():
+                change_set(engine, step, now_s)
             case Wait(seconds):
                 now_s += seconds
                 engine.sweep(now_s)
         check_tables(engine, now_s)
     assert sum(engine.drop_counts.values()) == drops
-    assert sum(engine.rule_drops.values()) == engine.drop_counts[DropReason.DENIED]
+    by_rule = engine.drop_counts[DropReason.DENIED] + engine.drop_counts[DropReason.REJECTED]
+    assert sum(engine.rule_drops.values()) == by_rule
 
 
 @given(history=histories(timed=True))
@@ -142,7 +157,7 @@ def test_generated_packets_are_mostly_interesting() -> None:
     @given(history=histories())
     @settings(RELAXED, max_examples=1200, database=None, derandomize=True)
     def collect(history: History) -> None:
-        engine = Engine(history.state)
+        engine = Engine(history.state, half_open=2, udp=2)
         player = Player(engine)
         for step in sends_of(player, history.steps):
             if isinstance(step, Update):
@@ -150,15 +165,17 @@ def test_generated_packets_are_mostly_interesting() -> None:
             elif isinstance(step, Send):
                 result = player.play(step, 0.0)
                 seen[result.reason.name if result.reason else result.verdict.value] += 1
+                seen["answered"] += result.answer is not None
+                seen["mirrored"] += result.mirror != 0
         seen["hits"] += sum(max(0, view.packets - 1) + view.reply * min(1, view.packets) for view in engine.flows(0.0))
 
     collect()
     wanted = {"redirect_port", "redirect_uplink", "tunnel", "stack", "reply", "hits", "DENIED", "LAYER_DEFAULT",
               "WRONG_VTEP", "UNKNOWN_SOURCE", "FLOW_CHANGED", "TTL_EXCEEDED", "FRAGMENT_UNKNOWN", "ARP_UNANSWERED",
               "MALFORMED_IPV4", "FRAGMENT_TINY", "FRAGMENT_OVERLAP", "MALFORMED_IPV6",
-              "MALFORMED_ND"}
+              "MALFORMED_ND", "REJECTED", "answered", "mirrored", "OUT_OF_STATE", "HALF_OPEN_FULL", "UDP_FULL"}
     missing = wanted - seen.keys()
     assert not missing, (missing, seen)
     through = sum(seen[verdict.value] for verdict in Verdict)
-    assert through > 0.4 * (seen.total() - seen["hits"]), seen
+    assert through > 0.3 * (seen.total() - seen["hits"] - seen["answered"] - seen["mirrored"]), seen
     assert seen["hits"] > 100, seen

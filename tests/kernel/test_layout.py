@@ -26,6 +26,7 @@ def test_struct_has_the_layout_of_its_c_twin(name: str) -> None:
         ("rule_condition", "IF_", layout.If),
         ("rule_action", "ACTION_", layout.ActionCode),
         ("location_kind", "LOCATION_", layout.LocationKind),
+        ("packet_kind", "KIND_", layout.Kind),
         ("flow_flags", "FLOW_", layout.FlowFlag),
         ("port_flags", "PORT_", layout.PortFlag),
         ("rule_flags", "RULE_", layout.RuleFlag),

@@ -30,6 +30,19 @@ struct { __uint(type, BPF_MAP_TYPE_LRU_HASH); __uint(max_entries, 16); __uint(ma
 """
 
 
+WITHOUT_GLOBALS = HEADER + """
+struct { __uint(type, BPF_MAP_TYPE_HASH); __uint(max_entries, 16);
+         __type(key, __u32); __type(value, __u32); } seen SEC(".maps");
+SEC("tc") int classify(struct __sk_buff *skb)
+{
+	__u32 key = 1;
+
+	return bpf_map_lookup_elem(&seen, &key) ? 0 : VERDICT;
+}
+char LICENSE[] SEC("license") = "GPL";
+"""
+
+
 @pytest.fixture(scope="module")
 def objects(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Two versions; the programs answer 5 and 6."""
@@ -182,6 +195,36 @@ def test_loads_of_several_processes_wait_for_each_other(objects: tuple[Path, Pat
         children.append(child)
     assert [os.waitpid(child, 0)[1] for child in children] == [0] * 4
     assert (names(pin_dir / "maps"), names(pin_dir / "progs")) == (MAPS, PROGS)
+
+
+def ids(loaded: BpfObject) -> tuple[list[str], list[str]]:
+    """The kernel's numbers of maps and of programs."""
+    return tuple(  # type: ignore[return-value]
+        [line for owned in owners.values() for line in Path(f"/proc/self/fdinfo/{owned.fd}").read_text().splitlines()
+         if line.startswith(("map_id", "prog_id"))]
+        for owners in (loaded.maps, loaded.programs)
+    )
+
+
+def test_the_same_load_again_adopts_programs_without_the_verifier(tmp_path: Path, pin_dir: Path) -> None:
+    objects = [compile_c(WITHOUT_GLOBALS, tmp_path, f"plain{verdict}", VERDICT=verdict) for verdict in (5, 6)]
+
+    def load(number: int = 0) -> tuple[list[str], list[str]]:
+        with BpfObject.load(objects[number], pin_dir=pin_dir) as loaded:
+            assert loaded.program("classify").test_run(FRAME).retval == 5 + number
+            return ids(loaded)
+
+    maps, programs = load()
+    assert load() == (maps, programs)
+    assert load(1)[1] != programs, "another object"
+    back = load()
+    assert back[0] == maps, "maps are adopted always"
+    assert back[1] != programs, "and back again"
+    (pin_dir / "progs" / "classify").unlink()
+    mended = load()
+    assert mended[1] != back[1], "a pin was missing"
+    pins.set_fingerprint(pin_dir, "")
+    assert load()[1] != mended[1], "a load was cut short"
 
 
 def test_unpin_is_idempotent_and_leaves_users_alone(objects: tuple[Path, Path], pin_dir: Path) -> None:

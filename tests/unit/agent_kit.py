@@ -31,11 +31,11 @@ from vfp import reference
 from vfp.compile import Compiler, rule_cookie
 from vfp.datapath.capture import Captured
 from vfp.datapath.engine import Hook
-from vfp.datapath.records import DropEvent, FlowRecord, RuleHits
+from vfp.datapath.records import DropEvent, FlowRecord, LogEvent, RuleHits
 from vfp.datapath.select import FlowFilter, FlowPage
 from vfp.datapath.trace import Traced
 from vfp.layout import PlaceKind, Ring, ZoneKind
-from vfp.model import EngineState
+from vfp.model import EngineState, Prefix
 from vfp.reasons import DropReason
 from vfp.reference import Engine, explain_frame
 from vfp.reference.bindings import BindingKey, External
@@ -252,6 +252,9 @@ class FakeSwitch:
     def facts(self) -> Surroundings:
         return Surroundings((("lan0", f"{HOST_ADDRESS}/24"), ("lo", "127.0.0.1/8")), (("lan0", "172.16.0.0/24"),), ())
 
+    def addresses(self) -> tuple[tuple[str, str], ...]:
+        return self.facts().addresses
+
     def reserve_ports(self, ranges: Iterable[tuple[int, int]]) -> None:
         self.reserved = list(ranges)
 
@@ -271,7 +274,7 @@ class FakeDatapath:
     applied: list[EngineState] = field(default_factory=list)
     records: list[FlowRecord] = field(default_factory=list)
     hits: dict[tuple[int, int], RuleHits] = field(default_factory=dict)
-    events: list[DropEvent] = field(default_factory=list)
+    events: list[DropEvent | LogEvent] = field(default_factory=list)
     calls: list[tuple[str, ...]] | None = None
     traced: Traced | None = None
     held: set[int] = field(default_factory=set)
@@ -288,6 +291,9 @@ class FakeDatapath:
 
     def program_fd(self, hook: Hook) -> int:
         return 10
+
+    def members(self, set_id: int) -> Mapping[Prefix, float | None]:
+        return self.engine.members(set_id)
 
     def flows(self) -> list[FlowRecord]:
         return self.records
@@ -307,7 +313,9 @@ class FakeDatapath:
         """What the reference says, unless `traced` says something else."""
         if self.traced is not None:
             return self.traced
-        said = explain_frame(self.engine.state, reference.Hook(hook.value), number, frame, vtep=vtep)
+        members = {given.id: self.members(given.id) for given in self.engine.state.sets if given.dynamic}
+        said = explain_frame(self.engine.state, reference.Hook(hook.value), number, frame, time.monotonic(), vtep=vtep,
+                             members=members)
         leaves = said.transposition.exit
         ifindexes = {port.id: port.ifindex for port in self.engine.state.ports}
         uplinks = {uplink.id: uplink.ifindex for uplink in self.engine.state.uplinks}
@@ -321,7 +329,7 @@ class FakeDatapath:
             case ToVtep(address, vni):
                 place, target, outer = PlaceKind.TUNNEL, vni, address
         hits = tuple((ref.port, rule_cookie(ref.layer, ref.group, ref.rule)) for ref in said.decision.hits)
-        denied = said.decision.reason is DropReason.DENIED
+        denied = said.decision.reason in (DropReason.DENIED, DropReason.REJECTED)
         return Traced(place, said.decision.reason, target, outer, said.frame, hits, hits[-1][1] if denied else 0,
                       said.decision.drop_port, None)
 
@@ -352,7 +360,7 @@ class FakeDatapath:
     def events_fd(self) -> int:
         return -1
 
-    def read_events(self) -> list[DropEvent]:
+    def read_events(self) -> list[DropEvent | LogEvent]:
         events, self.events = self.events, []
         return events
 

@@ -32,7 +32,7 @@ from scapy.layers.l2 import ARP, Ether
 from overlay.layer import endpoint_mtu
 from southbound.messages import AclRule, AclTier, HostGoal, PortGoal
 from vfp.reasons import DropReason
-from vfp.reference import Hook, Verdict
+from vfp.reference import Hook, Result, Verdict
 
 NAT_1, NAT_2 = nat(1), nat(2)
 WEB = port("web", NAT_1, "192.168.1.5", 5)
@@ -285,6 +285,29 @@ def test_a_policy_denies_what_it_names_and_says_which_rule() -> None:
         assert _send(sender, ip(sender, "10.1.0.3", frame, dst_mac=RED_B.mac))[0] is Verdict.REDIRECT_PORT
 
 
+def test_a_policy_rejects_marks_and_logs() -> None:
+    sender = _with_policy(
+        AclRule(1, "out", "reject", protocol=6, ports=((80, 80),), name="refused"),
+        AclRule(2, "out", "allow", protocol=6, ports=((81, 81),), dscp=46),
+        AclRule(3, "out", "allow", protocol=6, ports=((82, 82),), log=True, name="told"))
+    made = built(HOST, RED, sender, RED_B, RED_FAR)
+    one = engine(made)
+
+    def send(dport: int) -> Result:
+        frame = ip(sender, "10.1.0.3", tcp(dport), dst_mac=RED_B.mac)
+        return one.process(Hook.PORT_OUT, number_of(made, sender), frame, now_s=0)
+
+    refused = send(80)
+    assert (refused.reason, refused.layer) == (DropReason.REJECTED, "acl")
+    assert refused.denied_by is not None
+    assert refused.denied_by.rule.name == "refused"
+    assert refused.answer is not None
+    assert Ether(refused.answer.frame)["TCP"].flags == "RA"
+    assert Ether(send(81).frame)[IP].tos >> 2 == 46
+    assert send(82).verdict is Verdict.REDIRECT_PORT
+    assert [record.rule.rule.name for record in one.journal.records] == ["told"]
+
+
 def test_in_rules_match_the_source_and_run_at_the_receiver() -> None:
     tier = AclTier("red/db", 5, (AclRule(10, "in", "deny", ("10.1.0.9/32",), name="no-far"),))
     receiver = port("ra", RED, "10.1.0.2", 0x12, tiers=(tier,))
@@ -319,6 +342,10 @@ def test_default_deny_still_answers_arp() -> None:
         ((AclRule(10, "out", "allow"), AclRule(10, "out", "deny")), "different actions"),
         ((AclRule(70000, "out", "allow"),), "70000"),
         ((AclRule(10, "out", "allow", ("10.1.0.3/24",)),), "host bits"),
+        ((AclRule(10, "out", "allow", dscp=64),), "0..63"),
+        ((AclRule(10, "out", "deny", dscp=46),), "only allow"),
+        ((AclRule(10, "out", "allow", dscp=46, log=True),), "only allow has one"),
+        ((AclRule(10, "out", "allow"), AclRule(10, "out", "allow", dscp=46)), "different actions"),
     ],
 )
 def test_a_policy_that_makes_no_layer_stops_only_its_port(rules: tuple[AclRule, ...], words: str) -> None:

@@ -18,7 +18,7 @@ from agent.words import action_text, match_text, packet_text
 from southbound.codec import encode
 from southbound.messages import AclRule, AclTier, Answer
 from vfp.compile import rule_cookie
-from vfp.datapath.records import DropEvent, FlowRecord, RuleHits
+from vfp.datapath.records import DropEvent, FlowRecord, LogEvent, RuleHits
 from vfp.datapath.select import FlowFilter
 from vfp.datapath.trace import Traced
 from vfp.layout import PlaceKind, ZoneKind
@@ -159,7 +159,7 @@ def test_rules_show_one_row_a_policy_rule_with_its_counter(
     (row,) = [row for row in rows if row["rule"] == "no-web"]
     assert row == {
         "endpoint": "red/ra", "direction": "out", "layer": "acl", "group": "red/web", "priority": 10,
-        "match": "tcp dst 10.1.0.9 dport 80 or tcp dst 10.1.0.3 dport 80", "action": "deny", "rule": "no-web",
+        "match": "tcp dst set red/web/no-web dport 80", "action": "deny", "rule": "no-web",
         "hits": 7, "drops": 5,
     }
     assert [row["layer"] for row in rows[:3]] == ["guard"] * 3
@@ -167,10 +167,15 @@ def test_rules_show_one_row_a_policy_rule_with_its_counter(
 
 
 def event(number: int, layer: int | None, cookie: int, reason: DropReason = DropReason.DENIED) -> DropEvent:
-    return DropEvent(
-        time.monotonic(), reason, ZoneKind.PORT, number, number, layer, cookie, 0x0800, 6, IPv4Address("10.1.0.2"),
-        IPv4Address("10.1.0.9"), 40000, 80, bytes(6), bytes(6), 74,
-    )
+    return DropEvent(reason=reason, layer=layer, **packet(number, cookie))
+
+
+def packet(number: int, cookie: int) -> dict[str, Any]:
+    return {
+        "time_s": time.monotonic(), "zone_kind": ZoneKind.PORT, "zone": number, "port": number, "cookie": cookie,
+        "ethertype": 0x0800, "protocol": 6, "src": IPv4Address("10.1.0.2"), "dst": IPv4Address("10.1.0.9"),
+        "src_port": 40000, "dst_port": 80, "src_mac": bytes(6), "dst_mac": bytes(6), "length": 74,
+    }
 
 
 def test_drops_by_reason_by_rule_and_the_latest(inspector: Inspector, built: Built, datapath: FakeDatapath) -> None:
@@ -275,3 +280,14 @@ def test_a_listener_is_told_drops_with_the_endpoint(inspector: Inspector, built:
     assert lost == 4
     inspector.collect()
     assert len(told) == 1
+
+
+def test_logged_packets_are_told_apart_from_drops(inspector: Inspector, built: Built, datapath: FakeDatapath) -> None:
+    number = built.port_ids[RED_A.id]
+    cookie = rule_cookie("acl", "red/web", Rule(10, Match(), AnswerArp(0), "no-web"))
+    datapath.events = [event(number, 1, cookie), LogEvent(**packet(number, cookie)), LogEvent(**packet(999, 0))]
+    (row,) = inspector.answer("logs", {"port": RED_A.id})["recent"]
+    assert (row["endpoint"], row["layer"], row["group"], row["rule"]) == ("red/ra", "acl", "red/web", "no-web")
+    assert row["packet"].startswith("tcp 10.1.0.2:40000 > 10.1.0.9:80")
+    assert len(inspector.answer("logs", {})["recent"]) == 2
+    assert len(inspector.answer("drops", {})["recent"]) == 1

@@ -100,6 +100,14 @@ def test_policies_are_resolved_to_prefixes_in_order() -> None:
     assert rule.name == "default/late[0]"
 
 
+def test_what_a_rule_asks_for_beside_reaches_the_hosts() -> None:
+    rules = ({"direction": "out", "action": "reject"}, {"direction": "out", "action": "allow", "dscp": 46},
+             {"direction": "in", "action": "allow", "log": True})
+    ((one,),) = (tier([policy("asks", "red", *rules)]),)
+    assert [(rule.action, rule.dscp, rule.log) for rule in one.rules] == [
+        ("reject", None, False), ("allow", 46, False), ("allow", None, True)]
+
+
 def test_a_rule_that_selects_nobody_is_left_out_and_does_not_become_one_for_everybody() -> None:
     nobody = {"direction": "in", "action": "allow", "from": {"labels": {"app": "gone"}}}
     anyone = {"direction": "in", "action": "deny"}

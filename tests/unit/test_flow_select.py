@@ -46,10 +46,11 @@ def table() -> tuple[Any, Any]:
     (FlowFilter(address=ip_network("10.0.0.8/29")), (2,)),
     (FlowFilter(address=ip_network("0.0.0.0/0")), (0, 1, 2)),
     (FlowFilter(address=ip_network("fd00::/64")), (3,)),
-    (FlowFilter(state="new"), (0, 2)),
-    (FlowFilter(state="established"), (1,)),
-    (FlowFilter(state="closed"), (3,)),
-    (FlowFilter(port=1, state="new"), (0,)),
+    (FlowFilter(state="new"), (2,)),
+    (FlowFilter(state="opening"), (0,)),
+    (FlowFilter(state="syn-received"), (1,)),
+    (FlowFilter(state="reset"), (3,)),
+    (FlowFilter(port=1, state="opening"), (0,)),
 ])
 def test_only_what_fits_is_found(wanted: FlowFilter, found: tuple[int, ...]) -> None:
     keys, flows = table()

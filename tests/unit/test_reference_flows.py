@@ -33,7 +33,7 @@ from scapy.packet import Raw
 from vfp.model import Allow, Deny, EngineState, LocalPort, Remote, Rewrite, Space
 from vfp.reasons import DropReason
 from vfp.reference import Engine, Hook, Result, Verdict
-from vfp.reference.flows import FlowState
+from vfp.reference.tcp import FlowState
 
 OUT = Hook.PORT_OUT
 CLOSED_IN = deny_in()
@@ -96,7 +96,7 @@ def test_a_packet_to_itself_has_one_entry() -> None:
 
 
 def test_a_full_table_drops_and_stores_nothing() -> None:
-    engine = Engine(host(), flow_entries=3)
+    engine = Engine(host(), flow_entries=3, udp=9)
     assert go(engine, 1, udp(A_1, A_2, 1)).verdict is Verdict.REDIRECT_PORT
     assert go(engine, 1, udp(A_1, A_2, 2)).reason is DropReason.FLOW_TABLE_FULL
     assert go(engine, 1, udp(A_1, A_2, 1)).verdict is Verdict.REDIRECT_PORT
@@ -148,11 +148,12 @@ def test_an_allowed_connection_goes_on_with_its_counters_and_state(side: str) ->
     engine = Engine(host())
     go(engine, 1, tcp(A_1, A_2))
     go(engine, 2, tcp(A_2, A_1, 80, 1000, "SA"))
+    go(engine, 1, tcp(A_1, A_2, flags="A"))
     assert engine.update(host(one=(layer("new"),))) == {1}
     packet = (1, tcp(A_1, A_2, flags="A")) if side == "forward" else (2, tcp(A_2, A_1, 80, 1000, "A"))
     assert go(engine, *packet).verdict is Verdict.REDIRECT_PORT
     assert states(engine) == {FlowState.ESTABLISHED}
-    assert sum(view.packets for view in engine.flows(0.0)) == 3
+    assert sum(view.packets for view in engine.flows(0.0)) == 4
 
 
 def test_a_decision_again_sees_the_flags_of_the_packet_that_made_the_flow() -> None:
@@ -290,14 +291,21 @@ def test_a_remote_that_moved_is_followed_from_the_reply_side() -> None:
 
 
 @pytest.mark.parametrize(("steps", "state"), [
-    (["S>"], FlowState.NEW),
-    (["S>", "SA<"], FlowState.ESTABLISHED),
-    (["S>", "SA<", "FA>"], FlowState.CLOSING),
-    (["S>", "SA<", "FA<"], FlowState.CLOSING),
-    (["S>", "SA<", "FA>", "FA<"], FlowState.CLOSED),
-    (["S>", "SA<", "FA>", "FA>"], FlowState.CLOSING),
-    (["S>", "RA<"], FlowState.CLOSED),
-    (["S>", "SA<", "R>"], FlowState.CLOSED),
+    (["S>"], FlowState.OPENING),
+    (["S>", "S>"], FlowState.OPENING),
+    (["S>", "SA<"], FlowState.SYN_RECEIVED),
+    (["S>", "SA<", "A>"], FlowState.ESTABLISHED),
+    (["S>", "S<"], FlowState.SYN_RECEIVED),
+    (["S>", "S<", "SA>", "SA<"], FlowState.ESTABLISHED),
+    (["S>", "SA<", "FA>"], FlowState.FIN_WAIT),
+    (["S>", "SA<", "A>", "FA<"], FlowState.FIN_WAIT),
+    (["S>", "SA<", "FA>", "FA<"], FlowState.TIME_WAIT),
+    (["S>", "SA<", "FA>", "FA<", "A>"], FlowState.TIME_WAIT),
+    (["S>", "SA<", "FA>", "FA>"], FlowState.FIN_WAIT),
+    (["S>", "RA<"], FlowState.RESET),
+    (["S>", "SA<", "R>"], FlowState.RESET),
+    (["A>"], FlowState.OPENING),
+    (["A>", "A<"], FlowState.ESTABLISHED),
 ])
 def test_tcp_state(steps: list[str], state: FlowState) -> None:
     engine = Engine(host())
@@ -317,31 +325,33 @@ def closed(engine: Engine) -> Engine:
 def test_a_syn_reopens_a_closed_flow_as_a_new_one() -> None:
     engine = closed(Engine(host()))
     go(engine, 1, tcp(A_1, A_2, flags="A"))
-    assert states(engine) == {FlowState.CLOSED}
+    assert states(engine) == {FlowState.RESET}
     go(engine, 1, tcp(A_1, A_2))
-    assert states(engine) == {FlowState.NEW}
+    assert states(engine) == {FlowState.OPENING}
     assert sum(view.packets for view in engine.flows(0.0)) == 1
 
 
 def test_a_syn_from_the_other_side_of_a_closed_flow_is_decided_on_its_own() -> None:
     engine = closed(Engine(host(one=(CLOSED_IN,))))
     assert go(engine, 2, tcp(A_2, A_1, 80, 1000, "S")).reason is DropReason.DENIED
-    assert states(engine) == {FlowState.CLOSED}
+    assert states(engine) == {FlowState.RESET}
 
 
 # Ageing.
 
 
 @pytest.mark.parametrize(("packets", "limit_s"), [
-    ([(1, tcp(A_1, A_2))], 30),
-    ([(1, tcp(A_1, A_2)), (2, tcp(A_2, A_1, 80, 1000, "SA"))], 7440),
+    ([(1, tcp(A_1, A_2))], 240),
+    ([(1, tcp(A_1, A_2)), (2, tcp(A_2, A_1, 80, 1000, "SA"))], 240),
+    ([(1, tcp(A_1, A_2)), (2, tcp(A_2, A_1, 80, 1000, "SA")), (1, tcp(A_1, A_2, flags="A"))], 7440),
     ([(1, tcp(A_1, A_2)), (2, tcp(A_2, A_1, 80, 1000, "FA"))], 240),
+    ([(1, tcp(A_1, A_2)), (2, tcp(A_2, A_1, 80, 1000, "FA")), (1, tcp(A_1, A_2, flags="FA"))], 2),
     ([(1, tcp(A_1, A_2)), (2, tcp(A_2, A_1, 80, 1000, "R"))], 2),
-    ([(1, udp(A_1, A_2))], 30),
+    ([(1, udp(A_1, A_2))], 120),
     ([(1, udp(A_1, A_2)), (2, udp(A_2, A_1, 53, 1000))], 300),
     ([(1, echo(A_1, A_2))], 60),
     ([(1, frame(A_1, A_2, Raw(bytes(8)), proto=47))], 300),
-], ids=["new", "established", "closing", "closed", "udp new", "udp", "icmp", "other"])
+], ids=["opening", "syn-received", "established", "fin-wait", "time-wait", "reset", "udp new", "udp", "icmp", "other"])
 def test_idle_pairs_leave_after_their_time(packets: list[tuple[int, bytes]], limit_s: float) -> None:
     engine = Engine(host())
     for number, data in packets:
@@ -372,4 +382,4 @@ def test_what_the_stack_begins_is_answered_to_the_stack() -> None:
     engine = Engine(host())
     assert engine.process(Hook.PORT_IN, 3, tcp("192.168.0.1", N_3, 5, 6), now_s=0.0).verdict is Verdict.STACK
     assert go(engine, 3, tcp(N_3, "192.168.0.1", 6, 5, "SA")).verdict is Verdict.STACK
-    assert states(engine) == {FlowState.ESTABLISHED}
+    assert states(engine) == {FlowState.SYN_RECEIVED}

@@ -100,16 +100,17 @@ def test_a_pool_runs_out_and_recovers_when_bindings_age() -> None:
         assert out(engine, udp(N_3, WORLD, 100 + port)).verdict is Verdict.REDIRECT_UPLINK
     assert out(engine, udp(N_3, WORLD, 99)).reason is DropReason.NAT_EXHAUSTED
     assert out(engine, tcp(N_3, WORLD, 99)).verdict is Verdict.REDIRECT_UPLINK
-    engine.sweep(31.0)
+    engine.sweep(241.0)
     assert not engine.flows(0.0)
     assert len(engine.bindings) == 0
-    assert out(engine, udp(N_3, WORLD, 99), 31.0).verdict is Verdict.REDIRECT_UPLINK
+    assert out(engine, udp(N_3, WORLD, 99), 241.0).verdict is Verdict.REDIRECT_UPLINK
 
 
 def test_a_binding_lives_as_long_as_a_flow_that_uses_it() -> None:
     engine = Engine(host())
     out(engine, tcp(N_3, WORLD, 20003))
     back(engine, tcp(WORLD, str(EXTERNAL), 80, 20003, "SA"))
+    out(engine, tcp(N_3, WORLD, 20003, flags="A"))
     engine.sweep(7440.0)
     assert len(engine.bindings) == 1
     engine.sweep(7441.0)

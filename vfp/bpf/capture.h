@@ -37,7 +37,7 @@ static __always_inline __u32 if_watched(__u32 id)
 }
 
 /* Not inlined: a drop has many places. */
-static __noinline int copy_packet(struct __sk_buff *skb, struct scratch *s, __u32 stage, __u32 reason)
+static __noinline int capture_packet(struct __sk_buff *skb, struct scratch *s, __u32 stage, __u32 reason)
 {
 	__u32 zero = 0, length = skb->len;
 	__u64 bytes = bytes_to_copy();
@@ -73,14 +73,14 @@ static __always_inline void capture_before(struct __sk_buff *skb, struct scratch
 	s->watched[0] = if_watched(sender);
 	s->watched[1] = if_watched(receiver);
 	if (s->watched[0] | s->watched[1])
-		copy_packet(skb, s, CAPTURE_BEFORE, NONE);
+		capture_packet(skb, s, CAPTURE_BEFORE, NONE);
 }
 
 /* Returns `verdict`. A packet that was dropped has told so itself. */
 static __always_inline int capture_after(struct __sk_buff *skb, struct scratch *s, int verdict)
 {
 	if (s->watched[0] | s->watched[1]) {
-		copy_packet(skb, s, CAPTURE_AFTER, NONE);
+		capture_packet(skb, s, CAPTURE_AFTER, NONE);
 		s->watched[0] = s->watched[1] = 0;
 	}
 	return verdict;
@@ -101,7 +101,7 @@ static __noinline int capture_drop(struct __sk_buff *skb, struct scratch *s, __u
 		s->watched[1] = if_watched(to);
 	}
 	if (s->watched[0] | s->watched[1])
-		copy_packet(skb, s, stage, reason);
+		capture_packet(skb, s, stage, reason);
 	s->watched[0] = s->watched[1] = 0;
 	return 0;
 }

@@ -7,6 +7,7 @@
 #pragma once
 
 #include "parse.h"
+#include "sets.h"
 
 struct search {
 	struct scratch *s;
@@ -14,19 +15,11 @@ struct search {
 	struct rule *best;
 	__u64 pair;		/* first words of source and destination */
 	__u64 rest;		/* ports, protocol, ethertype */
+	__u64 asked;		/* least priority of a rule that only a set could keep from matching */
 	__u32 first;		/* of the bucket in hand */
 	__u32 version;
 	__u32 filter_mask;
 };
-
-static __always_inline __be32 mask32(int bits)
-{
-	if (bits <= 0)
-		return 0;
-	if (bits >= 32)
-		return 0xffffffff;
-	return bpf_htonl(~0U << (32 - bits));
-}
 
 static __always_inline int in_prefix(const struct address *address, const struct address *prefix, __u8 bits)
 {
@@ -39,35 +32,15 @@ static __always_inline int in_prefix(const struct address *address, const struct
 		 ((address->w[3] ^ prefix->w[3]) & mask32(bits - 96)));
 }
 
-/* All conditions of `r` hold for the headers with the tuple as rewritten so far. */
-static __always_inline int rule_matches(const struct rule *r, const struct headers *h, const struct flow_key *cur)
+/* What few rules ask for: one test lets all others pass by. */
+#define IF_SELDOM (IF_DMAC | IF_ICMP_TYPE | IF_ICMP_CODE | IF_TCP_FLAGS | IF_DSCP | IF_ARP_SENDER | IF_ND_SENDER | IF_VNI | \
+		   IF_FRAGMENT | IF_SRC_SET | IF_DST_SET)
+
+static __always_inline int seldom_matches(const struct rule *r, const struct headers *h, const struct flow_key *cur,
+					  __u8 family)
 {
 	__u32 conditions = r->conditions;
-	/* An ARP tuple carries IPv4 addresses. */
-	__u8 family = h->ethertype == ETH_P_ARP ? 4 : h->key.family;
 
-	if (conditions & IF_ETHERTYPE && r->ethertype != h->ethertype)
-		return 0;
-	if (conditions & (IF_SRC | IF_DST) && r->family != family)
-		return 0;
-	if (conditions & IF_SRC && !in_prefix(&cur->src, &r->src, r->src_len))
-		return 0;
-	if (conditions & IF_DST && !in_prefix(&cur->dst, &r->dst, r->dst_len))
-		return 0;
-	if (conditions & IF_PROTOCOL && (!family || r->protocol != cur->protocol))
-		return 0;
-	if (conditions & IF_SPORT) {
-		__u16 port = bpf_ntohs(cur->sport);
-
-		if (!h->has_ports || port < r->sport_low || port > r->sport_high)
-			return 0;
-	}
-	if (conditions & IF_DPORT) {
-		__u16 port = bpf_ntohs(cur->dport);
-
-		if (!h->has_ports || port < r->dport_low || port > r->dport_high)
-			return 0;
-	}
 	if (conditions & (IF_ICMP_TYPE | IF_ICMP_CODE) && !is_icmp(h->key.family, cur->protocol))
 		return 0;
 	if (conditions & IF_ICMP_TYPE && r->icmp_type != h->icmp_type)
@@ -79,15 +52,67 @@ static __always_inline int rule_matches(const struct rule *r, const struct heade
 		return 0;
 	if (conditions & IF_DSCP && (!h->key.family || r->dscp != h->dscp))
 		return 0;
-	if (conditions & IF_SMAC && !same_mac(r->smac, h->smac))
-		return 0;
 	if (conditions & IF_DMAC && !same_mac(r->dmac, h->dmac))
 		return 0;
 	if (conditions & IF_ARP_SENDER && !h->arp_sender_is_source)
 		return 0;
 	if (conditions & IF_ND_SENDER && !h->nd_sender_is_source)
 		return 0;
-	return 1;
+	if (conditions & IF_VNI && (ZONE_KIND(h->key.zone) != ZONE_OVERLAY || r->vni != ZONE_NUMBER(h->key.zone)))
+		return 0;
+	if (conditions & IF_FRAGMENT && (!h->key.family || r->fragment != h->fragment))
+		return 0;
+	return !(conditions & (IF_SRC_SET | IF_DST_SET)) || family;
+}
+
+/*
+ * The conditions of `r` on sets hold. They come last, as they cost look-ups. Not static: the verifier then sees it once,
+ * and not again for every way that leads here; and for that it wants to see that the pointers are none.
+ */
+__noinline int sets_match(struct scratch *s, const struct rule *r)
+{
+	__u8 family;
+
+	if (!s || !r)
+		return 0;
+	family = address_family(&s->d.cur);
+	if (r->conditions & IF_SRC_SET && !in_set(s, &s->d.cur.src, r->src_set, family))
+		return 0;
+	return !(r->conditions & IF_DST_SET) || in_set(s, &s->d.cur.dst, r->dst_set, family);
+}
+
+/* All conditions of `r` hold for the headers with the tuple as rewritten so far, but for those on sets. */
+static __always_inline int rule_matches(const struct rule *r, const struct headers *h, const struct flow_key *cur)
+{
+	__u32 conditions = r->conditions;
+	/* An ARP tuple carries IPv4 addresses. */
+	__u8 family = h->ethertype == ETH_P_ARP ? 4 : h->key.family;
+
+	if (conditions & IF_ETHERTYPE && r->ethertype != h->ethertype)
+		return 0;
+	if (conditions & (IF_SRC | IF_DST)) {
+		if (r->family != family)
+			return 0;
+		if (conditions & IF_SRC && !in_prefix(&cur->src, &r->src, r->src_len))
+			return 0;
+		if (conditions & IF_DST && !in_prefix(&cur->dst, &r->dst, r->dst_len))
+			return 0;
+	}
+	if (conditions & IF_PROTOCOL && (!family || r->protocol != cur->protocol))
+		return 0;
+	if (conditions & (IF_SPORT | IF_DPORT)) {
+		__u16 sport = bpf_ntohs(cur->sport), dport = bpf_ntohs(cur->dport);
+
+		if (!h->has_ports)
+			return 0;
+		if (conditions & IF_SPORT && (sport < r->sport_low || sport > r->sport_high))
+			return 0;
+		if (conditions & IF_DPORT && (dport < r->dport_low || dport > r->dport_high))
+			return 0;
+	}
+	if (conditions & IF_SMAC && !same_mac(r->smac, h->smac))
+		return 0;
+	return !(conditions & IF_SELDOM) || seldom_matches(r, h, cur, family);
 }
 
 static long try_rule(__u32 i, void *context)
@@ -104,6 +129,12 @@ static long try_rule(__u32 i, void *context)
 		return 0;
 	if (!rule_matches(r, &search->s->h, &search->s->d.cur))
 		return 0;
+	if (r->conditions & (IF_SRC_SET | IF_DST_SET)) {
+		if (r->priority < search->asked)
+			search->asked = r->priority;
+		if (!sets_match(search->s, r))
+			return 0;
+	}
 	search->best = r;
 	return 1;
 }
@@ -152,7 +183,7 @@ static long try_tuple(__u32 i, void *context)
 	return 0;
 }
 
-/* The matching rule with the lowest priority number, or NULL. */
+/* The matching rule with the lowest priority number, or NULL. If the group is not there, `s->d.reason` says so. */
 static __always_inline struct rule *classify(struct scratch *s, __u64 id)
 {
 	struct flow_key *cur = &s->d.cur;
@@ -161,13 +192,19 @@ static __always_inline struct rule *classify(struct scratch *s, __u64 id)
 		.pair = (__u64)cur->src.w[0] << 32 | cur->dst.w[0],
 		.rest = (__u64)s->h.ethertype << 40 | (__u64)cur->protocol << 32 | (__u32)cur->dport << 16 |
 			cur->sport,
+		.asked = ~0ULL,
 	};
 
 	search.group = bpf_map_lookup_elem(&groups, &id);
-	if (!search.group)
+	if (!search.group) {		/* a program without its group is half a policy */
+		s->d.reason = ENGINE_ERROR;
 		return 0;
+	}
 	search.version = search.group->version;
 	search.filter_mask = search.group->filter_mask;
 	bpf_loop(search.group->count, try_tuple, &search, 0);
+	/* A rule behind the one that matched may have been asked by chance: nothing depends on it. */
+	if (search.asked != ~0ULL && (!search.best || search.asked <= search.best->priority))
+		s->d.by_set = 1;
 	return search.best;
 }

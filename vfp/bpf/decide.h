@@ -60,15 +60,28 @@ static __always_inline int decide_from_uplink(struct scratch *s, __u32 uplink)
 	return run_layers(s, d->via.port, 1, 1);
 }
 
-/* Fills `s->d`; returns a drop reason. At an uplink, NO_MAPPING means that the packet is not ours. */
-static __always_inline int decide(struct scratch *s)
+/*
+ * Fills `s->d`; returns a drop reason. At an uplink, NO_MAPPING means that the packet is not ours. Not static, for the
+ * verifier, like `sets_match`.
+ */
+__noinline int decide(struct scratch *s)
 {
-	__u32 number = ZONE_NUMBER(s->h.key.zone);
-	struct decision *d = &s->d;
+	struct settings *settings;
+	struct decision *d;
+	__u32 number, zero = 0;
 
+	if (!s)
+		return ENGINE_ERROR;
+	number = ZONE_NUMBER(s->h.key.zone);
+	settings = bpf_map_lookup_elem(&config, &zero);
+	d = &s->d;
 	__builtin_memset(d, 0, sizeof(*d));
 	d->cur = s->h.key;
 	d->layer = 0xff;
+	if (!settings)
+		return ENGINE_ERROR;
+	d->sets_generation = settings->sets_generation;
+	d->turn = settings->turn;
 	switch (ZONE_KIND(s->h.key.zone)) {
 	case ZONE_PORT:
 		d->drop_port = number;
@@ -217,6 +230,11 @@ static __always_inline int reply_out(struct scratch *s)
 	return ENGINE_ERROR;
 }
 
+static __always_inline int is_stateless(const struct decision *d)
+{
+	return d->stateless && !d->translated;
+}
+
 /* Build both halves from the decision. Returns a drop reason. */
 static __always_inline int compose(struct scratch *s)
 {
@@ -229,9 +247,15 @@ static __always_inline int compose(struct scratch *s)
 
 	__builtin_memset(f, 0, sizeof(*f));
 	__builtin_memset(r, 0, sizeof(*r));
+	f->ports[0] = r->ports[0] = d->ports[0];
+	f->ports[1] = r->ports[1] = d->ports[1];
 	reason = forward_out(s, &reply_zone);
 	if (reason)
 		return reason;
+	if (has_extras(&d->extras)) {
+		f->extras = r->extras = d->extras;
+		f->flags = FLOW_EXTRAS;
+	}
 	if (f->out.place == PLACE_REPLY)
 		return NONE;
 	reason = reply_out(s);
@@ -246,9 +270,12 @@ static __always_inline int compose(struct scratch *s)
 		f->out.flags |= DEC_TTL;
 		r->out.flags |= DEC_TTL;
 	}
+	if (d->marked && h->key.family) {
+		f->out.flags |= SET_DSCP;
+		r->out.flags |= SET_DSCP;
+		f->out.dscp = r->out.dscp = d->dscp;
+	}
 	f->created_ns = f->seen_ns = r->created_ns = r->seen_ns = now;
-	f->ports[0] = r->ports[0] = d->ports[0];
-	f->ports[1] = r->ports[1] = d->ports[1];
 	f->generations[0] = r->generations[0] = d->generations[0];
 	f->generations[1] = r->generations[1] = d->generations[1];
 	f->dscp = h->dscp;
@@ -265,6 +292,15 @@ static __always_inline int compose(struct scratch *s)
 			return UNKNOWN_PORT;
 		copy_mac(r->smac, port->mac);
 	}
-	r->flags = FLOW_REPLY;
+	if (d->by_set) {
+		f->flags |= FLOW_BY_SET;
+		f->sets_generation = r->sets_generation = d->sets_generation;
+	}
+	if (h->fragment)
+		f->flags |= FLOW_FRAGMENT;
+	/* Of a stateless flow nothing is known that a segment could fit. */
+	if (d->strict && h->key.protocol == IPPROTO_TCP && !is_stateless(d))
+		f->flags |= FLOW_STRICT;
+	r->flags = FLOW_REPLY | f->flags;
 	return NONE;
 }

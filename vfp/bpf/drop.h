@@ -5,6 +5,9 @@
 #include <linux/pkt_cls.h>
 
 #include "capture.h"
+#include "events.h"
+
+#define PROBE_WALKS 1		/* skb->mark of a test-run: ask the layers, whatever is remembered */
 
 enum probe_cb {			/* words of skb->cb that a test-run reads */
 	CB_ZONE = 0,
@@ -40,9 +43,14 @@ static __always_inline int trace_drop(struct scratch *s)
 
 static __always_inline int drop(struct __sk_buff *skb, struct scratch *s, __u32 reason)
 {
-	struct headers *h = &s->pkt;
+	struct told told = {
+		.kind = EVENT_DROP,
+		.reason = reason,
+		.cookie = s->d.cookie,
+		.port = s->d.drop_port,
+		.layer = s->d.layer,
+	};
 	__u32 index = reason;
-	struct event *event;
 	__u64 *count;
 
 	if (report(skb, s, PLACE_NONE, reason, 0))
@@ -51,30 +59,7 @@ static __always_inline int drop(struct __sk_buff *skb, struct scratch *s, __u32 
 	count = bpf_map_lookup_elem(&drops, &index);
 	if (count)
 		*count += 1;
-	event = bpf_ringbuf_reserve(&events, sizeof(*event), 0);
-	if (!event) {		/* nobody keeps up; the counters still do */
-		count_lost(RING_EVENTS);
-		return TC_ACT_SHOT;
-	}
-	event->time_ns = bpf_ktime_get_ns();
-	event->cookie = s->d.cookie;
-	event->zone = h->key.zone;
-	event->port = s->d.drop_port;
-	event->src = h->key.src;
-	event->dst = h->key.dst;
-	event->sport = h->key.sport;
-	event->dport = h->key.dport;
-	event->ethertype = h->ethertype;
-	event->protocol = h->key.protocol;
-	event->family = h->key.family;
-	copy_mac(event->smac, h->smac);
-	copy_mac(event->dmac, h->dmac);
-	event->reason = reason;
-	event->layer = s->d.layer;
-	event->kind = EVENT_DROP;
-	event->pad = 0;
-	event->length = skb->len;
-	bpf_ringbuf_submit(event, 0);
+	tell(skb, s, &told);
 	return TC_ACT_SHOT;
 }
 

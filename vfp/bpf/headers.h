@@ -16,6 +16,7 @@
 #define L3 sizeof(struct ethhdr)	/* offset of the network header: tagged frames are refused */
 #define IP_OFFSET_MASK 0x1fff
 #define IP_MORE_FRAGMENTS 0x2000
+#define IP_DONT_FRAGMENT 0x4000
 #define IP_BYTES_MAX 65535
 #define HEADERS_MAX (L3 + 60 + 60)	/* IPv4 and TCP with all options */
 #define ODD (-1)			/* not for the short parser */
@@ -24,8 +25,11 @@
 
 #define ICMP6_FIRST_ERROR 1		/* unreachable, too big, time exceeded, parameter problem */
 #define ICMP6_LAST_ERROR 4
+#define ICMP6_UNREACHABLE 1
 #define ICMP6_ECHO 128
 #define ICMP6_ECHOREPLY 129
+#define ND_FIRST 133			/* router solicitation */
+#define ND_LAST 137			/* redirect */
 #define ND_SOLICITATION 135
 #define ND_ADVERTISEMENT 136
 #define ND_SOLICITED 0x40
@@ -36,9 +40,12 @@
 
 #define ICMP_ECHOREPLY 0
 #define ICMP_DEST_UNREACH 3
+#define ICMP_SOURCE_QUENCH 4
+#define ICMP_REDIRECT 5
 #define ICMP_ECHO 8
 #define ICMP_TIME_EXCEEDED 11
 #define ICMP_PARAMETERPROB 12
+#define ICMP_LAST 18			/* address mask reply: later ones are not known */
 
 /* RFC 792. linux/icmp.h draws in libc headers that a BPF build does not have. */
 struct icmp_header {
@@ -86,6 +93,15 @@ static __always_inline __be32 load32(const __u8 *p)
 
 	__builtin_memcpy(&value, p, sizeof(value));
 	return value;
+}
+
+static __always_inline __be32 mask32(int bits)
+{
+	if (bits <= 0)
+		return 0;
+	if (bits >= 32)
+		return 0xffffffff;
+	return bpf_htonl(~0U << (32 - bits));
 }
 
 static __always_inline int is_multicast(const struct address *address)

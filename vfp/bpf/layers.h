@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR Apache-2.0) */
-/* The walk over a port's layers: at most one action a layer, folded into `s->d`. */
+/* The walk over a port's layers: at most one action a layer that ends it, folded into `s->d`. */
 #pragma once
 
 #include "classify.h"
+#include "modifiers.h"
 #include "nat.h"
 
 struct walk {
@@ -10,7 +11,8 @@ struct walk {
 	struct stage *stages;
 	__u32 port;
 	__u32 decided;		/* layer that has acted, plus one */
-	__u32 deny;
+	__u32 kind;		/* of the packet */
+	__u32 slot;		/* of the port in the flow's dependencies: 0 sender, 1 receiver */
 };
 
 static __always_inline void trace_hit(const struct hit_key *key)
@@ -24,7 +26,8 @@ static __always_inline void trace_hit(const struct hit_key *key)
 	trace->count += 1;
 }
 
-static __always_inline void count_hit(struct scratch *s, __u32 port, __u64 cookie, int dropped)
+/* Not inline: its keys are off the stack while rules are searched, like those of `act`. */
+static __noinline void count_hit(struct scratch *s, __u32 port, __u64 cookie, int dropped)
 {
 	struct hit_key key = {.cookie = cookie, .port = port};
 	struct hits *hits, first = {.hits = 1, .drops = dropped};
@@ -44,6 +47,18 @@ static __always_inline void count_hit(struct scratch *s, __u32 port, __u64 cooki
 	__sync_fetch_and_add(&hits->hits, 1);
 	if (dropped)
 		__sync_fetch_and_add(&hits->drops, 1);
+}
+
+/* For whoever remembers the decision. */
+static __always_inline void note_hit(struct scratch *s, __u32 port, __u64 cookie)
+{
+	__u32 i = s->d.hits;
+
+	if (i < MEMORY_HITS) {
+		s->hit[i].cookie = cookie;
+		s->hit[i].port = port;
+	}
+	s->d.hits = i + 1;
 }
 
 static __always_inline int find_place(struct scratch *s, __u32 space)
@@ -106,18 +121,27 @@ static __always_inline int rewrite(struct scratch *s, __u64 id)
 		cur->src = to->src;
 	if (to->flags & SET_DST)
 		cur->dst = to->dst;
-	if (to->flags & SET_SPORT)
+	if (to->flags & SET_SPORT) {
 		cur->sport = to->sport;
+		s->d.by_sport = 1;
+	}
 	if (to->flags & SET_DPORT)
 		cur->dport = to->dport;
 	s->d.translated = 1;
 	return NONE;
 }
 
-static __always_inline int act(struct scratch *s, struct rule *r, __u32 port)
+/*
+ * What a rule says. Not static, for the verifier, like `sets_match`; and so that its keys are off the stack while rules
+ * are searched, which is where the stack is deepest: of 512 bytes, each call taking a multiple of 32.
+ */
+__noinline int act(struct scratch *s, struct rule *r, __u32 port, int slot)
 {
-	struct decision *d = &s->d;
+	struct decision *d;
 
+	if (!s || !r)
+		return ENGINE_ERROR;
+	d = &s->d;
 	switch (r->action) {
 	case ACTION_ALLOW:
 		d->stateless |= r->flags & RULE_STATELESS;
@@ -145,8 +169,11 @@ static __always_inline int act(struct scratch *s, struct rule *r, __u32 port)
 		return answer_arp(s, r->arg, port);
 	case ACTION_REWRITE:
 		return rewrite(s, r->arg);
+	case ACTION_REJECT:
+		d->cookie = r->cookie;
+		return REJECTED;
 	}
-	return ENGINE_ERROR;
+	return modify(d, r, port, slot);
 }
 
 static long run_stage(__u32 i, void *context)
@@ -163,14 +190,22 @@ static long run_stage(__u32 i, void *context)
 	if (walk->decided == stage->layer + 1U)
 		return 0;
 	s->d.layer = stage->layer;
-	r = stage->group ? classify(s, stage->group) : 0;
+	r = stage->kinds & walk->kind ? classify(s, stage->group) : 0;
+	if (s->d.reason)
+		return 1;
 	if (r) {
-		count_hit(s, walk->port, r->cookie, r->action == ACTION_DENY);
+		note_hit(s, walk->port, r->cookie);
+		count_hit(s, walk->port, r->cookie, r->action == ACTION_DENY || r->action == ACTION_REJECT);
 		if (r->action != ACTION_PASS) {
-			reason = act(s, r, walk->port);
-			walk->decided = stage->layer + 1U;
-			s->d.reason = reason;
-			return reason != NONE;
+			reason = act(s, r, walk->port, walk->slot);
+			if (reason != NONE) {
+				s->d.reason = reason;
+				return 1;
+			}
+			if (!(r->flags & RULE_CONTINUE)) {
+				walk->decided = stage->layer + 1U;
+				return 0;
+			}
 		}
 	}
 	if (stage->last && stage->deny) {
@@ -180,18 +215,39 @@ static long run_stage(__u32 i, void *context)
 	return 0;
 }
 
+/* Protocols are not rewritten, so a packet is of one kind on all of its way. */
+static __always_inline __u32 kind_of(const struct headers *h)
+{
+	switch (h->ethertype) {
+	case ETH_P_IP:
+		return h->key.protocol == IPPROTO_TCP ? KIND_TCP4 : h->key.protocol == IPPROTO_UDP ? KIND_UDP4 : KIND_IPV4;
+	case ETH_P_IPV6:
+		return h->key.protocol == IPPROTO_TCP ? KIND_TCP6 : h->key.protocol == IPPROTO_UDP ? KIND_UDP6 : KIND_IPV6;
+	case ETH_P_ARP:
+		return KIND_ARP;
+	}
+	return KIND_OTHER;
+}
+
 /* Run one port's layers on `s->d.cur`; `slot` says where the port goes in the flow's dependencies. */
 static __always_inline int run_layers(struct scratch *s, __u32 port, int in, int slot)
 {
-	struct program *program = bpf_map_lookup_elem(&programs, &port);
-	struct walk walk = {.s = s, .port = port};
+	struct programs *both = bpf_map_lookup_elem(&programs, &port);
+	struct port *record = bpf_map_lookup_elem(&ports, &port);
+	struct walk walk = {.s = s, .port = port, .slot = slot, .kind = kind_of(&s->h)};
+	struct program *program;
 
 	s->d.drop_port = port;
-	if (!program)
+	if (!both || !record)
 		return UNKNOWN_PORT;
+	program = &both->turns[s->d.turn & 1];
+	if (!program->generation)
+		return UNKNOWN_PORT;
+	s->d.strict |= record->flags & PORT_STRICT_TCP;
 	s->d.ports[slot] = port;
 	s->d.generations[slot] = program->generation;
 	s->d.reason = NONE;
+	s->d.by_sport |= (in ? program->in_fussy : program->out_fussy) & walk.kind ? 1 : 0;
 	if (in) {
 		walk.stages = program->in;
 		bpf_loop(program->in_count, run_stage, &walk, 0);

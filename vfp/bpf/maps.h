@@ -9,11 +9,15 @@
 #include "types.h"
 
 enum jump {
-	JUMP_SLOW = 0,		/* misses, stale flows, and what has no flow */
+	JUMP_SLOW = 0,		/* misses, and what has no flow */
 	JUMP_ODD = 1,		/* what the short parser does not know */
 	JUMP_RELATED = 2,	/* ICMP errors */
-	JUMP_CAPTURE = 3,	/* hits of a port that somebody looks at */
-	JUMPS = 4,
+	JUMP_LEAVE = 3,		/* what was decided, and hits that ask for more than forwarding */
+	JUMP_REJECT = 4,	/* answers to what was rejected */
+	JUMP_FULL = 5,		/* a new flow that has no room */
+	JUMP_STALE = 6,		/* flows whose policy has changed */
+	JUMP_DECIDED = 7,	/* their packets, once that is done */
+	JUMPS = 8,
 };
 
 enum ring {
@@ -31,6 +35,13 @@ enum ring {
 		__uint(map_flags, flags_);			\
 	} name_ SEC(".maps")
 
+#define QUEUE(name_, value_, entries_)				\
+	struct {						\
+		__uint(type, BPF_MAP_TYPE_QUEUE);		\
+		__type(value, value_);				\
+		__uint(max_entries, entries_);			\
+	} name_ SEC(".maps")
+
 /* Unified flow table: both halves of every pair. */
 MAP(flows, BPF_MAP_TYPE_HASH, struct flow_key, struct flow, 65536, 0);
 /* Interface index to the number of its zone: port id or uplink id. */
@@ -38,7 +49,7 @@ MAP(links, BPF_MAP_TYPE_HASH, __u32, __u32, 8192, 0);
 /* Port id to generation, interface, MACs. */
 MAP(ports, BPF_MAP_TYPE_ARRAY, __u32, struct port, 4096, 0);
 /* Port id to policy. A hash map, because its element is replaced in one step. */
-MAP(programs, BPF_MAP_TYPE_HASH, __u32, struct program, 4096, BPF_F_NO_PREALLOC);
+MAP(programs, BPF_MAP_TYPE_HASH, __u32, struct programs, 4096, BPF_F_NO_PREALLOC);
 /* Compiled group, by content hash: ports with equal groups share one. */
 MAP(groups, BPF_MAP_TYPE_HASH, __u64, struct group, 8192, BPF_F_NO_PREALLOC);
 /* Hash of a masked header to a run of rules. */
@@ -67,10 +78,22 @@ MAP(bindings, BPF_MAP_TYPE_HASH, struct binding_key, struct binding, 65536, BPF_
 MAP(externals, BPF_MAP_TYPE_HASH, struct external_key, struct external, 65536, BPF_F_NO_PREALLOC);
 /* Datagrams that come in fragments. */
 MAP(fragments, BPF_MAP_TYPE_LRU_HASH, struct fragment_key, struct fragment, 8192, 0);
+/* Decisions of late. */
+MAP(memories, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct memory, MEMORIES, 0);
+/* Pairs that closed: the sweep of every second looks only at these. By both FINs ... */
+QUEUE(time_waits, struct closed, 16384);
+/* ... by RST ... */
+QUEUE(resets, struct closed, 16384);
+/* ... and those that had packets since. */
+QUEUE(lingering, struct closed, 16384);
+/* Pairs by budget. */
+MAP(budgets, BPF_MAP_TYPE_ARRAY, __u32, struct budgets, 1, 0);
 /* Drops by reason. */
 MAP(drops, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, __u64, DROP_REASONS, 0);
 /* Decisions by rule. */
 MAP(rule_hits, BPF_MAP_TYPE_HASH, struct hit_key, struct hits, 65536, BPF_F_NO_PREALLOC);
+/* Packets and bytes by meter id. An element is there before any rule that names it. */
+MAP(meters, BPF_MAP_TYPE_PERCPU_HASH, __u32, struct meter, 4096, BPF_F_NO_PREALLOC);
 /* Timeouts and the tunnel device. */
 MAP(config, BPF_MAP_TYPE_ARRAY, __u32, struct settings, 1, 0);
 /* What is rare, reached by tail call: enum jump. */
@@ -89,7 +112,7 @@ struct {
 	__uint(max_entries, 1 << 20);
 } captures SEC(".maps");
 
-/* Dropped packets, for people. */
+/* Packets that were dropped, or that a rule wants told. */
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
 	__uint(max_entries, 1 << 20);

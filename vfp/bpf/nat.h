@@ -133,6 +133,7 @@ static __always_inline int translate_source(struct scratch *s, __u32 port, __u32
 		return NAT_EXHAUSTED;
 	}
 found:
+	d->by_sport = 1;
 	d->cur.src = pool->address;
 	d->cur.sport = made.external_port;
 	d->translated = 1;

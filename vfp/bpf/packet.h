@@ -19,6 +19,13 @@ enum probe {
 	PROBE_DRY = 2,		/* and change nothing: decide as if there were no flow and no fragment */
 };
 
+/* How a packet comes by what rules ask for beside forwarding. */
+enum passage {
+	PASSAGE_HIT = 0,
+	PASSAGE_FIRST = 1,	/* it made its flow */
+	PASSAGE_ALONE = 2,	/* it has none */
+};
+
 enum fragment_kind {
 	NOT_FRAGMENT = 0,
 	FIRST_FRAGMENT = 1,
@@ -49,19 +56,38 @@ struct decision {
 	struct flow_key cur;		/* the tuple as layers have rewritten it */
 	struct mapping via;		/* found at the uplink */
 	__u64 cookie;			/* of the rule that denied */
+	struct extras extras;
 	__u32 ports[2];
 	__u32 generations[2];
 	__u32 drop_port;
 	__u32 uplink;
+	__u32 turn;			/* read once: one policy judges the packet at all ports */
 	__u8 reason;
 	__u8 layer;
 	__u8 by_mapping;
 	__u8 stateless;
 	__u8 translated;
+	__u8 strict;			/* a port that was asked wants TCP to fit */
 	__u8 routed;
 	__u8 arp;			/* answer with place.mac */
 	__u8 where;			/* enum place */
+	__u8 by_sport;			/* another source port might be decided otherwise */
+	__u8 by_set;			/* a condition on a set was decisive, or could have been */
+	__u8 hits;			/* rules that matched; those in `hit` */
+	__u8 marked;			/* packets leave with `dscp` */
+	__u8 dscp;
+	__u8 pad;
+	__u32 sets_generation;		/* when the decision began */
 	struct location place;
+};
+
+/* A set that is asked for an address: `vfp/bpf/sets.h`. */
+struct asked {
+	struct set_lengths_key of;
+	struct set_lengths lengths;	/* still to be tried */
+	struct set_key key;
+	struct address address;
+	__u32 found;
 };
 
 struct scratch {
@@ -74,16 +100,25 @@ struct scratch {
 	struct binding_key binding;
 	struct external_key external;
 	struct external holder;
+	struct hit_key hit[MEMORY_HITS];
 	struct fragment_key fragment;
 	struct flow_key related;	/* of the flow that an ICMP error is about, as its packets come here */
+	struct asked asked;
 	__u16 l4;			/* offset of the transport header */
 	__u16 length;			/* bytes from there to the end of the IP packet */
 	__u8 ttl;
 	__u8 fragment_kind;
 	__u8 fragmented;		/* IPv6: there is a fragment header */
 	__u8 error;			/* enum error_kind */
+	__u8 from_reply;		/* the packet is of the reply half of a flow that is decided again */
 	__u8 single;			/* the flow just stored has one half */
+	__u8 passage;			/* enum passage */
+	__u64 redecide_ns;		/* until when the time for re-decisions is spent */
 	__u8 probe;			/* enum probe */
+	__u8 forgetful;			/* decisions are neither remembered nor recalled */
+	__u8 deciding_again;		/* the tuple is that of a flow that exists */
+	__u32 copying;			/* interface to which a copy is on its way at this moment */
+	__u64 answers_ns;		/* until when this CPU's ICMP answers are spent */
 	__u32 watched[2];		/* sender, receiver: being captured, and told BEFORE; 0: not */
 	/* Takes no room: names types that no map uses, so that BTF has them for the layout test. */
 	struct {
@@ -95,6 +130,7 @@ struct scratch {
 		enum rule_condition condition;
 		enum rule_action action;
 		enum location_kind location;
+		enum packet_kind kind;
 		enum flow_flags flow_flags;
 		enum port_flags port_flags;
 		enum rule_flags rule_flags;
@@ -158,6 +194,11 @@ static __always_inline int same_address(const struct address *a, const struct ad
 
 static __always_inline int same_key(const struct flow_key *a, const struct flow_key *b)
 {
-	return a->zone == b->zone && a->family == b->family && a->protocol == b->protocol && a->sport == b->sport &&
-	       a->dport == b->dport && same_address(&a->src, &b->src) && same_address(&a->dst, &b->dst);
+	const __u32 *x = (const __u32 *)a, *y = (const __u32 *)b;
+	__u32 differs = 0;
+
+	/* Without a branch for each field, each of which doubles what the verifier walks after it. */
+	for (unsigned int i = 0; i < sizeof(*a) / sizeof(*x); i++)
+		differs |= x[i] ^ y[i];
+	return !differs;
 }

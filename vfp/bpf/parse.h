@@ -36,6 +36,7 @@ static __always_inline int parse_ipv4_fragment(struct __sk_buff *skb, struct scr
 
 	if (!left || (more && left % 8) || header + first * 8 + left > IP_BYTES_MAX)
 		return MALFORMED_IPV4;
+	h->fragment = 1;
 	if (first) {
 		s->fragment_kind = LATER_FRAGMENT;
 		return parse_later(s, h, id, first, first + (left + 7) / 8, !more);

@@ -78,6 +78,7 @@ static __always_inline int parse_extensions(struct __sk_buff *skb, struct scratc
 		first = c.fragment >> 3;
 		if (!part || (c.fragment & 1 && part % 8) || first * 8 + part > IP_BYTES_MAX)
 			return MALFORMED_IPV6;
+		h->fragment = 1;
 		s->fragment_kind = first ? LATER_FRAGMENT : FIRST_FRAGMENT;
 		if (first)
 			return parse_later(s, h, c.id, first, first + (part + 7) / 8, !(c.fragment & 1));

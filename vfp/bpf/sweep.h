@@ -1,25 +1,51 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR Apache-2.0) */
-/* Ageing: pairs that were idle too long, then external ports that no flow uses. Run by the agent, off the packet path. */
+/*
+ * Ageing, run by the agent, off the packet path. vfp_reap looks at the pairs that closed, in the order in which they did,
+ * and stops at the first that has time left: it costs what there is to do. vfp_sweep looks at every flow: pairs that were
+ * idle too long, those of ports that are gone, what the queues had no room for; then at external ports that no flow uses.
+ */
 #pragma once
 
 #include "flow_table.h"
 #include "parse.h"
 
+#define REAP_BATCH (1 << 20)
+#define RECLAIM_BATCH 8	/* of each queue, for one new flow */
+
 struct sweeping {
 	struct sweep *sweep;
 	struct settings *settings;
 	__u64 now;
+	struct budgets left;
+	struct budgets gone;
 };
+
+static __always_inline void count_pair(struct budgets *pairs, const struct flow_key *key, __u16 state)
+{
+	if (key->protocol != IPPROTO_TCP)
+		pairs->udp++;
+	else if (!(state & STATE_ASSURED))
+		pairs->half_open++;
+}
+
+static __always_inline __u64 tcp_limit(const struct settings *settings, __u16 state)
+{
+	if (is_reset(state))
+		return settings->tcp_reset_ns;
+	if (is_closed(state))
+		return settings->tcp_time_wait_ns;
+	if (state & (STATE_FIN | STATE_PEER_FIN))
+		return settings->tcp_fin_wait_ns;
+	if (is_established(state))
+		return settings->tcp_established_ns;
+	return state & STATE_ASSURED ? settings->tcp_syn_received_ns : settings->tcp_opening_ns;
+}
 
 static __always_inline __u64 idle_limit(const struct settings *settings, const struct flow_key *key, __u16 state)
 {
 	switch (key->protocol) {
 	case IPPROTO_TCP:
-		if (is_closed(state))
-			return settings->tcp_closed_ns;
-		if (state & (STATE_FIN | STATE_PEER_FIN))
-			return settings->tcp_closing_ns;
-		return state & STATE_ASSURED ? settings->tcp_established_ns : settings->tcp_new_ns;
+		return tcp_limit(settings, state);
 	case IPPROTO_UDP:
 		return state & STATE_ASSURED ? settings->udp_ns : settings->udp_new_ns;
 	}
@@ -53,25 +79,47 @@ static __always_inline int is_orphan(const struct flow *f)
 	return 0;
 }
 
-static long sweep_flow(void *map, struct flow_key *key, struct flow *f, struct sweeping *sweeping)
+/* A pair is as idle as its younger half. */
+static __always_inline int is_idle(const struct flow *f, __u64 limit, __u64 now)
 {
-	struct flow_key own = *key, pair = f->pair;
-	__u64 limit = idle_limit(sweeping->settings, key, f->state);
 	struct flow *other;
 
-	sweeping->sweep->flows_seen++;
-	if (is_orphan(f))
-		goto dead;
-	if (f->seen_ns + limit > sweeping->now)
-		goto alive;
-	other = f->state & STATE_SINGLE ? 0 : bpf_map_lookup_elem(&flows, &pair);
-	if (other && other->seen_ns + limit > sweeping->now)
-		goto alive;
-dead:
+	if (f->seen_ns + limit > now)
+		return 0;
+	if (f->state & STATE_SINGLE)
+		return 1;
+	other = bpf_map_lookup_elem(&flows, &f->pair);
+	return !other || other->seen_ns + limit <= now;
+}
+
+static __always_inline void remove_pair(struct sweep *sweep, const struct flow_key *key, const struct flow *f)
+{
+	struct flow_key own = *key, pair = f->pair;
+
+	sweep->flows_removed++;
 	forget(&own, &pair, f->state);
-	sweeping->sweep->flows_removed++;
-	return 0;
-alive:
+}
+
+static long sweep_flow(void *map, struct flow_key *key, struct flow *f, struct sweeping *sweeping)
+{
+	struct sweep *sweep = sweeping->sweep;
+
+	sweep->flows_seen++;
+	/* The forward half speaks for both; a reply whose forward half is gone is as idle as itself. */
+	if (f->flags & FLOW_REPLY) {
+		struct flow_key own = *key;
+
+		if (f->seen_ns + idle_limit(sweeping->settings, key, f->state) <= sweeping->now &&
+		    !bpf_map_lookup_elem(&flows, &f->pair))
+			bpf_map_delete_elem(&flows, &own);
+		return 0;
+	}
+	if (is_orphan(f) || is_idle(f, idle_limit(sweeping->settings, key, f->state), sweeping->now)) {
+		count_pair(&sweeping->gone, key, f->state);
+		remove_pair(sweep, key, f);
+		return 0;
+	}
+	count_pair(&sweeping->left, key, f->state);
 	stamp_binding(key, f, sweeping->now);
 	return 0;
 }
@@ -91,17 +139,110 @@ static long sweep_external(void *map, struct external_key *key, struct external 
 	return 0;
 }
 
+static __always_inline int begin(struct sweeping *sweeping, struct sweep *sweep)
+{
+	__u32 zero = 0;
+
+	sweeping->sweep = sweep;
+	sweeping->settings = bpf_map_lookup_elem(&config, &zero);
+	sweeping->now = sweep->now_ns ? sweep->now_ns : bpf_ktime_get_ns();
+	return sweeping->settings != 0;
+}
+
+/*
+ * What a budget has taken, put right: by as much as what was found is outside of what it was before and after. Pairs that
+ * came and went in the meantime are in between.
+ */
+static __always_inline void mend(__s64 *taken, __s64 before, __s64 found)
+{
+	__s64 after = *taken;
+	__s64 low = before < after ? before : after, high = before < after ? after : before;
+
+	if (found < low)
+		__sync_fetch_and_add(taken, found - low);
+	else if (found > high)
+		__sync_fetch_and_add(taken, found - high);
+}
+
 SEC("syscall")
 int vfp_sweep(struct sweep *sweep)
 {
-	__u32 zero = 0;
-	struct sweeping sweeping = {.sweep = sweep};
+	struct budgets *taken = all_budgets(), before;
+	struct sweeping sweeping = {};
 
-	sweeping.settings = bpf_map_lookup_elem(&config, &zero);
-	if (!sweeping.settings)
+	if (!taken || !begin(&sweeping, sweep))
 		return 1;
-	sweeping.now = sweep->now_ns ? sweep->now_ns : bpf_ktime_get_ns();
+	before = *taken;
 	bpf_for_each_map_elem(&flows, sweep_flow, &sweeping, 0);
+	mend(&taken->half_open, before.half_open - sweeping.gone.half_open, sweeping.left.half_open);
+	mend(&taken->udp, before.udp - sweeping.gone.udp, sweeping.left.udp);
 	bpf_for_each_map_elem(&externals, sweep_external, &sweeping, 0);
+	return 0;
+}
+
+/* One that closed and was not used since leaves; one that was opened again is no longer our business. */
+static __always_inline void reap_pair(struct sweeping *sweeping, struct closed *closed)
+{
+	struct flow *f = bpf_map_lookup_elem(&flows, &closed->key);
+
+	sweeping->sweep->flows_seen++;
+	if (!f || !is_closed(f->state))
+		return;
+	if (is_idle(f, tcp_limit(sweeping->settings, f->state), sweeping->now)) {
+		remove_pair(sweeping->sweep, &closed->key, f);
+		return;
+	}
+	closed->since_ns = sweeping->now;
+	bpf_map_push_elem(&lingering, closed, BPF_ANY);
+}
+
+static long reap_time_wait(__u32 i, void *context)
+{
+	struct sweeping *sweeping = context;
+	struct closed closed;
+
+	if (bpf_map_peek_elem(&time_waits, &closed) ||
+	    closed.since_ns + sweeping->settings->tcp_time_wait_ns > sweeping->now)
+		return 1;
+	if (!bpf_map_pop_elem(&time_waits, &closed))
+		reap_pair(sweeping, &closed);
+	return 0;
+}
+
+static long reap_reset(__u32 i, void *context)
+{
+	struct sweeping *sweeping = context;
+	struct closed closed;
+
+	if (bpf_map_peek_elem(&resets, &closed) ||
+	    closed.since_ns + sweeping->settings->tcp_reset_ns > sweeping->now)
+		return 1;
+	if (!bpf_map_pop_elem(&resets, &closed))
+		reap_pair(sweeping, &closed);
+	return 0;
+}
+
+static long reap_lingering(__u32 i, void *context)
+{
+	struct sweeping *sweeping = context;
+	struct closed closed;
+
+	if (bpf_map_peek_elem(&lingering, &closed) || closed.since_ns == sweeping->now)
+		return 1;
+	if (!bpf_map_pop_elem(&lingering, &closed))
+		reap_pair(sweeping, &closed);
+	return 0;
+}
+
+SEC("syscall")
+int vfp_reap(struct sweep *sweep)
+{
+	struct sweeping sweeping = {};
+
+	if (!begin(&sweeping, sweep))
+		return 1;
+	bpf_loop(REAP_BATCH, reap_lingering, &sweeping, 0);
+	bpf_loop(REAP_BATCH, reap_time_wait, &sweeping, 0);
+	bpf_loop(REAP_BATCH, reap_reset, &sweeping, 0);
 	return 0;
 }

@@ -109,6 +109,29 @@ static __always_inline int decrement_ttl(struct __sk_buff *skb, struct scratch *
 	return NONE;
 }
 
+/* Of the byte, the lower two bits are ECN's (RFC 3168). */
+static __always_inline int set_dscp(struct __sk_buff *skb, struct scratch *s, __u8 dscp)
+{
+	__be16 start, to;
+	__u8 tos, new;
+
+	if (s->pkt.dscp == dscp || !s->pkt.key.family)
+		return NONE;
+	if (s->pkt.key.family == 6) {	/* between version and flow label */
+		if (bpf_skb_load_bytes(skb, L3, &start, 2))
+			return ENGINE_ERROR;
+		to = (start & bpf_htons(0xf03f)) | bpf_htons(dscp << 6);
+		return bpf_skb_store_bytes(skb, L3, &to, 2, BPF_F_RECOMPUTE_CSUM) ? ENGINE_ERROR : NONE;
+	}
+	if (bpf_skb_load_bytes(skb, L3 + 1, &tos, 1))
+		return ENGINE_ERROR;
+	new = (tos & 3) | dscp << 2;
+	if (bpf_l3_csum_replace(skb, IPV4_CHECK, bpf_htons(tos), bpf_htons(new), 2) ||
+	    bpf_skb_store_bytes(skb, L3 + 1, &new, 1, 0))
+		return ENGINE_ERROR;
+	return NONE;
+}
+
 static __always_inline int set_macs(struct __sk_buff *skb, struct scratch *s, const struct transposition *t)
 {
 	struct headers *h = &s->pkt;
@@ -141,6 +164,11 @@ static __always_inline int rewrite_packet(struct __sk_buff *skb, struct scratch 
 	}
 	if (t->flags & DEC_TTL) {
 		reason = decrement_ttl(skb, s);
+		if (reason)
+			return reason;
+	}
+	if (t->flags & SET_DSCP) {
+		reason = set_dscp(skb, s, t->dscp);
 		if (reason)
 			return reason;
 	}

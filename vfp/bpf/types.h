@@ -8,6 +8,8 @@
 #define MAX_TUPLES 60		/* masks of one group: an element of `groups` is just under 2 KiB */
 #define NAT_PROBES 64		/* external ports tried for a new binding */
 #define FRAGMENT_RANGES 4	/* parts of a datagram with holes between them */
+#define MEMORIES 1024		/* decisions remembered, by CPU */
+#define MEMORY_HITS 8		/* rules of a remembered decision */
 
 enum zone_kind {
 	ZONE_PORT = 0,		/* from an endpoint */
@@ -82,15 +84,28 @@ enum flow_flags {
 	FLOW_INSPECT = 1 << 3,	/* user space sees its packets first */
 	FLOW_RELEASED = 1 << 4,	/* user space has seen enough */
 	FLOW_FRAGMENT = 1 << 5,	/* made by a fragment */
+	FLOW_STRICT = 1 << 6,	/* TCP segments must fit the connection */
 };
 
+/*
+ * What either side has sent so far, in the bits of the TCP header's flags: in the low byte who sends this half's packets, in
+ * the high byte the other. A SYN counts without ACK only.
+ */
 enum flow_state {
-	STATE_ASSURED = 1 << 0,		/* a reply was seen */
-	STATE_FIN = 1 << 1,		/* FIN in this direction */
-	STATE_PEER_FIN = 1 << 2,	/* FIN in the other */
-	STATE_RST = 1 << 3,
-	STATE_SINGLE = 1 << 4,		/* stateless: there is no other half */
+	STATE_FIN = 0x0001,
+	STATE_SYN = 0x0002,
+	STATE_RST = 0x0004,
+	STATE_ACK = 0x0010,
+	STATE_SINGLE = 0x0040,		/* stateless: there is no other half */
+	STATE_ASSURED = 0x0080,		/* a reply was seen */
+	STATE_PEER_FIN = 0x0100,
+	STATE_PEER_SYN = 0x0200,
+	STATE_PEER_RST = 0x0400,
+	STATE_PEER_ACK = 0x1000,
 };
+
+#define STATE_PEER_SHIFT 8
+#define STATE_SENT (STATE_FIN | STATE_SYN | STATE_RST | STATE_ACK)
 
 /* What rules ask for beside forwarding; the same in both halves. */
 struct extras {
@@ -141,22 +156,45 @@ struct port {
 	__u32 flags;
 };
 
+/* Coarse kinds of packets: a group is not searched for a packet of a kind that none of its rules can match. */
+enum packet_kind {
+	KIND_ARP = 1 << 0,
+	KIND_TCP4 = 1 << 1,
+	KIND_UDP4 = 1 << 2,
+	KIND_IPV4 = 1 << 3,	/* neither TCP nor UDP */
+	KIND_TCP6 = 1 << 4,
+	KIND_UDP6 = 1 << 5,
+	KIND_IPV6 = 1 << 6,
+	KIND_OTHER = 1 << 7,
+};
+
 /* One group of a layer, in the order of the walk. `group` 0: the layer has none. */
 struct stage {
 	__u64 group;
 	__u8 layer;		/* index in the port's OUT order */
 	__u8 last;		/* last group of its layer */
 	__u8 deny;		/* the layer's default */
-	__u8 pad[5];
+	__u8 kinds;		/* of packets that its rules can match */
+	__u8 pad[4];
 };
 
-/* A port's whole policy: replaced by one map write. */
+/* A port's whole policy. */
 struct program {
-	__u32 generation;
-	__u16 out_count;
-	__u16 in_count;
+	__u32 generation;	/* 0: no such port */
+	__u8 out_count;
+	__u8 in_count;
+	__u8 out_fussy;		/* kinds of packets of which rules test more than a memory knows */
+	__u8 in_fussy;
 	struct stage out[MAX_STAGES];
 	struct stage in[MAX_STAGES];
+};
+
+/*
+ * A port's policy in both turns. Whose turn it is holds for the whole host (`settings.turn`): a change is written to the
+ * other turn of every port that it touches, and comes into force on all of them at once.
+ */
+struct programs {
+	struct program turns[2];
 };
 
 /* Which bits of a packet are hashed to find the bucket of rules that could match it. */
@@ -425,20 +463,36 @@ struct hits {
 };
 
 struct settings {
-	__u64 tcp_new_ns;
+	__u64 tcp_opening_ns;
+	__u64 tcp_syn_received_ns;
 	__u64 tcp_established_ns;
-	__u64 tcp_closing_ns;
-	__u64 tcp_closed_ns;
+	__u64 tcp_fin_wait_ns;
+	__u64 tcp_time_wait_ns;
+	__u64 tcp_reset_ns;
 	__u64 udp_new_ns;
 	__u64 udp_ns;
 	__u64 icmp_ns;
 	__u64 other_ns;
 	__u64 binding_ns;
+	__u64 half_open_max;	/* pairs */
+	__u64 udp_max;
+	__u64 redecide_cost_ns;	/* of one re-decision, of the time that a CPU has for them ... */
+	__u64 redecide_burst_ns;	/* ... and how far it may be ahead of its time */
 	__u64 secret[2];	/* key of group ids: nobody can craft a group that has the id of another */
 	__u32 tunnel_ifindex;
 	__u32 inspect_ifindex;
 	__u32 sets_generation;
 	__u32 dirty;		/* a change was begun and its generations were not yet raised */
+	__u32 turn;		/* of `struct programs`: 0 or 1 */
+	__u32 pad;
+	__u64 answer_ns;	/* time between two ICMP answers of a CPU to what was rejected */
+	__u64 answer_burst_ns;	/* time that a CPU may be ahead of that */
+};
+
+/* What a meter has counted, one way ([0]) and the other, on one CPU. */
+struct meter {
+	__u64 packets[2];
+	__u64 bytes[2];
 };
 
 /* What a dry run met: the rules that matched, in order, and where it ended. */
@@ -495,7 +549,33 @@ struct event {
 	__u32 length;
 };
 
-/* Argument and result of the sweep program. */
+/* A decision that was made, and will be again for another source port. */
+struct memory {
+	__u32 tag;		/* of the question */
+	__u32 vtep;
+	__u8 whole;		/* 0: asked once, not kept yet */
+	__u8 stateless;
+	__u8 hits;
+	__u8 pad[5];
+	struct hit_key hit[MEMORY_HITS];
+	struct flow forward;
+	struct flow reply;
+};
+
+/* A pair that closed, in the order of time. */
+struct closed {
+	struct flow_key key;	/* of either half */
+	__u32 pad;
+	__u64 since_ns;
+};
+
+/* Pairs that count against a budget of their own. The full sweep puts right what races made wrong. */
+struct budgets {
+	__s64 half_open;	/* TCP, no reply seen */
+	__s64 udp;		/* all that is not TCP */
+};
+
+/* Argument and result of the sweep programs. */
 struct sweep {
 	__u64 now_ns;		/* 0: the clock */
 	__u32 flows_removed;

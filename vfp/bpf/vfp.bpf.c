@@ -1,18 +1,16 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR Apache-2.0)
 /*
  * The data path: one program a hook. Each parses, looks the flow up and, on a hit, transposes: one hash look-up however
- * many layers there are. Everything else is one tail call away, in vfp_slow. docs/engine.md says what it does.
+ * many layers there are. Everything else is one tail call away. docs/engine.md says what it does.
  */
 #include "arp.h"
-#include "decide.h"
+#include "extras.h"
 #include "flow_table.h"
+#include "memory.h"
 #include "nd.h"
+#include "reject.h"
 #include "related.h"
 #include "sweep.h"
-
-/* No TC verdicts (TC_ACT_UNSPEC is -1). */
-#define NO_PAIR 256
-#define DECIDED 257
 
 static __always_inline int leave_to_stack(struct __sk_buff *skb, struct scratch *s)
 {
@@ -42,13 +40,18 @@ static __always_inline int look_up(struct __sk_buff *skb, struct scratch *s)
 
 	if (s->pkt.tracked) {
 		f = bpf_map_lookup_elem(&flows, &s->pkt.key);
-		if (f && is_senders(f, &s->pkt) && is_current(f, &flags) && !is_reopened(f, &s->pkt)) {
-			if (f->from_vtep != s->pkt.vtep)
-				return drop_early(skb, s, WRONG_VTEP);
-			if (flags & PORT_CAPTURE)
-				return jump(skb, s, JUMP_CAPTURE);
-			track(f, &s->pkt);
-			count_packet(skb, f);
+		if (f && is_senders(f, &s->pkt) && !is_reopened(f, &s->pkt)) {
+			int reason;
+
+			if (!is_current(f, &flags))
+				return jump(skb, s, JUMP_STALE);
+			reason = enter_flow(skb, f, &s->pkt);
+			if (reason)
+				return drop_early(skb, s, reason);
+			if (f->flags & FLOW_EXTRAS || flags & PORT_CAPTURE) {
+				s->passage = PASSAGE_HIT;
+				return jump(skb, s, JUMP_LEAVE);
+			}
 			return transpose(skb, s, &f->out);
 		}
 	} else if (s->error) {
@@ -87,7 +90,12 @@ static __always_inline int enter_link(struct __sk_buff *skb, __u32 kind)
 
 	if (!s)
 		return TC_ACT_SHOT;
+	if (kind == ZONE_HOST && is_copy(skb, s))
+		return TC_ACT_UNSPEC;
+	if (kind == ZONE_PORT && is_answer(skb))
+		return TC_ACT_UNSPEC;
 	s->probe = NO_PROBE;
+	s->forgetful = 0;
 	number = bpf_map_lookup_elem(&links, &ifindex);
 	if (!number)
 		return kind == ZONE_UPLINK ? TC_ACT_UNSPEC : drop_unknown(skb, s, kind);
@@ -123,6 +131,7 @@ int vfp_overlay_in(struct __sk_buff *skb)
 	if (!s)
 		return TC_ACT_SHOT;
 	s->probe = NO_PROBE;
+	s->forgetful = 0;
 	if (bpf_skb_get_tunnel_key(skb, &key, sizeof(key), 0))
 		return drop_unknown(skb, s, ZONE_OVERLAY);
 	return enter(skb, s, MAKE_ZONE(ZONE_OVERLAY, key.tunnel_id & 0xffffff), key.remote_ipv4);
@@ -137,6 +146,7 @@ int vfp_probe(struct __sk_buff *skb)
 	if (!s)
 		return TC_ACT_SHOT;
 	s->probe = PROBE;
+	s->forgetful = skb->mark == PROBE_WALKS;
 	return enter(skb, s, skb->cb[CB_ZONE], skb->cb[CB_VTEP]);
 }
 
@@ -157,6 +167,7 @@ int vfp_trace(struct __sk_buff *skb)
 	trace->cookie = trace->port = trace->count = 0;
 	trace->layer = 0xff;
 	s->probe = PROBE_DRY;
+	s->forgetful = 1;
 	reason = parse_odd(skb, s, zone);
 	s->pkt.vtep = vtep;
 	if (reason)
@@ -171,10 +182,13 @@ int vfp_trace(struct __sk_buff *skb)
 /* Reasons that are a layer's doing keep its number; the others have none. */
 static __always_inline int drop_decided(struct __sk_buff *skb, struct scratch *s, int reason)
 {
-	if (reason != DENIED && reason != LAYER_DEFAULT && reason != NAT_EXHAUSTED && reason != NAT_UNSUPPORTED &&
+	if (reason != DENIED && reason != REJECTED && reason != LAYER_DEFAULT && reason != NAT_EXHAUSTED && reason != NAT_UNSUPPORTED &&
 	    reason != ARP_UNANSWERED)
 		s->d.layer = 0xff;
-	return drop(skb, s, reason);
+	drop(skb, s, reason);
+	if (reason == REJECTED && !is_dry(s))
+		bpf_tail_call(skb, &jumps, JUMP_REJECT);
+	return TC_ACT_SHOT;
 }
 
 static __always_inline void carry_over(struct flow *to, const struct flow *from)
@@ -185,93 +199,143 @@ static __always_inline void carry_over(struct flow *to, const struct flow *from)
 	to->seen_ns = from->seen_ns;
 }
 
-/* One half's state as the other half has it. */
-static __always_inline __u16 mirrored(__u16 state)
+/*
+ * A change of policy makes every flow decide again at its next packet. Each CPU spends so much of its time on that and no
+ * more, so that new flows do not wait for a million old ones.
+ */
+static __always_inline int may_decide_again(struct scratch *s)
 {
-	return (state & (STATE_ASSURED | STATE_RST)) | (state & STATE_FIN ? STATE_PEER_FIN : 0) |
-	       (state & STATE_PEER_FIN ? STATE_FIN : 0);
+	__u64 now = bpf_ktime_get_coarse_ns();
+	struct settings *settings;
+	__u32 zero = 0;
+
+	settings = bpf_map_lookup_elem(&config, &zero);
+	if (!settings || s->redecide_ns > now + settings->redecide_burst_ns)
+		return 0;
+	s->redecide_ns = (s->redecide_ns > now ? s->redecide_ns : now) + settings->redecide_cost_ns;
+	return 1;
+}
+
+/* The packet's own key, or that of what it quotes. */
+static __always_inline struct flow_key *stale_key(struct scratch *s)
+{
+	return s->error ? &s->related : &s->pkt.key;
 }
 
 /*
- * The policy changed under the flow `f` at `key`: decide its forward tuple again, whichever side this packet is from. A
- * connection that the new policy forbids ends here. Returns DECIDED, NO_PAIR, or the verdict of a drop.
+ * Into `s->h`, the packet that made the flow of which `f` is a half. Returns 0 if there is no such flow any more. No pointer
+ * into the table outlives this: the verifier would walk the layers once for each that may be null.
  */
-static __always_inline int decide_again(struct __sk_buff *skb, struct scratch *s, struct flow_key *key, struct flow *f)
+static __always_inline int recall(struct scratch *s, const struct flow_key *key, struct flow *f)
 {
-	struct flow_key *forward_key = f->flags & FLOW_REPLY ? &f->pair : key;
-	struct flow_key *reply_key = f->flags & FLOW_REPLY ? key : &f->pair;
-	struct flow *forward = bpf_map_lookup_elem(&flows, forward_key);
-	struct flow *reply = f->state & STATE_SINGLE ? 0 : bpf_map_lookup_elem(&flows, reply_key);
-	int from_reply = f->flags & FLOW_REPLY, reason;
+	struct headers *h = &s->h;
 
-	if (!forward) {		/* half a pair is no flow: see what the packet itself may do */
-		bpf_map_delete_elem(&flows, key);
-		return NO_PAIR;
+	s->from_reply = f->flags & FLOW_REPLY;
+	h->key = *key;
+	if (s->from_reply) {
+		h->key = f->pair;
+		f = bpf_map_lookup_elem(&flows, &h->key);
+		if (!f)
+			return 0;
 	}
-	s->h.key = *forward_key;
-	s->h.ethertype = forward_key->family == 6 ? ETH_P_IPV6 : ETH_P_IP;
-	s->h.dscp = forward->dscp;
-	s->h.tcp_flags = forward->tcp_flags;
-	s->h.icmp_type = forward->icmp_type;
-	s->h.icmp_code = forward->icmp_code;
-	s->h.has_ports = has_ports(forward_key->protocol);
-	s->h.tracked = 1;
-	s->h.arp_sender_is_source = 0;
-	s->h.nd = 0;
-	s->h.nd_sender_is_source = 0;
-	copy_mac(s->h.smac, forward->smac);
-	copy_mac(s->h.dmac, forward->dmac);
-	s->h.vtep = from_reply ? 0 : s->pkt.vtep;
+	h->ethertype = h->key.family == 6 ? ETH_P_IPV6 : ETH_P_IP;
+	h->dscp = f->dscp;
+	h->tcp_flags = f->tcp_flags;
+	h->icmp_type = f->icmp_type;
+	h->icmp_code = f->icmp_code;
+	h->has_ports = has_ports(h->key.protocol);
+	h->fragment = f->flags & FLOW_FRAGMENT ? 1 : 0;
+	h->tracked = 1;
+	h->arp_sender_is_source = 0;
+	h->nd = 0;
+	h->nd_sender_is_source = 0;
+	copy_mac(h->smac, f->smac);
+	copy_mac(h->dmac, f->dmac);
+	h->vtep = s->from_reply ? 0 : s->pkt.vtep;
+	s->deciding_again = 1;
+	return 1;
+}
+
+/* The pair as it was decided now, with the counters and the state that it had. Returns a drop reason. */
+static __always_inline int store_again(struct scratch *s)
+{
+	struct flow *forward = bpf_map_lookup_elem(&flows, &s->h.key);
+	int single = is_stateless(&s->d), stays = 0;
+	struct flow *reply;
+
+	if (!forward)		/* it left while we decided */
+		return FLOW_CHANGED;
+	carry_over(&s->forward, forward);
+	s->forward.state = forward->state & ~STATE_SINGLE;
+	s->reply.state = mirrored(s->forward.state);
+	if (!(forward->state & STATE_SINGLE)) {
+		reply = bpf_map_lookup_elem(&flows, &forward->pair);
+		if (reply) {
+			carry_over(&s->reply, reply);
+			stays = !single && same_key(&s->forward.pair, &forward->pair);
+		}
+	}
+	return store(s, single, stays ? STORE_OVER : STORE_AGAIN);
+}
+
+/*
+ * A flow whose policy changed, that this packet, or the packet that it quotes, is of: its forward tuple is decided again,
+ * whichever side the packet is from. A connection that the new policy forbids ends here.
+ */
+SEC("tc")
+int vfp_stale(struct __sk_buff *skb)
+{
+	struct scratch *s = scratch();
+	struct flow *f;
+	int reason;
+
+	if (!s)
+		return TC_ACT_SHOT;
+	f = bpf_map_lookup_elem(&flows, stale_key(s));
+	if (!f)			/* it left in the meantime */
+		return jump(skb, s, JUMP_SLOW);
+	if (!recall(s, stale_key(s), f)) {	/* half a pair is no flow: see what the packet itself may do */
+		bpf_map_delete_elem(&flows, stale_key(s));
+		return jump(skb, s, JUMP_SLOW);
+	}
+	if (!may_decide_again(s))
+		return drop_early(skb, s, REDECIDE_LATER);
 	reason = decide(s);
 	if (!reason)
 		reason = compose(s);
 	/* The pair stays, stale: without it, the next packet of the other side would look like a new flow. */
 	if (reason)
 		return drop_decided(skb, s, reason);
-	carry_over(&s->forward, forward);
-	s->forward.state = forward->state & ~STATE_SINGLE;
-	if (reply)
-		carry_over(&s->reply, reply);
-	s->reply.state = mirrored(s->forward.state);
-	reason = store(s, s->d.stateless && !s->d.translated);
+	reason = store_again(s);
+	if (!reason && s->from_reply && (s->single || !same_key(&s->forward.pair, stale_key(s))))
+		reason = FLOW_CHANGED;
 	if (reason)
 		return drop_early(skb, s, reason);
-	if (from_reply && (s->single || !same_key(&s->forward.pair, key)))
-		return drop_early(skb, s, FLOW_CHANGED);
-	return DECIDED;
-}
-
-/* What a hit does, for whoever has time to look at it, too. */
-static __always_inline int use(struct __sk_buff *skb, struct scratch *s, struct flow *f)
-{
-	capture_before(skb, s, sender_of(f), receiver_of(f));
-	track(f, &s->pkt);
-	count_packet(skb, f);
-	return capture_after(skb, s, transpose(skb, s, &f->out));
-}
-
-/* A flow that this packet, or the packet that it quotes, is of. */
-static __always_inline int use_stale(struct __sk_buff *skb, struct scratch *s)
-{
-	struct flow_key *key = s->error ? &s->related : &s->pkt.key;
-	struct flow *f = bpf_map_lookup_elem(&flows, key);
-	int verdict;
-
-	if (!f || !is_senders(f, &s->pkt) || is_reopened(f, &s->pkt))
-		return NO_PAIR;
-	verdict = decide_again(skb, s, key, f);
-	if (verdict != DECIDED)
-		return verdict;
 	if (s->error) {
 		s->error = ERROR_AGAIN;
 		return jump(skb, s, JUMP_RELATED);
 	}
-	f = bpf_map_lookup_elem(&flows, key);
+	return jump(skb, s, JUMP_DECIDED);
+}
+
+/* A packet of a flow that was just decided again: apart from that, so that the verifier need not walk both at once. */
+SEC("tc")
+int vfp_decided(struct __sk_buff *skb)
+{
+	struct scratch *s = scratch();
+	struct flow *f;
+	int reason;
+
+	if (!s)
+		return TC_ACT_SHOT;
+	f = bpf_map_lookup_elem(&flows, &s->pkt.key);
 	if (!f)
 		return drop_early(skb, s, ENGINE_ERROR);
-	if (f->from_vtep != s->pkt.vtep)
-		return drop_early(skb, s, WRONG_VTEP);
-	return use(skb, s, f);
+	reason = enter_flow(skb, f, &s->pkt);
+	if (reason)
+		return drop_early(skb, s, reason);
+	s->passage = PASSAGE_HIT;
+	return jump(skb, s, JUMP_LEAVE);
 }
 
 /* A connection that ends, or an answer to what was not asked, is no reason to let the other side in. */
@@ -319,7 +383,7 @@ int vfp_related(struct __sk_buff *skb)
 				if (s->error == ERROR_AGAIN)	/* the policy changes faster than we decide */
 					return drop_early(skb, s, ENGINE_ERROR);
 				s->error = ERROR_STALE;
-				return jump(skb, s, JUMP_SLOW);
+				return jump(skb, s, JUMP_STALE);
 			}
 			if (f->from_vtep != s->pkt.vtep)
 				return drop_early(skb, s, WRONG_VTEP);
@@ -331,31 +395,7 @@ int vfp_related(struct __sk_buff *skb)
 	return jump(skb, s, JUMP_SLOW);
 }
 
-/* Hits of a port that somebody looks at. */
-SEC("tc")
-int vfp_captured(struct __sk_buff *skb)
-{
-	struct scratch *s = scratch();
-	struct flow *f;
-
-	if (!s)
-		return TC_ACT_SHOT;
-	f = bpf_map_lookup_elem(&flows, &s->pkt.key);
-	return f ? use(skb, s, f) : jump(skb, s, JUMP_SLOW);	/* it may have aged this moment */
-}
-
-static __always_inline int answer_neighbour(struct __sk_buff *skb, struct scratch *s)
-{
-	int verdict;
-
-	capture_before(skb, s, s->d.ports[0], 0);
-	verdict = s->pkt.nd ? reply_nd(skb, s) : reply_arp(skb, s);
-	s->watched[1] = s->watched[0];		/* who asked receives */
-	s->watched[0] = 0;
-	return capture_after(skb, s, verdict);
-}
-
-/* Misses, stale flows, and what has no flow. */
+/* Misses, and what has no flow. */
 SEC("tc")
 int vfp_slow(struct __sk_buff *skb)
 {
@@ -364,34 +404,102 @@ int vfp_slow(struct __sk_buff *skb)
 
 	if (!s)
 		return TC_ACT_SHOT;
-	if (!is_dry(s) && (s->pkt.tracked || s->error == ERROR_STALE)) {
-		reason = use_stale(skb, s);
-		if (reason != NO_PAIR)
-			return reason;
+	if (!remembered(s)) {
+		s->h = s->pkt;
+		s->deciding_again = 0;
+		reason = decide(s);
+		if (!reason)
+			reason = compose(s);
+		if (!reason)
+			remember(s);
+	} else {
+		reason = NONE;
 	}
-	s->h = s->pkt;
-	reason = decide(s);
-	if (!reason)
-		reason = compose(s);
 	if (reason == NO_MAPPING && ZONE_KIND(s->h.key.zone) == ZONE_UPLINK)
 		return leave_to_stack(skb, s);
 	if (reason)
 		return drop_decided(skb, s, reason);
-	if (s->forward.out.place == PLACE_REPLY)
-		return answer_neighbour(skb, s);
-	if (makes_flow(&s->pkt) && !is_dry(s)) {
+	s->passage = PASSAGE_ALONE;
+	if (makes_flow(&s->pkt)) {
+		if (s->forward.flags & FLOW_STRICT && !is_opening_segment(s->pkt.tcp_flags))
+			return drop_early(skb, s, OUT_OF_STATE);
+		if (is_dry(s))
+			return jump(skb, s, JUMP_LEAVE);
 		s->forward.packets = skb->gso_segs ? skb->gso_segs : 1;
 		s->forward.bytes = skb->len;
-		if (s->pkt.tcp_flags & TCP_FIN) {
-			s->forward.state |= STATE_FIN;
-			s->reply.state |= STATE_PEER_FIN;
-		}
-		reason = store(s, s->d.stateless && !s->d.translated);
+		if (s->forward.flags & FLOW_STRICT && !is_opening_segment(s->pkt.tcp_flags))
+			return drop_early(skb, s, OUT_OF_STATE);
+		s->forward.state = sent(s->pkt.tcp_flags);
+		s->reply.state = mirrored(s->forward.state);
+		reason = store(s, is_stateless(&s->d), STORE_NEW);
+		if (reason == FLOW_TABLE_FULL)
+			return jump(skb, s, JUMP_FULL);
 		if (reason)
 			return drop_early(skb, s, reason);
+		s->passage = PASSAGE_FIRST;
 	}
-	capture_before(skb, s, s->d.ports[0], s->d.ports[1]);
-	return capture_after(skb, s, transpose(skb, s, &s->forward.out));
+	return jump(skb, s, JUMP_LEAVE);
+}
+
+/* The question becomes its answer. */
+static __always_inline int answer_neighbour(struct __sk_buff *skb, struct scratch *s)
+{
+	int verdict = s->pkt.nd ? reply_nd(skb, s) : reply_arp(skb, s);
+
+	s->watched[1] = s->watched[0];		/* who asked receives */
+	s->watched[0] = 0;
+	return capture_after(skb, s, verdict);
+}
+
+/* What was decided leaves, after what rules ask for beside that. A hit comes here only if they do, or somebody looks. */
+SEC("tc")
+int vfp_leave(struct __sk_buff *skb)
+{
+	struct scratch *s = scratch();
+	struct flow *f;
+
+	if (!s)
+		return TC_ACT_SHOT;
+	f = s->passage == PASSAGE_HIT ? bpf_map_lookup_elem(&flows, &s->pkt.key) : &s->forward;
+	if (!f)			/* the sweep took it at this very moment */
+		return drop_early(skb, s, ENGINE_ERROR);
+	capture_before(skb, s, sender_of(f), receiver_of(f));
+	if (f->flags & FLOW_EXTRAS && !is_dry(s))
+		do_extras(skb, s, f);
+	if (f->out.place == PLACE_REPLY)
+		return answer_neighbour(skb, s);
+	return capture_after(skb, s, transpose(skb, s, &f->out));
+}
+
+/* A rejected packet, already counted and told, becomes the answer to its sender. */
+SEC("tc")
+int vfp_reject(struct __sk_buff *skb)
+{
+	struct scratch *s = scratch();
+
+	return s ? reject(skb, s) : TC_ACT_SHOT;
+}
+
+/* No room for a new flow: closed ones whose time is over go first, whether or not there is an agent to sweep. */
+SEC("tc")
+int vfp_full(struct __sk_buff *skb)
+{
+	struct scratch *s = scratch();
+	struct sweeping sweeping = {};
+	struct sweep sweep = {};
+	int reason;
+
+	if (!s)
+		return TC_ACT_SHOT;
+	if (begin(&sweeping, &sweep)) {
+		bpf_loop(RECLAIM_BATCH, reap_reset, &sweeping, 0);
+		bpf_loop(RECLAIM_BATCH, reap_time_wait, &sweeping, 0);
+	}
+	reason = store(s, is_stateless(&s->d), STORE_NEW);
+	if (reason)
+		return drop_early(skb, s, reason);
+	s->passage = PASSAGE_FIRST;
+	return jump(skb, s, JUMP_LEAVE);
 }
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

@@ -1,11 +1,17 @@
 """The BPF engine of one host: makes the kernel's tables equal a wanted state, by difference, and reads them.
 
 What the kernel holds is the only memory: a new process adopts the pinned maps, and the next `apply` writes just
-what differs. The order of writes makes each port switch from its old policy to the new one in one step:
+what differs. The order of writes makes all ports switch from the old policy to the new one in one step:
 
 1. mark dirty; new groups beside the old ones; changed spaces, pools, mappings, uplinks;
-2. each changed port: its program in one map write, then its generation, which makes its flows decide again;
-3. what is no longer wanted; groups that nobody uses leave a second later, when no packet can still be in them.
+2. each changed port: its new program, for the turn that is not in force;
+3. the turn, in one write for the whole host: a packet reads it once, so it meets the old policy or the new one at every
+   port that it concerns;
+4. each changed port: its generation, which makes its flows decide again;
+5. what is no longer wanted; groups that nobody uses leave a second later, when no packet can still be in them.
+
+A change of a set that rules name raises one generation for all sets, after it was written; flows whose decision a set
+could have turned decide again.
 
 If the process dies on the way, the mark makes the next one raise every generation, so no flow keeps a decision that a
 half-made change has overtaken.
@@ -14,9 +20,9 @@ half-made change has overtaken.
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable
-from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import fields
 from enum import StrEnum
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -28,14 +34,26 @@ import numpy as np
 import numpy.typing as npt
 
 from vfp.classifier import CompiledGroup
-from vfp.compile import CompiledPort, Compiler, Tables
+from vfp.compile import Compiler, Tables
 from vfp.datapath.capture import Captured, Capturing
-from vfp.datapath.filter import filter_words
 from vfp.datapath.groups import GroupTable
+from vfp.datapath.limits import Limits
 from vfp.datapath.object import BpfMap, BpfObject, Program
-from vfp.datapath.records import DropEvent, FlowRecord, RuleHits, read_event, read_flows
+from vfp.datapath.records import (
+    DropEvent,
+    FlowRecord,
+    Generations,
+    LogEvent,
+    MeterCount,
+    RuleHits,
+    read_event,
+    read_flows,
+    read_meters,
+)
 from vfp.datapath.ring import RingBuffer
 from vfp.datapath.select import FlowFilter, FlowPage, select
+from vfp.datapath.sets import SetTable
+from vfp.datapath.switch import PortPrograms
 from vfp.datapath.trace import Traced, dry_run, find_binding, flow_key, is_held
 from vfp.errors import TableFull
 from vfp.layout import (
@@ -43,8 +61,8 @@ from vfp.layout import (
     HITS,
     LOCATION,
     MAPPING,
+    METER,
     PORT,
-    PROGRAM,
     SETTINGS,
     SPACE_KEY,
     SWEEP,
@@ -53,15 +71,23 @@ from vfp.layout import (
     ZoneKind,
     pack,
 )
-from vfp.model import EngineState
+from vfp.model import EngineState, Prefix
 from vfp.reasons import DropReason
 from vfp.reference.bindings import BindingKey, External
 from vfp.reference.packet import FlowTuple
+from vfp.timeouts import Timeouts
 
 OBJECT = Path(__file__).with_name("vfp.bpf.o")
 
 _ZERO = bytes(4)
 _KEYED = ("links", "pools", "mappings", "spaces", "rewrites")
+_JUMPS = (                                  # enum jump
+    "vfp_slow", "vfp_odd", "vfp_related", "vfp_leave", "vfp_reject", "vfp_full", "vfp_stale", "vfp_decided",
+)
+
+ANSWERS_PER_S = 1000
+"""ICMP answers to rejected packets, of one CPU (as Linux has it in icmp_msgs_per_sec)."""
+ANSWERS_BURST = 100
 
 
 class Hook(StrEnum):
@@ -77,46 +103,6 @@ _ZONES = {Hook.PORT_OUT: ZoneKind.PORT, Hook.PORT_IN: ZoneKind.HOST, Hook.OVERLA
           Hook.UPLINK_IN: ZoneKind.UPLINK}
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Sizes of the tables, in entries. A full table refuses; it never evicts."""
-
-    flows: int = 262144                     # halves: a connection has two
-    rules: int = 262144                     # a change of a whole group needs room for old and new side by side
-    bindings: int = 65536
-    ports: int = 4096
-    space_entries: int = 131072
-    mappings: int = 65536
-
-    def by_map(self) -> dict[str, int]:
-        """Entries of each map."""
-        return {
-            "flows": self.flows, "rules": self.rules, "buckets": self.rules, "filter": filter_words(self.rules),
-            "bindings": self.bindings,
-            "externals": self.bindings, "ports": self.ports, "programs": self.ports, "links": self.ports + 256,
-            "spaces": self.space_entries, "mappings": self.mappings, "rule_hits": self.rules,
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class Timeouts:
-    """How long a pair may be idle, seconds (RFC 5382, RFC 4787 REQ-5, RFC 5508)."""
-
-    tcp_new_s: float = 30
-    tcp_established_s: float = 7440
-    tcp_closing_s: float = 240
-    tcp_closed_s: float = 2
-    udp_new_s: float = 30
-    udp_s: float = 300
-    icmp_s: float = 60
-    other_s: float = 300
-    binding_s: float = 2
-
-    def settings(self) -> dict[str, int]:
-        """The fields of struct settings, in nanoseconds."""
-        return {f"{name[:-2]}_ns": int(getattr(self, name) * 1e9) for name in self.__slots__}
-
-
 class Datapath(AbstractContextManager["Datapath"]):
     """The engine's maps and programs; closing leaves pins and attached programs as they are."""
 
@@ -126,21 +112,27 @@ class Datapath(AbstractContextManager["Datapath"]):
         self._limits = limits
         self._ring: RingBuffer | None = None
         self._shadow = {name: dict(loaded.map(name).items()) for name in _KEYED}
-        self._programs = {int.from_bytes(key, "little"): value for key, value in loaded.map("programs").items()}
+        self._meters = {int.from_bytes(key, "little") for key, _ in loaded.map("meters").items()}
         self._groups = GroupTable(
             loaded.map("groups"), loaded.map("buckets"), loaded.map("filter"), loaded.map("rules")
         )
-        self._groups.retire_unused(_groups_of(self._programs.values()))
+        self._sets = SetTable(loaded.map("sets"), loaded.map("set_lengths"))
+        self._named: frozenset[int] | None = None       # sets that rules name; None: not known
         settings = np.frombuffer(self._map("config").lookup(_ZERO) or bytes(SETTINGS.itemsize), SETTINGS)[0]
         secret = settings["secret"].tobytes() if settings["secret"].any() else token_bytes(16)
         self._compiler = Compiler(secret)
         self._settings: dict[str, Any] = {
-            **timeouts.settings(), "secret": np.frombuffer(secret, np.uint64),
-            "tunnel_ifindex": int(settings["tunnel_ifindex"]),
+            **nanoseconds(timeouts), **limits.settings(), "secret": np.frombuffer(secret, np.uint64),
+            "tunnel_ifindex": int(settings["tunnel_ifindex"]), "turn": int(settings["turn"]),
+            "answer_ns": int(1e9 / ANSWERS_PER_S), "answer_burst_ns": int(1e9 * (ANSWERS_BURST - 1) / ANSWERS_PER_S),
+            "sets_generation": int(settings["sets_generation"]),
         }
-        self._interrupted = bool(settings["dirty"])
-        self._write_settings(dirty=self._interrupted)
         self._capturing = Capturing(loaded)
+        self._ports = PortPrograms(loaded, self._capturing, self._settings["turn"])
+        self._groups.retire_unused(self._ports.groups_used())
+        self._interrupted = bool(settings["dirty"])
+        self._hits_of_others = True             # perhaps: of ports that are gone
+        self._write_settings(dirty=self._interrupted)
 
     @classmethod
     def open(cls, pin_dir: Path | None, limits: Limits | None = None, timeouts: Timeouts | None = None) -> Self:
@@ -152,7 +144,7 @@ class Datapath(AbstractContextManager["Datapath"]):
         limits = limits or Limits()
         with ExitStack() as undo:
             loaded = undo.enter_context(BpfObject.load(OBJECT, max_entries=limits.by_map(), pin_dir=pin_dir))
-            for index, program in enumerate(("vfp_slow", "vfp_odd", "vfp_related", "vfp_captured")):    # enum jump
+            for index, program in enumerate(_JUMPS):
                 loaded.map("jumps").set_fd(index, loaded.program(program).fd)
             datapath = cls(loaded, limits, timeouts or Timeouts())
             undo.pop_all()
@@ -188,28 +180,69 @@ class Datapath(AbstractContextManager["Datapath"]):
         tables = self._compiler.compile(state, self._limits.ports)
         self._check_room(tables)
         stale = self._ports_to_bump(tables)
+        named = frozenset(number for port in tables.ports.values() for number in port.sets)
+        self._sets.expect(tables.sets)
         if not self._differs(tables, stale):
+            self._named = named
             return
         self._write_settings(dirty=True)
+        self._interrupted = True            # until it has come to its end
         self._groups.add(tables.groups.values())
         self._put("rewrites", tables)
+        self._add_meters(tables.meters)
+        left = self._left_behind(tables)
         for name in ("pools", "spaces", "mappings"):
             self._put(name, tables)
-            self._remove(name, tables)
+            self._remove(name, tables, keep=left)
         self._write_uplinks(tables.maps["uplinks"])
+        if self._sets.changed(tables.sets) & (named if self._named is None else named & self._named):
+            self._raise_sets_generation()
+        self._sets.put(tables.sets)
+        self._named = None                      # until all ports have the rules that name them
         self._settings["tunnel_ifindex"] = tables.tunnel_ifindex
-        self._write_settings(dirty=True)
-        for port in tables.ports.values():
-            if port.id in stale:
-                self._switch(port)
+        if stale or self._ports.ids != tables.ports.keys():
+            self._ports.prepare(tables, stale)
+            self._turn_over()
+            self._ports.raise_generations(tables, stale)
         self._put("links", tables)
         self._remove("links", tables)
-        for port_id in self._programs.keys() - tables.ports.keys():
-            self._drop_port(port_id)
-        self._remove("rewrites", tables)
-        self._groups.retire_unused(_groups_of(self._programs.values()))
+        for port_id in self._ports.ids - tables.ports.keys():
+            self._ports.drop(port_id)
+            self._hits_of_others = True
+        for name in ("spaces", "pools", "rewrites"):
+            self._remove(name, tables)
+        self._remove_meters(tables.meters)
+        self._sets.drop(tables.sets)
+        self._groups.retire_unused(self._ports.groups_used())
+        self._named = named
         self._write_settings(dirty=False)
         self._interrupted = False
+
+    def add_members(
+        self, set_id: int, members: Iterable[Prefix], ttl_s: float | None = None, redecide: bool = True
+    ) -> None:
+        """Put members into a dynamic set, or give those that are there another end; a few map writes each.
+
+        `ttl_s`: after it, members match no new flow; those that exist stay until the member is removed. None: no end.
+        `redecide` False: flows that exist are not decided again, which is enough where sets only ever open.
+
+        Raises:
+            PolicyError: the set is not one of the state's dynamic ones, or full; nothing was written.
+            DatapathError: the kernel refused a write; the next `apply` mends.
+        """
+        rows, matters = self._sets.to_add(set_id, members, ttl_s)
+        with self._changing_set(set_id, matters and redecide):
+            self._sets.add(rows)
+
+    def remove_members(self, set_id: int, members: Iterable[Prefix], redecide: bool = True) -> None:
+        """Take members out of a dynamic set; those that are not in it are passed over. As `add_members`."""
+        keys = self._sets.to_remove(set_id, members)
+        with self._changing_set(set_id, bool(keys) and redecide):
+            self._sets.remove(set_id, keys)
+
+    def members(self, set_id: int) -> dict[Prefix, float | None]:
+        """The members of a set and when each ends, s on the monotonic clock; None: never. Ended ones are among them."""
+        return self._sets.members(set_id)
 
     def program_fd(self, hook: Hook) -> int:
         """Descriptor to attach at TC; stays this object's."""
@@ -242,7 +275,8 @@ class Datapath(AbstractContextManager["Datapath"]):
     def _read_flows(self, keys: npt.NDArray[np.uint8], values: npt.NDArray[np.uint8]) -> list[FlowRecord]:
         _, records = self._map("ports").lookup_all()
         generations = np.ascontiguousarray(records).reshape(-1).view(PORT)["generation"]
-        return list(read_flows(keys, values, time.monotonic_ns(), generations))
+        policy = Generations(generations, self._settings["sets_generation"])
+        return list(read_flows(keys, values, time.monotonic_ns(), policy))
 
     def trace(self, hook: Hook, number: int, frame: bytes, vtep: IPv4Address | None = None) -> Traced:
         """What the programs would do with a frame: a dry run on the tables as they are, which changes none.
@@ -293,22 +327,53 @@ class Datapath(AbstractContextManager["Datapath"]):
             for key, hit in zip(key_rows, hit_rows, strict=True)
         }
 
+    def meters(self) -> dict[int, MeterCount]:
+        """What each meter that a rule names has counted."""
+        return read_meters(*self._map("meters").lookup_all())
+
     def events_fd(self) -> int:
         """Readable when `read_events` has something."""
         return self._events().fd
 
-    def read_events(self) -> list[DropEvent]:
-        """Drop records since the last call; does not wait."""
+    def read_events(self) -> list[DropEvent | LogEvent]:
+        """Records of packets since the last call; does not wait."""
         return [read_event(raw) for raw in self._events().consume()]
 
     def sweep(self) -> int:
-        """Age flows and bindings, and free retired groups; returns how many flows and bindings left."""
-        run = self._object.program("vfp_sweep").test_run(ctx=bytes(SWEEP.itemsize))
-        result = np.frombuffer(run.ctx, SWEEP)[0]
+        """`age` and `tidy`; returns how many flows and bindings left."""
+        removed = self.age()
+        self.tidy()
+        return removed
+
+    def age(self) -> int:
+        """Look at every flow and binding; returns how many left. Any thread may call it."""
+        return self._run_sweep("vfp_sweep")
+
+    def reap(self) -> int:
+        """Remove pairs that closed and whose time is over; costs what there is to remove. Any thread may call it."""
+        return self._run_sweep("vfp_reap")
+
+    def tidy(self) -> None:
+        """Free groups that were retired, and counters of ports that are gone; once a second."""
         self._groups.collect()
-        return int(result["flows_removed"]) + int(result["bindings_removed"])
+        if self._hits_of_others:
+            self._forget_hits()
 
     # Private: one step each
+
+    def _run_sweep(self, program: str) -> int:
+        run = self._object.program(program).test_run(ctx=bytes(SWEEP.itemsize))
+        result = np.frombuffer(run.ctx, SWEEP)[0]
+        return int(result["flows_removed"]) + int(result["bindings_removed"])
+
+    def _forget_hits(self) -> None:
+        """Take out the counters of ports that are gone: their ids will be given again."""
+        hits = self._map("rule_hits")
+        keys, _ = hits.lookup_all()
+        gone = keys[~np.isin(np.ascontiguousarray(keys).reshape(-1).view(HIT_KEY)["port"], list(self._ports.ids))]
+        if len(gone):
+            hits.delete_batch(np.ascontiguousarray(gone), len(gone))
+        self._hits_of_others = False
 
     def _map(self, name: str) -> BpfMap:
         return self._object.map(name)
@@ -321,14 +386,33 @@ class Datapath(AbstractContextManager["Datapath"]):
     def _write_settings(self, dirty: bool) -> None:
         self._map("config").update(_ZERO, pack(SETTINGS, **self._settings, dirty=int(dirty)))
 
+    def _raise_sets_generation(self) -> None:
+        self._settings["sets_generation"] = self._settings["sets_generation"] % 0xFFFFFFFF + 1
+
+    @contextmanager
+    def _changing_set(self, set_id: int, matters: bool) -> Iterator[None]:
+        """Around a change of members: if it matters to flows that exist, they decide again, now or after a crash."""
+        if self._named is not None and set_id not in self._named:
+            matters = False
+        if not matters:
+            yield
+            return
+        self._write_settings(dirty=True)
+        interrupted, self._interrupted = self._interrupted, True
+        yield
+        self._raise_sets_generation()
+        self._write_settings(dirty=interrupted)
+        self._interrupted = interrupted
+
     def _check_room(self, tables: Tables) -> None:
         limits = self._limits
         for name, limit, option in (
             ("spaces", limits.space_entries, "space_entries"), ("mappings", limits.mappings, "mappings"),
-            ("links", limits.ports + 256, "ports"),
+            ("links", limits.ports + 256, "ports"), ("meters", limits.meters, "meters"),
         ):
-            if (wanted := len(tables.maps[name])) > limit:
+            if (wanted := len(tables.meters if name == "meters" else tables.maps[name])) > limit:
                 raise TableFull(f"table {name}: {wanted} entries wanted, {limit} fit; raise Limits.{option}")
+        self._sets.check_room(tables.sets)
         self._groups.check_room(tables.groups.values())
 
     def _changed(self, name: str, tables: Tables) -> set[bytes]:
@@ -352,7 +436,7 @@ class Datapath(AbstractContextManager["Datapath"]):
             port.id
             for port in tables.ports.values()
             if uplinks_changed or port.id in mapped or port.id in inhabitants or port.spaces & spaces
-            or port.pools & pools or not self._is_programmed(port)
+            or port.pools & pools or not self._ports.has(port)
         }
 
     def _ports_in(self, spaces: set[int]) -> set[int]:
@@ -364,17 +448,10 @@ class Datapath(AbstractContextManager["Datapath"]):
         theirs = np.isin(keys["space"], list(spaces)) & (places["kind"] == LocationKind.PORT)
         return {int(port) for port in places["port"][theirs]}
 
-    def _is_programmed(self, port: CompiledPort) -> bool:
-        program = self._programs.get(port.id)
-        if program is None or program[4:] != port.program[4:]:
-            return False
-        record = self._map("ports").lookup(port.id.to_bytes(4, "little")) or b""
-        return self._capturing.without(record)[4:] == port.record[4:]
-
     def _differs(self, tables: Tables, stale: set[int]) -> bool:
         return bool(
-            stale or self._interrupted or self._programs.keys() != tables.ports.keys()
-            or any(self._shadow[name] != tables.maps[name] for name in _KEYED)
+            stale or self._interrupted or self._meters != tables.meters or self._ports.ids != tables.ports.keys()
+            or any(self._shadow[name] != tables.maps[name] for name in _KEYED) or self._sets.changed(tables.sets)
             or self._uplinks_changed(tables.maps["uplinks"])
             or tables.tunnel_ifindex != self._settings["tunnel_ifindex"]
         )
@@ -386,13 +463,28 @@ class Datapath(AbstractContextManager["Datapath"]):
             self._map(name).update_batch(b"".join(changed), b"".join(changed.values()), len(changed))
             shadow.update(changed)
 
-    def _remove(self, name: str, tables: Tables) -> None:
+    def _remove(self, name: str, tables: Tables, keep: frozenset[bytes] = frozenset()) -> None:
         shadow = self._shadow[name]
-        gone = [key for key in shadow if key not in tables.maps[name]]
+        gone = [key for key in shadow if key not in tables.maps[name] and key not in keep]
         if gone:
             self._map(name).delete_batch(b"".join(gone), len(gone))
             for key in gone:
                 del shadow[key]
+
+    def _add_meters(self, wanted: frozenset[int]) -> None:
+        """Before rules name them: the engine counts only on meters that are there."""
+        new = sorted(wanted - self._meters)
+        if new:
+            keys = b"".join(meter.to_bytes(4, "little") for meter in new)
+            self._map("meters").update_batch(keys, bytes(METER.itemsize * len(new)), len(new))
+            self._meters |= set(new)
+
+    def _remove_meters(self, wanted: frozenset[int]) -> None:
+        """No rule names them any more."""
+        gone = sorted(self._meters - wanted)
+        if gone:
+            self._map("meters").delete_batch(b"".join(meter.to_bytes(4, "little") for meter in gone), len(gone))
+            self._meters &= wanted
 
     def _uplinks(self) -> dict[bytes, bytes]:
         return {key: value for key, value in self._map("uplinks").items() if value != _ZERO}
@@ -407,38 +499,29 @@ class Datapath(AbstractContextManager["Datapath"]):
         for key, value in wanted.items():
             uplinks.update(key, value)
 
-    def _next_generation(self, port_id: int) -> int:
-        record = self._map("ports").lookup(port_id.to_bytes(4, "little"))
-        generation = int(np.frombuffer(record, PORT)[0]["generation"]) if record else 0
-        return generation % 0xFFFFFFFF + 1      # 0 is never used
+    def _left_behind(self, tables: Tables) -> frozenset[bytes]:
+        """Keys of spaces and pools that the old policy alone refers to: they go when it is no longer in force.
 
-    def _switch(self, port: CompiledPort) -> None:
-        """Give a port its new program, then its generation: flows decided before must decide again."""
-        generation = self._next_generation(port.id).to_bytes(4, "little")
-        key = port.id.to_bytes(4, "little")
-        program = generation + port.program[4:]
-        record = self._capturing.marked(port.id, generation + port.record[4:])
-        if port.id not in self._programs:       # a flow may not go to a port without a record
-            self._map("ports").update(key, record)
-        self._map("programs").update(key, program)
-        self._map("ports").update(key, record)
-        self._programs[port.id] = program
+        An entry that leaves a space which stays goes before: no new policy may meet it.
+        """
+        spaces = {int(np.frombuffer(key, SPACE_KEY)[0]["space"]) for key in tables.maps["spaces"]}
+        spaces.update(*(port.spaces for port in tables.ports.values()))
+        pools = set().union(*(port.pools for port in tables.ports.values()))
+        return frozenset((
+            *(key for key in self._shadow["spaces"] if int(np.frombuffer(key, SPACE_KEY)[0]["space"]) not in spaces),
+            *(key for key in self._shadow["pools"] if int.from_bytes(key, "little") not in pools),
+        ))
 
-    def _drop_port(self, port_id: int) -> None:
-        key = port_id.to_bytes(4, "little")
-        self._map("programs").delete(key)
-        self._map("ports").update(key, pack(PORT, generation=self._next_generation(port_id)))
-        del self._programs[port_id]
+    def _turn_over(self) -> None:
+        turned = {**self._settings, "turn": self._settings["turn"] ^ 1}
+        self._map("config").update(_ZERO, pack(SETTINGS, **turned, dirty=1))
+        self._settings = turned
+        self._ports.turn = turned["turn"]
 
 
-def _groups_of(programs: Iterable[bytes]) -> set[int]:
-    """Ids of all groups that programs refer to."""
-    used: set[int] = set()
-    for raw in programs:
-        program = np.frombuffer(raw, PROGRAM)[0]
-        used.update(int(group) for group in program["out"]["group"][: int(program["out_count"])])
-        used.update(int(group) for group in program["in"]["group"][: int(program["in_count"])])
-    return used - {0}
+def nanoseconds(timeouts: Timeouts) -> dict[str, int]:
+    """The fields of struct settings that are times."""
+    return {f"{each.name[:-2]}_ns": int(getattr(timeouts, each.name) * 1e9) for each in fields(timeouts)}
 
 
-__all__ = ["CompiledGroup", "Datapath", "Hook", "Limits", "Timeouts"]
+__all__ = ["CompiledGroup", "Datapath", "Hook", "Limits", "Timeouts", "nanoseconds"]

@@ -1,7 +1,10 @@
 """An ELF object in the kernel: open, size and pin its maps, load, pin its programs, or adopt what is pinned.
 
 Any step may be the last: a map that was pinned before a crash is adopted by the next load; program pins are
-replaced in one step, after everything was loaded. Maps that libbpf makes for global variables (.rodata,
+replaced in one step, after everything was loaded. Programs are adopted, too, if the same object with the same sizes
+was loaded and all of it is still pinned: the verifier has seen it, and takes seconds.
+
+Maps that libbpf makes for global variables (.rodata,
 .data, .bss) belong to one load and are not pinned: what must outlive the process belongs in a declared map.
 """
 
@@ -13,6 +16,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
+from hashlib import blake2b
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -76,6 +80,12 @@ class BpfObject:
             with _opened(source, name) as (handle, log_buffer):
                 declared = list(_maps(handle))
                 _configure(declared, max_entries or {}, map_flags or {}, name)
+                mark = _fingerprint(source, max_entries or {}, map_flags or {})
+                whole = pin_programs and all(_outlives(pointer) for _, pointer in declared)
+                if pin_dir is not None:
+                    if reuse and whole and _is_pinned(pin_dir, mark, declared, [n for n, _ in _programs(handle)]):
+                        return cls.adopt(pin_dir)
+                    pins.set_fingerprint(pin_dir, "")
                 for map_name, pointer in declared:
                     _pin_by_libbpf(handle, map_name, pointer, pin_dir if reuse else None)
                 _load(handle, name, log_buffer)
@@ -96,6 +106,8 @@ class BpfObject:
                 if pin_programs:
                     loaded.pin_programs(pin_dir)
                 pins.remove(pin_dir / pins.MAPS, keep=frozenset(pinned))
+                if whole:
+                    pins.set_fingerprint(pin_dir, mark)
             undo.pop_all()
             return loaded
 
@@ -161,6 +173,22 @@ class BpfObject:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _fingerprint(source: Path | bytes, max_entries: Mapping[str, int], map_flags: Mapping[str, int]) -> str:
+    """Of what decides about maps and programs: the object and their sizes and flags."""
+    content = source if isinstance(source, bytes) else source.read_bytes()
+    sizes = repr((sorted(max_entries.items()), sorted(map_flags.items()), possible_cpus()))
+    return blake2b(sizes.encode() + b"\0" + content, digest_size=20).hexdigest()
+
+
+def _is_pinned(pin_dir: Path, mark: str, declared: Sequence[tuple[str, int]], programs: Sequence[str]) -> bool:
+    """Whether the very load that is asked for is there, whole."""
+    return (
+        pins.fingerprint(pin_dir) == mark
+        and pins.names(pin_dir / pins.MAPS) == sorted(name for name, _ in declared)
+        and pins.names(pin_dir / pins.PROGS) == sorted(programs)
+    )
 
 
 @contextmanager

@@ -2,7 +2,8 @@
 
 Layout under a pin directory: `maps/NAME` and `progs/NAME`. A pin is replaced by pinning `NAME~new` and
 renaming it over `NAME`, so that there is always one to be found; a `~new` that a crash left is overwritten
-the next time.
+the next time. While both rooms are those of one whole load, a symbolic link `loaded` has the load's fingerprint
+as its text.
 """
 
 from __future__ import annotations
@@ -17,10 +18,14 @@ from pathlib import Path
 from vfp.datapath.errors import DatapathError
 from vfp.datapath.libbpf import check, library
 
-__all__ = ["BPF_FS", "get", "locked", "mount_bpffs", "names", "prepare", "remove", "remove_all", "replace"]
+__all__ = [
+    "BPF_FS", "fingerprint", "get", "locked", "mount_bpffs", "names", "prepare", "remove", "remove_all", "replace",
+    "set_fingerprint",
+]
 
 MAPS = "maps"
 PROGS = "progs"
+LOADED = "loaded"
 
 BPF_FS = Path("/sys/fs/bpf")
 _BPF_FS_MAGIC = 0xCAFE4A11  # linux/magic.h
@@ -106,6 +111,21 @@ def replace(fd: int, path: Path) -> None:
     new.rename(path)
 
 
+def fingerprint(pin_dir: Path) -> str:
+    """Of the load whose maps and programs are all pinned here; empty: none is known to be whole."""
+    try:
+        return str((pin_dir / LOADED).readlink())
+    except OSError:
+        return ""
+
+
+def set_fingerprint(pin_dir: Path, text: str) -> None:
+    """Say that a load is whole, or (empty) that it is about to be no more."""
+    (pin_dir / LOADED).unlink(missing_ok=True)
+    if text:
+        (pin_dir / LOADED).symlink_to(text)
+
+
 def remove(room: Path, keep: frozenset[str] = frozenset()) -> None:
     """Unpin everything in a room but `keep`, leftovers included."""
     if room.is_dir():
@@ -116,6 +136,8 @@ def remove(room: Path, keep: frozenset[str] = frozenset()) -> None:
 
 def remove_all(pin_dir: Path) -> None:
     """Unpin everything and remove the directory; idempotent. Programs that are attached stay attached."""
+    with suppress(FileNotFoundError):
+        set_fingerprint(pin_dir, "")
     for room in (pin_dir / PROGS, pin_dir / MAPS):
         remove(room)
         with suppress(FileNotFoundError):

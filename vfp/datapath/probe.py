@@ -37,6 +37,8 @@ _HELPERS = (
     ("bpf_loop", 181, "the bounds of rule search and port allocation do not pass the verifier"),
     ("bpf_skb_set_tunnel_key", 21, "no VXLAN tunnel key can be set: no overlay networks"),
     ("bpf_fib_lookup", 69, "the host's routes cannot be asked: no uplink traffic"),
+    ("bpf_clone_redirect", 13, "packets cannot be mirrored"),
+    ("bpf_skb_adjust_room", 50, "rejected packets are not answered"),
 )
 _KTIME_GET_COARSE_NS = 160  # came with memory accounting by cgroup (Linux 5.11); libbpf asks by it, too
 
@@ -44,6 +46,7 @@ _MAPS = (
     ("hash map", MapType.HASH, "the engine has no tables"),
     ("LRU hash map", MapType.LRU_HASH, "fragments cannot be followed"),
     ("per-CPU array map", MapType.PERCPU_ARRAY, "drops cannot be counted"),
+    ("per-CPU hash map", MapType.PERCPU_HASH, "meters cannot count"),
     ("program array map", MapType.PROG_ARRAY, "the engine's slow path cannot be entered"),
     ("ring buffer map", MapType.RINGBUF, "drop events cannot be shown"),
 )

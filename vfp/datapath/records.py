@@ -13,7 +13,9 @@ from vfp.layout import (
     EVENT,
     FLOW,
     FLOW_KEY,
+    METER,
     ZONE_SHIFT,
+    EventKind,
     FlowFlag,
     PlaceKind,
     State,
@@ -38,7 +40,7 @@ class FlowRecord:
     src_port: int
     dst_port: int
     reply: bool
-    state: str                              # new, established, closing, closed
+    state: str                              # see `flow_state`
     packets: int
     bytes: int
     idle_s: float
@@ -52,6 +54,14 @@ class FlowRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class Generations:
+    """What a flow was decided by is in force as long as these are what they were: of ports by id, and of sets."""
+
+    ports: npt.NDArray[np.uint32]
+    sets: int
+
+
+@dataclass(frozen=True, slots=True)
 class RuleHits:
     """Decisions in which a rule matched, and packets it dropped."""
 
@@ -60,15 +70,23 @@ class RuleHits:
 
 
 @dataclass(frozen=True, slots=True)
-class DropEvent:
-    """One dropped packet. `layer` is an index in the port's OUT order, or None; `cookie` 0: no rule."""
+class MeterCount:
+    """What was counted on a meter: the way flows were begun, and their replies. Bytes are those of frames."""
+
+    packets: int
+    bytes: int
+    reply_packets: int
+    reply_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PacketEvent:
+    """One packet as it came. `port` and `cookie` say whose rule wants it told; 0: none."""
 
     time_s: float                           # monotonic clock
-    reason: DropReason
     zone_kind: ZoneKind
     zone: int
     port: int
-    layer: int | None
     cookie: int
     ethertype: int
     protocol: int
@@ -81,19 +99,37 @@ class DropEvent:
     length: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DropEvent(PacketEvent):
+    """One dropped packet. `layer` is an index in the port's OUT order, or None."""
+
+    reason: DropReason
+    layer: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogEvent(PacketEvent):
+    """One packet that a rule wants told."""
+
+
 def flow_state(state: int, protocol: int) -> str:
     """Name of a flow's state (docs/engine.md, TCP state)."""
-    if protocol == _TCP:
-        if state & State.RST or (state & State.FIN and state & State.PEER_FIN):
-            return "closed"
-        if state & (State.FIN | State.PEER_FIN):
-            return "closing"
-    return "established" if state & State.ASSURED else "new"
+    if protocol != _TCP:
+        return "established" if state & State.ASSURED else "new"
+    if state & (State.RST | State.PEER_RST):
+        return "reset"
+    if state & State.FIN and state & State.PEER_FIN:
+        return "time-wait"
+    if state & (State.FIN | State.PEER_FIN):
+        return "fin-wait"
+    if state & State.ACK and state & State.PEER_ACK:
+        return "established"
+    return "syn-received" if state & State.ASSURED else "opening"
 
 
 def read_flows(keys: npt.NDArray[np.uint8], values: npt.NDArray[np.uint8], now_ns: int,
-               generations: npt.NDArray[np.uint32] | None = None) -> Iterator[FlowRecord]:
-    """Decode rows of the flow table. `generations` are those of the ports, by port id."""
+               policy: Generations | None = None) -> Iterator[FlowRecord]:
+    """Decode rows of the flow table. `policy`: what is in force; None: every flow counts as current."""
     key_rows = np.ascontiguousarray(keys).reshape(-1).view(FLOW_KEY)
     flow_rows = np.ascontiguousarray(values).reshape(-1).view(FLOW)
     for key, flow in zip(key_rows, flow_rows, strict=True):
@@ -109,26 +145,41 @@ def read_flows(keys: npt.NDArray[np.uint8], values: npt.NDArray[np.uint8], now_n
             place=PlaceKind(int(flow["out"]["place"])).name.lower(),
             ports=(int(flow["ports"][0]), int(flow["ports"][1])), ifindex=int(flow["out"]["ifindex"]),
             vtep=int(flow["out"]["vtep"]), vni=int(flow["out"]["vni"]),
-            current=generations is None or _is_current(flow, generations),
+            current=policy is None or _is_current(flow, policy),
         )
 
 
-def _is_current(flow: Any, generations: npt.NDArray[np.uint32]) -> bool:
+def _is_current(flow: Any, policy: Generations) -> bool:
+    if flow["flags"] & FlowFlag.BY_SET and flow["sets_generation"] != policy.sets:
+        return False
     asked = flow["ports"] != 0
-    return bool((generations[flow["ports"][asked]] == flow["generations"][asked]).all())
+    return bool((policy.ports[flow["ports"][asked]] == flow["generations"][asked]).all())
 
 
-def read_event(raw: bytes) -> DropEvent:
+def read_meters(keys: npt.NDArray[np.uint8], values: npt.NDArray[np.uint8]) -> dict[int, MeterCount]:
+    """Decode the table of meters, [n, cpus, size], by id."""
+    rows = np.ascontiguousarray(values).view(METER).reshape(values.shape[:2])
+    packets, octets = rows["packets"].sum(axis=1), rows["bytes"].sum(axis=1)
+    return {
+        int(meter): MeterCount(int(count[0]), int(size[0]), int(count[1]), int(size[1]))
+        for meter, count, size in zip(
+            np.ascontiguousarray(keys).reshape(-1).view(np.uint32), packets, octets, strict=True)
+    }
+
+
+def read_event(raw: bytes) -> DropEvent | LogEvent:
     """Decode one record of the events ring."""
     event: Any = np.frombuffer(raw, EVENT, 1)[0]
     family = int(event["family"]) or 4
     layer = int(event["layer"])
-    return DropEvent(
-        time_s=int(event["time_ns"]) / 1e9, reason=DropReason(int(event["reason"])),
-        zone_kind=ZoneKind(int(event["zone"]) >> ZONE_SHIFT), zone=int(event["zone"]) & ((1 << ZONE_SHIFT) - 1),
-        port=int(event["port"]), layer=None if layer == 0xFF else layer, cookie=int(event["cookie"]),
-        ethertype=int(event["ethertype"]), protocol=int(event["protocol"]),
-        src=unpack_address(event["src"].tobytes(), family), dst=unpack_address(event["dst"].tobytes(), family),
-        src_port=int(event["sport"]), dst_port=int(event["dport"]), src_mac=event["smac"].tobytes(),
-        dst_mac=event["dmac"].tobytes(), length=int(event["length"]),
-    )
+    packet: dict[str, Any] = {
+        "time_s": int(event["time_ns"]) / 1e9, "zone_kind": ZoneKind(int(event["zone"]) >> ZONE_SHIFT),
+        "zone": int(event["zone"]) & ((1 << ZONE_SHIFT) - 1), "port": int(event["port"]),
+        "cookie": int(event["cookie"]), "ethertype": int(event["ethertype"]), "protocol": int(event["protocol"]),
+        "src": unpack_address(event["src"].tobytes(), family), "dst": unpack_address(event["dst"].tobytes(), family),
+        "src_port": int(event["sport"]), "dst_port": int(event["dport"]), "src_mac": event["smac"].tobytes(),
+        "dst_mac": event["dmac"].tobytes(), "length": int(event["length"]),
+    }
+    if event["kind"] == EventKind.LOG:
+        return LogEvent(**packet)
+    return DropEvent(**packet, reason=DropReason(int(event["reason"])), layer=None if layer == 0xFF else layer)

@@ -14,7 +14,7 @@ from vfp.layout import FLOW, FLOW_KEY, ZONE_SHIFT, ZoneKind
 
 __all__ = ["STATES", "FlowFilter", "FlowPage", "select"]
 
-STATES = ("new", "established", "closing", "closed")
+STATES = ("new", "opening", "syn-received", "established", "fin-wait", "time-wait", "reset")
 
 _U8 = npt.NDArray[np.uint8]
 _Mask = npt.NDArray[np.bool_]

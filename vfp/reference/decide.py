@@ -10,6 +10,7 @@ Decided here, where `docs/engine.md` is open:
 - `AnswerArp` sets the place; later layers still run. Neither a request for the sender's own address nor one
   for an address that is behind the asking port (a probe, RFC 5227) is answered.
 - `TranslateSource` with a pool that does not exist: `ENGINE_ERROR`.
+- What is not IP is not marked.
 - An action that rewrote makes the flow stateful even if the values happened to be the same.
 """
 
@@ -20,7 +21,7 @@ from ipaddress import IPv4Address
 
 from vfp.model import (
     ETH_P_ARP,
-    Action,
+    Address,
     Allow,
     AnswerArp,
     Deny,
@@ -29,9 +30,15 @@ from vfp.model import (
     HostStack,
     LocalPort,
     Location,
+    Log,
     Mapping,
+    Mark,
+    Meter,
+    Mirror,
+    Modifier,
     Pass,
     Port,
+    Reject,
     Remote,
     Rewrite,
     ToUplink,
@@ -42,6 +49,7 @@ from vfp.model import (
 from vfp.reasons import DropReason
 from vfp.reference import transposition as header
 from vfp.reference.bindings import BindingKey, Bindings, Exhausted
+from vfp.reference.extras import NO_EXTRAS, Extras
 from vfp.reference.index import Index
 from vfp.reference.layers import Dropped, RuleRef, Step, walk
 from vfp.reference.packet import (
@@ -53,6 +61,7 @@ from vfp.reference.packet import (
     Headers,
     is_echo_request,
 )
+from vfp.reference.sets import Sets
 from vfp.reference.transposition import Transposition
 from vfp.reference.zones import Zone, ZoneKind
 
@@ -69,6 +78,7 @@ class Subject:
     headers: Headers
     vtep: IPv4Address | None = None
     any_vtep: bool = False
+    again: bool = False                     # the tuple is that of a flow that exists
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +109,9 @@ class Decision:
     stateful: bool = True
     ports: tuple[int, ...] = ()             # whose policies were asked
     bindings: tuple[BindingKey, ...] = ()
+    extras: Extras = NO_EXTRAS
+    by_set: bool = False                    # a set turned it, or could have
+    strict: bool = False                    # one of `ports` wants TCP segments to fit
 
     @property
     def hits(self) -> tuple[RuleRef, ...]:
@@ -108,14 +121,14 @@ class Decision:
     @property
     def denied_by(self) -> Step | None:
         """The step that ended the packet, if layers did."""
-        if self.reason in (DropReason.DENIED, DropReason.LAYER_DEFAULT):
+        if self.reason in (DropReason.DENIED, DropReason.REJECTED, DropReason.LAYER_DEFAULT):
             return self.steps[-1]
         return None
 
 
-def decide(index: Index, bindings: Bindings, subject: Subject, now_s: float) -> Decision:
+def decide(index: Index, bindings: Bindings, sets: Sets, subject: Subject, now_s: float) -> Decision:
     """Walk the layers that concern `subject` and say what becomes of it."""
-    return _Walk(index, bindings, subject, now_s).run()
+    return _Walk(index, bindings, sets, subject, now_s).run()
 
 
 @dataclass(slots=True)
@@ -124,6 +137,7 @@ class _Walk:
 
     index: Index
     bindings: Bindings
+    sets: Sets
     subject: Subject
     now_s: float
     cur: FlowTuple = field(init=False)
@@ -132,10 +146,12 @@ class _Walk:
     mapping: Mapping | None = None
     rewritten: bool = False
     stateless: bool = False
+    extras: Extras = NO_EXTRAS
     drop_port: int = 0
     ports: list[int] = field(default_factory=list)
     used: list[BindingKey] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
+    by_set: bool = False
 
     def __post_init__(self) -> None:
         self.cur = self.subject.tuple
@@ -143,6 +159,17 @@ class _Walk:
     @property
     def headers(self) -> Headers:
         return self.subject.headers
+
+    @property
+    def vni(self) -> int | None:
+        return self.subject.zone.number if self.subject.zone.kind is ZoneKind.OVERLAY else None
+
+    def in_set(self, set: int, address: Address) -> bool:
+        self.by_set = True
+        return self.sets.has(set, address, self.now_s, again=self.subject.again)
+
+    def set_name(self, set: int) -> str:
+        return self.sets.name(set)
 
     def run(self) -> Decision:
         try:
@@ -154,7 +181,9 @@ class _Walk:
                             bindings=tuple(self.used))
         stateful = self.rewritten or not self.stateless
         return Decision(tuple(self.steps), drop_port=self.drop_port, forward=forward, reply=reply,
-                        stateful=stateful, ports=tuple(dict.fromkeys(self.ports)), bindings=tuple(self.used))
+                        stateful=stateful, ports=tuple(dict.fromkeys(self.ports)), bindings=tuple(self.used),
+                        extras=self.extras, by_set=self.by_set,
+                        strict=any(self.index.ports[port].strict_tcp for port in self.ports))
 
     def _decide(self) -> tuple[Half, Half | None]:
         match self.subject.zone.kind:
@@ -258,7 +287,8 @@ class _Walk:
 
     # Actions.
 
-    def act(self, port: int, action: Action, *, stateful: bool) -> str:
+    def act(self, ref: RuleRef, direction: Direction, *, stateful: bool) -> str:
+        port, action = ref.port, ref.rule.action
         match action:
             case Allow():
                 self.stateless |= not stateful
@@ -280,6 +310,11 @@ class _Walk:
                 return self._answer_arp(port, space)
             case Rewrite():
                 return self._rewrite(action)
+            case Reject():
+                raise Dropped(DropReason.REJECTED, "the sender is told, if it may be")
+            case Mark() | Meter() | Log() | Mirror():
+                self.stateless |= not stateful
+                return self._modify(action, ref, direction)
             case _:
                 raise Dropped(DropReason.ENGINE_ERROR, f"{type(action).__name__} is not known")
 
@@ -347,6 +382,26 @@ class _Walk:
             new = replace(new, dst_port=to.dst_port)
         self._become(new)
         return f"becomes {new.src}:{new.src_port} to {new.dst}:{new.dst_port}"
+
+    def _modify(self, action: Modifier, ref: RuleRef, direction: Direction) -> str:
+        extras = self.extras
+        match action:
+            case Mark(dscp):
+                if not self.cur.family:
+                    return "not IP: no DSCP"
+                self.rewrites = header.compose(self.rewrites, Transposition(dscp=dscp))
+                return f"DSCP becomes {dscp}"
+            case Meter(meter):
+                ours, theirs = extras.meters
+                meters = (meter, theirs) if direction is Direction.OUT else (ours, meter)
+                self.extras = replace(extras, meters=meters)
+                return f"counted on meter {meter}"
+            case Log(every):
+                self.extras = replace(extras, log=ref, log_every=every)
+                return "a record is written"
+            case Mirror(port):
+                self.extras = replace(extras, mirror=port)
+                return f"a copy goes to port {port}"
 
     def _become(self, new: FlowTuple) -> None:
         self.rewrites = header.compose(self.rewrites, header.between(self.cur, new))

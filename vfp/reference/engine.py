@@ -12,17 +12,19 @@ Decided here, where `docs/engine.md` is open:
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from ipaddress import IPv4Address
 
-from vfp.model import EngineState
+from vfp.model import EngineState, Prefix
 from vfp.reasons import DropReason
 from vfp.reference import transposition as header
 from vfp.reference.bindings import Bindings
 from vfp.reference.decide import Decision, Subject, decide
 from vfp.reference.extensions import Malformed
-from vfp.reference.flows import Entry, FlowKey, FlowState, FlowTable, Pair, TableFull, pair_of
+from vfp.reference.extras import Extras, Journal
+from vfp.reference.flows import Entry, FlowKey, FlowTable, Pair, Refused, pair_of
 from vfp.reference.fragments import FragmentTable
 from vfp.reference.index import Index, changed_ports
 from vfp.reference.layers import RuleRef
@@ -36,11 +38,17 @@ from vfp.reference.packet import (
     nd_answer,
     parse,
 )
+from vfp.reference.reject import Answer, AnswerLimit, answer_to
 from vfp.reference.related import is_plausible, quotation_of, translate_quotation
+from vfp.reference.sets import Members, Sets
+from vfp.reference.tcp import Fit, FlowState, is_opening
 from vfp.reference.transposition import Exit, Transposition, Undeliverable
 from vfp.reference.zones import Hook, Zone, ZoneKind, zone_of
+from vfp.timeouts import Timeouts
 
 FLOW_ENTRIES = 262144
+REDECIDE_PER_S = 200_000
+REDECIDE_BURST_S = 0.1
 
 
 class Verdict(StrEnum):
@@ -74,6 +82,8 @@ class Result:
     layer: str = ""
     denied_by: RuleRef | None = None
     flows: tuple[FlowKey, ...] = ()         # entries that the frame made or used
+    mirror: int = 0                         # port that has a copy of the frame as it came; 0: none
+    answer: Answer | None = None            # of a frame that was rejected
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,15 +103,26 @@ class FlowView:
 class Engine:
     """One host's engine. Time is given with each call, in seconds, and must not go back."""
 
-    def __init__(self, state: EngineState, *, flow_entries: int = FLOW_ENTRIES) -> None:
+    def __init__(self, state: EngineState, *, flow_entries: int = FLOW_ENTRIES, half_open: int = 0, udp: int = 0,
+                 redecide_per_s: int = REDECIDE_PER_S, timeouts: Timeouts | None = None) -> None:
+        """`half_open` and `udp` 0: a quarter and half of as many pairs as there is room for."""
         self._index = Index(state)
+        self._sets = Sets(state)
         self._generations: Counter[int] = Counter()
-        self._flows = FlowTable(flow_entries)
+        budgets = {
+            DropReason.HALF_OPEN_FULL: half_open or max(flow_entries // 8, 1),
+            DropReason.UDP_FULL: udp or max(flow_entries // 4, 1),
+        }
+        self._flows = FlowTable(flow_entries, budgets, timeouts or Timeouts())
+        self._redecide_cost_s = 1 / redecide_per_s
+        self._redecide_s = float("-inf")    # until when the time for re-decisions is spent
         self._fragments = FragmentTable()
         self.bindings = Bindings()
         self.drop_counts: Counter[DropReason] = Counter()
         self.rule_hits: Counter[RuleRef] = Counter()
         self.rule_drops: Counter[RuleRef] = Counter()
+        self.journal = Journal()
+        self._answers = AnswerLimit()
 
     @property
     def state(self) -> EngineState:
@@ -125,8 +146,23 @@ class Engine:
         new = Index(new_state)
         changed = changed_ports(self._index, new)
         self._index = new
+        self._sets.update(new_state)
         self._generations.update(changed)
+        self.journal.forget_meters_but(new.meters())
         return changed
+
+    def add_members(self, set_id: int, members: Iterable[Prefix], now_s: float, ttl_s: float | None = None,
+                    redecide: bool = True) -> None:
+        """Put members into a dynamic set, for a while or for ever."""
+        self._sets.add(set_id, members, now_s, ttl_s, redecide=redecide)
+
+    def remove_members(self, set_id: int, members: Iterable[Prefix], redecide: bool = True) -> None:
+        """Take members out of a dynamic set."""
+        self._sets.remove(set_id, members, redecide=redecide)
+
+    def members(self, set_id: int) -> Members:
+        """The members of a set and when each ends."""
+        return dict(self._sets.members(set_id))
 
     def sweep(self, now_s: float) -> int:
         """Age flows and bindings; returns how many flow entries and bindings went."""
@@ -142,7 +178,14 @@ class Engine:
             result = passage.run()
         except _Drop as drop:
             result = self._dropped(passage, drop)
-        return result
+        return replace(result, mirror=passage.mirror)
+
+    def may_decide_again(self, now_s: float) -> bool:
+        """Whether there is time for a stale flow; if so, spend it."""
+        if self._redecide_s > now_s + REDECIDE_BURST_S:
+            return False
+        self._redecide_s = max(self._redecide_s, now_s) + self._redecide_cost_s
+        return True
 
     def _dropped(self, passage: _Passage, drop: _Drop) -> Result:
         self.drop_counts[drop.reason] += 1
@@ -154,7 +197,14 @@ class Engine:
         at_port = passage.zone.kind in (ZoneKind.PORT, ZoneKind.HOST)
         drop_port = decision.drop_port if decision else passage.zone.number if at_port else 0
         return Result(Verdict.DROP, passage.frame, drop.reason, drop_port=drop_port,
-                      layer=step.layer if step else "", denied_by=denied_by)
+                      layer=step.layer if step else "", denied_by=denied_by,
+                      answer=self._answer(passage) if drop.reason is DropReason.REJECTED else None)
+
+    def _answer(self, passage: _Passage) -> Answer | None:
+        """What tells the sender of a rejected frame, to where it came from."""
+        exit = passage.back()
+        frame = answer_to(passage.frame, passage.packet, self._answers, passage.now_s) if passage.packet else None
+        return Answer(frame, exit) if frame and exit else None
 
 
 class _Drop(Exception):
@@ -175,6 +225,21 @@ class _Passage:
     frame: bytes
     vtep: IPv4Address | None
     now_s: float
+    packet: Packet | None = None            # once it is parsed
+    mirror: int = 0
+
+    def back(self) -> Exit | None:
+        """To where the frame came from."""
+        index, number = self.engine._index, self.zone.number
+        match self.zone.kind:
+            case ZoneKind.PORT:
+                return header.ToPort(number)
+            case ZoneKind.OVERLAY:
+                return header.ToVtep(self.vtep, number) if self.vtep and index.has_tunnel else None
+            case ZoneKind.UPLINK:
+                return header.ToUplink(number) if number in index.uplinks else None
+            case ZoneKind.HOST:
+                return header.ToStack()
 
     def run(self) -> Result:
         try:
@@ -183,10 +248,11 @@ class _Passage:
             if self.zone.kind is ZoneKind.UPLINK:
                 return self._to_stack()
             raise _Drop(malformed.reason) from None
+        self.packet = packet
         if (related := self._pass_error(packet)) is not None:
             return related
         found = self._find(packet, packet.tuple) if packet.is_flow else None
-        if found is None or (found[0].state is FlowState.CLOSED and _opens(packet)):
+        if found is None or (found[0].state.is_closed and _opens(packet)):
             return self._miss(packet)
         return self._hit(packet, *found)
 
@@ -220,7 +286,8 @@ class _Passage:
     def _current(self, pair: Pair, entry: Entry) -> tuple[Pair, Entry]:
         """The pair and entry as the policy of now has them, and fit for who sent the packet."""
         generations = self.engine._generations
-        if any(generations[port] != then for port, then in pair.generations.items()):
+        sets_changed = pair.sets_generation not in (None, self.engine._sets.generation)
+        if sets_changed or any(generations[port] != then for port, then in pair.generations.items()):
             pair, entry = self._decide_again(pair, entry)
         if self.zone.kind is ZoneKind.OVERLAY and entry.vtep != self.vtep:
             raise _Drop(DropReason.WRONG_VTEP)
@@ -233,8 +300,10 @@ class _Passage:
         """
         flows = self.engine._flows
         first = old.forward
+        if not self.engine.may_decide_again(self.now_s):
+            raise _Drop(DropReason.REDECIDE_LATER)
         decision = self._decide(Subject(first.half.zone, first.half.tuple, old.headers, self.vtep,
-                                        any_vtep=entry.reply))
+                                        any_vtep=entry.reply, again=True))
         if decision.not_ours:
             raise _Drop(DropReason.NO_MAPPING)
         if decision.reason:
@@ -255,27 +324,48 @@ class _Passage:
             raise _Drop(decision.reason, decision)
         assert decision.forward is not None
         if not packet.makes_flow:
+            self._do_extras(packet, decision.extras, alone=True)
             return self._leave(packet, decision.forward.transposition, ())
+        if decision.strict and decision.stateful and packet.is_tcp and not is_opening(packet.headers.tcp_flags):
+            raise _Drop(DropReason.OUT_OF_STATE)
         pair = self._store(decision, packet.headers)
-        return self._use(packet, pair, pair.forward)
+        return self._use(packet, pair, pair.forward, first=True)
 
     def _decide(self, subject: Subject) -> Decision:
-        decision = decide(self.engine._index, self.engine.bindings, subject, self.now_s)
+        decision = decide(self.engine._index, self.engine.bindings, self.engine._sets, subject, self.now_s)
         self.engine.rule_hits.update(decision.hits)
         return decision
 
     def _store(self, decision: Decision, headers: Headers, old: Pair | None = None) -> Pair:
         generations = {port: self.engine._generations[port] for port in decision.ports}
         pair = pair_of(decision, headers, generations, self.now_s, old)
+        pair.sets_generation = self.engine._sets.generation if decision.by_set else None
         try:
-            self.engine._flows.put(pair)
-        except TableFull:
-            raise _Drop(DropReason.FLOW_TABLE_FULL) from None
+            self.engine._flows.put(pair, self.now_s, new=old is None)
+        except Refused as refused:
+            raise _Drop(refused.reason) from None
         return pair
 
-    def _use(self, packet: Packet, pair: Pair, entry: Entry) -> Result:
-        pair.count(entry, packet.headers.tcp_flags, len(self.frame), self.now_s)
+    def _use(self, packet: Packet, pair: Pair, entry: Entry, *, first: bool = False) -> Result:
+        flags = packet.headers.tcp_flags
+        fit = pair.fits(entry, flags)
+        if fit is Fit.NO:
+            raise _Drop(DropReason.OUT_OF_STATE)
+        pair.count(entry, flags if fit is Fit.YES else 0, len(self.frame), self.now_s)
+        self._do_extras(packet, pair.extras, entry, first=first)
         return self._leave(packet, entry.transposition, tuple(e.key for e in pair.entries))
+
+    def _do_extras(self, packet: Packet, extras: Extras, entry: Entry | None = None, *, first: bool = False,
+                   alone: bool = False) -> None:
+        """Count, tell and copy, for a packet of `entry` or (`alone`) of no flow."""
+        journal = self.engine.journal
+        journal.count(extras, len(self.frame), reply=entry is not None and entry.reply)
+        every = extras.log_every
+        due = alone or (first if not every or entry is None else entry.packets % every == 0)
+        if extras.log is not None and due:
+            journal.tell(extras.log, self.zone, packet.tuple, len(self.frame))
+        if extras.mirror in self.engine._index.ports:
+            self.mirror = extras.mirror
 
     def _leave(self, packet: Packet, how: Transposition, flows: tuple[FlowKey, ...],
                frame: bytes | None = None) -> Result:

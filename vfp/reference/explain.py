@@ -6,11 +6,12 @@ The packet is judged as the first of a flow: no flow and no fragment table is as
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
 from typing import Any
 
-from vfp.model import ETH_P_IP, ETH_P_IPV6, Address, EngineState
+from vfp.model import ETH_P_IP, ETH_P_IPV6, Address, EngineState, Prefix
 from vfp.reasons import DropReason
 from vfp.reference import transposition as header
 from vfp.reference.bindings import Bindings
@@ -36,8 +37,12 @@ from vfp.reference.packet import (
     nd_answer,
     parse,
 )
+from vfp.reference.sets import Sets
+from vfp.reference.tcp import is_opening
 from vfp.reference.transposition import Transposition
 from vfp.reference.zones import Hook, Zone, ZoneKind, zone_of
+
+SetMembers = Mapping[int, Mapping[Prefix, float | None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,18 +118,20 @@ class Explanation:
         return next((port.name for port in self.state.ports if port.id == id), str(id))
 
 
-def explain(state: EngineState, hook: Hook, number: int, probe: Probe, *,
-            vtep: IPv4Address | None = None) -> Explanation:
+def explain(state: EngineState, hook: Hook, number: int, probe: Probe, now_s: float = 0.0, *,
+            vtep: IPv4Address | None = None, members: SetMembers | None = None) -> Explanation:
     """`explain_frame` of a packet that is imagined."""
-    return explain_frame(state, hook, number, frame_of(probe.tuple, probe.headers), vtep=vtep)
+    return explain_frame(state, hook, number, frame_of(probe.tuple, probe.headers), now_s, vtep=vtep, members=members)
 
 
-def explain_frame(state: EngineState, hook: Hook, number: int, frame: bytes, *, vtep: IPv4Address | None = None,
-                  bindings: Bindings | None = None) -> Explanation:
+def explain_frame(state: EngineState, hook: Hook, number: int, frame: bytes, now_s: float = 0.0, *,
+                  vtep: IPv4Address | None = None, bindings: Bindings | None = None,
+                  members: SetMembers | None = None) -> Explanation:
     """What the engine would decide for a frame at a hook, without touching anything.
 
     `bindings` are those to look for a source translation in; None: an empty table, which gives the first candidate.
-    `vtep` is the outer source at `overlay_in`; None trusts the mapping.
+    `vtep` is the outer source at `overlay_in`; None trusts the mapping. `members`: those of dynamic sets, and when each
+    ends.
     """
     zone = zone_of(hook, number)
     try:
@@ -134,11 +141,16 @@ def explain_frame(state: EngineState, hook: Hook, number: int, frame: bytes, *, 
         reason = malformed.reason if ours else DropReason.NONE
         return Explanation(state, zone, Decision((), reason, not_ours=not ours), None, frame)
     subject = Subject(zone, packet.tuple, packet.headers, vtep, any_vtep=vtep is None)
-    decision = decide(Index(state), Bindings() if bindings is None else bindings, subject, 0.0)
+    sets = Sets(state)
+    for id, those in (members or {}).items():
+        sets.members(id).update(those)
+    decision = decide(Index(state), Bindings() if bindings is None else bindings, sets, subject, now_s)
     if decision.forward is None:
         return Explanation(state, zone, decision, packet, frame)
     how = decision.forward.transposition
     try:
+        if _is_out_of_state(packet, decision):
+            raise header.Undeliverable(DropReason.OUT_OF_STATE)
         leaving = header.apply(frame, packet, how)
     except header.Undeliverable as undeliverable:
         ended = replace(decision, reason=undeliverable.reason, forward=None, reply=None)
@@ -181,6 +193,11 @@ def probe(state: EngineState, hook: Hook, number: int, *, source: Address, desti
     return Probe(what.with_ports(*ports), headers)
 
 
+def _is_out_of_state(packet: Packet, decision: Decision) -> bool:
+    strict = decision.strict and decision.stateful and packet.is_tcp
+    return strict and packet.makes_flow and not is_opening(packet.headers.tcp_flags)
+
+
 def _sets(how: Transposition) -> dict[str, Any]:
     sets: dict[str, Any] = {}
     for name, change in (("src", how.src), ("dst", how.dst)):
@@ -194,6 +211,8 @@ def _sets(how: Transposition) -> dict[str, Any]:
             sets[name] = mac.hex(":")
     if how.routed:
         sets["ttl"] = "decrement"
+    if how.dscp is not None:
+        sets["dscp"] = how.dscp
     return sets
 
 

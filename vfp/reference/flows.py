@@ -1,49 +1,29 @@
-"""The unified flow table: pairs of a forward and a reply entry, their TCP state, and ageing.
-
-    new ──reply──▶ established ──FIN──▶ closing ──FIN of the other side──▶ closed
-     └──────────────────────RST from either side, in any state──────────────▲
+"""The unified flow table: pairs of a forward and a reply entry, their TCP state, budgets and ageing.
 
 Decided here, where `docs/engine.md` is open:
 
 - There are no half pairs: when a pair takes a key that another pair has, both entries of that other pair go.
 - A packet whose reply key would be its own key (to itself, with equal ports) has a forward entry only.
-- State `new` is one FIN away from `closing` too: FINs are looked at before the reply.
+- A budget is asked before the table, and does not count what the new pair would replace as gone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 from ipaddress import IPv4Address
 
+from vfp.reasons import DropReason
 from vfp.reference.bindings import BindingKey
 from vfp.reference.decide import Decision, Half
-from vfp.reference.packet import TCP, TCP_FIN, TCP_RST, UDP, FlowTuple, Headers, is_icmp
+from vfp.reference.extras import NO_EXTRAS, Extras
+from vfp.reference.packet import TCP, UDP, FlowTuple, Headers, is_icmp
+from vfp.reference.tcp import Fit, FlowState, fits, sent, state_of
 from vfp.reference.transposition import Transposition
 from vfp.reference.zones import Zone
+from vfp.timeouts import Timeouts
 
-
-class FlowState(StrEnum):
-    """What is known of a conversation; other protocols than TCP are only ever new or established."""
-
-    NEW = "new"
-    ESTABLISHED = "established"
-    CLOSING = "closing"
-    CLOSED = "closed"
-
-
-# RFC 5382 REQ-5 (TCP), RFC 4787 REQ-5 (UDP), RFC 5508 REQ-2 (ICMP).
-TCP_IDLE_S = {
-    FlowState.NEW: 30.0,
-    FlowState.ESTABLISHED: 7440.0,
-    FlowState.CLOSING: 240.0,
-    FlowState.CLOSED: 2.0,
-}
-UDP_NEW_IDLE_S = 30.0
-UDP_IDLE_S = 300.0
-ICMP_IDLE_S = 60.0
-OTHER_IDLE_S = 300.0
+RECLAIMED = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +70,11 @@ class Pair:
     created_s: float
     generations: dict[int, int]             # of the ports that were asked, when they were
     bindings: tuple[BindingKey, ...] = ()
+    extras: Extras = NO_EXTRAS
+    strict: bool = False                    # TCP segments must fit the connection
     reply_seen: bool = False
-    fin_sides: frozenset[str] = frozenset()  # which of "forward" and "reply" have sent a FIN
-    rst: bool = False
+    sent: tuple[int, int] = (0, 0)          # by the forward side and the reply side: TCP flags, see `tcp.sent`
+    sets_generation: int | None = None      # of the sets, when they were asked; None: they were not
 
     @property
     def entries(self) -> list[Entry]:
@@ -106,46 +88,67 @@ class Pair:
 
     @property
     def state(self) -> FlowState:
-        """See the drawing at the top of this module."""
-        if self.rst or len(self.fin_sides) == 2:
-            return FlowState.CLOSED
-        if self.fin_sides:
-            return FlowState.CLOSING
+        """See the drawing at the top of `tcp`; other protocols are new until a reply is seen."""
+        if self.protocol == TCP:
+            return state_of(*self.sent, reply_seen=self.reply_seen)
         return FlowState.ESTABLISHED if self.reply_seen else FlowState.NEW
+
+    @property
+    def budget(self) -> DropReason | None:
+        """The reason to refuse one more of its kind, if there are bounds for that kind."""
+        if self.protocol != TCP:
+            return DropReason.UDP_FULL
+        return None if self.reply_seen else DropReason.HALF_OPEN_FULL
 
     @property
     def used_s(self) -> float:
         """When the younger half last saw a packet."""
         return max(entry.used_s for entry in self.entries)
 
-    def idle_limit_s(self) -> float:
+    def idle_limit_s(self, timeouts: Timeouts) -> float:
         """After how long without packets the pair is removed."""
         if self.protocol == TCP:
-            return TCP_IDLE_S[self.state]
+            return {
+                FlowState.OPENING: timeouts.tcp_opening_s, FlowState.SYN_RECEIVED: timeouts.tcp_syn_received_s,
+                FlowState.ESTABLISHED: timeouts.tcp_established_s, FlowState.FIN_WAIT: timeouts.tcp_fin_wait_s,
+                FlowState.TIME_WAIT: timeouts.tcp_time_wait_s, FlowState.RESET: timeouts.tcp_reset_s,
+            }[self.state]
         if self.protocol == UDP:
-            return UDP_IDLE_S if self.reply_seen else UDP_NEW_IDLE_S
-        return ICMP_IDLE_S if is_icmp(self.forward.half.tuple) else OTHER_IDLE_S
+            return timeouts.udp_s if self.reply_seen else timeouts.udp_new_s
+        return timeouts.icmp_s if is_icmp(self.forward.half.tuple) else timeouts.other_s
+
+    def fits(self, entry: Entry, tcp_flags: int) -> Fit:
+        """Whether a segment may use `entry`. Only a strict pair minds."""
+        if not self.strict:
+            return Fit.YES
+        return fits(self.sent[entry.reply], self.sent[not entry.reply], tcp_flags)
 
     def count(self, entry: Entry, tcp_flags: int, length: int, now_s: float) -> None:
         """A packet of `length` bytes used `entry`. `tcp_flags` are 0 for what is not TCP."""
         entry.packets += 1
         entry.bytes += length
         entry.used_s = now_s
+        forward, reply = self.sent
+        news = sent(tcp_flags)
+        self.sent = (forward, reply | news) if entry.reply else (forward | news, reply)
         self.reply_seen |= entry.reply
-        if tcp_flags & TCP_FIN:
-            self.fin_sides |= {"reply" if entry.reply else "forward"}
-        self.rst |= bool(tcp_flags & TCP_RST)
 
 
-class TableFull(Exception):
-    """There is no room for the entries of a pair."""
+class Refused(Exception):
+    """The pair cannot be stored; `reason` says what is full."""
+
+    def __init__(self, reason: DropReason) -> None:
+        super().__init__(reason.name)
+        self.reason = reason
 
 
 class FlowTable:
-    """All entries by key. `capacity` counts entries, two for a stateful pair."""
+    """All entries by key. `capacity` counts entries, two for a stateful pair; `budgets` pairs, by reason to refuse."""
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, capacity: int, budgets: Mapping[DropReason, int], timeouts: Timeouts) -> None:
         self._capacity = capacity
+        self._budgets = budgets
+        self._timeouts = timeouts
         self._entries: dict[FlowKey, tuple[Pair, Entry]] = {}
 
     def __len__(self) -> int:
@@ -159,17 +162,25 @@ class FlowTable:
         """All pairs, in the order in which they were made."""
         return list({id(pair): pair for pair, _ in self._entries.values()}.values())
 
-    def put(self, pair: Pair) -> None:
-        """Store a new pair; others that hold one of its keys are removed.
+    def put(self, pair: Pair, now_s: float, *, new: bool = True) -> None:
+        """Store a pair; others that hold one of its keys are removed. One that is not `new` has its place already.
+
+        Closed pairs whose time is over go first if there is no room for a new one.
 
         Raises:
-            TableFull: nothing was changed.
+            Refused: nothing was changed.
         """
+        if new and (kind := pair.budget) is not None:
+            taken = sum(other.budget is kind for other in self.pairs())
+            if taken >= self._budgets[kind]:
+                raise Refused(kind)
         keys = {entry.key for entry in pair.entries}
         displaced = {id(held[0]): held[0] for key in keys if (held := self._entries.get(key))}
         freed = sum(len(other.entries) for other in displaced.values())
+        if new and len(self._entries) - freed + len(keys) > self._capacity:
+            self._reclaim(now_s)
         if len(self._entries) - freed + len(keys) > self._capacity:
-            raise TableFull
+            raise Refused(DropReason.FLOW_TABLE_FULL)
         for other in displaced.values():
             self.remove(other)
         for entry in pair.entries:
@@ -182,12 +193,21 @@ class FlowTable:
             if held is not None and held[0] is pair:
                 del self._entries[entry.key]
 
+    def _reclaim(self, now_s: float) -> None:
+        """Remove a few pairs that have closed and whose time is over."""
+        over = [pair for pair in self.pairs() if pair.state.is_closed and self._is_idle(pair, now_s)]
+        for pair in over[:RECLAIMED]:
+            self.remove(pair)
+
+    def _is_idle(self, pair: Pair, now_s: float) -> bool:
+        return now_s - pair.used_s > pair.idle_limit_s(self._timeouts)
+
     def sweep(self, ports: Container[int], now_s: float) -> int:
         """Remove pairs that were idle for too long, or of ports not in `ports`; returns how many entries went."""
         before = len(self._entries)
         for pair in self.pairs():
             orphan = any(port not in ports for port in pair.generations)
-            if orphan or now_s - pair.used_s > pair.idle_limit_s():
+            if orphan or self._is_idle(pair, now_s):
                 self.remove(pair)
         return before - len(self._entries)
 
@@ -201,10 +221,10 @@ def pair_of(decision: Decision, headers: Headers, generations: dict[int, int], n
         reply_half = None
     forward = Entry(decision.forward, reply=False, used_s=now_s)
     reply = Entry(reply_half, reply=True, used_s=now_s) if reply_half else None
-    pair = Pair(headers, forward, reply, now_s, generations, decision.bindings)
+    strict = decision.strict and decision.stateful and forward.half.tuple.protocol == TCP
+    pair = Pair(headers, forward, reply, now_s, generations, decision.bindings, decision.extras, strict)
     if old is not None:
-        pair.created_s, pair.reply_seen = old.created_s, old.reply_seen
-        pair.fin_sides, pair.rst = old.fin_sides, old.rst
+        pair.created_s, pair.reply_seen, pair.sent = old.created_s, old.reply_seen, old.sent
         _inherit(forward, old.forward)
         if reply is not None and old.reply is not None:
             _inherit(reply, old.reply)

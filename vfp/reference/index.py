@@ -13,6 +13,7 @@ from vfp.model import (
     LocalPort,
     Location,
     Mapping,
+    Meter,
     Pool,
     Port,
     Rule,
@@ -41,6 +42,11 @@ class Index:
     def mapping(self, uplink: int, protocol: int, external: Address, port: int) -> Mapping | None:
         """The fixed inbound translation for what arrives at an uplink."""
         return self._mappings.get((uplink, protocol, external, port))
+
+    def meters(self) -> set[int]:
+        """Those that rules name."""
+        return {rule.action.meter for port in self.state.ports for rule in rules_of(port)
+                if isinstance(rule.action, Meter)}
 
     def links(self) -> tuple[int, dict[int, int]]:
         """Interfaces other than those of ports: the tunnel device, and uplinks by id."""

@@ -12,9 +12,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Protocol
 
-from vfp.model import ETH_P_ARP, Action, Deny, Direction, Group, Layer, Match, Pass, Port, PortRange, Rule
+from vfp.model import ETH_P_ARP, Action, Address, Deny, Direction, Group, Layer, Match, Pass, Port, PortRange, Rule
 from vfp.reasons import DropReason
-from vfp.reference.packet import PROTOCOLS_WITH_PORTS, TCP, FlowTuple, Headers, is_icmp
+from vfp.reference.packet import (
+    PROTOCOLS_WITH_PORTS,
+    TCP,
+    TCP_ACK,
+    TCP_SYN,
+    FlowTuple,
+    Headers,
+    is_icmp,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +57,47 @@ class Step:
         return RuleRef(self.port, self.layer, self.group, self.rule) if self.rule else None
 
 
-def mismatch(match: Match, headers: Headers, cur: FlowTuple) -> str:
-    """The first condition that does not hold, in words; empty when all hold."""
+class Surroundings(Protocol):
+    """What conditions ask beside the packet."""
+
+    @property
+    def vni(self) -> int | None:
+        """The VNI that the packet came with over the overlay."""
+
+    def in_set(self, set: int, address: Address) -> bool:
+        """Whether an address is in a set; being asked is remembered."""
+
+    def set_name(self, set: int) -> str:
+        """A set, for people."""
+
+
+class _Nowhere:
+    """No overlay, no sets."""
+
+    vni = None
+
+    def in_set(self, set: int, address: Address) -> bool:
+        return False
+
+    def set_name(self, set: int) -> str:
+        return str(set)
+
+
+def mismatch(match: Match, headers: Headers, cur: FlowTuple, around: Surroundings | None = None) -> str:
+    """The first condition that does not hold, in words; empty when all hold. Sets are asked last."""
+    around = around or _Nowhere()
+    return _mismatch_of_packet(match, headers, cur, around) or _mismatch_of_sets(match, headers, cur, around)
+
+
+def _mismatch_of_sets(match: Match, headers: Headers, cur: FlowTuple, around: Surroundings) -> str:
+    addressed = cur.family != 0 or headers.ethertype == ETH_P_ARP
+    for name, id, address in (("source", match.src_set, cur.src), ("destination", match.dst_set, cur.dst)):
+        if id is not None and not (addressed and around.in_set(id, address)):
+            return f"{name} {address} is not in set {around.set_name(id)}"
+    return ""
+
+
+def _mismatch_of_packet(match: Match, headers: Headers, cur: FlowTuple, around: Surroundings) -> str:
     is_ip = cur.family != 0
     addressed = is_ip or headers.ethertype == ETH_P_ARP
     ports = is_ip and cur.protocol in PROTOCOLS_WITH_PORTS
@@ -90,19 +137,32 @@ def mismatch(match: Match, headers: Headers, cur: FlowTuple) -> str:
         return "ARP sender is not the Ethernet source"
     if match.nd_sender_is_source and not headers.nd_sender_is_source:
         return "ND sender is not the Ethernet source" if headers.nd else "not ND"
+    if match.vni is not None and match.vni != around.vni:
+        return f"VNI {around.vni} is not {match.vni}" if around.vni is not None else "not from the overlay"
+    if match.fragment is not None and not (is_ip and match.fragment == headers.fragment):
+        return ("a fragment" if headers.fragment else "no fragment") if is_ip else "not IP"
     return ""
 
 
-def search(group: Group, headers: Headers, cur: FlowTuple) -> Iterator[tuple[Rule, str]]:
+def _is_syn(headers: Headers, cur: FlowTuple) -> bool:
+    return cur.family != 0 and cur.protocol == TCP and headers.tcp_flags & (TCP_SYN | TCP_ACK) == TCP_SYN
+
+
+def search(
+    group: Group, headers: Headers, cur: FlowTuple, around: Surroundings | None = None
+) -> Iterator[tuple[Rule, str]]:
     """Rules by ascending priority with the condition that failed, up to the one that matches (with "")."""
     for rule in sorted(group.rules, key=lambda rule: rule.priority):
-        why_not = mismatch(rule.match, headers, cur)
+        if rule.syn_only and not _is_syn(headers, cur):
+            why_not = "no TCP SYN without ACK"
+        else:
+            why_not = mismatch(rule.match, headers, cur, around)
         yield rule, why_not
         if not why_not:
             return
 
 
-class Traveller(Protocol):
+class Traveller(Surroundings, Protocol):
     """The packet on its way through layers: a tuple that actions rewrite."""
 
     @property
@@ -113,7 +173,7 @@ class Traveller(Protocol):
     def cur(self) -> FlowTuple:
         """The tuple as rewritten so far."""
 
-    def act(self, port: int, action: Action, *, stateful: bool) -> str:
+    def act(self, ref: RuleRef, direction: Direction, *, stateful: bool) -> str:
         """Do what a rule says; returns what it did, in words.
 
         Raises:
@@ -144,7 +204,7 @@ def _pass_layer(port: int, direction: Direction, layer: Layer, traveller: Travel
                 steps: list[Step]) -> None:
     out = direction is Direction.OUT
     for group in layer.groups_out if out else layer.groups_in:
-        for rule, why_not in search(group, traveller.headers, traveller.cur):
+        for rule, why_not in search(group, traveller.headers, traveller.cur, traveller):
             step = Step(port, direction, layer.name, group.name, rule, not why_not, name_of(rule.action),
                         why_not)
             if why_not:
@@ -154,12 +214,14 @@ def _pass_layer(port: int, direction: Direction, layer: Layer, traveller: Travel
                 steps.append(step)
                 break
             try:
-                note = traveller.act(port, rule.action, stateful=rule.stateful)
+                note = traveller.act(RuleRef(port, layer.name, group.name, rule), direction,
+                                     stateful=rule.stateful or not rule.terminating)
             except Dropped as dropped:
                 steps.append(replace(step, note=dropped.note))
                 raise
             steps.append(replace(step, note=note))
-            return
+            if rule.terminating:
+                return
     default = layer.default_out if out else layer.default_in
     steps.append(Step(port, direction, layer.name, matched=True, action=name_of(default),
                       note="no rule decided; the layer's default holds"))

@@ -93,6 +93,7 @@ class Headers:
     arp_sender_mac: bytes = b""             # ARP only
     nd: bool = False                        # neighbour solicitation or advertisement
     nd_sender_is_source: bool = False
+    fragment: bool = False                  # of a datagram, whichever part
 
 
 def is_icmp(what: FlowTuple) -> bool:
@@ -228,7 +229,7 @@ def _parse_ipv4(frame: bytes, src_mac: bytes, dst_mac: bytes) -> Packet:
         if not payload or (more and len(payload) % 8) or header_len + offset * 8 + len(payload) > IP_BYTES_MAX:
             raise Malformed(DropReason.MALFORMED_IPV4)
         part = Fragment(identification, offset, offset + (len(payload) + 7) // 8, not more)
-    headers = Headers(ETH_P_IP, src_mac, dst_mac, dscp=body[1] >> 2)
+    headers = Headers(ETH_P_IP, src_mac, dst_mac, dscp=body[1] >> 2, fragment=part is not None)
     ports = (0, 0)
     if not offset:
         headers, ports = _parse_transport(4, protocol, payload, part is not None, headers)
@@ -253,7 +254,8 @@ def _parse_ipv6(frame: bytes, src_mac: bytes, dst_mac: bytes) -> Packet:
     packet = body[:IPV6_BYTES + payload_len]
     chain = walk_extensions(packet, IPV6_BYTES, body[6])
     part = _ipv6_fragment(chain, len(packet))
-    headers = Headers(ETH_P_IPV6, src_mac, dst_mac, dscp=(body[0] << 8 | body[1]) >> 6 & 0x3F)
+    headers = Headers(ETH_P_IPV6, src_mac, dst_mac, dscp=(body[0] << 8 | body[1]) >> 6 & 0x3F,
+                      fragment=part is not None)
     payload = packet[chain.at:]
     what = FlowTuple(6, chain.next, source, destination)
     if part is None or not part.begin:
@@ -361,6 +363,15 @@ def arp_answer(request: bytes, mac: bytes) -> bytes:
             + mac + target + asker + sender + request[42:])
 
 
+def internet_checksum(data: bytes) -> int:
+    """RFC 1071, of data whose checksum field is zero; odd data is padded."""
+    data += len(data) % 2 * b"\0"
+    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    while total > 0xFFFF:
+        total = (total & 0xFFFF) + (total >> 16)
+    return ~total & 0xFFFF
+
+
 def nd_answer(frame: bytes, target: Address, mac: bytes) -> bytes:
     """The advertisement (RFC 4861 4.4) that answers a solicitation frame: `target` is at `mac`.
 
@@ -371,9 +382,6 @@ def nd_answer(frame: bytes, target: Address, mac: bytes) -> bytes:
     to, asker = (ALL_NODES, ALL_NODES_MAC) if probe else (source, frame[6:12])
     body = struct.pack("!BBHB3x", ND_ADVERTISEMENT, 0, 0, 0x20 if probe else 0x60) + target.packed + b"\x02\x01" + mac
     pseudo = target.packed + to + struct.pack("!II", len(body), ICMPV6)
-    total: int = sum(struct.unpack(f"!{len(pseudo + body) // 2}H", pseudo + body))
-    while total > 0xFFFF:
-        total = (total & 0xFFFF) + (total >> 16)
-    body = body[:2] + (~total & 0xFFFF).to_bytes(2, "big") + body[4:]
+    body = body[:2] + internet_checksum(pseudo + body).to_bytes(2, "big") + body[4:]
     header = struct.pack("!IHBB", 6 << 28, len(body), ICMPV6, 255) + target.packed + to
     return asker + mac + ETH_P_IPV6.to_bytes(2, "big") + header + body

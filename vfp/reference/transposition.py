@@ -90,6 +90,7 @@ class Transposition:
     src_mac: bytes | None = None
     dst_mac: bytes | None = None
     routed: bool = False                    # decrement TTL
+    dscp: int | None = None                 # ECN stays
     exit: Exit | None = None
 
     @property
@@ -115,7 +116,7 @@ def compose(first: Transposition, second: Transposition) -> Transposition:
         Incomposable: `second` rewrites a header that `first` has encapsulated, or starts from a value that
             `first` does not leave.
     """
-    touches = second.rewrites or second.src_mac or second.dst_mac or second.routed
+    touches = second.rewrites or second.src_mac or second.dst_mac or second.routed or second.dscp is not None
     if isinstance(first.exit, ToVtep) and touches:
         raise Incomposable("the headers are inside a tunnel and can no longer be rewritten")
     return Transposition(
@@ -126,6 +127,7 @@ def compose(first: Transposition, second: Transposition) -> Transposition:
         src_mac=second.src_mac or first.src_mac,
         dst_mac=second.dst_mac or first.dst_mac,
         routed=first.routed or second.routed,
+        dscp=first.dscp if second.dscp is None else second.dscp,
         exit=second.exit or first.exit,
     )
 
@@ -133,13 +135,14 @@ def compose(first: Transposition, second: Transposition) -> Transposition:
 def inverse(forward: Transposition) -> Transposition:
     """The rewrites that an answer needs so that its receiver sees the answer to what it sent.
 
-    MACs, TTL and exit belong to a direction and are not inverted.
+    MACs, TTL and exit belong to a direction and are not inverted. A DSCP marks both directions alike.
     """
     return Transposition(
         src=forward.dst.back() if forward.dst else None,
         dst=forward.src.back() if forward.src else None,
         src_port=forward.dst_port.back() if forward.dst_port else None,
         dst_port=forward.src_port.back() if forward.src_port else None,
+        dscp=forward.dscp,
     )
 
 
@@ -170,6 +173,8 @@ def apply(frame: bytes, packet: Packet, by: Transposition) -> bytes:
             if packet.ttl <= 1:
                 raise Undeliverable(DropReason.TTL_EXCEEDED)
             _decrement_ttl(out, packet)
+        if by.dscp is not None:
+            _mark(out, packet, by.dscp)
         _rewrite_addresses(out, packet, by)
         if packet.part is not Part.LATER:
             _rewrite_ports(out, packet, by)
@@ -182,6 +187,16 @@ def _decrement_ttl(out: bytearray, packet: Packet) -> None:
         return
     ttl_and_protocol = bytes([packet.ttl - 1, packet.tuple.protocol])
     _put(out, ETHERNET_BYTES + 8, ttl_and_protocol, [ETHERNET_BYTES + 10])
+
+
+def _mark(out: bytearray, packet: Packet, dscp: int) -> None:
+    """The upper six bits of type of service or traffic class (RFC 2474); the lower two are ECN's (RFC 3168)."""
+    at = ETHERNET_BYTES
+    if packet.tuple.family == 6:
+        start = int.from_bytes(out[at:at + 2], "big") & 0xF03F | dscp << 6
+        out[at:at + 2] = start.to_bytes(2, "big")
+        return
+    _put(out, at, bytes([out[at], out[at + 1] & 3 | dscp << 2]), [at + 10])
 
 
 def _rewrite_addresses(out: bytearray, packet: Packet, by: Transposition) -> None:
