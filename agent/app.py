@@ -28,12 +28,14 @@ from agent.purge import purge_host
 from agent.reconcile import Reconciler
 from agent.session import Session
 from agent.state import Disk
+from agent.streams import Streams
 from agent.worker import Worker
 from inspection.dns import Clamp
 from southbound.identity import Identity, load_identity
 from vfp.datapath.engine import Datapath, Limits
 from vfp.datapath.errors import DatapathError
 from vfp.errors import PolicyError
+from vfp.layout import Ring
 from vfp.timeouts import Timeouts
 from vswitch.switch import Switch
 
@@ -44,6 +46,7 @@ _log = structlog.get_logger("agent")
 REAP_EVERY_S = 1.0
 SWEEP_SHARE = 0.04          # of one core, at most, for looking at every flow
 EXPIRE_EVERY_S = 5.0
+_COPY_PAUSE_S = 0.01
 _DRAIN_PAUSE_S = 0.1        # between two emptyings of the event ring, so that a flood of drops costs little
 
 
@@ -113,7 +116,28 @@ async def _all(
     identity: Identity, host: Host, inspector: Inspector, datapath: Datapath, worker: Worker, ager: Worker,
     egress: Egress,
 ) -> None:
+    loop = asyncio.get_running_loop()
+
+    async def set_capture(ports: frozenset[int], packet_bytes: int) -> None:
+        await worker.run(datapath.capture, ports, packet_bytes)
+
+    async def lost() -> tuple[int, int]:
+        return await worker.run(datapath.lost, Ring.EVENTS), await worker.run(datapath.lost, Ring.CAPTURES)
+
+    def tell(rows: list[dict[str, Any]], lost_events: int) -> None:    # in the worker's thread
+        loop.call_soon_threadsafe(streams.drops, rows, lost_events)
+
+    def listen() -> None:
+        inspector.listener = tell if streams.follow_drops else None
+
+    streams = Streams(inspector.programmed, set_capture, lost, listen)
+
     async def on_query(what: str, args: dict[str, Any]) -> Any:
+        match what:
+            case "follow":
+                return await streams.follow(args)
+            case "unfollow":
+                return await streams.end(args)
         return await worker.run(inspector.answer, what, args)
 
     async with asyncio.TaskGroup() as tasks:
@@ -125,6 +149,8 @@ async def _all(
         tasks.create_task(_tidy(datapath, worker))
         tasks.create_task(_expire(egress, worker))
         tasks.create_task(_collect(inspector, datapath, worker))
+        tasks.create_task(_copy(streams, datapath, worker))
+        tasks.create_task(streams.keep())
 
 
 async def _age(datapath: Datapath, ager: Worker) -> None:
@@ -179,6 +205,16 @@ async def _collect(inspector: Inspector, datapath: Datapath, worker: Worker) -> 
         await _readable(datapath.events_fd())
         await worker.run(inspector.collect)
         await asyncio.sleep(_DRAIN_PAUSE_S)
+
+
+async def _copy(streams: Streams, datapath: Datapath, worker: Worker) -> None:
+    """Take captured packets as they come. Never ends; without a capture there are none."""
+    descriptor = await worker.run(datapath.captures_fd)
+    while True:
+        await _readable(descriptor)
+        packets = await worker.run(datapath.read_captures)
+        streams.captured(packets, await worker.run(datapath.lost, Ring.CAPTURES))
+        await asyncio.sleep(_COPY_PAUSE_S)
 
 
 async def _readable(descriptor: int) -> None:

@@ -5,13 +5,20 @@ Tests put small fakes behind these seams.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Collection, Iterable, Mapping, Sequence
+from ipaddress import IPv4Address
 from typing import Protocol
 
+from vfp.datapath.capture import Captured
 from vfp.datapath.engine import Hook
 from vfp.datapath.records import DropEvent, FlowRecord, InspectCounts, LogEvent, RuleHits
+from vfp.datapath.select import FlowFilter, FlowPage
+from vfp.datapath.trace import Traced
+from vfp.layout import Ring
 from vfp.model import EngineState, Prefix
 from vfp.reasons import DropReason
+from vfp.reference.bindings import BindingKey, External
+from vfp.reference.packet import FlowTuple
 from vswitch.links import (
     BridgeLink,
     Detour,
@@ -58,6 +65,17 @@ class DatapathSeam(Protocol):
     def members(self, set_id: int) -> Mapping[Prefix, float | None]: ...  # noqa: D102
     def flows(self) -> list[FlowRecord]: ...  # noqa: D102
     def inspect_counts(self) -> InspectCounts: ...  # noqa: D102
+    def select_flows(self, wanted: FlowFilter) -> FlowPage: ...  # noqa: D102
+    def flow_at(self, hook: Hook, number: int, what: FlowTuple) -> FlowRecord | None: ...  # noqa: D102
+    def trace(  # noqa: D102
+        self, hook: Hook, number: int, frame: bytes, vtep: IPv4Address | None = None
+    ) -> Traced: ...
+    def binding(self, key: BindingKey) -> External | None: ...  # noqa: D102
+    def is_external_held(self, external: External) -> bool: ...  # noqa: D102
+    def capture(self, ports: Collection[int], packet_bytes: int) -> None: ...  # noqa: D102
+    def captures_fd(self) -> int: ...  # noqa: D102
+    def read_captures(self) -> list[Captured]: ...  # noqa: D102
+    def lost(self, ring: Ring) -> int: ...  # noqa: D102
     def drop_counts(self) -> dict[DropReason, int]: ...  # noqa: D102
     def rule_hits(self) -> dict[tuple[int, int], RuleHits]: ...  # noqa: D102
     def events_fd(self) -> int: ...  # noqa: D102

@@ -1,21 +1,26 @@
-"""Look inside the data path: trace, flows, rules, drops."""
+"""Look inside the data path: flows, rules, drops."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
+from enum import StrEnum
+from ipaddress import ip_network
 from typing import Annotated, Any
 
 import typer
 
 from cli import options
 from cli.connection import controller
+from cli.following import clock, watch_drops, watch_flows
 from cli.kinds import DEFAULT_TENANT, kind_named, parse_reference
-from cli.output import Column, Format, console, dump, plain, show, styled
+from cli.output import Column, Format, dump, plain, show, styled
 from cli.problems import USAGE, Fault, Problem, problem, report
+from cli.protocols import PROTOCOLS, protocol_number
 
 Row = Mapping[str, Any]
 
-PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp", 132: "sctp"}
+MOST_ROWS = 20_000
 
 EndpointName = Annotated[
     str | None,
@@ -23,82 +28,102 @@ EndpointName = Annotated[
         metavar="[ENDPOINT]", help="Only of this endpoint: NAME or TENANT/NAME.", show_default=False
     ),
 ]
-Protocol = Annotated[str, typer.Option("--proto", help="tcp, udp, icmp, sctp or an IP protocol number.")]
-Port = Annotated[
-    int | None, typer.Option("--port", min=1, max=65535, help="Destination port.", show_default=False)
+Address = Annotated[
+    str, typer.Option("--address", metavar="PREFIX", help="Source or destination is in it.", show_default=False)
 ]
-SourcePort = Annotated[
-    int | None, typer.Option("--source-port", min=1, max=65535, show_default=False, help="Source port.")
+AnyPort = Annotated[
+    int | None, typer.Option("--port", min=1, max=65535, help="Source or destination port.", show_default=False)
 ]
+SomeProtocol = Annotated[
+    str, typer.Option("--proto", help="tcp, udp, icmp, sctp or an IP protocol number.", show_default=False)
+]
+Limit = Annotated[int, typer.Option("--limit", min=1, max=MOST_ROWS, help="At most so many of a host.")]
 
 
-def trace(
-    source: Annotated[str, typer.Argument(metavar="FROM", help="The sending endpoint: NAME or TENANT/NAME.")],
-    destination: Annotated[str, typer.Argument(metavar="TO", help="An endpoint, or an address.")],
-    proto: Protocol = "tcp",
-    port: Port = None,
-    source_port: SourcePort = None,
-    tenant: options.Tenant = None,
-    output: options.Output = Format.TABLE,
-    api: options.Api = "",
-) -> None:
-    """What would happen to a packet: each host, layer and rule it meets, and which one decides.
+class FlowState(StrEnum):
+    """States of flows."""
 
-    The status is 0 when the question was answered, also when the answer is that the packet is dropped.
-    """
-    protocol = _protocol(proto)
-    if port is None and protocol in ("tcp", "udp", "sctp"):
-        raise problem("--port", f"{protocol} needs a destination port", "", "give --port N", USAGE)
-    reference = parse_reference(kind_named("Endpoint"), source, tenant)
-    with controller(api) as client:
-        answer = client.trace(
-            reference.name,
-            destination,
-            protocol=protocol,
-            destination_port=port or 0,
-            source_port=source_port or 0,
-            tenant=reference.tenant,
-        )
-    if output is not Format.TABLE:
-        dump(answer, output)
-        return
-    from cli.trace_view import draw
+    NEW = "new"
+    OPENING = "opening"
+    SYN_RECEIVED = "syn-received"
+    ESTABLISHED = "established"
+    FIN_WAIT = "fin-wait"
+    TIME_WAIT = "time-wait"
+    RESET = "reset"
 
-    to_port = f" port {port}" if port else ""
-    console().print(draw(f"{reference.tenant}/{reference.name} → {destination}  {protocol}{to_port}", answer))
+
+class Order(StrEnum):
+    """How rules are sorted."""
+
+    ORDER = "order"
+    HITS = "hits"
+    DROPS = "drops"
 
 
 def flows(
     endpoint: EndpointName = None,
+    address: Address = "",
+    port: AnyPort = None,
+    proto: SomeProtocol = "",
+    state: Annotated[FlowState | None, typer.Option("--state", help="In this state.", show_default=False)] = None,
+    limit: Limit = 1000,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Print flows as they begin, change state and end, until Ctrl-C.")
+    ] = False,
+    interval: Annotated[
+        float, typer.Option("--interval", min=0.2, metavar="SECONDS", help="With --watch: between two looks.")
+    ] = 1.0,
     host: options.Host = "",
     tenant: options.Tenant = None,
     output: options.Output = Format.TABLE,
     api: options.Api = "",
 ) -> None:
     """The live flows of an endpoint, a host, or all hosts."""
-    _show("flows", endpoint, host, tenant, api, output, _FLOWS, "flows")
+    wanted = {
+        "address": _prefix(address),
+        "protocol": protocol_number(proto) if proto else "",
+        "transportPort": port or "",
+        "state": state.value if state else "",
+        "limit": MOST_ROWS if watch else limit,
+    }
+    wanted = {name: value for name, value in wanted.items() if value != ""}
+    if watch:
+        watch_flows(_path(endpoint, tenant), host, wanted, interval, output, api)
+        return
+    _show("flows", endpoint, host, tenant, api, output, _FLOWS, wanted)
 
 
 def rules(
     endpoint: EndpointName = None,
+    layer: Annotated[str, typer.Option("--layer", help="Only of this layer.", show_default=False)] = "",
+    sort: Annotated[Order, typer.Option("--sort", help="By the order of the walk, or the largest counter first.")] = (
+        Order.ORDER
+    ),
+    unused: Annotated[bool, typer.Option("--unused", help="Only those that nothing has hit.")] = False,
+    limit: Limit = 1000,
     host: options.Host = "",
     tenant: options.Tenant = None,
     output: options.Output = Format.TABLE,
     api: options.Api = "",
 ) -> None:
     """The rules that are programmed, layer by layer, with how often each was hit."""
-    _show("rules", endpoint, host, tenant, api, output, _RULES, "rules")
+    wanted = {"layer": layer, "sort": sort.value, "limit": limit} | ({"unused": "true"} if unused else {})
+    _show("rules", endpoint, host, tenant, api, output, _RULES, wanted)
 
 
 def drops(
     endpoint: EndpointName = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Print drops as they happen, until Ctrl-C.")] = False,
     host: options.Host = "",
     tenant: options.Tenant = None,
     output: options.Output = Format.TABLE,
     api: options.Api = "",
 ) -> None:
     """What was dropped: by reason, by rule, and the latest packets."""
-    answers = _ask("drops", endpoint, host, tenant, api)
+    if watch:
+        watch_drops(_path(endpoint, tenant), host, output, api)
+        return
+    answers = _ask("drops", endpoint, host, tenant, api, {})
     if output is not Format.TABLE:
         dump(answers, output)
     else:
@@ -121,24 +146,41 @@ def _show(
     api: str,
     output: Format,
     columns: list[Column],
-    field: str,
+    wanted: Mapping[str, str | int],
 ) -> None:
-    answers = _ask(what, endpoint, host, tenant, api)
+    answers = _ask(what, endpoint, host, tenant, api, wanted)
+    hosts = answers.get("hosts") or []
     if output is Format.TABLE:
-        show(_rows(answers.get("hosts") or [], field), columns, output, f"no {field}")
+        show(_rows(hosts, what), columns, output, f"no {what}")
     else:
         dump(answers, output)
+    for answer in hosts:
+        shown, total = len(answer.get(what) or []), answer.get("total") or 0
+        if total > shown:
+            text = f"{shown} of {total} {what} of host {answer.get('host')} are shown; --limit shows more"
+            print(text, file=sys.stderr)
     _complain(answers)
 
 
-def _ask(what: str, endpoint: str | None, host: str, tenant: str | None, api: str) -> dict[str, Any]:
-    path = ""
-    if endpoint:
-        reference = parse_reference(kind_named("Endpoint"), endpoint, tenant)
-        path = f"{reference.tenant or DEFAULT_TENANT}/{reference.name}"
+def _path(endpoint: str | None, tenant: str | None) -> str:
+    if not endpoint:
+        return ""
+    reference = parse_reference(kind_named("Endpoint"), endpoint, tenant)
+    return f"{reference.tenant or DEFAULT_TENANT}/{reference.name}"
+
+
+def _ask(
+    what: str, endpoint: str | None, host: str, tenant: str | None, api: str, wanted: Mapping[str, str | int]
+) -> dict[str, Any]:
+    path = _path(endpoint, tenant)
     with controller(api) as client:
-        ask = {"flows": client.flows, "rules": client.rules, "drops": client.drops}[what]
-        return ask(host=host, endpoint=path)
+        match what:
+            case "flows":
+                return client.flows(host=host, endpoint=path, **wanted)
+            case "rules":
+                return client.rules(host=host, endpoint=path, **wanted)
+            case _:
+                return client.drops(host=host, endpoint=path)
 
 
 def _rows(hosts: list[Row], field: str) -> list[dict[str, Any]]:
@@ -163,13 +205,11 @@ def _complain(answers: Mapping[str, Any]) -> None:
         raise typer.Exit(1)
 
 
-def _protocol(text: str) -> str:
-    word = text.lower()
-    if word in PROTOCOLS.values() or (word.isdecimal() and int(word) <= 255):
-        return PROTOCOLS.get(int(word), word) if word.isdecimal() else word
-    raise problem(
-        "--proto", "no such protocol", repr(text), "use tcp, udp, icmp, sctp or a number up to 255", USAGE
-    )
+def _prefix(text: str) -> str:
+    try:
+        return str(ip_network(text, strict=False)) if text else ""
+    except ValueError:
+        raise problem("--address", "is no address or prefix", repr(text), "such as 10.1.0.0/24", USAGE) from None
 
 
 def _cell(field: str) -> Any:
@@ -195,12 +235,7 @@ def _drop_count(row: Row) -> Any:
 
 
 def _clock(row: Row) -> Any:
-    from datetime import datetime
-
-    at = row.get("time")
-    if isinstance(at, int | float):
-        return plain(datetime.fromtimestamp(at).astimezone().strftime("%H:%M:%S.%f")[:-3])
-    return plain(at or "-")
+    return plain(clock(row.get("time")))
 
 
 _HOST: Column = ("HOST", _cell("host"))

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from cli import daemons, declare, doctor, lab, look, show, up
+from cli import capture, daemons, declare, doctor, lab, look, show, trace, up
 from cli.problems import Fault, Problem, report
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
@@ -49,10 +49,11 @@ _VERBS: tuple[tuple[str, Callable[..., None]], ...] = (
     (_DECLARE, show.describe),
     (_DECLARE, declare.delete),
     (_DECLARE, show.watch),
-    (_LOOK, look.trace),
+    (_LOOK, trace.trace),
     (_LOOK, look.flows),
     (_LOOK, look.rules),
     (_LOOK, look.drops),
+    (_LOOK, capture.capture),
     (_RUN, up.up),
     (_RUN, daemons.join),
     (_RUN, doctor.doctor),

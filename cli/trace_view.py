@@ -86,11 +86,31 @@ def _draw_hop(tree: Tree, hop: Data) -> None:
             _line(
                 ("flow in the table: ", "dim"),
                 (
-                    f"{flow.get('state', '')} {flow.get('packets', 0)} packets, {flow.get('bytes', 0)} bytes",
+                    f"{flow.get('state', '')} {flow.get('packets', 0)} packets, {flow.get('bytes', 0)} bytes, goes to "
+                    f"{flow.get('place', '')}",
                     "",
                 ),
+                ("" if flow.get("current", True) else "; decided again with its next packet: policy changed", "dim"),
             )
         )
+    if hop.get("live"):
+        _draw_live(branch, hop["live"])
+
+
+def _draw_live(branch: Tree, live: Data) -> None:
+    """What the kernel's programs say, beside the reference if it is something else."""
+    if live.get("agrees"):
+        branch.add(_line(("kernel ", "dim"), ("agrees: verdict, reason, rules and bytes", "green")))
+        return
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("", "REFERENCE", "KERNEL"):
+        table.add_column(title, overflow="fold")
+    for each in live.get("differences") or []:
+        table.add_row(*(plain(each[name] or "-") for name in ("field", "reference", "kernel")))
+    differs = branch.add(_line(("kernel ", "dim"), ("differs", "bold red")))
+    differs.add(table)
 
 
 def _decider(steps: Sequence[Data], denied: Data) -> Data | None:

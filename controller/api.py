@@ -7,6 +7,7 @@ the models for OpenAPI.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
@@ -25,7 +26,8 @@ from starlette.exceptions import HTTPException
 from controller.client import PLURALS
 from controller.documents import path_of, problem_of, shown
 from controller.errors import Invalid, Malformed, NotFound, Problem, Refused
-from controller.inside import TraceRequest, inside, known, trace
+from controller.follow import Follows
+from controller.inside import TraceRequest, inside, known, place_of, trace
 from controller.ledger import Ledger, Outcome, missing
 from controller.pki import Pki
 from controller.push import Push
@@ -38,6 +40,7 @@ from controller.watch import Filter, Watches
 
 MAX_BODY_BYTES = 32 << 20
 MAX_WAIT_S = 600.0
+MAX_SNAPLEN = 9216
 
 _log = structlog.get_logger("controller.api")
 
@@ -104,6 +107,7 @@ class Controller:
     statuses: Statuses
     watches: Watches
     pki: Pki
+    follows: Follows = dataclasses.field(default_factory=Follows)
 
 
 Wait = Annotated[float, Query(ge=0, le=MAX_WAIT_S, description="seconds to wait until every connected host that it "
@@ -271,6 +275,33 @@ def _lookers(controller: Controller) -> APIRouter:
         asked = _model(TraceRequest, await _json(request))
         return JSONResponse(await trace(push, ledger.state, asked))
 
+    @router.get("/drops/watch", summary="Follow drops as server-sent events", tags=["inside"],
+                responses={200: {"content": {"text/event-stream": {}}}, **REFUSALS})
+    async def watch_drops(host: str = "", endpoint: str = "") -> StreamingResponse:
+        """`data` is {type: records, host, records, lost} or {type: error, host, message}.
+
+        `lost`: drops that were not told since the stream began, because the reader or the host was too slow.
+        """
+        state = ledger.state
+        name, uid = place_of(state, host, endpoint)
+        names = [name] if name else sorted(h.ref.name for h in state.hosts())
+        args = {"kind": "drops"} | ({"port": uid} if uid else {})
+        return await _follow(controller, names, args, patient=not name)
+
+    @router.get("/capture", summary="Packets of an endpoint as server-sent events", tags=["inside"],
+                responses={200: {"content": {"text/event-stream": {}}}, **REFUSALS})
+    async def capture(endpoint: str, stage: Annotated[str, Query(pattern="^(before|after|)$")] = "",
+                      snaplen: Annotated[int, Query(ge=14, le=MAX_SNAPLEN)] = MAX_SNAPLEN,
+                      seconds: Annotated[float | None, Query(gt=0)] = None) -> StreamingResponse:
+        """`data` is {type: records, host, records, lost} or {type: error, host, message}, which is the last.
+
+        A record is {time_ns, stage: before|after, direction: out|in, reason, length, data}; `data` is base64, `reason`
+        says why the packet was dropped. The capture ends with the connection, or after `seconds`.
+        """
+        host, uid = place_of(ledger.state, "", endpoint)
+        args = {"kind": "capture", "port": uid, "bytes": snaplen, "stage": stage}
+        return await _follow(controller, [host], args, patient=False, seconds=seconds)
+
     for what, summary in (("flows", "Live flows"), ("drops", "Drops by reason and rule"),
                           ("rules", "Programmed rules with their counters")):
         router.add_api_route(f"/{what}", _ask(controller, what), methods=["GET"], responses=REFUSALS,
@@ -278,6 +309,14 @@ def _lookers(controller: Controller) -> APIRouter:
         router.add_api_route(f"/hosts/{{host}}/{what}", _ask_host(controller, what), methods=["GET"],
                              tags=["inside"], summary=f"{summary} of a host", responses=REFUSALS)
     return router
+
+
+async def _follow(controller: Controller, hosts: list[str], args: dict[str, Any], *, patient: bool,
+                  seconds: float | None = None) -> StreamingResponse:
+    events = controller.follows.stream(controller.push, hosts, args, patient=patient, seconds=seconds)
+    first = await anext(events)             # a refusal comes here, while the answer can still be one
+    return StreamingResponse(_after(first, events), media_type="text/event-stream",
+                             headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
 
 
 def _ask(controller: Controller, what: str) -> Callable[..., Awaitable[JSONResponse]]:

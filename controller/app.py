@@ -146,6 +146,7 @@ async def _serve_apis(apis: list[tuple[ASGIApp, socket.socket]], controller: Con
         listening.cancel()
         stopped.cancel()
         controller.watches.close()
+        controller.follows.close()
         for server in servers:
             server.should_exit = True
         await asyncio.gather(*tasks)

@@ -9,6 +9,7 @@ A document is one resource as a plain mapping, as YAML gives it. Every refusal o
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import socket
@@ -41,6 +42,7 @@ CLUSTER_KINDS = ("Tenant", "Host")
 """Kinds whose names stand alone; all others live in a tenant."""
 
 PAGE = 500
+SILENCE_S = 30.0                            # of a stream, which gives a sign of life every few seconds
 
 
 class ClientError(Exception):
@@ -237,33 +239,79 @@ class Client:
 
     # Look inside
 
-    def trace(self, source: str, destination: str, protocol: str = "tcp", destination_port: int = 0,
-              source_port: int = 0, tenant: str = DEFAULT_TENANT) -> dict[str, Any]:
+    def trace(self, source: str, destination: str = "", protocol: str | int = "tcp", destination_port: int = 0,
+              source_port: int = 0, tenant: str = DEFAULT_TENANT, *, frame: bytes = b"", live: bool = False,
+              **more: Any) -> dict[str, Any]:
         """What would happen to a packet: {verdict, reason, denied_by, hops: [...]}.
 
-        `source` is an endpoint of `tenant` (or `tenant/name`), `destination` an endpoint or an address.
+        `source` is an endpoint of `tenant` (or `tenant/name`), `destination` an endpoint or an address. With `frame`
+        that packet is followed. `live`: the kernels are asked too; `agrees` says whether both say the same. `more`:
+        other fields of the request (sourceAddress, tcpFlags, ...).
         """
-        body: dict[str, Any] = {"tenant": tenant, "from": source, "to": destination, "protocol": protocol}
+        if frame or live or more:
+            body: dict[str, Any] = {"tenant": tenant, "from": source, "live": live, **more}
+            body |= {"frame": base64.b64encode(frame).decode()} if frame else {"to": destination, "protocol": protocol}
+            body |= {"destinationPort": destination_port} if destination_port else {}
+            body |= {"sourcePort": source_port} if source_port else {}
+            return _mapping(self._request("POST", "/v1/trace", json=body))
+        body = {"tenant": tenant, "from": source, "to": destination, "protocol": protocol}
         if destination_port:
             body["destinationPort"] = destination_port
         if source_port:
             body["sourcePort"] = source_port
         return _mapping(self._request("POST", "/v1/trace", json=body))
 
-    def flows(self, host: str = "", endpoint: str = "") -> dict[str, Any]:
-        """Flows of a host, an endpoint `tenant/name`, or of all: {hosts: [{host, error, flows: [...]}]}."""
-        return self._inside("flows", host, endpoint)
+    def flows(self, host: str = "", endpoint: str = "", **wanted: str | int) -> dict[str, Any]:
+        """Flows of a host, an endpoint `tenant/name`, or of all: {hosts: [{host, error, flows: [...], total}]}.
+
+        `wanted`: address (or prefix), protocol, transportPort, state, limit.
+        """
+        return self._inside("flows", host, endpoint, wanted)
 
     def drops(self, host: str = "", endpoint: str = "") -> dict[str, Any]:
         """Drops {hosts: [{host, error, reasons, rules, recent}]}."""
         return self._inside("drops", host, endpoint)
 
-    def rules(self, host: str = "", endpoint: str = "") -> dict[str, Any]:
-        """Programmed rules with counters {hosts: [{host, error, rules: [...]}]}."""
-        return self._inside("rules", host, endpoint)
+    def rules(self, host: str = "", endpoint: str = "", **wanted: str | int) -> dict[str, Any]:
+        """Programmed rules with counters {hosts: [{host, error, rules: [...], total}]}.
 
-    def _inside(self, what: str, host: str, endpoint: str) -> dict[str, Any]:
-        params = {k: v for k, v in {"host": host, "endpoint": endpoint}.items() if v}
+        `wanted`: layer, sort (order, hits, drops), unused, limit.
+        """
+        return self._inside("rules", host, endpoint, wanted)
+
+    def watch_drops(self, host: str = "", endpoint: str = "") -> Iterator[dict[str, Any]]:
+        """Drops as they happen: {type: records, host, records, lost} or {type: error, host, message}."""
+        yield from self._stream("/v1/drops/watch", {"host": host, "endpoint": endpoint})
+
+    def capture(self, endpoint: str, stage: str = "", snaplen: int = 0, seconds: float = 0) -> Iterator[dict[str, Any]]:
+        """Packets of an endpoint as they come: {type: records, host, records, lost}; an error is the last.
+
+        A record is {time_ns, stage: before|after, direction: out|in, reason, length, data (base64)}.
+        """
+        params = {"endpoint": endpoint, "stage": stage, "snaplen": str(snaplen or ""), "seconds": str(seconds or "")}
+        yield from self._stream("/v1/capture", params)
+
+    def _stream(self, path: str, params: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+        """Server-sent events; an empty message for each sign of life without news."""
+        timeout = httpx.Timeout(self._timeout_s, read=SILENCE_S)
+        self._knock()
+        try:
+            given = {k: v for k, v in params.items() if v}
+            with self._http.stream("GET", path, params=given, timeout=timeout) as answer:
+                if answer.is_error:
+                    answer.read()
+                    raise _refusal(answer)
+                for line in answer.iter_lines():
+                    if line.startswith("data:"):
+                        yield json.loads(line[5:])
+                    elif line.startswith(":"):
+                        yield {}
+        except httpx.TransportError as error:
+            raise self._unreachable(error) from error
+
+    def _inside(self, what: str, host: str, endpoint: str,
+                wanted: Mapping[str, str | int] | None = None) -> dict[str, Any]:
+        params = {k: str(v) for k, v in {"host": host, "endpoint": endpoint, **(wanted or {})}.items() if v}
         return _mapping(self._request("GET", f"/v1/{what}", params=params))
 
     def _request(self, method: str, path: str, wait_s: float = 0, **options: Any) -> Any:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass
-from ipaddress import AddressValueError, IPv4Address
+from dataclasses import dataclass, field
+from ipaddress import ip_address
 from typing import Any
 
 from pydantic import Field
@@ -25,22 +25,37 @@ class TraceRequest(Model):
     """A packet to follow."""
 
     from_: str = Field(alias="from", description="endpoint: name, or tenant/name")
-    to: str = Field(description="endpoint, or address")
+    to: str = Field(default="", description="endpoint, or address; left out with a frame")
     protocol: ProtocolText = "tcp"
     destination_port: int | None = Field(default=None, ge=0, le=65535, description="with tcp, udp and sctp")
     source_port: int | None = Field(default=None, ge=0, le=65535, description="default: 49152")
+    source_address: str = Field(default="", description="default: the endpoint's own")
+    source_mac: str = Field(default="", description="default: the endpoint's own")
+    tcp_flags: int | None = Field(default=None, ge=0, le=255, description="default: SYN")
+    icmp_type: int | None = Field(default=None, ge=0, le=255, description="default: echo request")
+    icmp_code: int | None = Field(default=None, ge=0, le=255)
+    icmp_id: int | None = Field(default=None, ge=0, le=65535, description="default: 1")
+    dscp: int | None = Field(default=None, ge=0, le=63)
+    frame: str = Field(default="", max_length=16384, description="Ethernet frame in base64, in place of all these")
+    live: bool = Field(default=False, description="run it in the kernels, too, and compare")
     tenant: Name = DEFAULT_TENANT
 
 
 @dataclass(frozen=True, slots=True)
 class _Packet:
-    source: str
-    destination: str
-    protocol: int
-    source_port: int
-    destination_port: int
+    """What is followed: fields, or a frame. `more`: what is asked of the first host only."""
+
+    source: str = ""
+    destination: str = ""
+    protocol: int = 0
+    source_port: int = 0
+    destination_port: int = 0
+    frame: str = ""
+    more: Mapping[str, Any] = field(default_factory=dict)
 
     def args(self) -> dict[str, Any]:
+        if self.frame:
+            return {"frame": self.frame}
         return {"source": self.source, "destination": self.destination, "protocol": self.protocol,
                 "source_port": self.source_port, "destination_port": self.destination_port}
 
@@ -63,7 +78,8 @@ def endpoint_named(state: State, text: str, tenant: str, field: str) -> Stored[E
 async def trace(push: Push, state: State, request: TraceRequest) -> dict[str, Any]:
     """Follow a packet: OUT on the source's host; if it leaves for another host of ours, IN there.
 
-    Returns {verdict, reason, denied_by, packet, hops}; the first three are those of the last hop.
+    Returns {verdict, reason, denied_by, packet, hops}; the first three are those of the last hop. With `live` also
+    `agrees`: reference and kernel say the same on every host.
 
     Raises:
         NotFound, Invalid: the request names nothing, or lacks a port.
@@ -71,15 +87,19 @@ async def trace(push: Push, state: State, request: TraceRequest) -> dict[str, An
     """
     source = endpoint_named(state, request.from_, request.tenant, "from")
     packet = _packet(state, source, request)
-    hop = await push.query(source.spec.host, "trace", {"port": source.uid, "direction": "out", **packet.args()})
+    live = {"live": True} if request.live else {}
+    hop = await push.query(source.spec.host, "trace",
+                           {"port": source.uid, "direction": "out", **packet.args(), **packet.more, **live})
     hops = [{"host": source.spec.host, **hop}]
     while len(hops) < MAX_HOPS and (following := _next_hop(state, hops[-1], packet)) is not None:
         host, args = following
         hop = await push.query(host, "trace", args)
         hops.append({"host": host, **hop})
     last = hops[-1]
+    agrees = {"agrees": all((each.get("live") or {}).get("agrees", False) for each in hops)} if request.live else {}
     return {"verdict": last.get("verdict", ""), "reason": last.get("reason", ""),
-            "denied_by": last.get("denied_by"), "packet": packet.args(), "hops": hops}
+            "denied_by": last.get("denied_by"), "packet": hops[0].get("packet") or packet.args(), **agrees,
+            "hops": hops}
 
 
 async def inside(push: Push, state: State, what: str, host: str, endpoint: str,
@@ -115,18 +135,28 @@ async def _one(push: Push, host: str, what: str, args: Mapping[str, Any]) -> dic
 
 
 def _packet(state: State, source: Stored[EndpointSpec], request: TraceRequest) -> _Packet:
+    if request.frame:
+        if request.to:
+            raise Invalid(Problem("invalid", "a frame says itself where it goes", "to", request.to, "leave it out"))
+        return _Packet(frame=request.frame)
+    if not request.to:
+        raise Invalid(Problem("missing", "to whom?", "to", "nothing", "name an endpoint, give an address, or a frame"))
     try:
-        destination = str(IPv4Address(request.to))
-    except AddressValueError:
+        destination = str(ip_address(request.to))
+    except ValueError:
         destination = endpoint_named(state, request.to, request.tenant, "to").assigned.address
     protocol = PROTOCOL_NUMBERS.get(request.protocol, -1) if isinstance(request.protocol, str) else request.protocol
     has_ports = protocol in WITH_PORTS
     if has_ports and request.destination_port is None:
         raise Invalid(Problem("missing", f"protocol {request.protocol} needs a destination port", "destinationPort",
                               "nothing", "add destinationPort"))
-    return _Packet(source.assigned.address, destination, protocol,
+    more = {name: value for name in ("source_mac", "tcp_flags", "icmp_type", "icmp_code", "icmp_id", "dscp")
+            if (value := getattr(request, name)) not in (None, "")}
+    if request.source_port is None and request.icmp_id is None:
+        more["any_source_port"] = True
+    return _Packet(request.source_address or source.assigned.address, destination, protocol,
                    (EPHEMERAL_PORT if request.source_port is None else request.source_port) if has_ports else 0,
-                   (request.destination_port or 0) if has_ports else 0)
+                   (request.destination_port or 0) if has_ports else 0, more=more)
 
 
 def _next_hop(state: State, hop: Mapping[str, Any], packet: _Packet) -> tuple[str, dict[str, Any]] | None:
@@ -137,11 +167,28 @@ def _next_hop(state: State, hop: Mapping[str, Any], packet: _Packet) -> tuple[st
     host, network = state.underlays.get(leaves.get("vtep", "")), state.spaces.get(leaves.get("vni", -1))
     if host is None or network is None:
         return None
-    target = state.addresses.get((network, packet.destination))
+    destination = (hop.get("packet") or {}).get("destination", packet.destination)
+    target = state.addresses.get((network, destination))
     endpoint = state.endpoint(target) if target is not None else None
     if endpoint is None or endpoint.spec.host != host.name:
         return None
-    return host.name, {"port": endpoint.uid, "direction": "in", "vni": leaves["vni"], **packet.args()}
+    carried = {"frame": hop["frame"]} if hop.get("frame") else packet.args()
+    live = {"live": True} if hop.get("live") else {}
+    return host.name, {"port": endpoint.uid, "direction": "in", "vni": leaves["vni"], **carried, **live}
 
 
-__all__ = ["TraceRequest", "endpoint_named", "inside", "known", "trace"]
+def place_of(state: State, host: str, endpoint: str) -> tuple[str, str]:
+    """Host and uid of what is to be followed: an endpoint, or (uid empty) a host, or (both empty) all hosts.
+
+    Raises:
+        NotFound: there is no such endpoint or host.
+    """
+    if endpoint:
+        found = endpoint_named(state, endpoint, DEFAULT_TENANT, "endpoint")
+        return found.spec.host, found.uid
+    if host:
+        known(state, host)
+    return host, ""
+
+
+__all__ = ["TraceRequest", "endpoint_named", "inside", "known", "place_of", "trace"]

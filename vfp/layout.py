@@ -165,6 +165,20 @@ class EventKind(IntEnum):
     LOG = 1
 
 
+class CaptureStage(IntEnum):
+    """Twin of enum capture_stage."""
+
+    BEFORE = 0
+    AFTER = 1
+
+
+class Ring(IntEnum):
+    """Twin of enum ring."""
+
+    EVENTS = 0
+    CAPTURES = 1
+
+
 class LocationKind(IntEnum):
     """Twin of enum location_kind."""
 
@@ -261,6 +275,14 @@ EVENT = _struct(
     ("sport", ">u2"), ("dport", ">u2"), ("ethertype", "u2"), ("protocol", "u1"), ("family", "u1"), ("smac", *_MAC),
     ("dmac", *_MAC), ("reason", "u1"), ("layer", "u1"), ("kind", "u1"), ("pad", "u1"), ("length", "u4"),
 )
+TRACE = _struct(
+    ("cookie", "u8"), ("port", "u4"), ("layer", "u4"), ("count", "u4"), ("pad", "u4"),
+    ("hits", HIT_KEY, 2 * MAX_STAGES),
+)
+CAPTURE = _struct(
+    ("time_ns", "u8"), ("zone", "u4"), ("ports", "u4", 2), ("length", "u4"), ("captured", "u4"), ("stage", "u1"),
+    ("reason", "u1"), ("pad", "u1", 2),
+)
 CLOSED = _struct(("key", FLOW_KEY), ("pad", "u4"), ("since_ns", "u8"))
 BUDGETS = _struct(("half_open", "i8"), ("udp", "i8"))
 SWEEP = _struct(
@@ -275,7 +297,7 @@ STRUCTS: dict[str, np.dtype[Any]] = {
     "set_lengths": SET_LENGTHS, "space_key": SPACE_KEY, "location": LOCATION, "pool": POOL, "mapping_key": MAPPING_KEY,
     "mapping": MAPPING, "binding_key": BINDING_KEY, "binding": BINDING, "external_key": EXTERNAL_KEY,
     "external": EXTERNAL, "hit_key": HIT_KEY, "hits": HITS, "memory": MEMORY, "settings": SETTINGS, "meter": METER,
-    "event": EVENT, "closed": CLOSED, "budgets": BUDGETS, "sweep": SWEEP,
+    "event": EVENT, "closed": CLOSED, "budgets": BUDGETS, "sweep": SWEEP, "trace": TRACE, "capture": CAPTURE,
 }
 
 

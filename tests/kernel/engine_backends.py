@@ -173,9 +173,9 @@ class ReferenceBackend:
     def _place(self, exit: Exit | None) -> tuple[str, int, int]:
         match exit:
             case ToPort(id):
-                return "port", _PORT_IFINDEX + id, 0
+                return "port", PORT_IFINDEX + id, 0
             case ToUplink(id):
-                return "uplink", _UPLINK_IFINDEX + id, 0
+                return "uplink", UPLINK_IFINDEX + id, 0
             case ToVtep(vtep, vni):
                 return "tunnel", vni, int(vtep)
             case ToStack():
@@ -211,7 +211,7 @@ def _cookie(ref: RuleRef) -> int:
     return rule_cookie(ref.layer, ref.group, ref.rule)
 
 
-_PORT_IFINDEX, _UPLINK_IFINDEX = 10, 50    # as `engine_states` gives them
+PORT_IFINDEX, UPLINK_IFINDEX = 10, 50    # as `engine_states` gives them
 _MARK_OFFSET = 8                            # of mark in struct __sk_buff
 _CB_OFFSET = 48                             # of cb[0] in struct __sk_buff
 _SK_BUFF_BYTES = 192
@@ -263,16 +263,16 @@ class BpfBackend:
         run = self._probe.test_run(frame, ctx=bytes(context))
         place, reason, target = struct.unpack_from("=III", run.ctx, _CB_OFFSET + 8)
         mark, = struct.unpack_from("=I", run.ctx, _MARK_OFFSET)
-        mirror = mark - _PORT_IFINDEX if mark else 0
+        mirror = mark - PORT_IFINDEX if mark else 0
         if place != PlaceKind.NONE and reason:
-            base = {PlaceKind.PORT: _PORT_IFINDEX, PlaceKind.UPLINK: _UPLINK_IFINDEX}.get(PlaceKind(place), 0)
+            base = {PlaceKind.PORT: PORT_IFINDEX, PlaceKind.UPLINK: UPLINK_IFINDEX}.get(PlaceKind(place), 0)
             return Outcome(Verdict.DROP.value, DropReason(reason), target - base, run.data,
                            told=PlaceKind(place).name.lower())
         verdict = _VERDICTS[PlaceKind(place)]
         if verdict is Verdict.REDIRECT_PORT:
-            target -= _PORT_IFINDEX
+            target -= PORT_IFINDEX
         elif verdict is Verdict.REDIRECT_UPLINK:
-            target -= _UPLINK_IFINDEX
+            target -= UPLINK_IFINDEX
         elif verdict not in (Verdict.TUNNEL, Verdict.INSPECT):
             target = 0
         return Outcome(verdict.value, DropReason(reason), target, b"" if verdict is Verdict.DROP else run.data, mirror)

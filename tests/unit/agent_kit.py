@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -27,12 +27,20 @@ from southbound.messages import (
     Subnet,
     key_of,
 )
-from vfp.compile import Compiler
+from vfp import reference
+from vfp.compile import Compiler, rule_cookie
+from vfp.datapath.capture import Captured
 from vfp.datapath.engine import Hook
 from vfp.datapath.records import DropEvent, FlowRecord, InspectCounts, LogEvent, RuleHits
+from vfp.datapath.select import FlowFilter, FlowPage
+from vfp.datapath.trace import Traced
+from vfp.layout import PlaceKind, Ring, ZoneKind
 from vfp.model import EngineState, Prefix
 from vfp.reasons import DropReason
-from vfp.reference import Engine
+from vfp.reference import Engine, explain_frame
+from vfp.reference.bindings import BindingKey, External
+from vfp.reference.packet import FlowTuple
+from vfp.reference.transposition import ToPort, ToUplink, ToVtep
 from vswitch.errors import NamespaceMissing, UplinkMissing, VSwitchError
 from vswitch.links import (
     BridgeLink,
@@ -277,6 +285,11 @@ class FakeDatapath:
     hits: dict[tuple[int, int], RuleHits] = field(default_factory=dict)
     events: list[DropEvent | LogEvent] = field(default_factory=list)
     calls: list[tuple[str, ...]] | None = None
+    traced: Traced | None = None
+    held: set[int] = field(default_factory=set)
+    wanted: FlowFilter | None = None
+    capturing: tuple[frozenset[int], int] = (frozenset(), 0)
+    lost_records: int = 0
 
     def apply(self, state: EngineState) -> None:
         Compiler().compile(state, self.limit)
@@ -296,6 +309,59 @@ class FakeDatapath:
 
     def inspect_counts(self) -> InspectCounts:
         return InspectCounts(0, 0)
+
+    def select_flows(self, wanted: FlowFilter) -> FlowPage:
+        self.wanted = wanted
+        port_zones = (ZoneKind.PORT, ZoneKind.HOST)
+        found = [flow for flow in self.records if not wanted.port or wanted.port in flow.ports
+                 or (flow.zone_kind in port_zones and flow.zone == wanted.port)]
+        return FlowPage(found[: wanted.limit or None], len(found))
+
+    def flow_at(self, hook: Hook, number: int, what: FlowTuple) -> FlowRecord | None:
+        return next((flow for flow in self.records if (flow.src, flow.dst, flow.src_port, flow.dst_port)
+                     == (what.src, what.dst, what.src_port, what.dst_port)), None)
+
+    def trace(self, hook: Hook, number: int, frame: bytes, vtep: IPv4Address | None = None) -> Traced:
+        """What the reference says, unless `traced` says something else."""
+        if self.traced is not None:
+            return self.traced
+        members = {given.id: self.members(given.id) for given in self.engine.state.sets if given.dynamic}
+        said = explain_frame(self.engine.state, reference.Hook(hook.value), number, frame, time.monotonic(), vtep=vtep,
+                             members=members)
+        leaves = said.transposition.exit
+        ifindexes = {port.id: port.ifindex for port in self.engine.state.ports}
+        uplinks = {uplink.id: uplink.ifindex for uplink in self.engine.state.uplinks}
+        place, target, outer = {"drop": PlaceKind.NONE, "reply": PlaceKind.REPLY}.get(
+            said.verdict, PlaceKind.STACK), 0, None
+        match leaves:
+            case ToPort(id) if said.verdict == "forward":
+                place, target = PlaceKind.PORT, ifindexes[id]
+            case ToUplink(id):
+                place, target = PlaceKind.UPLINK, uplinks[id]
+            case ToVtep(address, vni):
+                place, target, outer = PlaceKind.TUNNEL, vni, address
+        hits = tuple((ref.port, rule_cookie(ref.layer, ref.group, ref.rule)) for ref in said.decision.hits)
+        denied = said.decision.reason in (DropReason.DENIED, DropReason.REJECTED)
+        return Traced(place, said.decision.reason, target, outer, said.frame, hits, hits[-1][1] if denied else 0,
+                      said.decision.drop_port, None)
+
+    def binding(self, key: BindingKey) -> External | None:
+        return None
+
+    def is_external_held(self, external: External) -> bool:
+        return external.port in self.held
+
+    def capture(self, ports: Collection[int], packet_bytes: int) -> None:
+        self.capturing = (frozenset(ports), packet_bytes)
+
+    def captures_fd(self) -> int:
+        return -1
+
+    def read_captures(self) -> list[Captured]:
+        return []
+
+    def lost(self, ring: Ring) -> int:
+        return self.lost_records
 
     def drop_counts(self) -> dict[DropReason, int]:
         return {reason: self.engine.drop_counts[reason] for reason in DropReason}

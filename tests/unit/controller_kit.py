@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import httpx
 
 from controller.api import Controller, create_app
+from controller.follow import Follows
 from controller.ledger import Ledger
 from controller.pki import Pki
 from controller.push import Push
@@ -89,7 +90,8 @@ class Parts:
         self.statuses = Statuses(self.ledger, self.push)
         self.watches = Watches(self.ledger, self.statuses)
         self.push.on_status.append(self.watches.status_moved)
-        app = create_app(Controller(self.ledger, self.push, self.statuses, self.watches, self.pki))
+        self.follows = Follows()
+        app = create_app(Controller(self.ledger, self.push, self.statuses, self.watches, self.pki, self.follows))
         self.http = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://sluice")
 
     async def apply(self, *documents: Document, **params: Any) -> httpx.Response:

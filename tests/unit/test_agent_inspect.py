@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import time
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Any
 
 import pytest
-from agent_kit import HOST, OTHER_VTEP, FakeDatapath, FakeSwitch, goals, nat, overlay, port, reconciler, remote
+from agent_kit import HOST, OTHER_VTEP, FakeDatapath, FakeSwitch, goals, ip, nat, overlay, port, reconciler, remote, tcp
 
 from agent.build import Built
 from agent.errors import BadQuery
@@ -18,7 +19,9 @@ from southbound.codec import encode
 from southbound.messages import AclRule, AclTier, Answer
 from vfp.compile import rule_cookie
 from vfp.datapath.records import DropEvent, FlowRecord, LogEvent, RuleHits
-from vfp.layout import ZoneKind
+from vfp.datapath.select import FlowFilter
+from vfp.datapath.trace import Traced
+from vfp.layout import PlaceKind, ZoneKind
 from vfp.model import AnswerArp, Match, PortRange, Rewrite, Rule
 from vfp.reasons import DropReason
 
@@ -54,7 +57,8 @@ def ask(inspector: Inspector, what: str, **args: Any) -> dict[str, Any]:
 
 
 def trace(inspector: Inspector, destination: str, dport: int, **more: Any) -> dict[str, Any]:
-    args = {"port": RED_A.id, "direction": "out", "source": "10.1.0.2", "source_port": 0} | more
+    args = {"port": RED_A.id, "direction": "out", "source": "10.1.0.2", "source_port": 40000}
+    args |= {"any_source_port": "source_port" not in more} | more
     return ask(inspector, "trace", destination=destination, protocol=6, destination_port=dport, **args)
 
 
@@ -206,6 +210,76 @@ def test_words() -> None:
     macs = (bytes(6), b"\xff" * 6)
     assert packet_text(0x0806, 1, "10.0.0.1", "10.0.0.2", 0, 0, macs, 42).startswith("arp 10.0.0.1 asks for 10.0.0.2")
     assert packet_text(0x86DD, 0, "0.0.0.0", "0.0.0.0", 0, 0, macs, 90).startswith("ipv6, ")
+
+
+def test_a_live_trace_says_whether_the_kernel_agrees(inspector: Inspector, datapath: FakeDatapath) -> None:
+    for destination, dport in (("10.1.0.9", 80), ("10.1.0.9", 443), ("10.1.0.3", 443)):
+        live = trace(inspector, destination, dport, live=True)["live"]
+        assert (live["agrees"], live["differences"]) == (True, [])
+    assert trace(inspector, "10.1.0.3", 443)["live"] is None
+    datapath.traced = Traced(PlaceKind.NONE, DropReason.NO_ROUTE, 0, None, b"", (), 0, 1, None)
+    answer = trace(inspector, "10.1.0.3", 443, live=True)["live"]
+    differing = {each["field"]: (each["reference"], each["kernel"]) for each in answer["differences"]}
+    assert not answer["agrees"]
+    assert differing["verdict"] == ("forward", "drop")
+    assert differing["reason"] == ("", "NO_ROUTE")
+    assert {"leaves", "rules that matched", "bytes"} <= differing.keys()
+
+
+def test_a_trace_takes_a_frame_and_gives_the_one_that_leaves(inspector: Inspector) -> None:
+    crafted = trace(inspector, "10.1.0.9", 443)
+    frame = ip(RED_A, "10.1.0.9", tcp(80))
+    answer = ask(inspector, "trace", port=RED_A.id, direction="out", frame=base64.b64encode(frame).decode())
+    assert (answer["reason"], answer["packet"]["destination_port"]) == ("DENIED", 80)
+    assert base64.b64decode(crafted["frame"])[:6] == bytes.fromhex(FAR.mac.replace(":", ""))
+    with pytest.raises(BadQuery, match="base64"):
+        ask(inspector, "trace", port=RED_A.id, frame="?")
+    with pytest.raises(BadQuery, match="leave --live out"):
+        ask(inspector, "trace", port=RED_A.id, live=True, frame=base64.b64encode(frame.ljust(4000)).decode())
+
+
+def test_a_trace_asks_for_the_port_that_is_free_now(inspector: Inspector, datapath: FakeDatapath) -> None:
+    args = {"port": WEB.id, "source": "192.168.1.5", "source_port": 20001}
+    assert trace(inspector, "8.8.8.8", 53, **args)["transposition"]["set"].get("src_port", 20001) == 20001
+    datapath.held = {20001}
+    answer = trace(inspector, "8.8.8.8", 53, **args)
+    assert answer["transposition"]["set"].get("src_port", 20001) != 20001, answer
+
+
+def test_flows_are_asked_for_by_address_protocol_port_and_state(inspector: Inspector, datapath: FakeDatapath) -> None:
+    ask(inspector, "flows", address="10.1.0.7/24", protocol="6", transportPort="443", state="new", limit="9")
+    assert datapath.wanted == FlowFilter(0, IPv4Network("10.1.0.0/24"), 6, 443, "new", 9)
+    for args, words in (({"address": "x"}, "address"), ({"state": "old"}, "use new"), ({"limit": "-1"}, "limit"),
+                        ({"protocol": "256"}, "protocol")):
+        with pytest.raises(BadQuery, match=words):
+            ask(inspector, "flows", **args)
+
+
+def test_rules_by_layer_by_counter_and_without_a_hit(
+    inspector: Inspector, built: Built, datapath: FakeDatapath
+) -> None:
+    number = built.port_ids[RED_A.id]
+    cookie = rule_cookie("acl", "red/web", Rule(10, Match(), AnswerArp(0), "no-web"))
+    datapath.hits = {(number, cookie): RuleHits(7, 5)}
+    assert {row["layer"] for row in ask(inspector, "rules", layer="acl")["rules"]} == {"acl"}
+    assert ask(inspector, "rules", sort="hits")["rules"][0]["hits"] == 7
+    unused = ask(inspector, "rules", unused="true", limit=2)
+    assert (len(unused["rules"]), all(row["hits"] == 0 for row in unused["rules"])) == (2, True)
+    assert unused["total"] > 2
+    with pytest.raises(BadQuery, match="acl"):
+        ask(inspector, "rules", layer="alc")
+
+
+def test_a_listener_is_told_drops_with_the_endpoint(inspector: Inspector, built: Built, datapath: FakeDatapath) -> None:
+    told: list[tuple[list[dict[str, Any]], int]] = []
+    inspector.listener = lambda rows, lost: told.append((rows, lost))
+    datapath.events, datapath.lost_records = [event(built.port_ids[RED_A.id], 1, 0), event(999, None, 0)], 4
+    inspector.collect()
+    ((rows, lost),) = told
+    assert [(row["port"], row["endpoint"]) for row in rows] == [(RED_A.id, "red/ra"), ("", "")]
+    assert lost == 4
+    inspector.collect()
+    assert len(told) == 1
 
 
 def test_logged_packets_are_told_apart_from_drops(inspector: Inspector, built: Built, datapath: FakeDatapath) -> None:

@@ -67,6 +67,15 @@ def test_faults_are_single_lines_without_control_characters() -> None:
     (("delete",), ("KIND NAME", "-f FILE")),
     (("trace", "a", "b"), ("--port", "destination port")),
     (("trace", "a", "b", "--proto", "tpc"), ("--proto", "tcp, udp, icmp")),
+    (("trace", "a"), ("TO", "--pcap")),
+    (("trace", "a", "b", "--pcap", "x.pcap"), ("--pcap", "leave one")),
+    (("trace", "a", "b", "--port", "1", "--packet", "2"), ("--packet", "--pcap")),
+    (("trace", "a", "--pcap", "/nonexistent.pcap"), ("--pcap", "cannot be read")),
+    (("trace", "a", "b", "--proto", "udp", "--port", "1", "--flags", "syn"), ("--flags", "--proto tcp")),
+    (("trace", "a", "b", "--port", "1", "--flags", "fun"), ("--flags", "fin,syn")),
+    (("flows", "--address", "10.1.0"), ("--address", "10.1.0.0/24")),
+    (("flows", "--proto", "tpc"), ("--proto", "tcp, udp")),
+    (("capture", "a", "-w", "x", "--before", "--after"), ("--before", "--after")),
     (("agent", "run", "--limit", "flow=3"), ("--limit", "flows")),
     (("agent", "run", "--timeout", "udp=soon"), ("--timeout", "udp_new")),
     (("agent", "run", "--timeout", "udp_s=3"), ("--timeout", "udp_new")),
@@ -90,9 +99,9 @@ def test_unknown_commands_and_options_fail() -> None:
 
 
 def test_every_command_has_help() -> None:
-    for command in ("apply", "diff", "get", "describe", "delete", "watch", "trace", "flows", "rules", "drops", "up",
-                    "join", "doctor", "controller run", "agent run", "agent purge", "token create", "lab run",
-                    "lab graph", "lab up", "lab down", "lab exec"):
+    for command in ("apply", "diff", "get", "describe", "delete", "watch", "trace", "flows", "rules", "drops",
+                    "capture", "up", "join", "doctor", "controller run", "agent run", "agent purge", "token create",
+                    "lab run", "lab graph", "lab up", "lab down", "lab exec"):
         done = sluice(*command.split(), "--help")
         assert done.returncode == 0, command
         assert "Usage" in done.stdout

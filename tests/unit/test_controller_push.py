@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -42,11 +43,25 @@ class FakeAgent:
         self.facts = HostFacts()
         self.queries: list[tuple[str, dict[str, Any]]] = []
         self.answers: dict[str, Any] = {}
+        self.streams: list[list[str]] = []
         self.session: AgentSession | None = None
 
     async def query(self, what: str, args: dict[str, Any]) -> Any:
         self.queries.append((what, args))
-        return self.answers[what]
+        if what == "follow":
+            return await self._follow(args)
+        return {} if what == "unfollow" else self.answers[what]
+
+    async def _follow(self, args: dict[str, Any]) -> Any:
+        """Batches of `streams`, one an answer; then nothing more."""
+        after = args["after"] or 0
+        told = 0
+        for batch in self.streams:
+            told += len(batch)
+            if told > after:
+                return {"records": batch, "last": told, "lost": 0}
+        await asyncio.sleep(0.1)
+        return {"records": [], "last": told, "lost": 0}
 
     def ack(self) -> Ack:
         return Ack(self.revision, tuple(
@@ -430,5 +445,87 @@ def test_a_host_nobody_declared_cannot_be_waited_for(tmp_path: Path) -> None:
         await fabric.parts.apply(host("h1", "172.31.0.1"), overlay("red"))
         with pytest.raises(SouthboundError):
             await join(f"127.0.0.1:{fabric.server.port}", "no token", "h1", tmp_path / "x")
+
+    on_fabric(tmp_path, body)
+
+
+def events(chunks: list[str]) -> list[dict[str, Any]]:
+    return [json.loads(chunk[5:]) for chunk in chunks if chunk.startswith("data:")]
+
+
+def test_what_goes_on_at_hosts_is_followed_until_the_reader_goes(tmp_path: Path) -> None:
+    async def body(fabric: Fabric) -> None:
+        h1, h2 = await fabric.agent("h1"), await fabric.agent("h2")
+        h1.streams, h2.streams = [["one", "two"], ["three"]], [["far"]]
+        async with h1.connected(), h2.connected():
+            await fabric.parts.apply(*WORLD, wait=5)
+            follows = fabric.parts.follows
+            stream = follows.stream(fabric.parts.push, ["h1", "h2", "h3"], {"kind": "drops"}, patient=True)
+            told: list[dict[str, Any]] = []
+            while len([r for each in told for r in each.get("records", [])]) < 4:
+                told += events([await anext(stream)])
+            assert {r for each in told for r in each.get("records", [])} == {"one", "two", "three", "far"}
+            assert [each["message"] for each in told if each["type"] == "error"] == ["host h3 is not connected"]
+            asked = [args["after"] for what, args in h1.queries if what == "follow"]
+            assert asked[:2] == [None, 2]
+            await stream.aclose()
+
+            async def left() -> bool:
+                return "unfollow" in [what for what, _ in h1.queries] and "unfollow" in [w for w, _ in h2.queries]
+
+            await fabric.until(left)
+
+    on_fabric(tmp_path, body)
+
+
+def test_a_capture_is_refused_before_it_begins_and_ends_with_its_host(tmp_path: Path) -> None:
+    async def body(fabric: Fabric) -> None:
+        h2 = await fabric.agent("h2")
+        async with h2.connected():
+            await fabric.parts.apply(*WORLD, wait=5)
+            unknown = await fabric.parts.http.get("/v1/capture", params={"endpoint": "default/nobody"})
+            assert unknown.status_code == 404
+            away = await fabric.parts.http.get("/v1/capture", params={"endpoint": "default/a"})
+            assert (away.status_code, "not connected" in away.text) == (503, True)
+            h2.streams = [["packet"]]
+            stream = fabric.parts.follows.stream(fabric.parts.push, ["h2"], {"kind": "capture"}, patient=False)
+            told: list[str] = []
+            while not events(told):
+                told.append(await anext(stream))
+        told = [each async for each in stream]
+        assert [each["type"] for each in events(told)][-1:] == ["error"]
+
+    on_fabric(tmp_path, body)
+
+
+def test_a_capture_ends_in_time(tmp_path: Path) -> None:
+    async def body(fabric: Fabric) -> None:
+        h2 = await fabric.agent("h2")
+        async with h2.connected():
+            await fabric.parts.apply(*WORLD, wait=5)
+            answer = await fabric.parts.http.get("/v1/capture", params={"endpoint": "default/b", "seconds": "0.2"})
+            assert answer.status_code == 200
+            (_, args) = next(query for query in h2.queries if query[0] == "follow")
+            assert (args["kind"], args["bytes"], args["stage"], args["after"]) == ("capture", 9216, "", None)
+            assert (await fabric.parts.http.get("/v1/capture", params={"endpoint": "b", "stage": "x"})).is_error
+
+    on_fabric(tmp_path, body)
+
+
+def test_a_trace_of_a_frame_is_carried_from_host_to_host(tmp_path: Path) -> None:
+    async def body(fabric: Fabric) -> None:
+        h1, h2 = await fabric.agent("h1"), await fabric.agent("h2")
+        h1.answers = {"trace": {"verdict": "forward", "leaves": {"to": "vtep", "vtep": "172.31.0.2", "vni": 4096},
+                                "frame": "b3V0", "packet": {"destination": "10.1.0.2"}, "live": {"agrees": True}}}
+        h2.answers = {"trace": {"verdict": "forward", "leaves": {"to": "port"}, "live": {"agrees": False}}}
+        async with h1.connected(), h2.connected():
+            await fabric.parts.apply(*WORLD, wait=5)
+            ask = {"from": "a", "frame": "aW4=", "live": True}
+            answer = (await fabric.parts.http.post("/v1/trace", json=ask)).json()
+            assert (answer["agrees"], [hop["host"] for hop in answer["hops"]]) == (False, ["h1", "h2"])
+            assert h1.queries[-1][1]["frame"] == "aW4="
+            assert (h2.queries[-1][1]["frame"], h2.queries[-1][1]["live"]) == ("b3V0", True)
+            assert (await fabric.parts.http.post("/v1/trace", json=ask | {"to": "b"})).status_code == 422
+            assert (await fabric.parts.http.post("/v1/trace", json={"from": "a"})).status_code == 422
 
     on_fabric(tmp_path, body)

@@ -1,13 +1,19 @@
 """Traces: the same decision, told."""
 
 import json
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, ip_address
 from typing import Any
 
+import pytest
 from reference_kit import A_1, A_2, A_9, EXTERNAL, GATEWAY_MAC, MAC_9, N_3, VNI, VTEP, WORLD, deny_in, host, layer, rule
+from scapy.layers.inet import ICMP, IP, TCP, UDP
+from scapy.layers.l2 import Ether
 
-from vfp.model import Allow, Deny, EngineState, PortRange
+from vfp.model import Allow, Deny, EngineState, Pool, PortRange
 from vfp.reference import Hook, explain, probe
+from vfp.reference.bindings import BindingKey, Exhausted, External, PeekedBindings, candidates
+from vfp.reference.craft import frame_of
+from vfp.reference.packet import parse
 
 
 def trace(state: EngineState, source: str, destination: str, *, number: int = 1, hook: Hook = Hook.PORT_OUT,
@@ -79,3 +85,40 @@ def test_a_ping_is_probed_as_a_request() -> None:
     acl = layer("acl", (rule(10, Deny(), icmp_type=8, name="ping"),))
     answer = trace(host(one=(acl,)), A_1, A_2, protocol=1)
     assert answer["denied_by"]["rule"] == "ping"
+
+
+def test_a_table_of_bindings_that_is_elsewhere_gives_the_port_that_is_free_there() -> None:
+    key = BindingKey(1, 1, 6, IPv4Address("192.168.1.5"), 20001)
+    pool = Pool(1, 1, EXTERNAL, PortRange(20000, 20009))
+    held = {20001, candidates(key, pool)[1]}
+    table = PeekedBindings(lambda key: None, lambda external: external.port in held)
+    assert table.obtain(key, pool, 0.0).port == candidates(key, pool)[2]
+    known = External(EXTERNAL, 6, 20003)
+    assert PeekedBindings(lambda key: known, lambda external: True).obtain(key, pool, 0.0) == known
+    with pytest.raises(Exhausted):
+        PeekedBindings(lambda key: External(EXTERNAL, 6, 30000), lambda external: True).obtain(key, pool, 0.0)
+    assert len(table) == 0
+
+
+@pytest.mark.parametrize(("protocol", "more"), [
+    (6, {"tcp_flags": 18}), (17, {}), (132, {}), (1, {}), (1, {"icmp_type": 0, "icmp_id": 7}), (47, {"dscp": 46}),
+    (1, {"icmp_type": 3, "icmp_code": 1}),
+])
+@pytest.mark.parametrize("family", [4, 6])
+def test_an_imagined_packet_has_right_bytes(protocol: int, more: dict[str, Any], family: int) -> None:
+    protocol = 58 if family == 6 and protocol == 1 else protocol
+    if protocol == 58 and "icmp_type" in more:
+        more = more | {"icmp_type": {0: 129, 3: 1}[more["icmp_type"]]}
+    source, destination = ("10.0.0.1", "10.0.0.2") if family == 4 else ("fd00::1", "fd00::2")
+    imagined = probe(EngineState(), Hook.PORT_OUT, 1, source=ip_address(source), destination=ip_address(destination),
+                     protocol=protocol, source_port=5, destination_port=6, **more)
+    frame = frame_of(imagined.tuple, imagined.headers)
+    packet = parse(frame)
+    assert (packet.tuple, packet.headers) == (imagined.tuple, imagined.headers)
+    again = Ether(frame)
+    for part in (IP, TCP, UDP, ICMP):
+        if again.haslayer(part):
+            del again[part].chksum
+    if protocol == 58:
+        del again.getlayer(2).cksum
+    assert bytes(Ether(bytes(again))) == frame

@@ -27,7 +27,8 @@ static __always_inline int reply_arp(struct __sk_buff *skb, struct scratch *s)
 	__builtin_memcpy(frame.arp.target, &target, 4);
 	if (bpf_skb_store_bytes(skb, 0, &frame, sizeof(frame), 0))
 		return drop_early(skb, s, ENGINE_ERROR);
-	report(skb, s, PLACE_REPLY, NONE, 0);
+	if (report(skb, s, PLACE_REPLY, NONE, 0))
+		return TC_ACT_OK;
 	if (skb->pkt_type != PACKET_HOST)
 		bpf_skb_change_type(skb, PACKET_HOST);
 	return bpf_redirect_peer(skb->ifindex, 0);

@@ -247,6 +247,8 @@ static __always_inline int compose(struct scratch *s)
 
 	__builtin_memset(f, 0, sizeof(*f));
 	__builtin_memset(r, 0, sizeof(*r));
+	f->ports[0] = r->ports[0] = d->ports[0];
+	f->ports[1] = r->ports[1] = d->ports[1];
 	reason = forward_out(s, &reply_zone);
 	if (reason)
 		return reason;
@@ -274,8 +276,6 @@ static __always_inline int compose(struct scratch *s)
 		f->out.dscp = r->out.dscp = d->dscp;
 	}
 	f->created_ns = f->seen_ns = r->created_ns = r->seen_ns = now;
-	f->ports[0] = r->ports[0] = d->ports[0];
-	f->ports[1] = r->ports[1] = d->ports[1];
 	f->generations[0] = r->generations[0] = d->generations[0];
 	f->generations[1] = r->generations[1] = d->generations[1];
 	f->dscp = h->dscp;

@@ -4,6 +4,7 @@
 
 #include <linux/pkt_cls.h>
 
+#include "capture.h"
 #include "events.h"
 
 #define PROBE_WALKS 1		/* skb->mark of a test-run: ask the layers, whatever is remembered */
@@ -16,13 +17,28 @@ enum probe_cb {			/* words of skb->cb that a test-run reads */
 	CB_TARGET = 4,		/* interface index, or VNI */
 };
 
-static __always_inline void report(struct __sk_buff *skb, struct scratch *s, __u32 place, __u32 reason, __u32 target)
+/* Returns whether that is all there is to do: a dry run goes nowhere. */
+static __always_inline int report(struct __sk_buff *skb, struct scratch *s, __u32 place, __u32 reason, __u32 target)
 {
 	if (!s->probe)
-		return;
+		return 0;
 	skb->cb[CB_VERDICT] = place;
 	skb->cb[CB_REASON] = reason;
 	skb->cb[CB_TARGET] = target;
+	return is_dry(s);
+}
+
+static __always_inline int trace_drop(struct scratch *s)
+{
+	__u32 zero = 0;
+	struct trace *trace = bpf_map_lookup_elem(&traced, &zero);
+
+	if (trace) {
+		trace->cookie = s->d.cookie;
+		trace->port = s->d.drop_port;
+		trace->layer = s->d.layer;
+	}
+	return TC_ACT_SHOT;
 }
 
 static __always_inline int drop(struct __sk_buff *skb, struct scratch *s, __u32 reason)
@@ -37,7 +53,9 @@ static __always_inline int drop(struct __sk_buff *skb, struct scratch *s, __u32 
 	__u32 index = reason;
 	__u64 *count;
 
-	report(skb, s, PLACE_NONE, reason, 0);
+	if (report(skb, s, PLACE_NONE, reason, 0))
+		return trace_drop(s);
+	capture_drop(skb, s, reason);
 	count = bpf_map_lookup_elem(&drops, &index);
 	if (count)
 		*count += 1;

@@ -18,8 +18,10 @@ static __always_inline void tell(struct __sk_buff *skb, const struct scratch *s,
 	const struct headers *h = &s->pkt;
 	struct event *event = bpf_ringbuf_reserve(&events, sizeof(*event), 0);
 
-	if (!event)
+	if (!event) {
+		count_lost(RING_EVENTS);
 		return;
+	}
 	event->time_ns = bpf_ktime_get_ns();
 	event->cookie = told->cookie;
 	event->zone = h->key.zone;

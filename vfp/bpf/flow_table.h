@@ -13,8 +13,10 @@ static __always_inline int sets_are_current(const struct flow *f)
 	return settings && settings->sets_generation == f->sets_generation;
 }
 
-static __always_inline int is_current(const struct flow *f)
+/* `flags` gets those of the flow's ports, which are read anyway. */
+static __always_inline int is_current(const struct flow *f, __u32 *flags)
 {
+	*flags = 0;
 	if (f->flags & FLOW_BY_SET && !sets_are_current(f))
 		return 0;
 	for (int i = 0; i < 2; i++) {
@@ -26,8 +28,20 @@ static __always_inline int is_current(const struct flow *f)
 		port = bpf_map_lookup_elem(&ports, &id);
 		if (!port || port->generation != f->generations[i])
 			return 0;
+		*flags |= port->flags;
 	}
 	return 1;
+}
+
+/* Of the packets of this half: `ports` are those of the pair. */
+static __always_inline __u32 sender_of(const struct flow *f)
+{
+	return f->ports[f->flags & FLOW_REPLY ? 1 : 0];
+}
+
+static __always_inline __u32 receiver_of(const struct flow *f)
+{
+	return f->ports[f->flags & FLOW_REPLY ? 0 : 1];
 }
 
 /* Nobody uses a flow under another source MAC than the one that was judged: layers match MACs, keys do not. */

@@ -107,6 +107,8 @@ static __always_inline int first_fragment(struct scratch *s, const struct header
 		.seen = {{.from = 0, .to = to}},
 	};
 
+	if (is_dry(s))
+		return NONE;
 	name_datagram(s, h, id);
 	known = bpf_map_lookup_elem(&fragments, &s->fragment);
 	if (known && known->first_ns + FRAGMENT_NS > now)
@@ -122,6 +124,8 @@ static __always_inline int later_fragment(struct scratch *s, struct headers *h, 
 	struct fragment *known;
 	int taken, whole = 0;
 
+	if (is_dry(s))
+		return FRAGMENT_UNKNOWN;
 	name_datagram(s, h, id);
 	known = bpf_map_lookup_elem(&fragments, &s->fragment);
 	if (!known || known->first_ns + FRAGMENT_NS <= bpf_ktime_get_coarse_ns())

@@ -43,6 +43,16 @@ static __always_inline int is_inspectable(const struct scratch *s)
 	return s->fragment_kind == NOT_FRAGMENT && !is_unroutable(key, &key->src) && !is_unroutable(key, &key->dst);
 }
 
+/* Interface index of where packets leave for user space; 0: there is none. */
+static __always_inline __u32 inspect_device(void)
+{
+	struct settings *settings;
+	__u32 zero = 0;
+
+	settings = bpf_map_lookup_elem(&config, &zero);
+	return settings ? settings->inspect_ifindex : 0;
+}
+
 static __always_inline int is_to_inspect(const struct flow *f)
 {
 	return (f->flags & (FLOW_INSPECT | FLOW_RELEASED)) == FLOW_INSPECT;

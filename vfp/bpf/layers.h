@@ -15,13 +15,28 @@ struct walk {
 	__u32 slot;		/* of the port in the flow's dependencies: 0 sender, 1 receiver */
 };
 
+static __always_inline void trace_hit(const struct hit_key *key)
+{
+	__u32 zero = 0;
+	struct trace *trace = bpf_map_lookup_elem(&traced, &zero);
+
+	if (!trace || trace->count >= 2 * MAX_STAGES)
+		return;
+	trace->hits[trace->count] = *key;
+	trace->count += 1;
+}
+
 /* Not inline: its keys are off the stack while rules are searched, like those of `act`. */
-static __noinline void count_hit(__u32 port, __u64 cookie, int dropped)
+static __noinline void count_hit(struct scratch *s, __u32 port, __u64 cookie, int dropped)
 {
 	struct hit_key key = {.cookie = cookie, .port = port};
-	struct hits *hits = bpf_map_lookup_elem(&rule_hits, &key);
-	struct hits first = {.hits = 1, .drops = dropped};
+	struct hits *hits, first = {.hits = 1, .drops = dropped};
 
+	if (is_dry(s)) {
+		trace_hit(&key);
+		return;
+	}
+	hits = bpf_map_lookup_elem(&rule_hits, &key);
 	if (!hits) {
 		if (!bpf_map_update_elem(&rule_hits, &key, &first, BPF_NOEXIST))
 			return;
@@ -186,7 +201,7 @@ static long run_stage(__u32 i, void *context)
 		return 1;
 	if (r) {
 		note_hit(s, walk->port, r->cookie);
-		count_hit(walk->port, r->cookie, r->action == ACTION_DENY || r->action == ACTION_REJECT);
+		count_hit(s, walk->port, r->cookie, r->action == ACTION_DENY || r->action == ACTION_REJECT);
 		if (r->action != ACTION_PASS) {
 			reason = act(s, r, walk->port, walk->slot);
 			if (reason != NONE) {

@@ -12,7 +12,7 @@ enum jump {
 	JUMP_SLOW = 0,		/* misses, and what has no flow */
 	JUMP_ODD = 1,		/* what the short parser does not know */
 	JUMP_RELATED = 2,	/* ICMP errors */
-	JUMP_LEAVE = 3,		/* what was decided, and hits of which rules ask for more than forwarding */
+	JUMP_LEAVE = 3,		/* what was decided, and hits that ask for more than forwarding */
 	JUMP_REJECT = 4,	/* answers to what was rejected */
 	JUMP_FULL = 5,		/* a new flow that has no room */
 	JUMP_STALE = 6,		/* flows whose policy has changed */
@@ -20,6 +20,12 @@ enum jump {
 	JUMP_INSPECT = 8,	/* packets of flows that user space sees first */
 	JUMP_INSPECTED = 9,	/* what comes back from user space */
 	JUMPS = 10,
+};
+
+enum ring {
+	RING_EVENTS = 0,
+	RING_CAPTURES = 1,
+	RINGS = 2,
 };
 
 #define MAP(name_, type_, key_, value_, entries_, flags_)	\
@@ -96,6 +102,19 @@ MAP(meters, BPF_MAP_TYPE_PERCPU_HASH, __u32, struct meter, 4096, BPF_F_NO_PREALL
 MAP(config, BPF_MAP_TYPE_ARRAY, __u32, struct settings, 1, 0);
 /* What is rare, reached by tail call: enum jump. */
 MAP(jumps, BPF_MAP_TYPE_PROG_ARRAY, __u32, __u32, JUMPS, 0);
+
+/* Of a dry run. */
+MAP(traced, BPF_MAP_TYPE_ARRAY, __u32, struct trace, 1, 0);
+/* Bytes to copy of each packet of a port with PORT_CAPTURE; 0: there is none. */
+MAP(capturing, BPF_MAP_TYPE_ARRAY, __u32, __u32, 1, 0);
+/* Records that found no room, by enum ring. */
+MAP(lost, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, __u64, RINGS, 0);
+
+/* Copies of packets, for people. */
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 1 << 20);
+} captures SEC(".maps");
 
 /* Packets that were dropped, or that a rule wants told. */
 struct {

@@ -44,12 +44,12 @@ static __always_inline int same_question(const struct memory *m, const struct he
 	       same_mac(m->forward.dmac, h->dmac);
 }
 
-static __always_inline void count_remembered(struct memory *m)
+static __always_inline void count_remembered(struct scratch *s, struct memory *m)
 {
 	for (int i = 0; i < MEMORY_HITS; i++) {
 		if (i >= m->hits)
 			break;
-		count_hit(m->hit[i].port, m->hit[i].cookie, 0);
+		count_hit(s, m->hit[i].port, m->hit[i].cookie, 0);
 	}
 }
 
@@ -59,10 +59,10 @@ static __always_inline int remembered(struct scratch *s)
 	const struct headers *h = &s->pkt;
 	struct flow *f = &s->forward, *r = &s->reply;
 	struct memory *m;
-	__u32 tag;
+	__u32 tag, flags;
 
 	m = memory_of(s, &tag);
-	if (!m || m->tag != tag || !m->whole || !same_question(m, h) || !is_current(&m->forward))
+	if (!m || m->tag != tag || !m->whole || !same_question(m, h) || !is_current(&m->forward, &flags))
 		return 0;
 	*f = m->forward;
 	*r = m->reply;
@@ -73,7 +73,7 @@ static __always_inline int remembered(struct scratch *s)
 	s->d.stateless = m->stateless;
 	s->d.translated = 0;
 	s->d.inspect = f->flags & FLOW_INSPECT ? 1 : 0;
-	count_remembered(m);
+	count_remembered(s, m);
 	return 1;
 }
 

@@ -44,6 +44,8 @@ struct port_search {
 static __always_inline int reserve_port(struct scratch *s, __u16 port)
 {
 	s->external.port = bpf_htons(port);
+	if (is_dry(s))
+		return !bpf_map_lookup_elem(&externals, &s->external);
 	return !bpf_map_update_elem(&externals, &s->external, &s->holder, BPF_NOEXIST);
 }
 
@@ -106,8 +108,10 @@ static __always_inline int translate_source(struct scratch *s, __u32 port, __u32
 		/* The pool has changed since: the old external port is free again. */
 		s->external.address = known->external;
 		s->external.port = known->external_port;
-		bpf_map_delete_elem(&externals, &s->external);
-		bpf_map_delete_elem(&bindings, key);
+		if (!is_dry(s)) {
+			bpf_map_delete_elem(&externals, &s->external);
+			bpf_map_delete_elem(&bindings, key);
+		}
 	}
 	s->external.address = pool->address;
 	s->holder.holder = *key;
@@ -124,7 +128,7 @@ static __always_inline int translate_source(struct scratch *s, __u32 port, __u32
 	}
 	made.external = pool->address;
 	made.external_port = s->external.port;
-	if (bpf_map_update_elem(&bindings, key, &made, BPF_ANY)) {
+	if (!is_dry(s) && bpf_map_update_elem(&bindings, key, &made, BPF_ANY)) {
 		bpf_map_delete_elem(&externals, &s->external);
 		return NAT_EXHAUSTED;
 	}

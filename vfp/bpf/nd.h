@@ -52,7 +52,8 @@ static __always_inline int reply_nd(struct __sk_buff *skb, struct scratch *s)
 	sum = bpf_csum_diff(0, 0, (void *)a + offsetof(struct nd_answer, ip.src), 32 + body, bpf_htonl(body + IPPROTO_ICMPV6));
 	if (sum < 0 || bpf_l4_csum_replace(skb, L3 + sizeof(struct ipv6_header) + 2, 0, sum, 0))
 		return drop_early(skb, s, ENGINE_ERROR);
-	report(skb, s, PLACE_REPLY, NONE, 0);
+	if (report(skb, s, PLACE_REPLY, NONE, 0))
+		return TC_ACT_OK;
 	if (skb->pkt_type != PACKET_HOST)
 		bpf_skb_change_type(skb, PACKET_HOST);
 	return bpf_redirect_peer(skb->ifindex, 0);

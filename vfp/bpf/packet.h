@@ -13,6 +13,12 @@ enum error_kind {
 	ERROR_UNRELATED = 4,	/* layers judge it as any packet */
 };
 
+enum probe {
+	NO_PROBE = 0,
+	PROBE = 1,		/* run by BPF_PROG_TEST_RUN: report in skb->cb */
+	PROBE_DRY = 2,		/* and change nothing: decide as if there were no flow and no fragment */
+};
+
 /* How a packet comes by what rules ask for beside forwarding. */
 enum passage {
 	PASSAGE_HIT = 0,
@@ -118,12 +124,13 @@ struct scratch {
 	__u8 single;			/* the flow just stored has one half */
 	__u8 passage;			/* enum passage */
 	__u64 redecide_ns;		/* until when the time for re-decisions is spent */
-	__u8 probe;			/* run by BPF_PROG_TEST_RUN: report in skb->cb */
+	__u8 probe;			/* enum probe */
 	__u8 forgetful;			/* decisions are neither remembered nor recalled */
 	__u8 inspected;			/* user space has seen it: enum inspected */
 	__u8 deciding_again;		/* the tuple is that of a flow that exists */
 	__u32 copying;			/* interface to which a copy is on its way at this moment */
 	__u64 answers_ns;		/* until when this CPU's ICMP answers are spent */
+	__u32 watched[2];		/* sender, receiver: being captured, and told BEFORE; 0: not */
 	/* Takes no room: names types that no map uses, so that BTF has them for the layout test. */
 	struct {
 		struct event event;
@@ -139,6 +146,9 @@ struct scratch {
 		enum port_flags port_flags;
 		enum rule_flags rule_flags;
 		enum event_kind event_kind;
+		struct capture capture;
+		enum capture_stage capture_stage;
+		enum ring ring;
 	} twins[0];
 };
 
@@ -155,6 +165,21 @@ static __always_inline struct scratch *scratch(void)
 	__u32 zero = 0;
 
 	return bpf_map_lookup_elem(&scratches, &zero);
+}
+
+/* A trace: whatever counts, remembers or tells leaves it alone. */
+static __always_inline int is_dry(const struct scratch *s)
+{
+	return s->probe == PROBE_DRY;
+}
+
+static __noinline int count_lost(__u32 ring)
+{
+	__u64 *count = bpf_map_lookup_elem(&lost, &ring);
+
+	if (count)
+		*count += 1;
+	return 0;
 }
 
 /* Of the addresses: an ARP tuple carries IPv4 ones, and what has none has those of nobody. */

@@ -217,7 +217,10 @@ static __always_inline int transpose(struct __sk_buff *skb, struct scratch *s, c
 	reason = rewrite_packet(skb, s, t);
 	if (reason)
 		return drop_early(skb, s, reason);
-	report(skb, s, t->place, NONE, t->place == PLACE_TUNNEL ? t->vni : t->ifindex);
+	if (report(skb, s, t->place, NONE, t->place == PLACE_TUNNEL ? t->vni : t->ifindex)) {
+		skb->cb[CB_VTEP] = t->vtep;
+		return TC_ACT_OK;
+	}
 	switch (t->place) {
 	case PLACE_PORT:
 		/* The frame was addressed to the endpoint, not to the link it came in on. */

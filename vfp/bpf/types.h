@@ -503,6 +503,33 @@ enum inspect_count {
 	INSPECT_COUNTS = 2,
 };
 
+/* What a dry run met: the rules that matched, in order, and where it ended. */
+struct trace {
+	__u64 cookie;		/* of the rule that denied; 0: none */
+	__u32 port;		/* whose layers were running when it was dropped; 0: none */
+	__u32 layer;		/* index in the port's OUT order; 0xff: none */
+	__u32 count;		/* of `hits` */
+	__u32 pad;
+	struct hit_key hits[2 * MAX_STAGES];
+};
+
+enum capture_stage {
+	CAPTURE_BEFORE = 0,	/* as it came */
+	CAPTURE_AFTER = 1,	/* transposed */
+};
+
+/* Head of a record of the `captures` ring; `captured` bytes of the packet follow. */
+struct capture {
+	__u64 time_ns;
+	__u32 zone;
+	__u32 ports[2];		/* sender, receiver, if somebody looks at its packets; else 0 */
+	__u32 length;
+	__u32 captured;
+	__u8 stage;
+	__u8 reason;		/* it was dropped */
+	__u8 pad[2];
+};
+
 enum event_kind {
 	EVENT_DROP = 0,
 	EVENT_LOG = 1,

@@ -37,20 +37,21 @@ static __always_inline int jump(struct __sk_buff *skb, struct scratch *s, __u32 
 static __always_inline int look_up(struct __sk_buff *skb, struct scratch *s)
 {
 	struct flow *f;
+	__u32 flags;
 
 	if (s->pkt.tracked) {
 		f = bpf_map_lookup_elem(&flows, &s->pkt.key);
 		if (f && is_senders(f, &s->pkt) && !is_reopened(f, &s->pkt)) {
 			int reason;
 
-			if (!is_current(f))
+			if (!is_current(f, &flags))
 				return jump(skb, s, JUMP_STALE);
 			if (is_to_inspect(f))
 				return jump(skb, s, JUMP_INSPECT);
 			reason = enter_flow(skb, f, &s->pkt);
 			if (reason)
 				return drop_early(skb, s, reason);
-			if (f->flags & FLOW_EXTRAS) {
+			if (f->flags & FLOW_EXTRAS || flags & PORT_CAPTURE) {
 				s->passage = PASSAGE_HIT;
 				return jump(skb, s, JUMP_LEAVE);
 			}
@@ -105,7 +106,7 @@ static __always_inline int enter_link(struct __sk_buff *skb, __u32 kind)
 		return TC_ACT_UNSPEC;
 	if (kind == ZONE_PORT && is_answer(skb))
 		return TC_ACT_UNSPEC;
-	s->probe = 0;
+	s->probe = NO_PROBE;
 	s->forgetful = 0;
 	s->inspected = 0;
 	number = bpf_map_lookup_elem(&links, &ifindex);
@@ -142,7 +143,7 @@ int vfp_overlay_in(struct __sk_buff *skb)
 
 	if (!s)
 		return TC_ACT_SHOT;
-	s->probe = 0;
+	s->probe = NO_PROBE;
 	s->forgetful = 0;
 	s->inspected = 0;
 	if (bpf_skb_get_tunnel_key(skb, &key, sizeof(key), 0))
@@ -159,12 +160,41 @@ int vfp_probe(struct __sk_buff *skb)
 
 	if (!s)
 		return TC_ACT_SHOT;
-	s->probe = 1;
+	s->probe = PROBE;
 	s->forgetful = skb->mark == PROBE_WALKS;
 	if (zone & ~INSPECT_ZONE)
 		return come_back(skb, s, zone & INSPECT_ZONE, zone >> 30);
 	s->inspected = 0;
 	return enter(skb, s, zone, skb->cb[CB_VTEP]);
+}
+
+/*
+ * Like vfp_probe, and dry: the layers decide as for the first packet of a flow, on the tables as they are, and no table
+ * knows afterwards. What was met is in `traced`.
+ */
+SEC("tc")
+int vfp_trace(struct __sk_buff *skb)
+{
+	struct scratch *s = scratch();
+	__u32 zone = skb->cb[CB_ZONE], vtep = skb->cb[CB_VTEP], zero = 0;
+	struct trace *trace = bpf_map_lookup_elem(&traced, &zero);
+	int reason;
+
+	if (!s || !trace)
+		return TC_ACT_SHOT;
+	trace->cookie = trace->port = trace->count = 0;
+	trace->layer = 0xff;
+	s->probe = PROBE_DRY;
+	s->forgetful = 1;
+	reason = parse_odd(skb, s, zone);
+	s->pkt.vtep = vtep;
+	if (reason)
+		return refuse(skb, s, reason);
+	if (!s->pkt.tracked && ZONE_KIND(zone) == ZONE_UPLINK)
+		return leave_to_stack(skb, s);
+	if (s->error)
+		s->error = ERROR_UNRELATED;
+	return jump(skb, s, JUMP_SLOW);
 }
 
 /* Reasons that are a layer's doing keep its number; the others have none. */
@@ -174,7 +204,7 @@ static __always_inline int drop_decided(struct __sk_buff *skb, struct scratch *s
 	    reason != ARP_UNANSWERED)
 		s->d.layer = 0xff;
 	drop(skb, s, reason);
-	if (reason == REJECTED)
+	if (reason == REJECTED && !is_dry(s))
 		bpf_tail_call(skb, &jumps, JUMP_REJECT);
 	return TC_ACT_SHOT;
 }
@@ -366,13 +396,14 @@ int vfp_related(struct __sk_buff *skb)
 	struct scratch *s = scratch();
 	struct quotation quotation = {};
 	struct flow *f;
+	__u32 flags;
 
 	if (!s)
 		return TC_ACT_SHOT;
 	if (read_quotation(skb, s, &quotation) && is_plausible(s)) {
 		f = bpf_map_lookup_elem(&flows, &s->related);
 		if (f && is_senders(f, &s->pkt)) {
-			if (!is_current(f)) {
+			if (!is_current(f, &flags)) {
 				if (s->error == ERROR_AGAIN)	/* the policy changes faster than we decide */
 					return drop_early(skb, s, ENGINE_ERROR);
 				s->error = ERROR_STALE;
@@ -380,7 +411,8 @@ int vfp_related(struct __sk_buff *skb)
 			}
 			if (f->from_vtep != s->pkt.vtep)
 				return drop_early(skb, s, WRONG_VTEP);
-			return pass_error(skb, s, &quotation, f);
+			capture_before(skb, s, sender_of(f), receiver_of(f));
+			return capture_after(skb, s, pass_error(skb, s, &quotation, f));
 		}
 	}
 	s->error = ERROR_UNRELATED;
@@ -417,6 +449,11 @@ int vfp_slow(struct __sk_buff *skb)
 	if (makes_flow(&s->pkt)) {
 		if (s->forward.flags & FLOW_STRICT && !is_opening_segment(s->pkt.tcp_flags))
 			return drop_early(skb, s, OUT_OF_STATE);
+		if (is_dry(s)) {
+			if (s->d.inspect && !s->d.fail_open && !inspect_device())
+				return drop_early(skb, s, INSPECT_UNAVAILABLE);
+			return jump(skb, s, JUMP_LEAVE);
+		}
 		if (!s->d.inspect) {	/* it counts, and moves the state, when it is back */
 			s->forward.packets = skb->gso_segs ? skb->gso_segs : 1;
 			s->forward.bytes = skb->len;
@@ -435,7 +472,17 @@ int vfp_slow(struct __sk_buff *skb)
 	return jump(skb, s, JUMP_LEAVE);
 }
 
-/* What was decided leaves, after what rules ask for beside that. A hit comes here only if they do. */
+/* The question becomes its answer. */
+static __always_inline int answer_neighbour(struct __sk_buff *skb, struct scratch *s)
+{
+	int verdict = s->pkt.nd ? reply_nd(skb, s) : reply_arp(skb, s);
+
+	s->watched[1] = s->watched[0];		/* who asked receives */
+	s->watched[0] = 0;
+	return capture_after(skb, s, verdict);
+}
+
+/* What was decided leaves, after what rules ask for beside that. A hit comes here only if they do, or somebody looks. */
 SEC("tc")
 int vfp_leave(struct __sk_buff *skb)
 {
@@ -450,11 +497,12 @@ int vfp_leave(struct __sk_buff *skb)
 		f = &s->forward;
 	if (!f)			/* the sweep took it at this very moment */
 		return drop_early(skb, s, ENGINE_ERROR);
-	if (f->flags & FLOW_EXTRAS)
+	capture_before(skb, s, sender_of(f), receiver_of(f));
+	if (f->flags & FLOW_EXTRAS && !is_dry(s))
 		do_extras(skb, s, f);
 	if (f->out.place == PLACE_REPLY)
-		return s->pkt.nd ? reply_nd(skb, s) : reply_arp(skb, s);
-	return transpose(skb, s, &f->out);
+		return answer_neighbour(skb, s);
+	return capture_after(skb, s, transpose(skb, s, &f->out));
 }
 
 /* A rejected packet, already counted and told, becomes the answer to its sender. */
@@ -532,7 +580,7 @@ int vfp_inspected(struct __sk_buff *skb)
 
 	if (!s)
 		return TC_ACT_SHOT;
-	s->probe = 0;
+	s->probe = NO_PROBE;
 	s->forgetful = 0;
 	count_inspection(skb, INSPECT_RETURNED);
 	return come_back(skb, s, mark & INSPECT_ZONE, mark & INSPECT_RELEASE ? INSPECTED_ENOUGH : INSPECTED);

@@ -21,19 +21,22 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import fields
 from enum import StrEnum
+from ipaddress import IPv4Address
 from pathlib import Path
 from secrets import token_bytes
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import numpy as np
+import numpy.typing as npt
 
 from vfp.classifier import CompiledGroup
-from vfp.compile import CompiledPort, Compiler, Tables
+from vfp.compile import Compiler, Tables
+from vfp.datapath.capture import Captured, Capturing
 from vfp.datapath.groups import GroupTable
 from vfp.datapath.limits import Limits
 from vfp.datapath.object import BpfMap, BpfObject, Program
@@ -41,6 +44,7 @@ from vfp.datapath.records import (
     DropEvent,
     FlowOrigin,
     FlowRecord,
+    Generations,
     InspectCounts,
     LogEvent,
     MeterCount,
@@ -50,7 +54,10 @@ from vfp.datapath.records import (
     read_meters,
 )
 from vfp.datapath.ring import RingBuffer
+from vfp.datapath.select import FlowFilter, FlowPage, select
 from vfp.datapath.sets import SetTable
+from vfp.datapath.switch import PortPrograms
+from vfp.datapath.trace import Traced, dry_run, find_binding, flow_key, is_held
 from vfp.errors import TableFull
 from vfp.layout import (
     FLOW,
@@ -61,18 +68,21 @@ from vfp.layout import (
     MAPPING,
     METER,
     PORT,
-    PROGRAM,
     SETTINGS,
     SPACE_KEY,
     SWEEP,
     FlowFlag,
     LocationKind,
+    Ring,
+    ZoneKind,
     pack,
     pack_address,
     unpack_address,
 )
 from vfp.model import Address, EngineState, Prefix
 from vfp.reasons import DropReason
+from vfp.reference.bindings import BindingKey, External
+from vfp.reference.packet import FlowTuple
 from vfp.timeouts import Timeouts
 
 OBJECT = Path(__file__).with_name("vfp.bpf.o")
@@ -101,6 +111,10 @@ class Hook(StrEnum):
     INSPECTED = "inspected"
 
 
+_ZONES = {Hook.PORT_OUT: ZoneKind.PORT, Hook.PORT_IN: ZoneKind.HOST, Hook.OVERLAY_IN: ZoneKind.OVERLAY,
+          Hook.UPLINK_IN: ZoneKind.UPLINK}
+
+
 class Datapath(AbstractContextManager["Datapath"]):
     """The engine's maps and programs; closing leaves pins and attached programs as they are."""
 
@@ -111,10 +125,6 @@ class Datapath(AbstractContextManager["Datapath"]):
         self._ring: RingBuffer | None = None
         self._shadow = {name: dict(loaded.map(name).items()) for name in _KEYED}
         self._meters = {int.from_bytes(key, "little") for key, _ in loaded.map("meters").items()}
-        self._programs = {
-            int.from_bytes(key, "little"): _Turns(value[: PROGRAM.itemsize], value[PROGRAM.itemsize :])
-            for key, value in loaded.map("programs").items()
-        }
         self._groups = GroupTable(
             loaded.map("groups"), loaded.map("buckets"), loaded.map("filter"), loaded.map("rules")
         )
@@ -131,7 +141,9 @@ class Datapath(AbstractContextManager["Datapath"]):
             "answer_ns": int(1e9 / ANSWERS_PER_S), "answer_burst_ns": int(1e9 * (ANSWERS_BURST - 1) / ANSWERS_PER_S),
             "sets_generation": int(settings["sets_generation"]),
         }
-        self._groups.retire_unused(self._groups_used())
+        self._capturing = Capturing(loaded)
+        self._ports = PortPrograms(loaded, self._capturing, self._settings["turn"])
+        self._groups.retire_unused(self._ports.groups_used())
         self._interrupted = bool(settings["dirty"])
         self._hits_of_others = True             # perhaps: of ports that are gone
         self._write_settings(dirty=self._interrupted)
@@ -162,6 +174,7 @@ class Datapath(AbstractContextManager["Datapath"]):
         if self._ring is not None:
             self._ring.close()
             self._ring = None
+        self._capturing.close()
         self._object.close()
 
     def __exit__(
@@ -206,21 +219,20 @@ class Datapath(AbstractContextManager["Datapath"]):
         self._named = None                      # until all ports have the rules that name them
         self._settings["tunnel_ifindex"] = tables.tunnel_ifindex
         self._settings["inspect_ifindex"] = tables.inspect_ifindex
-        if stale or self._programs.keys() != tables.ports.keys():
-            self._prepare(tables, stale)
+        if stale or self._ports.ids != tables.ports.keys():
+            self._ports.prepare(tables, stale)
             self._turn_over()
-            self._raise_generations(tables, stale)
+            self._ports.raise_generations(tables, stale)
         self._put("links", tables)
         self._remove("links", tables)
-        for port_id in self._programs.keys() - tables.ports.keys():
-            self._map("programs").delete(_u32(port_id))
-            del self._programs[port_id]
+        for port_id in self._ports.ids - tables.ports.keys():
+            self._ports.drop(port_id)
             self._hits_of_others = True
         for name in ("spaces", "pools", "rewrites"):
             self._remove(name, tables)
         self._remove_meters(tables.meters)
         self._sets.drop(tables.sets)
-        self._groups.retire_unused(self._groups_used())
+        self._groups.retire_unused(self._ports.groups_used())
         self._named = named
         self._write_settings(dirty=False)
         self._interrupted = False
@@ -266,8 +278,60 @@ class Datapath(AbstractContextManager["Datapath"]):
 
     def flows(self) -> list[FlowRecord]:
         """Every half of every pair."""
+        return self.select_flows(FlowFilter()).flows
+
+    def select_flows(self, wanted: FlowFilter) -> FlowPage:
+        """The halves that are asked for."""
         keys, values = self._map("flows").lookup_all()
-        return list(read_flows(keys, values, time.monotonic_ns()))
+        found = select(keys, values, wanted)
+        return FlowPage(self._read_flows(found.keys, found.values), found.total)
+
+    def flow_at(self, hook: Hook, number: int, what: FlowTuple) -> FlowRecord | None:
+        """The entry that a packet of `what` hits at a hook, whatever its MAC and VTEP."""
+        key = flow_key(_ZONES[hook], number, what)
+        value = self._map("flows").lookup(key)
+        if value is None:
+            return None
+        return self._read_flows(np.frombuffer(key, np.uint8)[None], np.frombuffer(value, np.uint8)[None])[0]
+
+    def _read_flows(self, keys: npt.NDArray[np.uint8], values: npt.NDArray[np.uint8]) -> list[FlowRecord]:
+        _, records = self._map("ports").lookup_all()
+        generations = np.ascontiguousarray(records).reshape(-1).view(PORT)["generation"]
+        policy = Generations(generations, self._settings["sets_generation"])
+        return list(read_flows(keys, values, time.monotonic_ns(), policy))
+
+    def trace(self, hook: Hook, number: int, frame: bytes, vtep: IPv4Address | None = None) -> Traced:
+        """What the programs would do with a frame: a dry run on the tables as they are, which changes none.
+
+        Raises:
+            KernelRefused: EINVAL when the frame is too long for a test run (about 3,500 bytes).
+        """
+        return dry_run(self._object, _ZONES[hook], number, frame, vtep)
+
+    def binding(self, key: BindingKey) -> External | None:
+        """The external side that a source translation has now."""
+        return find_binding(self._map("bindings"), key)
+
+    def is_external_held(self, external: External) -> bool:
+        """Whether a source translation holds an external address and port."""
+        return is_held(self._map("externals"), external)
+
+    def capture(self, ports: Collection[int], packet_bytes: int) -> None:
+        """Copy the packets of these ports, up to `packet_bytes` of each, until told otherwise; no port: none."""
+        self._capturing.set(ports, packet_bytes)
+
+    def captures_fd(self) -> int:
+        """Readable when `read_captures` has something."""
+        return self._capturing.ring().fd
+
+    def read_captures(self) -> list[Captured]:
+        """Copies since the last call, at most some hundred; does not wait."""
+        return self._capturing.read()
+
+    def lost(self, ring: Ring) -> int:
+        """Records that found no room in a ring since the maps were made."""
+        counts = self._map("lost").lookup_cpus(int(ring).to_bytes(4, "little"))
+        return 0 if counts is None else int(np.ascontiguousarray(counts).view(np.uint64).sum())
 
     def flow_origin(
         self, zone: int, protocol: int, src: Address, dst: Address, src_port: int, dst_port: int
@@ -358,7 +422,7 @@ class Datapath(AbstractContextManager["Datapath"]):
         """Take out the counters of ports that are gone: their ids will be given again."""
         hits = self._map("rule_hits")
         keys, _ = hits.lookup_all()
-        gone = keys[~np.isin(np.ascontiguousarray(keys).reshape(-1).view(HIT_KEY)["port"], list(self._programs))]
+        gone = keys[~np.isin(np.ascontiguousarray(keys).reshape(-1).view(HIT_KEY)["port"], list(self._ports.ids))]
         if len(gone):
             hits.delete_batch(np.ascontiguousarray(gone), len(gone))
         self._hits_of_others = False
@@ -424,7 +488,7 @@ class Datapath(AbstractContextManager["Datapath"]):
             port.id
             for port in tables.ports.values()
             if uplinks_changed or port.id in mapped or port.id in inhabitants or port.spaces & spaces
-            or port.pools & pools or not self._is_programmed(port)
+            or port.pools & pools or not self._ports.has(port)
         }
 
     def _ports_in(self, spaces: set[int]) -> set[int]:
@@ -436,16 +500,9 @@ class Datapath(AbstractContextManager["Datapath"]):
         theirs = np.isin(keys["space"], list(spaces)) & (places["kind"] == LocationKind.PORT)
         return {int(port) for port in places["port"][theirs]}
 
-    def _is_programmed(self, port: CompiledPort) -> bool:
-        program = self._in_force(port.id)
-        if not _generation(program) or program[4:] != port.program[4:]:
-            return False
-        record = self._map("ports").lookup(_u32(port.id)) or b""
-        return record == program[:4] + port.record[4:]
-
     def _differs(self, tables: Tables, stale: set[int]) -> bool:
         return bool(
-            stale or self._interrupted or self._meters != tables.meters or self._programs.keys() != tables.ports.keys()
+            stale or self._interrupted or self._meters != tables.meters or self._ports.ids != tables.ports.keys()
             or any(self._shadow[name] != tables.maps[name] for name in _KEYED) or self._sets.changed(tables.sets)
             or self._uplinks_changed(tables.maps["uplinks"])
             or tables.tunnel_ifindex != self._settings["tunnel_ifindex"]
@@ -508,82 +565,16 @@ class Datapath(AbstractContextManager["Datapath"]):
             *(key for key in self._shadow["pools"] if int.from_bytes(key, "little") not in pools),
         ))
 
-    def _in_force(self, port_id: int) -> bytes:
-        """The port's struct program of this turn; all zero: none."""
-        return self._programs.get(port_id, _NO_TURNS)[self._settings["turn"]]
-
-    def _next_generation(self, port_id: int) -> int:
-        """One that no flow has: nobody decided by a program of it."""
-        record = self._map("ports").lookup(_u32(port_id)) or bytes(4)
-        return max(map(_generation, (record, *self._programs.get(port_id, _NO_TURNS)))) % 0xFFFFFFFF + 1     # never 0
-
-    def _prepare(self, tables: Tables, stale: set[int]) -> None:
-        """Have in each port's other turn what is to come into force; what is in force stays as it is."""
-        turn = self._settings["turn"]
-        for port_id in sorted(self._programs.keys() | tables.ports.keys()):
-            port = tables.ports.get(port_id)
-            now = coming = self._in_force(port_id)
-            if port is None:
-                coming = bytes(PROGRAM.itemsize)
-            elif port_id in stale:
-                generation = _u32(self._next_generation(port_id))
-                coming = generation + port.program[4:]
-                if not _generation(now):    # a flow may not go to a port without a record
-                    self._map("ports").update(_u32(port_id), generation + port.record[4:])
-            turns = _Turns(coming, now) if turn else _Turns(now, coming)
-            if self._programs.get(port_id) != turns:
-                self._map("programs").update(_u32(port_id), b"".join(turns))
-                self._programs[port_id] = turns
-
     def _turn_over(self) -> None:
         turned = {**self._settings, "turn": self._settings["turn"] ^ 1}
         self._map("config").update(_ZERO, pack(SETTINGS, **turned, dirty=1))
         self._settings = turned
-
-    def _raise_generations(self, tables: Tables, stale: set[int]) -> None:
-        """Flows that were decided before must decide again."""
-        for port_id in self._programs:
-            port = tables.ports.get(port_id)
-            if port is None:
-                record = pack(PORT, generation=self._next_generation(port_id))
-            elif port_id in stale:
-                record = self._in_force(port_id)[:4] + port.record[4:]
-            else:
-                continue
-            self._map("ports").update(_u32(port_id), record)
-
-    def _groups_used(self) -> set[int]:
-        """Ids of all groups that programs in force refer to. The other turn's are written before it comes again."""
-        used: set[int] = set()
-        for raw in map(self._in_force, self._programs):
-            program = np.frombuffer(raw, PROGRAM)[0]
-            used.update(program["out"]["group"][: int(program["out_count"])].tolist())
-            used.update(program["in"]["group"][: int(program["in_count"])].tolist())
-        return used - {0}
-
-
-class _Turns(NamedTuple):
-    """struct programs: what a port does when it is the turn of the one or the other."""
-
-    even: bytes
-    odd: bytes
-
-
-_NO_TURNS = _Turns(bytes(PROGRAM.itemsize), bytes(PROGRAM.itemsize))
+        self._ports.turn = turned["turn"]
 
 
 def nanoseconds(timeouts: Timeouts) -> dict[str, int]:
     """The fields of struct settings that are times."""
     return {f"{each.name[:-2]}_ns": int(getattr(timeouts, each.name) * 1e9) for each in fields(timeouts)}
-
-
-def _u32(value: int) -> bytes:
-    return value.to_bytes(4, "little")
-
-
-def _generation(raw: bytes) -> int:
-    """Of a struct port or a struct program."""
-    return int.from_bytes(raw[:4], "little")
 
 
 __all__ = ["CompiledGroup", "Datapath", "Hook", "Limits", "Timeouts", "nanoseconds"]

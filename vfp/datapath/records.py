@@ -50,6 +50,15 @@ class FlowRecord:
     ifindex: int                            # of the port or uplink it leaves by
     vtep: int                               # IPv4 as an integer, for a tunnel
     vni: int
+    current: bool = True                    # False: the policy has changed; its next packet is decided again
+
+
+@dataclass(frozen=True, slots=True)
+class Generations:
+    """What a flow was decided by is in force as long as these are what they were: of ports by id, and of sets."""
+
+    ports: npt.NDArray[np.uint32]
+    sets: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,8 +144,9 @@ def flow_state(state: int, protocol: int) -> str:
     return "syn-received" if state & State.ASSURED else "opening"
 
 
-def read_flows(keys: npt.NDArray[np.uint8], values: npt.NDArray[np.uint8], now_ns: int) -> Iterator[FlowRecord]:
-    """Decode rows of the flow table."""
+def read_flows(keys: npt.NDArray[np.uint8], values: npt.NDArray[np.uint8], now_ns: int,
+               policy: Generations | None = None) -> Iterator[FlowRecord]:
+    """Decode rows of the flow table. `policy`: what is in force; None: every flow counts as current."""
     key_rows = np.ascontiguousarray(keys).reshape(-1).view(FLOW_KEY)
     flow_rows = np.ascontiguousarray(values).reshape(-1).view(FLOW)
     for key, flow in zip(key_rows, flow_rows, strict=True):
@@ -152,7 +162,15 @@ def read_flows(keys: npt.NDArray[np.uint8], values: npt.NDArray[np.uint8], now_n
             place=PlaceKind(int(flow["out"]["place"])).name.lower(),
             ports=(int(flow["ports"][0]), int(flow["ports"][1])), ifindex=int(flow["out"]["ifindex"]),
             vtep=int(flow["out"]["vtep"]), vni=int(flow["out"]["vni"]),
+            current=policy is None or _is_current(flow, policy),
         )
+
+
+def _is_current(flow: Any, policy: Generations) -> bool:
+    if flow["flags"] & FlowFlag.BY_SET and flow["sets_generation"] != policy.sets:
+        return False
+    asked = flow["ports"] != 0
+    return bool((policy.ports[flow["ports"][asked]] == flow["generations"][asked]).all())
 
 
 def read_meters(keys: npt.NDArray[np.uint8], values: npt.NDArray[np.uint8]) -> dict[int, MeterCount]:

@@ -4,7 +4,7 @@
 """
 
 from vfp.reference.engine import Engine, Result, Verdict
-from vfp.reference.explain import Explanation, explain, probe
+from vfp.reference.explain import Explanation, explain, explain_frame, probe
 from vfp.reference.zones import Hook
 
-__all__ = ["Engine", "Explanation", "Hook", "Result", "Verdict", "explain", "probe"]
+__all__ = ["Engine", "Explanation", "Hook", "Result", "Verdict", "explain", "explain_frame", "probe"]

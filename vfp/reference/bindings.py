@@ -11,6 +11,7 @@ Decided here, where `docs/engine.md` is open:
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from vfp.model import Address, Pool
@@ -103,6 +104,26 @@ class Bindings:
     def _remove(self, binding: Binding) -> None:
         del self._by_key[binding.key]
         del self._holders[binding.external]
+
+
+class PeekedBindings(Bindings):
+    """The bindings of an engine elsewhere, such as the kernel's: looked at, never made."""
+
+    def __init__(self, find: Callable[[BindingKey], External | None], is_held: Callable[[External], bool]) -> None:
+        super().__init__()
+        self._find = find
+        self._is_held = is_held
+
+    def obtain(self, key: BindingKey, pool: Pool, now_s: float) -> External:
+        """What `key` has, or would get now."""
+        known = self._find(key)
+        if known is not None and _is_legal(known, pool):
+            return known
+        for port in candidates(key, pool):
+            external = External(pool.address, key.protocol, port)
+            if not self._is_held(external):
+                return external
+        raise Exhausted
 
 
 def candidates(key: BindingKey, pool: Pool) -> list[int]:

@@ -351,7 +351,7 @@ class _Passage:
         if decision.reason:
             raise _Drop(decision.reason, decision)
         assert decision.forward is not None
-        if decision.inspect and not (packet.makes_flow and _is_inspectable(packet)):
+        if decision.inspect and not (packet.makes_flow and is_inspectable(packet)):
             raise _Drop(DropReason.INSPECT_REFUSED)
         if not packet.makes_flow:
             self._do_extras(packet, decision.extras, alone=True)
@@ -380,7 +380,7 @@ class _Passage:
         flows = tuple(e.key for e in pair.entries)
         if pair.inspect and not pair.released:
             if not self.inspected:
-                if not _is_inspectable(packet):
+                if not is_inspectable(packet):
                     raise _Drop(DropReason.INSPECT_REFUSED)
                 if self.engine.state.inspect_ifindex:
                     return Result(Verdict.INSPECT, self.frame, queue=pair.inspect.queue, flows=flows)
@@ -438,7 +438,7 @@ def _leaving(exit: Exit | None, frame: bytes, flows: tuple[FlowKey, ...]) -> Res
             return Result(Verdict.STACK, frame, flows=flows)
 
 
-def _is_inspectable(packet: Packet) -> bool:
+def is_inspectable(packet: Packet) -> bool:
     """A whole packet, which a router would forward: the way through user space is a namespace that routes."""
     return packet.part is Part.WHOLE and not any(_is_unroutable(a) for a in (packet.tuple.src, packet.tuple.dst))
 

@@ -1,16 +1,25 @@
-"""Why a packet would go where it would go: a dry run of the decision that lists every rule considered."""
+"""Why a packet would go where it would go: a dry run of the decision that lists every rule considered.
+
+The packet is judged as the first of a flow: no flow and no fragment table is asked, so that a later fragment is
+`FRAGMENT_UNKNOWN`. The BPF program `vfp_trace` does the same on the kernel's tables.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
 from typing import Any
 
 from vfp.model import ETH_P_IP, ETH_P_IPV6, Address, EngineState, Prefix
+from vfp.reasons import DropReason
 from vfp.reference import transposition as header
 from vfp.reference.bindings import Bindings
+from vfp.reference.craft import frame_of
 from vfp.reference.decide import Decision, Subject, decide
+from vfp.reference.engine import is_inspectable
+from vfp.reference.extensions import Malformed
+from vfp.reference.fragments import FragmentTable
 from vfp.reference.index import Index
 from vfp.reference.layers import Step
 from vfp.reference.packet import (
@@ -21,13 +30,20 @@ from vfp.reference.packet import (
     TCP_SYN,
     FlowTuple,
     Headers,
+    Packet,
+    arp_answer,
     is_echo_reply,
     is_echo_request,
     is_icmp,
+    nd_answer,
+    parse,
 )
 from vfp.reference.sets import Sets
+from vfp.reference.tcp import is_opening
 from vfp.reference.transposition import Transposition
 from vfp.reference.zones import Hook, Zone, ZoneKind, zone_of
+
+SetMembers = Mapping[int, Mapping[Prefix, float | None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +60,9 @@ class Explanation:
 
     state: EngineState
     zone: Zone
-    probe: Probe
     decision: Decision
+    packet: Packet | None                   # None: it did not parse
+    frame: bytes                            # as it leaves; as it came, if it is dropped or not ours
 
     @property
     def verdict(self) -> str:
@@ -103,26 +120,56 @@ class Explanation:
 
 
 def explain(state: EngineState, hook: Hook, number: int, probe: Probe, now_s: float = 0.0, *,
-            vtep: IPv4Address | None = None,
-            members: Mapping[int, Mapping[Prefix, float | None]] | None = None) -> Explanation:
-    """What the engine would decide for `probe` at a hook, without touching anything.
+            vtep: IPv4Address | None = None, members: SetMembers | None = None) -> Explanation:
+    """`explain_frame` of a packet that is imagined."""
+    return explain_frame(state, hook, number, frame_of(probe.tuple, probe.headers), now_s, vtep=vtep, members=members)
 
-    A source translation is shown with the port that an empty table would give. `vtep` is the outer source at
-    `overlay_in`; None trusts the mapping. `members`: those of dynamic sets, and when each ends.
+
+def explain_frame(state: EngineState, hook: Hook, number: int, frame: bytes, now_s: float = 0.0, *,
+                  vtep: IPv4Address | None = None, bindings: Bindings | None = None,
+                  members: SetMembers | None = None) -> Explanation:
+    """What the engine would decide for a frame at a hook, without touching anything.
+
+    `bindings` are those to look for a source translation in; None: an empty table, which gives the first candidate.
+    `vtep` is the outer source at `overlay_in`; None trusts the mapping. `members`: those of dynamic sets, and when each
+    ends.
     """
     zone = zone_of(hook, number)
-    subject = Subject(zone, probe.tuple, probe.headers, vtep, any_vtep=vtep is None)
+    try:
+        packet = FragmentTable().resolve(zone, parse(frame), 0.0)
+    except Malformed as malformed:
+        ours = zone.kind is not ZoneKind.UPLINK
+        reason = malformed.reason if ours else DropReason.NONE
+        return Explanation(state, zone, Decision((), reason, not_ours=not ours), None, frame)
+    subject = Subject(zone, packet.tuple, packet.headers, vtep, any_vtep=vtep is None)
     sets = Sets(state)
     for id, those in (members or {}).items():
         sets.members(id).update(those)
-    decision = decide(Index(state), Bindings(), sets, subject, now_s)
-    return Explanation(state, zone, probe, decision)
+    decision = decide(Index(state), Bindings() if bindings is None else bindings, sets, subject, now_s)
+    if decision.forward is None:
+        return Explanation(state, zone, decision, packet, frame)
+    how = decision.forward.transposition
+    try:
+        if decision.inspect and not (packet.makes_flow and is_inspectable(packet)):
+            raise header.Undeliverable(DropReason.INSPECT_REFUSED)
+        if _is_out_of_state(packet, decision):
+            raise header.Undeliverable(DropReason.OUT_OF_STATE)
+        if decision.inspect and not (decision.inspect.fail_open or state.inspect_ifindex):
+            raise header.Undeliverable(DropReason.INSPECT_UNAVAILABLE)
+        leaving = header.apply(frame, packet, how)
+    except header.Undeliverable as undeliverable:
+        ended = replace(decision, reason=undeliverable.reason, forward=None, reply=None)
+        return Explanation(state, zone, ended, packet, frame)
+    if isinstance(how.exit, header.ToSender):
+        nd = packet.headers.nd
+        leaving = nd_answer(frame, packet.tuple.dst, how.exit.mac) if nd else arp_answer(frame, how.exit.mac)
+    return Explanation(state, zone, decision, packet, leaving)
 
 
 def probe(state: EngineState, hook: Hook, number: int, *, source: Address, destination: Address,
           protocol: int, source_port: int = 0, destination_port: int = 0, tcp_flags: int = TCP_SYN,
-          icmp_type: int | None = None, icmp_id: int = 1, dscp: int = 0, src_mac: bytes | None = None,
-          dst_mac: bytes | None = None) -> Probe:
+          icmp_type: int | None = None, icmp_code: int = 0, icmp_id: int = 1, dscp: int = 0,
+          src_mac: bytes | None = None, dst_mac: bytes | None = None) -> Probe:
     """An IPv4 or IPv6 packet as an honest endpoint would send it first: TCP SYN, ICMP echo request, own MAC.
 
     The source MAC is by default that of the port at whose hook it enters (zeros at other hooks), the
@@ -142,12 +189,18 @@ def probe(state: EngineState, hook: Hook, number: int, *, source: Address, desti
         dscp=dscp,
         tcp_flags=tcp_flags if protocol == TCP else 0,
         icmp_type=icmp_type or 0 if is_icmp(what) else 0,
+        icmp_code=icmp_code if is_icmp(what) else 0,
     )
     if is_echo_request(what, headers):
         ports = (icmp_id, 0)
     elif is_echo_reply(what, headers):
         ports = (0, icmp_id)
     return Probe(what.with_ports(*ports), headers)
+
+
+def _is_out_of_state(packet: Packet, decision: Decision) -> bool:
+    strict = decision.strict and decision.stateful and packet.is_tcp
+    return strict and packet.makes_flow and not is_opening(packet.headers.tcp_flags)
 
 
 def _sets(how: Transposition) -> dict[str, Any]:

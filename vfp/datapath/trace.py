@@ -1,0 +1,102 @@
+"""A dry run of the programs: what they would do with a packet, by BPF_PROG_TEST_RUN on the tables in use."""
+
+from __future__ import annotations
+
+import os
+import re
+import struct
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+from typing import Any
+
+import numpy as np
+
+from vfp.datapath.errors import DatapathError
+from vfp.datapath.map import BpfMap
+from vfp.datapath.object import BpfObject
+from vfp.layout import (
+    BINDING,
+    BINDING_KEY,
+    EXTERNAL_KEY,
+    FLOW_KEY,
+    TRACE,
+    PlaceKind,
+    ZoneKind,
+    pack,
+    pack_address,
+    unpack_address,
+    zone,
+)
+from vfp.reasons import DropReason
+from vfp.reference.bindings import BindingKey, External
+from vfp.reference.packet import FlowTuple
+
+__all__ = ["Traced", "dry_run", "find_binding", "flow_key", "is_held"]
+
+SINCE = (6, 3)                              # test runs keep softirqs out, which use the same per-CPU scratch
+
+_SK_BUFF_BYTES = 192
+_CB_OFFSET = 48                             # of cb[0] in struct __sk_buff
+_NO_LAYER = 0xFF
+
+
+@dataclass(frozen=True, slots=True)
+class Traced:
+    """What would become of a packet. `target`: interface index of a port or uplink, or VNI."""
+
+    place: PlaceKind                        # NONE: dropped
+    reason: DropReason
+    target: int
+    vtep: IPv4Address | None                # of a tunnel
+    frame: bytes                            # as it would leave; as it came, if it was dropped
+    hits: tuple[tuple[int, int], ...]       # (port id, rule cookie) of every rule that matched, in order
+    cookie: int                             # of the rule that denied; 0: none
+    port: int                               # whose layers dropped it; 0: none
+    layer: int | None                       # index in the port's OUT order
+
+
+def dry_run(loaded: BpfObject, kind: ZoneKind, number: int, frame: bytes, vtep: IPv4Address | None) -> Traced:
+    """Decide a frame as if it were the first of a flow; no table changes. One at a time.
+
+    Raises:
+        DatapathError: the kernel is older than `SINCE`.
+    """
+    release = os.uname().release
+    if (found := re.match(r"(\d+)\.(\d+)", release)) and (int(found[1]), int(found[2])) < SINCE:
+        raise DatapathError(f"dry run: Linux {release} lets packets of the same CPU in between; boot "
+                            f"{'.'.join(map(str, SINCE))} or later")
+    context = bytearray(_SK_BUFF_BYTES)
+    struct.pack_into("=II", context, _CB_OFFSET, zone(kind, number), int(vtep or 0))
+    run = loaded.program("vfp_trace").test_run(frame, ctx=bytes(context))
+    outer, place, reason, target = struct.unpack_from("=IIII", run.ctx, _CB_OFFSET + 4)
+    met: Any = np.frombuffer(loaded.map("traced").lookup(bytes(4)) or b"", TRACE)[0]
+    hits = tuple((int(hit["port"]), int(hit["cookie"])) for hit in met["hits"][: int(met["count"])])
+    layer = int(met["layer"])
+    tunnel = IPv4Address(outer) if place == PlaceKind.TUNNEL else None
+    return Traced(PlaceKind(place), DropReason(reason), target, tunnel, run.data, hits, int(met["cookie"]),
+                  int(met["port"]), None if layer == _NO_LAYER else layer)
+
+
+def flow_key(kind: ZoneKind, number: int, what: FlowTuple) -> bytes:
+    """Key of a flow's entry."""
+    return pack(FLOW_KEY, zone=zone(kind, number), family=what.family, protocol=what.protocol,
+                src=pack_address(what.src), dst=pack_address(what.dst), sport=what.src_port, dport=what.dst_port)
+
+
+def find_binding(bindings: BpfMap, key: BindingKey) -> External | None:
+    """The external side of a binding."""
+    raw = bindings.lookup(pack(
+        BINDING_KEY, port=key.port, pool=key.pool, src=pack_address(key.source), sport=key.source_port,
+        protocol=key.protocol, family=key.source.version))
+    if raw is None:
+        return None
+    found: Any = np.frombuffer(raw, BINDING)[0]
+    address = unpack_address(found["external"].tobytes(), key.source.version)
+    return External(address, key.protocol, int(found["external_port"]))
+
+
+def is_held(externals: BpfMap, external: External) -> bool:
+    """Whether somebody has that external address and port."""
+    return externals.lookup(pack(
+        EXTERNAL_KEY, address=pack_address(external.address), port=external.port, protocol=external.protocol,
+        family=external.address.version)) is not None
