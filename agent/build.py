@@ -354,6 +354,7 @@ def _engine(
             mac=mac_bytes(port.mac),
             gateway_mac=mac_bytes(view.networks[port.network].gateway_mac),
             layers=layers[port.id],
+            strict_tcp=port.strict_tcp,
         )
         for port in view.ports.values()
     )

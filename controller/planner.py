@@ -228,7 +228,7 @@ def _port_goal(endpoint: Stored[EndpointSpec], network_id: str, prefix_length: i
         id=endpoint.uid, name=endpoint.ref.name, tenant=endpoint.ref.tenant, network=network_id,
         address=f"{endpoint.assigned.address}/{prefix_length}", mac=endpoint.assigned.mac,
         netns=endpoint.spec.netns, interface=endpoint.spec.interface, tiers=verdict.tiers,
-        default_in=verdict.default_in, default_out=verdict.default_out)
+        default_in=verdict.default_in, default_out=verdict.default_out, strict_tcp=verdict.strict_tcp)
 
 
 def _vtep(state: State, host: str) -> str:
@@ -290,11 +290,12 @@ class _Verdict:
     tiers: tuple[AclTier, ...]
     default_in: Literal["allow", "deny"]
     default_out: Literal["allow", "deny"]
+    strict_tcp: bool
 
     def shows(self, port: PortGoal) -> bool:
         """Whether a goal has this already."""
-        return ((port.tiers, port.default_in, port.default_out)
-                == (self.tiers, self.default_in, self.default_out))
+        return ((port.tiers, port.default_in, port.default_out, port.strict_tcp)
+                == (self.tiers, self.default_in, self.default_out, self.strict_tcp))
 
 
 class _Acl:
@@ -321,7 +322,8 @@ class _Acl:
             verdict = self._verdicts[chosen] = _Verdict(
                 tuple(self.tiers[p.ref] for p in policies),
                 "deny" if any(p.spec.default_in == "deny" for p in policies) else "allow",
-                "deny" if any(p.spec.default_out == "deny" for p in policies) else "allow")
+                "deny" if any(p.spec.default_out == "deny" for p in policies) else "allow",
+                any(p.spec.tcp == "strict" for p in policies))
         return verdict
 
 

@@ -323,6 +323,9 @@ class PolicySpec(Model):
     rules: tuple[PolicyRule, ...] = Field(default=(), max_length=6000)
     default_in: Literal["allow", "deny"] = "allow"
     default_out: Literal["allow", "deny"] = "allow"
+    tcp: Literal["pickup", "strict"] = Field(
+        default="pickup", description="strict: drop TCP segments that do not fit their connection's state, and"
+        " connections that did not begin with a SYN; pickup: let them pass as far as the rules do")
 
     @model_validator(mode="after")
     def _priorities(self) -> PolicySpec:

@@ -81,6 +81,7 @@ class PortGoal:
     tiers: tuple[AclTier, ...] = ()
     default_in: Literal["allow", "deny"] = "allow"
     default_out: Literal["allow", "deny"] = "allow"
+    strict_tcp: bool = False                # drop TCP segments that do not fit their connection's state
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,7 +51,7 @@ from inspection.dns import Clamp
 from vfp.datapath.engine import Limits
 small = Limits(flows=4096, rules=4096, bindings=4096, ports=64, space_entries=4096, mappings=256)
 clamp = Clamp(*map(float, sys.argv[3].split())) if sys.argv[3] else Clamp()
-run(Config(Path(sys.argv[1]), Path(sys.argv[2]), "h1", small, clamp))
+run(Config(Path(sys.argv[1]), Path(sys.argv[2]), "h1", small, clamp=clamp))
 """
 _PURGE = """
 import sys

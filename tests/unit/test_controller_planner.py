@@ -126,9 +126,11 @@ def test_a_policy_applies_to_the_endpoints_it_selects_and_deny_wins_among_defaul
     state = built(*BASE, endpoint("a", "red", "h1", labels={"app": "web"}), endpoint("b", "red", "h1"),
                   endpoint("x", "blue", "h1"),
                   policy("p", "red", appliesTo={"labels": {"app": "web"}}, defaultIn="deny"),
-                  policy("q", "red", defaultOut="deny", defaultIn="allow"))
+                  policy("q", "red", defaultOut="deny", defaultIn="allow"),
+                  policy("r", "red", appliesTo={"labels": {"app": "web"}}, tcp="strict"))
     ports = {p.name: p for p in of(plan(state), "h1", PortGoal)}
-    assert [t.policy for t in ports["a"].tiers] == ["default/p", "default/q"]
+    assert [t.policy for t in ports["a"].tiers] == ["default/p", "default/q", "default/r"]
+    assert {n: p.strict_tcp for n, p in ports.items()} == {"a": True, "b": False, "x": False}
     assert [t.policy for t in ports["b"].tiers] == ["default/q"]
     assert ports["x"].tiers == ()
     assert {n: (p.default_in, p.default_out) for n, p in ports.items()} == {
