@@ -85,12 +85,12 @@ def replay(history: History, bpf: BpfBackend) -> None:
     state = history.state
     for step in sends_of(player, history.steps):
         match step:
-            case Send(hook, number, frame, vtep):
-                for outer in {vtep, None}:          # None: trust the mapping
+            case Send(hook, number, frame, vtep, inspected):
+                for outer in set() if inspected else {vtep, None}:      # None: trust the mapping
                     look(state, bpf._datapath, hook, number, frame, outer)
                 now_s = time.monotonic()
                 player.play(step, now_s)
-                bpf.process(hook, number, frame, vtep, now_s)
+                bpf.process(hook, number, frame, vtep, now_s, inspected)
                 bpf._datapath.read_events()
             case Join() | Leave():
                 for each in (reference, bpf):

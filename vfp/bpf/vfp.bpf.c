@@ -186,6 +186,7 @@ int vfp_trace(struct __sk_buff *skb)
 	trace->layer = 0xff;
 	s->probe = PROBE_DRY;
 	s->forgetful = 1;
+	s->inspected = 0;
 	reason = parse_odd(skb, s, zone);
 	s->pkt.vtep = vtep;
 	if (reason)
