@@ -141,13 +141,12 @@ class Inspector:
         port = arguments.asked_port(built, args)
         known = self._places_of(built)
         ports = {one.id: one for one in built.engine.ports}
-        return {
-            "recent": [
-                {"time": time_s, **packet_row(event, ports, known)}
-                for time_s, event in reversed(self._logs)
-                if port is None or event.port == port.id
-            ]
-        }
+        rows = [
+            {"time": time_s, **packet_row(event, ports, known)}
+            for time_s, event in reversed(self._logs)
+            if port is None or event.port == port.id
+        ]
+        return {"logs": rows[: _limit(args) or None], "total": len(rows)}
 
     def _rules(self, built: Built, args: Args) -> Row:
         port = arguments.asked_port(built, args)

@@ -1,4 +1,4 @@
-"""Look inside the data path: flows, rules, drops."""
+"""Look inside the data path: flows, rules, drops, logs."""
 
 from __future__ import annotations
 
@@ -138,6 +138,18 @@ def drops(
     _complain(answers)
 
 
+def logs(
+    endpoint: EndpointName = None,
+    limit: Limit = 1000,
+    host: options.Host = "",
+    tenant: options.Tenant = None,
+    output: options.Output = Format.TABLE,
+    api: options.Api = "",
+) -> None:
+    """The latest packets that rules have logged (`log: true` in a policy)."""
+    _show("logs", endpoint, host, tenant, api, output, _LOGS, {"limit": limit})
+
+
 def _show(
     what: str,
     endpoint: str | None,
@@ -179,6 +191,8 @@ def _ask(
                 return client.flows(host=host, endpoint=path, **wanted)
             case "rules":
                 return client.rules(host=host, endpoint=path, **wanted)
+            case "logs":
+                return client.logs(host=host, endpoint=path, **wanted)
             case _:
                 return client.drops(host=host, endpoint=path)
 
@@ -274,6 +288,15 @@ _DROP_RULES: list[Column] = [
     ("GROUP", _cell("group")),
     ("RULE", _cell("rule")),
     ("PACKETS", _cell("packets")),
+]
+_LOGS: list[Column] = [
+    _HOST,
+    ("TIME", _clock),
+    ("ENDPOINT", _cell("endpoint")),
+    ("LAYER", _cell("layer")),
+    ("GROUP", _cell("group")),
+    ("RULE", _cell("rule")),
+    ("PACKET", _cell("packet")),
 ]
 _DROP_EVENTS: list[Column] = [
     _HOST,

@@ -53,6 +53,7 @@ _VERBS: tuple[tuple[str, Callable[..., None]], ...] = (
     (_LOOK, look.flows),
     (_LOOK, look.rules),
     (_LOOK, look.drops),
+    (_LOOK, look.logs),
     (_LOOK, capture.capture),
     (_RUN, up.up),
     (_RUN, daemons.join),

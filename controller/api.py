@@ -303,6 +303,7 @@ def _lookers(controller: Controller) -> APIRouter:
         return await _follow(controller, [host], args, patient=False, seconds=seconds)
 
     for what, summary in (("flows", "Live flows"), ("drops", "Drops by reason and rule"),
+                          ("logs", "Packets that rules have logged"),
                           ("rules", "Programmed rules with their counters")):
         router.add_api_route(f"/{what}", _ask(controller, what), methods=["GET"], responses=REFUSALS,
                              tags=["inside"], summary=f"{summary} of one host, one endpoint, or all hosts")

@@ -272,6 +272,13 @@ class Client:
         """Drops {hosts: [{host, error, reasons, rules, recent}]}."""
         return self._inside("drops", host, endpoint)
 
+    def logs(self, host: str = "", endpoint: str = "", **wanted: str | int) -> dict[str, Any]:
+        """Packets that rules have logged, the latest first: {hosts: [{host, error, logs: [...], total}]}.
+
+        `wanted`: limit.
+        """
+        return self._inside("logs", host, endpoint, wanted)
+
     def rules(self, host: str = "", endpoint: str = "", **wanted: str | int) -> dict[str, Any]:
         """Programmed rules with counters {hosts: [{host, error, rules: [...], total}]}.
 
