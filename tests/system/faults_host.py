@@ -43,7 +43,10 @@ ROOT = Path(__file__).parents[2]
 PREFIX = f"xf{os.getpid()}"
 HOST_NS = f"{PREFIX}-h"
 PINS = Path(f"/sys/fs/bpf/sluice-{PREFIX}")
-LIMITS = {"flows": 131072, "rules": 16384, "ports": 64, "space_entries": 4096, "mappings": 256, "bindings": 4096}
+LIMITS = {
+    "flows": 262144, "udp": 131072,         # no budget: every new flow here is UDP
+    "rules": 16384, "ports": 64, "space_entries": 4096, "mappings": 256, "bindings": 4096,
+}
 WAIT_S = 30.0
 _CLONE_NEWNET = 0x40000000
 
