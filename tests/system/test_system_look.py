@@ -217,6 +217,32 @@ def test_drops_are_told_as_they_happen(site: Site) -> None:
     assert f"{site.web}:81" in row["packet"]
 
 
+LOGGED = """
+apiVersion: sluice/v1
+kind: Policy
+metadata: {name: logged}
+spec:
+  network: lan
+  priority: 10
+  appliesTo: {endpoints: [web]}
+  rules:
+  - {name: told, direction: in, action: allow, protocol: tcp, ports: [90], log: true}
+"""
+
+
+def test_what_a_rule_logs_is_listed(site: Site) -> None:
+    site.sluice("apply", "-f", "-", text=LOGGED)
+    try:
+        connects(CLIENT, site.web, 90)
+        (answer,) = json.loads(site.sluice("logs", "web", "-o", "json"))["hosts"]
+        assert "told" in site.sluice("logs", "web")
+    finally:
+        site.sluice("delete", "policy", "logged")
+    (row,) = answer["logs"]
+    assert (answer["total"], row["layer"], row["rule"]) == (1, "acl", "told")
+    assert f"{site.web}:90" in row["packet"]
+
+
 def test_flows_are_told_as_they_come(site: Site) -> None:
     with site.running("flows", "web", "--watch", "--interval", "0.3", "--port", "7") as watch:
         assert watch.stdout is not None
