@@ -190,8 +190,8 @@ def _spelled(state: State, name: str, direction: Direction) -> tuple[Literal["al
     if name not in LARGE and spelling == "deny":
         return "allow", (AclTier(tier, 10, tuple(_rules("deny", denied, direction))),)
     if name not in LARGE and spelling == "tiers":
-        # A rule a peer: a set of peers is edited in place, before the rules switch (docs/engine.md), so a change of both at
-        # once may be seen mixed. That is a known gap, which this test would find.
+        # A rule a peer: a set of peers is edited in place, before the rules switch (docs/engine.md). A change of both
+        # at once may be seen mixed, which this test would find: a known gap.
         early = (*_rules("deny", denied, direction), *_rules("pass", allowed, direction, 100))
         return "deny", (AclTier(f"{tier}-1", 10, early), AclTier(f"{tier}-2", 20, (AclRule(5, direction, "allow"),)))
     rules = tuple(_rules("allow", allowed, direction))
