@@ -396,6 +396,6 @@ def _external_addresses(goals: Goals, ids: Ids, engine: EngineState) -> dict[str
         opened = (mapping.protocol, mapping.external_port, mapping.port)
         made.setdefault(opened, []).append(str(mapping.external))
     return {
-        goal.id: tuple(made.get((PROTOCOLS[goal.protocol], goal.external_port, ids.ports.get(goal.port,
+        goal.id: tuple(made.get((PROTOCOLS[goal.protocol], goal.external_ports[0], ids.ports.get(goal.port,
         0)), ())) for goal in goals.mappings
     }

@@ -14,6 +14,7 @@ from vfp.model import (
     AnswerArp,
     Deny,
     Forward,
+    Hairpin,
     Inspect,
     Log,
     Mark,
@@ -25,6 +26,7 @@ from vfp.model import (
     Reject,
     Rewrite,
     ToUplink,
+    TranslatePrefix,
     TranslateSource,
     Untranslate,
 )
@@ -80,6 +82,10 @@ def action_text(action: Action) -> str:
             return type(action).__name__.lower()
         case TranslateSource(pool):
             return f"translate source from pool {pool}"
+        case TranslatePrefix(internal, external):
+            return f"translate prefix {internal} to {external}"
+        case Hairpin(pool):
+            return f"hairpin, as from pool {pool}"
         case Forward(space):
             return f"forward space {space}"
         case ToUplink(uplink):

@@ -245,7 +245,7 @@ def _mapping_goal(mapping: Stored[StaticMappingSpec], target: Stored[EndpointSpe
     spec = mapping.spec
     return MappingGoal(
         id=mapping.uid, name=mapping.ref.name, tenant=mapping.ref.tenant, protocol=spec.protocol,
-        external_address=spec.external_address, external_port=mapping.assigned.external_port, port=target.uid,
+        external_address=spec.external_address, external_ports=(mapping.assigned.external_port,) * 2, port=target.uid,
         internal_address=target.assigned.address, internal_port=spec.internal_port)
 
 

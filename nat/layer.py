@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
-from nat.mappings import expand
+from nat.mappings import VXLAN_PORT, expand
 from policy.contribution import Fault, HostView, Tables, UplinkView, network_prefixes
 from southbound.messages import PortGoal, key_of
 from vfp.model import (
@@ -29,10 +29,9 @@ from vfp.model import (
     Untranslate,
 )
 
-__all__ = ["VXLAN_PORT", "SourceNat"]
+__all__ = ["SourceNat"]
 
 UDP = 17
-VXLAN_PORT = 4789
 
 
 class SourceNat:
@@ -76,7 +75,7 @@ class SourceNat:
             return Tables(faults=expand(view, uplink)[1])
         ports = PortRange(*view.host.nat_ports)
         pools = tuple(
-            Pool(uplink.pools[address.ip], uplink.id, address.ip, ports) for address in uplink.addresses
+            Pool(uplink.pools[address.ip], uplink.id, (address.ip,), ports) for address in uplink.addresses
         )
         mappings, mapping_faults = expand(view, uplink)
         return Tables(pools=pools, mappings=mappings, faults=mapping_faults)

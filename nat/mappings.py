@@ -9,11 +9,11 @@ from policy.contribution import Fault, HostView, ObjectError, UplinkView
 from southbound.messages import MappingGoal, key_of
 from vfp.model import Address, Mapping
 
-__all__ = ["PROTOCOLS", "expand"]
+__all__ = ["PROTOCOLS", "VXLAN_PORT", "expand"]
 
 PROTOCOLS = {"tcp": 6, "udp": 17}
 _ANY = IPv4Address(0)
-_VXLAN = ("udp", 4789)
+VXLAN_PORT = 4789
 
 
 def expand(view: HostView, uplink: UplinkView) -> tuple[tuple[Mapping, ...], tuple[Fault, ...]]:
@@ -50,12 +50,13 @@ def _specific_first(goal: MappingGoal) -> tuple[bool, str, str, str]:
 
 def _mappings_of(goal: MappingGoal, view: HostView, uplink: UplinkView) -> Iterator[Mapping]:
     low, high = view.host.nat_ports
-    if low <= goal.external_port <= high:
+    first, last = goal.external_ports
+    if first <= high and low <= last:
         raise ObjectError(
-            f"external port {goal.external_port} is in the host's NAT ports {low}-{high};"
+            f"external port {first} is in the host's NAT ports {low}-{high};"
             f" choose one outside, or change spec.natPorts of the host"
         )
-    if view.host.underlay and (goal.protocol, goal.external_port) == _VXLAN:
+    if view.host.underlay and goal.protocol == "udp" and first <= VXLAN_PORT <= last:
         raise ObjectError("external port udp/4789 carries this host's overlay; choose another")
     port = view.ports.get(goal.port)
     if port is None:
@@ -73,12 +74,14 @@ def _mappings_of(goal: MappingGoal, view: HostView, uplink: UplinkView) -> Itera
             f" {', '.join(map(str, own))}; use one of them, or 0.0.0.0 for all"
         )
     for external in own if asked == _ANY else [asked]:
-        yield Mapping(
-            uplink=uplink.id,
-            protocol=PROTOCOLS[goal.protocol],
-            external=external,
-            external_port=goal.external_port,
-            port=view.port_ids[goal.port],
-            internal=internal,
-            internal_port=goal.internal_port,
-        )
+        for offset in range(last - first + 1):
+            yield Mapping(
+                uplink=uplink.id,
+                protocol=PROTOCOLS[goal.protocol],
+                external=external,
+                external_port=first + offset,
+                port=view.port_ids[goal.port],
+                internal=internal,
+                internal_port=goal.internal_port + offset,
+                name=f"{goal.tenant}/{goal.name}",
+            )

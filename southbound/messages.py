@@ -17,10 +17,27 @@ Key = tuple[str, str]
 
 @dataclass(frozen=True, slots=True)
 class Subnet:
-    """One prefix of a network with the gateway that answers in it."""
+    """One prefix of a network, of either family, with the gateway that answers in it."""
 
     prefix: str
     gateway: str
+
+
+@dataclass(frozen=True, slots=True)
+class NatGoal:
+    """How a nat network's endpoints reach the world. Names of `timeouts` are those of `sluice agent run --timeout`."""
+
+    addresses: tuple[str, ...] = ()         # external ones; empty: those of the uplink, by destination
+    exceptions: tuple[str, ...] = ()        # prefixes: destinations that are routed untranslated
+    destinations: tuple[str, ...] = ()      # prefixes: only these are translated, others routed; empty: all are
+    filtering: Literal["endpoint-independent", "address-dependent", "address-and-port-dependent"] = (
+        "endpoint-independent")
+    block: int = 0                          # ports to a block, given to an endpoint as a whole; 0: one by one
+    quota: int = 0                          # bindings of one endpoint; 0: no limit
+    log: bool = False                       # a record of each binding, or block, that begins or ends
+    ipv6: Literal["routed", "masquerade", "prefix"] = "routed"
+    external_prefix: str = ""               # with `prefix`: what the network's IPv6 prefix becomes (RFC 6296)
+    timeouts: tuple[tuple[str, float], ...] = ()    # (name, s), for the endpoints' flows
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +54,7 @@ class NetworkGoal:
     subnets: tuple[Subnet, ...]
     gateway_mac: str
     mtu_bytes: int                          # 0: underlay (or uplink) MTU minus overhead, found by the agent
+    nat: NatGoal = NatGoal()                # of a nat network
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +71,7 @@ class AclRule:
     dscp: int | None = None                 # 0..63, with allow: mark the flow's packets
     log: bool = False                       # with allow, and not with dscp: a record of each new flow
     domains: tuple[str, ...] = ()           # out and allow: only to what DNS says of these names; then no peers
+    mapped: bool = False                    # in: only for packets that came by a static mapping
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,14 +93,15 @@ class PortGoal:
     name: str
     tenant: str
     network: str                            # NetworkGoal.id
-    address: str                            # with prefix length: 10.1.0.5/24
+    address: str                            # IPv4, with prefix length: 10.1.0.5/24; empty: none
     mac: str
-    netns: str                              # name under /run/netns, or an absolute path
-    interface: str                          # name inside the namespace, at most 15 characters
+    netns: str                              # name under /run/netns, or an absolute path; empty: a tap port
+    interface: str                          # name inside the namespace, or of the tap device; at most 15 characters
     tiers: tuple[AclTier, ...] = ()
     default_in: Literal["allow", "deny"] = "allow"
     default_out: Literal["allow", "deny"] = "allow"
     strict_tcp: bool = False                # drop TCP segments that do not fit their connection's state
+    address6: str = ""                      # IPv6, with prefix length; empty: none. One of the two there is
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,9 +113,10 @@ class RemoteGoal:
     id: str                                 # resource uid of the Endpoint
     name: str                               # of the Endpoint, for traces
     network: str                            # NetworkGoal.id
-    address: str                            # no prefix length
+    address: str                            # IPv4, no prefix length; empty: none
     mac: str
     vtep: str                               # underlay address of its host
+    address6: str = ""                      # IPv6, no prefix length; empty: none
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,12 +128,12 @@ class MappingGoal:
     id: str                                 # resource uid
     name: str
     tenant: str
-    protocol: Literal["tcp", "udp"]
-    external_address: str                   # 0.0.0.0: every address of the uplink
-    external_port: int
+    protocol: Literal["tcp", "udp", "sctp", "icmp", "any"]    # any: the whole address, ports 0
+    external_address: str                   # 0.0.0.0, ::: every address of the uplink, of that family
+    external_ports: tuple[int, int]         # inclusive; of ICMP the identifier
     port: str                               # PortGoal.id
     internal_address: str
-    internal_port: int
+    internal_port: int                      # of the first external one; the others follow
 
 
 @dataclass(frozen=True, slots=True)

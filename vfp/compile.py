@@ -142,8 +142,8 @@ class Compiler:
             "uplinks": {_u32(uplink.id): _u32(uplink.ifindex) for uplink in state.uplinks},
             "pools": {
                 _u32(pool.id): pack(
-                    POOL, address=pack_address(pool.address), uplink=pool.uplink, low=pool.ports.low,
-                    high=pool.ports.high, family=pool.address.version,
+                    POOL, address=pack_address(pool.addresses[0]), uplink=pool.uplink, low=pool.ports.low,
+                    high=pool.ports.high, family=pool.addresses[0].version,
                 )
                 for pool in state.pools
             },

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
+from vfp.timeouts import Timeouts
+
 Address = IPv4Address | IPv6Address
 Prefix = IPv4Network | IPv6Network
 
@@ -66,6 +68,7 @@ class Match:
     dst_set: int | None = None
     vni: int | None = None                  # the packet came over the overlay with this VNI
     fragment: bool | None = None            # True: any fragment of a datagram, False: a whole one; IP only
+    mapped: bool | None = None              # True: the packet came by a static `Mapping`, False: it did not
     arp_sender_is_source: bool = False      # ARP sender hardware address equals the Ethernet source
     nd_sender_is_source: bool = False       # ND speaks for its sender only: link-layer address, and NA's source
 
@@ -87,16 +90,37 @@ class Pass:
 
 @dataclass(frozen=True, slots=True)
 class TranslateSource:
-    """Rewrite source address and port (or ICMP id) to a binding allocated from a pool (RFC 4787)."""
+    """Rewrite source address and port (or ICMP id) to a binding allocated from a pool (RFC 4787).
+
+    OUT; IN only for a packet that came by an uplink.
+    """
 
     pool: int
 
 
 @dataclass(frozen=True, slots=True)
-class Untranslate:
-    """Rewrite the destination to the internal one of the mapping under which the packet came in from an uplink.
+class Hairpin:
+    """OUT: a destination that is the external side of a mapping or binding on the pool's uplink is reached from inside.
 
-    A packet that was not found by a mapping is allowed unchanged.
+    The packet goes to who is behind it, as from the external side of `pool` (RFC 4787 REQ-9), and no later layer of the
+    sender runs. Any other destination: as `Pass`.
+    """
+
+    pool: int
+
+
+@dataclass(frozen=True, slots=True)
+class TranslatePrefix:
+    """OUT: rewrite an IPv6 source in `internal` to `external` (RFC 6296); the two are of one length."""
+
+    internal: IPv6Network
+    external: IPv6Network
+
+
+@dataclass(frozen=True, slots=True)
+class Untranslate:
+    """Rewrite the destination to the internal one of the mapping, binding or prefix under which the packet came in from
+    an uplink. A packet that was found by none is allowed unchanged.
     """
 
 
@@ -177,8 +201,8 @@ class Inspect:
 
 Modifier = Mark | Meter | Log | Mirror
 Action = (
-    Allow | Deny | Pass | TranslateSource | Untranslate | Forward | ToUplink | AnswerArp | Rewrite | Reject | Modifier
-    | Inspect
+    Allow | Deny | Pass | TranslateSource | TranslatePrefix | Hairpin | Untranslate | Forward | ToUplink | AnswerArp
+    | Rewrite | Reject | Modifier | Inspect
 )
 
 
@@ -228,6 +252,8 @@ class Port:
     gateway_mac: bytes                      # source of routed frames delivered to the endpoint
     layers: tuple[Layer, ...] = ()
     strict_tcp: bool = False                # drop segments that do not fit the connection's state; else pick them up
+    timeouts: Timeouts | None = None        # of flows that this port began, or that came to it; None: the engine's
+    tap: bool = False                       # `ifindex` is a tap device: a machine is behind it, not the peer of a veth
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,27 +298,62 @@ class Space:
     entries: tuple[tuple[Address, Location], ...] = ()
 
 
+class Filtering(StrEnum):
+    """Who in the world may send to the external side of a binding (RFC 4787 section 5)."""
+
+    ENDPOINT_INDEPENDENT = "endpoint-independent"               # anyone
+    ADDRESS = "address-dependent"                               # addresses that the internal side has sent to
+    ADDRESS_PORT = "address-and-port-dependent"                 # addresses and ports that it has sent to
+
+
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """External address and the ports that source translation may use."""
+    """External addresses and the ports that source translation may use.
+
+    What has no port that can be changed keeps what it has: SCTP its port, whatever the range; protocols without ports
+    have the whole address for themselves, by protocol.
+    """
 
     id: int
     uplink: int
-    address: Address
+    addresses: tuple[Address, ...]          # 1 to 16, of one family; an internal address keeps to one (RFC 4787 REQ-2)
     ports: PortRange
+    filtering: Filtering = Filtering.ENDPOINT_INDEPENDENT
+    block: int = 0                          # ports are given out in blocks of so many to a port of ours; 0: one by one
+    quota: int = 0                          # bindings that one port of ours may have; 0: no limit
+    held: tuple[tuple[int, int], ...] = ()  # (protocol, port) that somebody else has: never given out
+    log: bool = False                       # write a record of each binding (or block) that begins or ends
 
 
 @dataclass(frozen=True, slots=True)
 class Mapping:
-    """Fixed inbound translation: external (uplink, address, protocol, port) to a port's internal address and port."""
+    """Fixed inbound translation: external (uplink, address, protocol, port) to a port's internal address and port.
+
+    Protocol 0 is any protocol: only the address is translated, and both ports are 0; one with the packet's protocol
+    comes before it. Of ICMP echo requests the port is the identifier. SCTP: both ports are the same.
+    """
 
     uplink: int
-    protocol: int                           # 6 TCP, 17 UDP
+    protocol: int                           # 6 TCP, 17 UDP, 132 SCTP, 1 ICMP, 58 ICMPv6; 0: any
     external: Address                       # one of the host's own addresses; wildcards are expanded by the caller
     external_port: int
     port: int                               # the Port that receives
     internal: Address                       # of the same family
     internal_port: int
+    name: str = ""                          # shown in traces; whose hits are counted (`Datapath.mapping_hits`)
+
+
+@dataclass(frozen=True, slots=True)
+class PrefixMapping:
+    """Inbound prefix translation: destinations in `external` that came by the uplink become ones in `internal`.
+
+    Checksum-neutral (RFC 6296); the packet goes to the place that `space` has for the new destination.
+    """
+
+    uplink: int
+    external: IPv6Network
+    internal: IPv6Network                   # of the same length
+    space: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,11 +369,13 @@ class AddressSet:
 
 @dataclass(frozen=True, slots=True)
 class Uplink:
-    """A link of the host towards the world."""
+    """A link of the host towards the world, or (`loopback`) towards the host's own sockets: what goes there enters the
+    host's stack by the loopback device, and what its sockets send to a mapped address comes by it."""
 
     id: int                                 # 1..255
     name: str
     ifindex: int
+    loopback: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -328,3 +391,4 @@ class EngineState:
     tunnel_ifindex: int = 0
     sets: tuple[AddressSet, ...] = ()
     inspect_ifindex: int = 0
+    prefixes: tuple[PrefixMapping, ...] = ()

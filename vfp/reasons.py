@@ -39,3 +39,5 @@ class DropReason(IntEnum):
     REDECIDE_LATER = 30         # too many flows are being decided again at this moment
     INSPECT_REFUSED = 31        # cannot be inspected: a fragment, or of no flow
     INSPECT_UNAVAILABLE = 32    # to be inspected, and there is nowhere to
+    NAT_FILTERED = 33           # to a binding's external side, from someone that the internal side has not sent to
+    NAT_QUOTA = 34              # the port has as many bindings as it may have

@@ -86,8 +86,8 @@ def state(port: int, uplink: int) -> EngineState:
             (IPv4Address(ENDPOINT[4]), LocalPort(_PORT, mac)), (IPv4Address(GATEWAY[4]), Virtual(gateway_mac)),
         )),),
         pools=(
-            Pool(6, _UPLINK, IPv6Address(HOST[6]), PortRange(20000, 20999)),
-            Pool(4, _UPLINK, IPv4Address(HOST[4]), PortRange(20000, 20999)),
+            Pool(6, _UPLINK, (IPv6Address(HOST[6]),), PortRange(20000, 20999)),
+            Pool(4, _UPLINK, (IPv4Address(HOST[4]),), PortRange(20000, 20999)),
         ),
         mappings=(
             Mapping(_UPLINK, _TCP, IPv6Address(HOST[6]), MAPPED_PORT, _PORT, IPv6Address(ENDPOINT[6]), SERVER_PORT),

@@ -132,8 +132,8 @@ def state(host: str, ports: dict[str, int], tunnel: int, uplink: int) -> EngineS
         return inside
     return replace(
         inside, mappings=tuple(mappings), uplinks=(Uplink(_UPLINK, "up0", uplink),),
-        pools=(Pool(4, _UPLINK, IPv4Address(ADDRESS["host"][4]), PortRange(20000, 20999)),
-               Pool(6, _UPLINK, IPv6Address(ADDRESS["host"][6]), PortRange(20000, 20999))))
+        pools=(Pool(4, _UPLINK, (IPv4Address(ADDRESS["host"][4]),), PortRange(20000, 20999)),
+               Pool(6, _UPLINK, (IPv6Address(ADDRESS["host"][6]),), PortRange(20000, 20999))))
 
 
 class Town:

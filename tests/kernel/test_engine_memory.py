@@ -134,7 +134,7 @@ def test_a_translated_source_gets_its_own_port_each_time(engine: BpfBackend) -> 
     translate = Rule(0, Match(ethertype=0x0800), TranslateSource(1), "snat")
     engine.load(EngineState(
         ports=(port(1, action=ToUplink(1), nat=(translate,)),), uplinks=(Uplink(1, "up", 51),),
-        pools=(Pool(1, 1, IPv4Address("198.51.100.1"), PortRange(20000, 20009)),),
+        pools=(Pool(1, 1, (IPv4Address("198.51.100.1"),), PortRange(20000, 20009)),),
     ))
     for sport in range(1000, 1006):
         assert reason(engine, frame(UDP(sport=sport, dport=53), dst="203.0.113.1")) is DropReason.NONE

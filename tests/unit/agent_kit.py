@@ -108,7 +108,7 @@ def mapping(name: str, to: PortGoal, outside: int, inside: int, **more: object) 
         id=f"uid-{name}",
         name=name,
         tenant=to.tenant,
-        external_port=outside,
+        external_ports=(outside, outside),
         port=to.id,
         internal_address=to.address.split("/")[0],
         internal_port=inside,

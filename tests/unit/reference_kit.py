@@ -100,7 +100,7 @@ def host(*, one: tuple[Layer, ...] = (), two: tuple[Layer, ...] = (), three: tup
     return EngineState(
         ports=(overlay_port(1, MAC_1, *one), overlay_port(2, MAC_2, *two), nat_port(*three)),
         spaces=(overlay, nat),
-        pools=(Pool(1, 1, EXTERNAL, PortRange(20000, 20009)),),
+        pools=(Pool(1, 1, (EXTERNAL,), PortRange(20000, 20009)),),
         mappings=(Mapping(1, 6, EXTERNAL, 8080, 3, IPv4Address(N_3), 80),),
         uplinks=(Uplink(1, "lan0", 5),),
         tunnel_ifindex=9,

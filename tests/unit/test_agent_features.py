@@ -144,8 +144,8 @@ def test_a_mapping_is_only_on_the_address_it_names() -> None:
     ("change", "words"),
     [
         ({"external_address": "172.16.0.99"}, "172.16.0.99 is not on uplink lan0"),
-        ({"external_port": 20080}, "NAT ports 20000-32767"),
-        ({"external_port": 4789, "protocol": "udp"}, "overlay"),
+        ({"external_ports": (20080, 20080)}, "NAT ports 20000-32767"),
+        ({"external_ports": (4789, 4789), "protocol": "udp"}, "overlay"),
         ({"port": "uid-nobody"}, "not ready"),
         ({"internal_address": "192.168.1"}, "192.168.1"),
     ],

@@ -89,7 +89,7 @@ def test_a_ping_is_probed_as_a_request() -> None:
 
 def test_a_table_of_bindings_that_is_elsewhere_gives_the_port_that_is_free_there() -> None:
     key = BindingKey(1, 1, 6, IPv4Address("192.168.1.5"), 20001)
-    pool = Pool(1, 1, EXTERNAL, PortRange(20000, 20009))
+    pool = Pool(1, 1, (EXTERNAL,), PortRange(20000, 20009))
     held = {20001, candidates(key, pool)[1]}
     table = PeekedBindings(lambda key: None, lambda external: external.port in held)
     assert table.obtain(key, pool, 0.0).port == candidates(key, pool)[2]

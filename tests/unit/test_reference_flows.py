@@ -230,7 +230,7 @@ def test_additions_concern_no_flow_and_changes_only_those_who_refer_to_them() ->
         for address, place in overlay.entries))
     assert engine.update(with_spaces(moved, nat)) == {1, 2}
     assert engine.update(state) == {1, 2}
-    assert engine.update(replace(state, pools=(replace(state.pools[0], address=VTEP),))) == {3}
+    assert engine.update(replace(state, pools=(replace(state.pools[0], addresses=(VTEP,)),))) == {3}
     assert engine.update(state) == {3}
     assert engine.update(replace(state, mappings=())) == {3}
     assert engine.update(state) == set()

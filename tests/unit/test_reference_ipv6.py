@@ -76,7 +76,7 @@ def six() -> EngineState:
     ))
     return replace(
         state, spaces=(*state.spaces[:1], space),
-        pools=(*state.pools, Pool(6, 1, EXTERNAL, PortRange(20000, 20009))),
+        pools=(*state.pools, Pool(6, 1, (EXTERNAL,), PortRange(20000, 20009))),
         mappings=(Mapping(1, 6, EXTERNAL, 8080, 3, IPv6Address(A_3), 80),),
     )
 

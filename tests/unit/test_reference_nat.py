@@ -49,7 +49,7 @@ def test_the_hash_is_fnv_1a_over_the_key() -> None:
     for byte in bytes([3, 0, 0, 0, 6, 192, 168, 0, 3, 0x03, 0xE8]):
         value = (value ^ byte) * 16777619 % 2**32
     assert binding_hash(key) == value
-    assert candidates(key, Pool(1, 1, EXTERNAL, PortRange(20000, 20009)))[:2] == [
+    assert candidates(key, Pool(1, 1, (EXTERNAL,), PortRange(20000, 20009)))[:2] == [
         20000 + value % 10, 20000 + (value + 1) % 10]
 
 
@@ -124,10 +124,10 @@ def test_a_changed_pool_gives_new_bindings_and_ends_the_old_replies() -> None:
     engine = Engine(state)
     out(engine, udp(N_3, WORLD, 20003))
     other = IPv4Address("198.51.100.2")
-    engine.update(replace(state, pools=(replace(state.pools[0], address=other),)))
+    engine.update(replace(state, pools=(replace(state.pools[0], addresses=(other,)),)))
     assert back(engine, udp(WORLD, str(EXTERNAL), 53, 20003)).reason is DropReason.FLOW_CHANGED
     assert show(out(engine, udp(N_3, WORLD, 20003)).frame)[IP].src == str(other)
-    engine.update(replace(state, pools=(replace(state.pools[0], address=other, ports=PortRange(30000, 30001)),)))
+    engine.update(replace(state, pools=(replace(state.pools[0], addresses=(other,), ports=PortRange(30000, 30001)),)))
     assert show(out(engine, udp(N_3, WORLD, 20003)).frame)[UDP].sport in (30000, 30001)
     assert len(engine.bindings) == 1
 
@@ -141,7 +141,7 @@ def test_no_two_live_bindings_share_an_external_tuple(steps: list[tuple[BindingK
     """Two pools on one address, one of them overlapping; the pools change under way."""
     bindings = Bindings()
     for key, moved in steps:
-        pool = Pool(key.pool, 1, EXTERNAL, PortRange(20000 + 4 * moved, 20006 + key.pool))
+        pool = Pool(key.pool, 1, (EXTERNAL,), PortRange(20000 + 4 * moved, 20006 + key.pool))
         try:
             external = bindings.obtain(key, pool, 0.0)
         except Exhausted:

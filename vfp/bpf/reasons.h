@@ -36,5 +36,7 @@ enum drop_reason {
 	REDECIDE_LATER = 30,
 	INSPECT_REFUSED = 31,
 	INSPECT_UNAVAILABLE = 32,
+	NAT_FILTERED = 33,
+	NAT_QUOTA = 34,
 	DROP_REASONS = 64,	/* size of the counter table */
 };

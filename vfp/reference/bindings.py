@@ -82,7 +82,7 @@ class Bindings:
                 return binding.external
             self._remove(binding)
         for port in candidates(key, pool):
-            external = External(pool.address, key.protocol, port)
+            external = External(pool.addresses[0], key.protocol, port)
             if external not in self._holders:
                 self._by_key[key] = Binding(key, external, now_s)
                 self._holders[external] = key
@@ -120,7 +120,7 @@ class PeekedBindings(Bindings):
         if known is not None and _is_legal(known, pool):
             return known
         for port in candidates(key, pool):
-            external = External(pool.address, key.protocol, port)
+            external = External(pool.addresses[0], key.protocol, port)
             if not self._is_held(external):
                 return external
         raise Exhausted
@@ -145,4 +145,4 @@ def binding_hash(key: BindingKey) -> int:
 
 
 def _is_legal(external: External, pool: Pool) -> bool:
-    return external.address == pool.address and pool.ports.low <= external.port <= pool.ports.high
+    return external.address == pool.addresses[0] and pool.ports.low <= external.port <= pool.ports.high

@@ -338,7 +338,7 @@ class _Walk:
         pool = self.index.pools.get(pool_id)
         if pool is None:
             raise Dropped(DropReason.ENGINE_ERROR, f"there is no pool {pool_id}")
-        if pool.address.version != self.cur.family:
+        if pool.addresses[0].version != self.cur.family:
             raise Dropped(DropReason.NAT_UNSUPPORTED, f"pool {pool_id} is of another family")
         key = BindingKey(port, pool_id, self.cur.protocol, self.cur.src, self.cur.src_port)
         try:
