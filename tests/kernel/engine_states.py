@@ -339,7 +339,8 @@ def spaces(draw: st.DrawFn, id: int) -> Space:
 def pools(id: int) -> st.SearchStrategy[Pool]:
     """Small enough to run out."""
     ranges = pick((PortRange(20001, 20001), PortRange(20002, 20003), PortRange(20000, 20003), PortRange(20000, 20099)))
-    return st.builds(Pool, st.just(id), pick(UPLINKS), pick((*EXTERNAL, EXTERNAL_6)).map(lambda address: (address,)), ranges)
+    addresses = pick((*EXTERNAL, EXTERNAL_6)).map(lambda address: (address,))
+    return st.builds(Pool, st.just(id), pick(UPLINKS), addresses, ranges)
 
 
 def mappings(ports: tuple[int, ...]) -> st.SearchStrategy[tuple[Mapping, ...]]:
