@@ -42,10 +42,12 @@ from vfp.model import (
     Remote,
     Space,
     ToUplink,
+    TranslatePrefix,
     TranslateSource,
     Untranslate,
     Virtual,
 )
+from vfp.prefixes import check_translation, mapping_rows, translation_row
 from vfp.sets import CompiledSet, check_sets, compile_set
 from vfp.timeouts import Timeouts, nanoseconds
 
@@ -54,7 +56,7 @@ __all__ = ["CompiledPort", "Compiler", "Tables", "rule_cookie"]
 MAX_TIMEOUT_S = 1 << 31
 
 _IN_ONLY = (Untranslate,)
-_OUT_ONLY = (Forward, ToUplink, AnswerArp, TranslateSource)
+_OUT_ONLY = (Forward, ToUplink, AnswerArp, TranslateSource, TranslatePrefix)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +155,8 @@ class Compiler:
                 for pool in state.pools
             },
             "mappings": dict(_mappings(state)),
+            "prefixes": mapping_rows(state),
+            "translations": dict(_translations(tables.groups.values())),
             "spaces": {key: value for entries in spaces.values() for key, value in entries.items()},
             "rewrites": {
                 key.to_bytes(8, "little"): pack(REWRITE, **rewrite_fields(rewrite))
@@ -345,6 +349,13 @@ def _space_entries(space: Space) -> Iterator[tuple[bytes, bytes]]:
             values[name][index] = np.frombuffer(value, np.uint8) if isinstance(value, bytes) else value
     for index in range(len(space.entries)):
         yield keys[index].tobytes(), values[index].tobytes()
+
+
+def _translations(groups: Iterable[CompiledGroup]) -> Iterator[tuple[bytes, bytes]]:
+    for group in groups:
+        for key, action in group.translations.items():
+            check_translation(f"layer {group.layer}, group {group.group.name}", action.internal, action.external)
+            yield key.to_bytes(8, "little"), translation_row(action)
 
 
 def _links(state: EngineState) -> dict[bytes, bytes]:

@@ -14,6 +14,7 @@ from typing import Any
 
 from engine_frames import ACK, FIN, ICMP, ICMPV6, RST, SCTP, SYN, TCP, UDP, ArpFrame, IpFrame, nd_frame, read_ip
 from engine_hostile import damaged
+from engine_prefixes import targets
 from engine_states import (
     ADDRESSES,
     ALL_MACS,
@@ -259,6 +260,9 @@ class Traffic:
                 number, family, protocol, dst = (
                     mapping.uplink, mapping.external.version, mapping.protocol, mapping.external)
                 ports = ports[0], mapping.external_port
+            elif (seen := targets(state)) and chance.random() < 0.75:
+                number, dst = chance.choice(seen)
+                family = 6
         src, dst = self._twin(src, family), dst if dst.version == family else self._twin(dst, family)
         if chance.random() < 0.1:
             src, macs = self._address(family), (chance.choice(ALL_MACS), chance.choice(ALL_MACS))

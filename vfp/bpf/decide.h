@@ -51,10 +51,12 @@ static __always_inline int decide_from_uplink(struct scratch *s, __u32 uplink)
 	};
 	struct mapping *mapping = s->h.has_ports ? bpf_map_lookup_elem(&mappings, &key) : 0;
 
-	if (!mapping)
+	if (mapping) {
+		d->via = *mapping;
+		d->by_mapping = 1;
+	} else if (!find_prefix(s, uplink)) {
 		return NO_MAPPING;
-	d->via = *mapping;
-	d->by_mapping = 1;
+	}
 	d->routed = 1;
 	d->where = PLACE_PORT;
 	return run_layers(s, d->via.port, 1, 1);

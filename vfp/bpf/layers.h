@@ -5,6 +5,7 @@
 #include "classify.h"
 #include "modifiers.h"
 #include "nat.h"
+#include "prefix.h"
 
 struct walk {
 	struct scratch *s;
@@ -151,8 +152,10 @@ __noinline int act(struct scratch *s, struct rule *r, __u32 port, int slot)
 		return DENIED;
 	case ACTION_TRANSLATE_SOURCE:
 		return translate_source(s, port, r->arg);
+	case ACTION_TRANSLATE_PREFIX:
+		return translate_prefix(s, r->arg);
 	case ACTION_UNTRANSLATE:
-		if (d->by_mapping) {
+		if (d->by_mapping || d->by_prefix) {
 			d->cur.dst = d->via.internal;
 			d->cur.dport = d->via.internal_port;
 			d->translated = 1;

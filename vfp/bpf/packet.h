@@ -72,6 +72,7 @@ struct decision {
 	__u8 reason;
 	__u8 layer;
 	__u8 by_mapping;
+	__u8 by_prefix;			/* `via` is the image of the destination by its prefix */
 	__u8 stateless;
 	__u8 translated;
 	__u8 strict;			/* a port that was asked wants TCP to fit */
@@ -86,7 +87,7 @@ struct decision {
 	__u8 inspect;
 	__u8 queue;			/* of the last rule that said so ... */
 	__u8 fail_open;			/* ... and whether all of them did */
-	__u8 pad[2];
+	__u8 pad;
 	__u32 sets_generation;		/* when the decision began */
 	struct location place;
 };
@@ -110,6 +111,8 @@ struct scratch {
 	struct binding_key binding;
 	struct external_key external;
 	struct external holder;
+	struct prefix_key prefix;
+	struct space_key space;		/* of the image by a prefix */
 	struct hit_key hit[MEMORY_HITS];
 	struct fragment_key fragment;
 	struct flow_key related;	/* of the flow that an ICMP error is about, as its packets come here */

@@ -17,7 +17,7 @@ Decided here, where `docs/engine.md` is open:
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address, IPv6Network
 
 from vfp.model import (
     ETH_P_ARP,
@@ -43,11 +43,13 @@ from vfp.model import (
     Remote,
     Rewrite,
     ToUplink,
+    TranslatePrefix,
     TranslateSource,
     Untranslate,
     Virtual,
 )
 from vfp.reasons import DropReason
+from vfp.reference import prefix
 from vfp.reference import transposition as header
 from vfp.reference.bindings import BindingKey, Bindings, Exhausted
 from vfp.reference.extras import NO_EXTRAS, Extras
@@ -61,6 +63,7 @@ from vfp.reference.packet import (
     FlowTuple,
     Headers,
     is_echo_request,
+    is_tracked,
 )
 from vfp.reference.sets import Sets
 from vfp.reference.transposition import Transposition
@@ -148,6 +151,7 @@ class _Walk:
     rewrites: Transposition = field(default_factory=Transposition)
     place: Location | header.ToUplink | header.ToSender | None = None
     mapping: Mapping | None = None
+    behind: IPv6Address | None = None       # the image of the destination by its prefix
     rewritten: bool = False
     inspect: Inspect | None = None
     stateless: bool = False
@@ -249,9 +253,10 @@ class _Walk:
         uplink, what = self.subject.zone.number, self.subject.tuple
         if what.family and what.protocol in (TCP, UDP):
             self.mapping = self.index.mapping(uplink, what.protocol, what.dst, what.dst_port)
-        if self.mapping is None:
+        port = self.mapping.port if self.mapping else self._behind_prefix(uplink, what)
+        if port is None:
             raise _NotOurs
-        receiver = self._run_layers(self.mapping.port, Direction.IN)
+        receiver = self._run_layers(port, Direction.IN)
         if uplink not in self.index.uplinks:
             raise Dropped(DropReason.NO_ROUTE, f"there is no uplink {uplink}")
         return self._pair(
@@ -260,6 +265,15 @@ class _Walk:
             Zone(ZoneKind.PORT, receiver.id),
             Transposition(routed=True, exit=header.ToUplink(uplink)),
         )
+
+    def _behind_prefix(self, uplink: int, what: FlowTuple) -> int | None:
+        """The port to which a destination in an external prefix belongs."""
+        mapping = self.index.prefix(uplink, what.dst)
+        if mapping is None or not isinstance(what.dst, IPv6Address) or not is_tracked(what, self.headers):
+            return None
+        self.behind = prefix.translate(what.dst, mapping.external, mapping.internal)
+        place = self.index.place(mapping.space, self.behind) if self.behind else None
+        return place.port if isinstance(place, LocalPort) else None
 
     def _from_stack(self) -> tuple[Half, Half | None]:
         receiver = self._run_layers(self.subject.zone.number, Direction.IN)
@@ -308,6 +322,8 @@ class _Walk:
                 return ""
             case TranslateSource(pool):
                 return self._translate_source(port, pool)
+            case TranslatePrefix(internal, external):
+                return self._translate_prefix(internal, external)
             case Untranslate():
                 return self._untranslate()
             case Forward(space):
@@ -349,7 +365,20 @@ class _Walk:
         self._become(replace(self.cur, src=external.address, src_port=external.port))
         return f"source becomes {external.address}:{external.port}"
 
+    def _translate_prefix(self, internal: IPv6Network, external: IPv6Network) -> str:
+        src = self.cur.src
+        if not isinstance(src, IPv6Address) or self.cur.family != 6 or not is_tracked(self.cur, self.headers):
+            raise Dropped(DropReason.NAT_UNSUPPORTED, "only what may have a flow, in IPv6")
+        image = prefix.translate(src, internal, external) if src in internal else None
+        if image is None:
+            raise Dropped(DropReason.NAT_UNSUPPORTED, f"{src} has no image in {external}")
+        self._become(replace(self.cur, src=image))
+        return f"source becomes {image}"
+
     def _untranslate(self) -> str:
+        if self.mapping is None and self.behind is not None:
+            self._become(replace(self.cur, dst=self.behind))
+            return f"destination becomes {self.behind}"
         if self.mapping is None:
             return "did not come by a mapping"
         self._become(replace(self.cur, dst=self.mapping.internal, dst_port=self.mapping.internal_port))
