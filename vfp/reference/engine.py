@@ -170,8 +170,9 @@ class Engine:
     def sweep(self, now_s: float) -> int:
         """Age flows and bindings; returns how many flow entries and bindings went."""
         removed = self._flows.sweep(self._index.ports, now_s)
-        in_use = {key for pair in self._flows.pairs() for key in pair.bindings}
-        return removed + self.bindings.sweep(in_use, now_s)
+        bindings = {key for pair in self._flows.pairs() for key in pair.bindings}
+        contacts = {contact for pair in self._flows.pairs() for contact in pair.contacts}
+        return removed + self.bindings.sweep(bindings, contacts, now_s)
 
     def process(self, hook: Hook, number: int, frame: bytes, *, vtep: IPv4Address | None = None,
                 now_s: float) -> Result:
