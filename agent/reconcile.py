@@ -273,8 +273,8 @@ class Reconciler:
     def _hook_uplink(self, goals: Goals, built: Built) -> list[Fault]:
         """After the engine knows its mappings; before, what comes by the uplink is the host's own."""
         try:
-            if built.uplink is not None:
-                self._hook(built.uplink.ifindex, ("ingress", Hook.UPLINK_IN))
+            for uplink in built.uplinks:
+                self._hook(uplink.ifindex, ("ingress", Hook.UPLINK_IN))
         except VSwitchError as error:
             nats = [network for network in goals.networks if network.mode == "nat"]
             return [Fault(key_of(network), f"uplink: {error}") for network in nats]
@@ -305,7 +305,7 @@ class Reconciler:
 
     def _unhook_uplinks(self, built: Built, general: list[str]) -> None:
         """Take our program off interfaces that were our uplink once."""
-        now = {built.uplink.name} if built.uplink else set()
+        now = {uplink.name for uplink in built.uplinks}
         for name in sorted(set(self._ids.uplinks) - now - self._unhooked):
             try:
                 self._switch.detach(self._switch.uplink(name).ifindex, "ingress")

@@ -46,7 +46,7 @@ def ensure_bridge(netlink: Netlink, visitor: Visitor, link: BridgeLink) -> int:
     check_alias(link.alias)
     check_mtu(link.mtu_bytes)
     mac = checked_mac(link.mac)
-    address = checked_interface(link.address)
+    addresses = [checked_interface(address) for address in link.addresses]
     found = find_own_link(netlink, link.name, "bridge")
     if found is None:
         netlink.run(
@@ -70,7 +70,8 @@ def ensure_bridge(netlink: Netlink, visitor: Visitor, link: BridgeLink) -> int:
         attributes.append(link_info("bridge", differing({}, BRIDGE_DATA)))
     if attributes or not found.is_up:
         netlink.run(link_set(f"set up {link.name!r}", ifindex=found.ifindex, up=True, attributes=attributes))
-    mend_address(netlink, found.ifindex, address)
+    for address in addresses:
+        mend_address(netlink, found.ifindex, address)
     return found.ifindex
 
 

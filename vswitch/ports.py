@@ -91,9 +91,10 @@ def _check(link: PortLink) -> None:
     check_alias(link.alias)
     checked_mac(link.mac)
     check_mtu(link.mtu_bytes)
-    checked_interface(link.address)
-    if link.gateway:
-        checked_address(link.gateway, "gateway")
+    for address in link.addresses:
+        checked_interface(address)
+    for gateway in link.gateways:
+        checked_address(gateway, "gateway")
 
 
 def _bridge(netlink: Netlink, name: str) -> int:
@@ -170,8 +171,9 @@ def _mend_inside(link: PortLink, host: Found | None) -> bool:
         if attributes or not far.is_up:
             changes.append(link_set(f"set up {link.interface!r}", ifindex=far.ifindex, up=True, attributes=attributes))
         inside.run(*changes)
-        mend_address(inside, far.ifindex, checked_interface(link.address))
-        gateway = checked_address(link.gateway, "gateway") if link.gateway else None
+        for address in link.addresses:
+            mend_address(inside, far.ifindex, checked_interface(address))
+        gateway = checked_address(link.gateways[0], "gateway") if link.gateways else None
         mend_default_route(inside, far.ifindex, gateway)
         return True
 

@@ -78,7 +78,7 @@ def test_underlay_by_address(switch: Switch) -> None:
 
 def test_facts_are_those_of_others(w: World, switch: Switch, host: Namespace) -> None:
     before = switch.facts()
-    switch.ensure_bridge(BridgeLink("slb1", "sluice:bridge:uid", "02:99:00:00:00:01", "10.99.0.1/24", 1400))
+    switch.ensure_bridge(BridgeLink("slb1", "sluice:bridge:uid", "02:99:00:00:00:01", ("10.99.0.1/24",), 1400))
     switch.ensure_port(port(5, w.namespace("end"), bridge="slb1"))
     assert switch.facts() == before
     assert ("lan0", "192.0.2.7/24") in before.addresses
