@@ -86,7 +86,7 @@ class OwnedLink:
 
     name: str
     ifindex: int
-    kind: str  # "veth", "bridge", "vxlan"
+    kind: str  # "veth", "tun", "bridge", "vxlan"
     mtu_bytes: int
     alias: str
 
@@ -100,6 +100,7 @@ class UplinkState:
     addresses: tuple[str, ...]  # IPv4 with prefix length, primary first
     mtu_bytes: int
     mac: str  # "" where the link has none
+    addresses6: tuple[str, ...] = ()  # IPv6 likewise: of global scope, neither temporary nor deprecated
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,4 +109,4 @@ class Surroundings:
 
     addresses: tuple[tuple[str, str], ...]  # (interface, "172.16.0.10/24"); no link-local IPv6
     routes: tuple[tuple[str, str], ...]  # (interface or "", prefix), all tables; no default routes
-    listeners: tuple[tuple[str, str, int], ...]  # ("tcp" | "udp", address, port)
+    listeners: tuple[tuple[str, str, int], ...]  # ("tcp" | "udp" | "sctp", address, port)
