@@ -143,6 +143,7 @@ async def _all(
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(Session(host, on_query).keep(identity.directory))
         tasks.create_task(host.watch())
+        tasks.create_task(host.listen())
         tasks.create_task(host.mend())
         tasks.create_task(host.retry())
         tasks.create_task(_age(datapath, ager))
