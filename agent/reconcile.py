@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Address, ip_address, ip_interface
+from ipaddress import ip_address, ip_interface
 from typing import Any, NamedTuple
 
 import structlog
@@ -40,7 +40,7 @@ from vfp.compile import Compiler
 from vfp.datapath.engine import Hook
 from vfp.datapath.errors import DatapathError
 from vfp.errors import CompileError, PolicyError
-from vfp.model import EngineState
+from vfp.model import Address, EngineState
 from vswitch.errors import UplinkMissing, VSwitchError
 from vswitch.links import Detour, HookedProgram, InspectPrograms, OwnedLink, PortLink, Where
 
@@ -349,10 +349,10 @@ def _taps_of_others(observed: Observed, keep: Built) -> set[str]:
             if link.kind == "tun" and link.alias and name in wanted and link.alias not in wanted[name]}
 
 
-def host_addresses(addresses: Iterable[tuple[str, str]]) -> frozenset[IPv4Address]:
-    """The IPv4 addresses among (interface, address/length) pairs, without loopback ones."""
+def host_addresses(addresses: Iterable[tuple[str, str]]) -> frozenset[Address]:
+    """The addresses among (interface, address/length) pairs, without loopback ones and link-local IPv6."""
     found = (ip_interface(text).ip for _, text in addresses)
-    return frozenset(ip for ip in found if isinstance(ip, IPv4Address) and not ip.is_loopback)
+    return frozenset(ip for ip in found if not (ip.is_loopback or (ip.version == 6 and ip.is_link_local)))
 
 
 def _statuses(goals: Goals, built: Built, failures: Iterable[Fault]) -> Iterator[ObjectStatus]:
