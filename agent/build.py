@@ -76,7 +76,8 @@ class Built:
     port_ids: Mapping[str, int]                                 # PortGoal.id -> model.Port.id, in the engine
     bridges: Mapping[str, BridgeLink]                           # by NetworkGoal.id
     tunnel: TunnelLink | None
-    uplink: Uplink | None                                       # the interface to hook
+    uplinks: tuple[Uplink, ...]                                 # the interfaces to hook
+    loopback: bool                                              # lo is one of them: its settings are asked for
     neighbours: Mapping[str, Mapping[str, str]]                 # bridge name -> IPv4 address -> MAC
     reserved_ports: tuple[tuple[int, int], ...]
     external_addresses: Mapping[str, tuple[str, ...]]           # by MappingGoal.id
@@ -155,7 +156,8 @@ def build(
         port_ids={uid: ids.ports[uid] for uid in layers},
         bridges=bridges,
         tunnel=tunnel,
-        uplink=next(iter(engine.uplinks), None),
+        uplinks=engine.uplinks,
+        loopback=any(uplink.loopback for uplink in engine.uplinks),
         neighbours=_neighbours(bridges, view),
         reserved_ports=_reserved(view, tables),
         external_addresses=_external_addresses(goals, ids, engine),
@@ -224,7 +226,7 @@ def _bridge(network: NetworkGoal, ids: Ids, observed: Observed) -> BridgeLink:
         name=bridge_name(ids.bridges[network.id]),
         alias=bridge_alias(network.id),
         mac=network.gateway_mac,
-        address=f"{subnet.gateway}/{IPv4Network(subnet.prefix).prefixlen}",
+        addresses=(f"{subnet.gateway}/{IPv4Network(subnet.prefix).prefixlen}",),
         mtu_bytes=_mtu(network, observed),
     )
 
@@ -271,8 +273,8 @@ def _port_links(
             netns=port.netns,
             interface=port.interface,
             mac=port.mac,
-            address=port.address,
-            gateway=subnet.gateway,
+            addresses=(port.address,),
+            gateways=(subnet.gateway,),
             mtu_bytes=_mtu(network, observed),
             bridge=bridges[network.id].name if network.id in bridges else "",
         )

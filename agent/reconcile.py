@@ -6,8 +6,9 @@ Order, so that nothing passes before its policy is in:
 2. links are made or mended; a port is hooked before it is up. The programs drop what comes from a port that the
    engine does not know, so a new link passes nothing yet;
 3. the engine is told everything at once, and swaps each port's program atomically: now new ports pass;
-4. the uplink is hooked, neighbours and reserved ports are set;
-5. bridges and the tunnel that must go, go last, and the uplink is unhooked if nothing needs it.
+4. the uplinks are hooked, lo among them if endpoints are to reach the host's own sockets; neighbours and reserved
+   ports are set;
+5. bridges and the tunnel that must go, go last, and uplinks are unhooked that nothing needs.
 
 A port that is as it was made costs nothing, unless the run is to mend: then each is looked at again, inside its
 namespace and at its hooks.
@@ -46,6 +47,9 @@ from vswitch.links import Detour, HookedProgram, InspectPrograms, OwnedLink, Por
 __all__ = ["Outcome", "Reconciler", "host_addresses"]
 
 _log = structlog.get_logger("agent")
+
+LOOPBACK_LINK = "lo"
+_PORT_KINDS = ("veth", "tun")
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +106,7 @@ class Reconciler:
         observed = self._observe(goals)
         self._identify(goals, observed)
         plan = build(goals, observed, self._ids)
-        self._remove(observed, plan, "veth", general)
+        self._remove(observed, plan, _PORT_KINDS, general)
         failures = self._make_links(goals, plan, {} if mend else observed.owned)
         owned = self._switch.owned()
         if owned != observed.owned:
@@ -113,7 +117,7 @@ class Reconciler:
         failures += refusals
         failures += self._hook_uplink(goals, built)
         self._surround(built, observed.owned, mend, general)
-        self._remove(observed, built, "", general)
+        self._remove(observed, built, (), general)
         self._unhook_uplinks(built, general)
         if not built.inspects:
             self._remove_detour(general)
@@ -150,10 +154,13 @@ class Reconciler:
             self._disk.save_ids(ids)
             self._ids = ids
 
-    def _remove(self, observed: Observed, keep: Built, kind: str, general: list[str]) -> None:
-        """Remove our links that must not be; of one kind, or of all that are left."""
-        for name in sorted(set(observed.owned) - keep.links()):
-            if not kind or observed.owned[name].kind == kind:
+    def _remove(self, observed: Observed, keep: Built, kinds: tuple[str, ...], general: list[str]) -> None:
+        """Remove our links that must not be; of some kinds, or of all that are left."""
+        going = set(observed.owned) - keep.links()
+        if kinds:
+            going |= _taps_of_others(observed, keep)
+        for name in sorted(going):
+            if not kinds or observed.owned[name].kind in kinds:
                 try:
                     self._switch.remove(name)
                     _log.info("link removed", link=name)
@@ -273,8 +280,12 @@ class Reconciler:
     def _hook_uplink(self, goals: Goals, built: Built) -> list[Fault]:
         """After the engine knows its mappings; before, what comes by the uplink is the host's own."""
         try:
-            if built.uplink is not None:
-                self._hook(built.uplink.ifindex, ("ingress", Hook.UPLINK_IN))
+            for uplink in built.uplinks:
+                if uplink.loopback:
+                    fd, name = self._datapath.program_fd(Hook.UPLINK_IN), f"sluice_{Hook.UPLINK_IN.value}"
+                    self._switch.open_loopback(fd, name)
+                else:
+                    self._hook(uplink.ifindex, ("ingress", Hook.UPLINK_IN))
         except VSwitchError as error:
             nats = [network for network in goals.networks if network.mode == "nat"]
             return [Fault(key_of(network), f"uplink: {error}") for network in nats]
@@ -283,7 +294,9 @@ class Reconciler:
     def _surround(self, built: Built, owned: Mapping[str, OwnedLink], mend: bool, general: list[str]) -> None:
         """Neighbours of bridges, and the ports that the host's own sockets must leave alone."""
         present = {link.name for link in built.bridges.values()} & set(owned)
-        wanted = (built.neighbours, built.reserved_ports, {name: owned[name].ifindex for name in present})
+        addresses = {link.name: (link.addresses, owned[link.name].ifindex) for link in built.bridges.values()
+                     if link.name in present}
+        wanted = (built.neighbours, built.reserved_ports, addresses)
         if not mend and wanted == self._surrounded:
             return
         before = len(general)
@@ -305,10 +318,13 @@ class Reconciler:
 
     def _unhook_uplinks(self, built: Built, general: list[str]) -> None:
         """Take our program off interfaces that were our uplink once."""
-        now = {built.uplink.name} if built.uplink else set()
-        for name in sorted(set(self._ids.uplinks) - now - self._unhooked):
+        now = {uplink.name for uplink in built.uplinks}
+        for name in sorted(({LOOPBACK_LINK} | set(self._ids.uplinks)) - now - self._unhooked):
             try:
-                self._switch.detach(self._switch.uplink(name).ifindex, "ingress")
+                if name == LOOPBACK_LINK:
+                    self._switch.close_loopback()
+                else:
+                    self._switch.detach(self._switch.uplink(name).ifindex, "ingress")
             except UplinkMissing:
                 pass
             except VSwitchError as error:
@@ -316,6 +332,16 @@ class Reconciler:
                 continue
             self._unhooked.add(name)
         self._unhooked -= now
+
+
+def _taps_of_others(observed: Observed, keep: Built) -> set[str]:
+    """Taps whose name is given to another endpoint now: it gets a new one, that nobody has open."""
+    wanted: dict[str, set[str]] = {}
+    for port in keep.ports.values():
+        if port.tap:
+            wanted.setdefault(port.host_interface, set()).add(port.alias)
+    return {name for name, link in observed.owned.items()
+            if link.kind == "tun" and link.alias and name in wanted and link.alias not in wanted[name]}
 
 
 def host_addresses(addresses: Iterable[tuple[str, str]]) -> frozenset[IPv4Address]:

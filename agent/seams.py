@@ -48,6 +48,8 @@ class SwitchSeam(Protocol):
     def set_neighbours(self, bridge: str, entries: Mapping[str, str]) -> None: ...  # noqa: D102
     def attach(self, ifindex: int, where: Where, program_fd: int, name: str) -> None: ...  # noqa: D102
     def detach(self, ifindex: int, where: Where) -> None: ...  # noqa: D102
+    def open_loopback(self, program_fd: int, name: str) -> int: ...  # noqa: D102
+    def close_loopback(self) -> bool: ...  # noqa: D102
     def uplink(self, name: str = "") -> UplinkState: ...  # noqa: D102
     def underlay(self, address: str) -> UplinkState: ...  # noqa: D102
     def facts(self) -> Surroundings: ...  # noqa: D102

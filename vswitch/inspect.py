@@ -26,7 +26,6 @@ from pathlib import Path
 from pyroute2.netlink import NLM_F_CREATE, NLM_F_REPLACE, rtnl
 from pyroute2.netlink.rtnl.ifinfmsg import IFF_NOARP
 
-from vswitch.addressing import disable_ipv6
 from vswitch.errors import InspectUnsupported, KernelRefused, NamespaceMissing
 from vswitch.hooks import attach
 from vswitch.links import OWNER_ALIAS, Detour, InspectPrograms
@@ -43,6 +42,7 @@ from vswitch.requests import (
     nsid_get,
     veth_peer,
 )
+from vswitch.settings import disable_ipv6
 
 TO_LINK, FROM_LINK = "sl-ins0", "sl-ins1"
 INSIDE = {TO_LINK: "in0", FROM_LINK: "out0"}

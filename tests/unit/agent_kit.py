@@ -210,9 +210,10 @@ class FakeSwitch:
         return self.links[name].ifindex
 
     def ensure_port(self, link: PortLink, hooked: Sequence[HookedProgram] = ()) -> int:
-        if link.netns in self.missing:
+        if link.netns in self.missing and not link.tap:
             raise NamespaceMissing(f"namespace {link.netns}", "absent", "create it")
-        ifindex = self._ensure(link.host_interface, "veth", link.mtu_bytes, link.alias)
+        kind = "tun" if link.tap else "veth"
+        ifindex = self._ensure(link.host_interface, kind, link.mtu_bytes, link.alias)
         for program in hooked:
             self.attach(ifindex, program.where, program.program_fd, program.name)
         return ifindex
@@ -243,6 +244,14 @@ class FakeSwitch:
     def attach(self, ifindex: int, where: Where, program_fd: int, name: str) -> None:
         self.calls.append(("attach", str(ifindex), where, name))
         self.filters[ifindex, where] = name
+
+    def open_loopback(self, program_fd: int, name: str) -> int:
+        self.attach(1, "ingress", program_fd, name)
+        return 1
+
+    def close_loopback(self) -> bool:
+        self.calls.append(("close loopback",))
+        return self.filters.pop((1, "ingress"), None) is not None
 
     def detach(self, ifindex: int, where: Where) -> None:
         self.calls.append(("detach", str(ifindex), where))
