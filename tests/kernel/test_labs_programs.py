@@ -108,7 +108,10 @@ def test_machine_is_joined_to_the_host_by_tap_devices(tmp_path: Path) -> None:
         - start: vm
           command: probe vm tap0 eth0 --host {NAME}-a --mac 02:00:00:00:00:11 --address 10.9.0.2/24 --gateway 10.9.0.1
           in: vm
-          ready: {{log: eth0 is joined to tap0}}
+          ready: {{log: eth0 waits for tap0}}
+        - run: ip tuntap add tap0 mode tap
+          in: a
+        - {{log: vm, text: {{matches: eth0 is joined to tap0}}}}
         - run: ip address add 10.9.0.1/24 dev tap0
           in: a
         - run: ip link set tap0 up
