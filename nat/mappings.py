@@ -30,7 +30,7 @@ _MOST_PORT = 65535
 _EVERY: tuple[Address, ...] = (IPv4Address(0), IPv6Address(0))
 _LOOPBACK: dict[int, Address] = {4: IPv4Address("127.0.0.1"), 6: IPv6Address("::1")}
 _TRANSLATED = ("tcp", "udp", "icmp")        # whose ports or identifiers NAT chooses from spec.natPorts
-_LISTENING = ("tcp", "udp")
+_LISTENING = ("tcp", "udp", "sctp")
 
 _Door = tuple[int, Address]                 # uplink, external address
 _Taken = dict[tuple[int, int, Address, int], str]   # uplink, protocol, address, port -> the mapping's name
