@@ -153,8 +153,10 @@ def gateway_pools(view: HostView, networks: Iterable[NetworkGoal]) -> Iterator[P
 
 
 def _held(view: HostView, addresses: tuple[Address, ...], ports: PortRange) -> tuple[tuple[int, int], ...]:
-    """Ports that may be chosen and on which sockets of the host listen, at one of the addresses or at any. SCTP keeps its
-    port, in the range or not."""
+    """Ports that may be chosen and on which sockets of the host listen, at one of the addresses or at any.
+
+    SCTP keeps its port, in the range or not.
+    """
     ours = {str(address) for address in addresses}
     return tuple(sorted({
         (_HELD_PROTOCOLS[protocol], port) for protocol, address, port in view.listeners
