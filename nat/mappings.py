@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from nat.pools import default_source
@@ -165,7 +166,7 @@ def _endpoint(goal: MappingGoal, view: HostView) -> PortGoal:
 def _addresses(goal: MappingGoal, port: PortGoal) -> tuple[Address, Address]:
     """The external address, which may be a wildcard, and the internal one."""
     try:
-        external, internal = ip_address(goal.external_address), ip_address(goal.internal_address)
+        external, internal = _address(goal.external_address), _address(goal.internal_address)
     except ValueError as error:
         raise ObjectError(str(error)) from None
     if external.version != internal.version:
@@ -180,6 +181,11 @@ def _addresses(goal: MappingGoal, port: PortGoal) -> tuple[Address, Address]:
             f" {' and '.join(map(str, own))}"
         )
     return external, internal
+
+
+@lru_cache(maxsize=16_384)                  # many mappings, few endpoints
+def _address(text: str) -> Address:
+    return ip_address(text)
 
 
 def _check_ports(goal: MappingGoal, view: HostView) -> None:
