@@ -31,11 +31,12 @@ from controller.inside import TraceRequest, inside, known, place_of, trace
 from controller.ledger import Ledger, Outcome, missing
 from controller.pki import Pki
 from controller.push import Push
-from controller.resources import API_VERSION, DEFAULT_TENANT, RESOURCES, Model, Name
+from controller.resources import API_VERSION, DEFAULT_TENANT, RESOURCES
 from controller.selecting import MAX_PAGE, page, selector
 from controller.state import CLUSTER_KINDS, Ref
 from controller.status import Statuses
 from controller.store import StoreError
+from controller.texts import Model, Name
 from controller.watch import Filter, Watches
 
 MAX_BODY_BYTES = 32 << 20
