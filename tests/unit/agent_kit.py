@@ -205,8 +205,8 @@ class FakeSwitch:
     calls: list[tuple[str, ...]] = field(default_factory=list)
     missing: set[str] = field(default_factory=set)
     filters: dict[tuple[int, str], str] = field(default_factory=dict)
+    bridges: dict[str, BridgeLink] = field(default_factory=dict)
     neighbours: dict[str, dict[str, str]] = field(default_factory=dict)
-    routes: dict[str, set[str]] = field(default_factory=dict)
     reserved: list[tuple[int, int]] = field(default_factory=list)
     joined: list[tuple[str, str]] = field(default_factory=list)             # addresses that came later
     listening: list[tuple[str, str, int]] = field(default_factory=list)
@@ -233,6 +233,7 @@ class FakeSwitch:
         return ifindex
 
     def ensure_bridge(self, link: BridgeLink) -> int:
+        self.bridges[link.name] = link
         return self._ensure(link.name, "bridge", link.mtu_bytes, link.alias)
 
     def ensure_tunnel(self, link: TunnelLink) -> int:
@@ -254,9 +255,6 @@ class FakeSwitch:
 
     def set_neighbours(self, bridge: str, entries: Mapping[str, str]) -> None:
         self.neighbours[bridge] = dict(entries)
-
-    def set_host_routes(self, bridge: str, addresses: Iterable[str]) -> None:
-        self.routes[bridge] = set(addresses)
 
     def attach(self, ifindex: int, where: Where, program_fd: int, name: str) -> None:
         self.calls.append(("attach", str(ifindex), where, name))
