@@ -102,12 +102,22 @@ static __always_inline void find_tally(struct releasing *r)
 		used_of(block, r->key.protocol)->found += 1;
 }
 
+/* How long a binding of this port stays without flows. */
+static __always_inline __u64 binding_limit(__u32 id)
+{
+	struct port *port = bpf_map_lookup_elem(&ports, &id);
+	__u32 number = port ? port->timeouts : 0;
+	struct timeouts *times = bpf_map_lookup_elem(&timeouts, &number);
+
+	return times ? times->binding_ns : 0;
+}
+
 static long sweep_external(void *map, struct external_key *key, struct external *held, struct sweeping *sweeping)
 {
 	struct releasing r = {.key = *key, .was = *held};
 
 	sweeping->sweep->bindings_seen++;
-	if (r.was.seen_ns + sweeping->settings->binding_ns > sweeping->now) {
+	if (r.was.seen_ns + binding_limit(r.was.holder.port) > sweeping->now) {
 		find_tally(&r);
 		return 0;
 	}
@@ -120,7 +130,7 @@ static long sweep_contact(void *map, struct contact_key *key, struct contact *co
 {
 	struct contact_key own = *key;
 
-	if (contact->seen_ns + sweeping->settings->binding_ns <= sweeping->now)
+	if (contact->seen_ns + binding_limit(own.inside.port) <= sweeping->now)
 		bpf_map_delete_elem(&contacts, &own);
 	return 0;
 }
@@ -195,7 +205,7 @@ static long end_block(void *map, struct block_key *key, struct block *block, str
 		mend_tally(&block->used[i]);
 		empty &= is_empty(&block->used[i]);
 	}
-	if (empty && block->seen_ns + sweeping->settings->binding_ns <= sweeping->now) {
+	if (empty && block->seen_ns + binding_limit(holder.port) <= sweeping->now) {
 		release_block(key, block);
 		return 0;
 	}

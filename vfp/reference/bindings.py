@@ -12,7 +12,7 @@ Decided here, where `docs/engine.md` is open:
 from __future__ import annotations
 
 import struct
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -21,7 +21,6 @@ from vfp.reference.packet import ICMP, ICMPV6, TCP, UDP
 
 FNV_OFFSET = 2166136261
 FNV_PRIME = 16777619
-BINDING_IDLE_S = 2.0                        # without any flow; flows hold it for RFC 4787 REQ-5's time
 
 
 class Exhausted(Exception):
@@ -170,28 +169,28 @@ class Bindings:
             return False
         return not pool.block or any(external in block for block in self._own_blocks(external.address, key, pool))
 
-    def sweep(self, in_use: Container[BindingKey], contacts: Container[tuple[BindingKey, Address]],
-              now_s: float) -> int:
-        """Remove bindings, contacts and blocks that nothing has used for longer than `BINDING_IDLE_S`.
+    def sweep(self, in_use: Container[BindingKey], contacts: Container[tuple[BindingKey, Address]], now_s: float,
+              idle_s: Callable[[int], float]) -> int:
+        """Remove bindings, contacts and blocks that nothing has used for longer than `idle_s` of their port.
 
         Returns how many bindings went.
         """
         for contact, used_s in list(self._contacts.items()):
             if contact in contacts:
                 self._contacts[contact] = now_s
-            elif now_s - used_s > BINDING_IDLE_S:
+            elif now_s - used_s > idle_s(contact[0].port):
                 del self._contacts[contact]
         idle = []
         for binding in self.live():
             if binding.key in in_use:
                 binding.used_s = now_s
-            elif now_s - binding.used_s > BINDING_IDLE_S:
+            elif now_s - binding.used_s > idle_s(binding.key.port):
                 idle.append(binding)
         for binding in idle:
             self._release(binding.key)
         full = {binding.block for binding in self.live()}
         for block, held in list(self._blocks.items()):
-            if block not in full and now_s - held.used_s > BINDING_IDLE_S:
+            if block not in full and now_s - held.used_s > idle_s(held.port):
                 del self._blocks[block]
         return len(idle)
 
