@@ -102,7 +102,7 @@ async def serve(config: Config) -> None:
         datapath = owned.enter_context(Datapath.open(config.pin_dir, config.limits, config.timeouts))
         worker, ager = owned.enter_context(Worker()), owned.enter_context(Worker())
         egress = owned.enter_context(Egress(datapath, config.clamp))
-        reconciler = Reconciler(switch, datapath, disk, disk.load().ids, config.limits.ports, egress)
+        reconciler = Reconciler(switch, datapath, disk, disk.load().ids, config.limits.ports, egress, config.timeouts)
         host = Host(worker, switch, reconciler, disk)
         inspector = Inspector(identity.host, datapath, lambda: host.outcome.built if host.outcome else None)
         await host.start()
@@ -138,11 +138,15 @@ async def _all(
                 return await streams.follow(args)
             case "unfollow":
                 return await streams.end(args)
+            case "listeners":
+                await host.look_around()
+                return {"listeners": [list(each) for each in host.facts.listeners]}
         return await worker.run(inspector.answer, what, args)
 
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(Session(host, on_query).keep(identity.directory))
         tasks.create_task(host.watch())
+        tasks.create_task(host.listen())
         tasks.create_task(host.mend())
         tasks.create_task(host.retry())
         tasks.create_task(_age(datapath, ager))

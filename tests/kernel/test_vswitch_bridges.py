@@ -14,7 +14,7 @@ from vswitch_kit import Namespace, World, port, run, world
 from vswitch import BridgeLink, InterfaceTaken, LinkInvalid, LinkMissing, Switch
 
 MAC = "02:99:00:00:00:01"
-BRIDGE = BridgeLink("slb1", "sluice:bridge:uid", MAC, "10.99.0.1/24", 1400)
+BRIDGE = BridgeLink("slb1", "sluice:bridge:uid", MAC, ("10.99.0.1/24",), 1400)
 
 
 @pytest.fixture
@@ -170,7 +170,7 @@ def test_host_and_endpoints_reach_each_other(w: World, switch: Switch, host: Nam
     for number, end in enumerate(ends, start=5):
         link = port(number, end, bridge="slb1")
         switch.ensure_port(link)
-        macs[link.address.split("/")[0]] = link.mac
+        macs[link.addresses[0].split("/")[0]] = link.mac
     switch.set_neighbours("slb1", macs)
     # Nothing is flooded, so nobody hears an ARP request of another; in Sluice the engine answers them.
     everyone = macs | {"10.99.0.1": MAC}

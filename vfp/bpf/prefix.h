@@ -91,7 +91,7 @@ __noinline int find_prefix(struct scratch *s, __u32 uplink)
 	if (!location || location->kind != LOCATION_PORT)
 		return 0;
 	s->d.via.port = location->port;
-	s->d.via.internal_port = s->h.key.dport;
+	s->d.via.whole = 1;
 	s->d.by_prefix = 1;
 	s->d.by_sport = 1;	/* a mapping or a longer prefix that is added comes before it, and concerns no flow */
 	return 1;
