@@ -138,6 +138,9 @@ async def _all(
                 return await streams.follow(args)
             case "unfollow":
                 return await streams.end(args)
+            case "listeners":
+                await host.look_around()
+                return {"listeners": [list(each) for each in host.facts.listeners]}
         return await worker.run(inspector.answer, what, args)
 
     async with asyncio.TaskGroup() as tasks:

@@ -13,7 +13,8 @@ from pyroute2.netlink.rtnl.ndmsg import NTF_MASTER, NUD_NOARP, NUD_PERMANENT
 from vswitch.checks import Address, Interface, family_of
 from vswitch.netlink import Request
 
-LINK_GROUP = 0x51CE  # link group of all that we make
+LINK_GROUP = 0x51CE  # link group of all that we make here
+FAR_GROUP = 0x51CF  # of the far ends of pairs: where they are, another host's Sluice may run
 
 RTEXT_FILTER_SKIP_STATS = 1 << 3
 RT_TABLE_MAIN = 254
@@ -70,7 +71,7 @@ def veth_peer(namespace: int, name: str, mac: str, mtu_bytes: int) -> Attributes
         ("IFLA_IFNAME", name),
         ("IFLA_ADDRESS", mac),
         ("IFLA_MTU", mtu_bytes),
-        ("IFLA_GROUP", LINK_GROUP),
+        ("IFLA_GROUP", FAR_GROUP),
         ("IFLA_NET_NS_FD", namespace),
     ]
     return [("VETH_INFO_PEER", nested(peer))]
