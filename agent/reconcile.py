@@ -20,9 +20,9 @@ made.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Address, ip_interface
+from ipaddress import ip_address, ip_interface
 from typing import Any, NamedTuple
 
 import structlog
@@ -40,7 +40,7 @@ from vfp.compile import Compiler
 from vfp.datapath.engine import Hook
 from vfp.datapath.errors import DatapathError
 from vfp.errors import CompileError, PolicyError
-from vfp.model import EngineState
+from vfp.model import Address, EngineState
 from vswitch.errors import UplinkMissing, VSwitchError
 from vswitch.links import Detour, HookedProgram, InspectPrograms, OwnedLink, PortLink, Where
 
@@ -97,10 +97,12 @@ class Reconciler:
         self._surrounded: tuple[Any, ...] | None = None     # what `_surround` left
         self._unhooked: set[str] = set()    # former uplinks that are known to be free of our program
 
-    def reconcile(self, goals: Goals, mend: bool = True) -> Outcome:
+    def reconcile(self, goals: Goals, mend: bool = True, overlapped: Collection[str] = ()) -> Outcome:
         """One run. Raises only what is no object's fault: the disk is full, netlink is closed.
 
-        `mend`: look at ports again that this process made or mended before and whose links are still there.
+        Args:
+            mend: look at ports again that this process made or mended before and whose links are still there.
+            overlapped: NetworkGoal.id of networks whose prefix the host meets elsewhere, too.
         """
         general: list[str] = []
         observed = self._observe(goals)
@@ -116,7 +118,7 @@ class Reconciler:
         built, refusals = self._program(goals, observed, plan)
         failures += refusals
         failures += self._hook_uplink(goals, built)
-        self._surround(built, observed.owned, mend, general)
+        self._surround(built, observed.owned, mend, overlapped, general)
         self._remove(observed, built, (), general)
         self._unhook_uplinks(built, general)
         if not built.inspects:
@@ -291,19 +293,22 @@ class Reconciler:
             return [Fault(key_of(network), f"uplink: {error}") for network in nats]
         return []
 
-    def _surround(self, built: Built, owned: Mapping[str, OwnedLink], mend: bool, general: list[str]) -> None:
-        """Neighbours of bridges, and the ports that the host's own sockets must leave alone."""
-        present = {link.name for link in built.bridges.values()} & set(owned)
-        addresses = {link.name: (link.addresses, owned[link.name].ifindex) for link in built.bridges.values()
-                     if link.name in present}
-        wanted = (built.neighbours, built.reserved_ports, addresses)
-        if not mend and wanted == self._surrounded:
+    def _surround(
+        self, built: Built, owned: Mapping[str, OwnedLink], mend: bool, overlapped: Collection[str], general: list[str]
+    ) -> None:
+        """Neighbours of bridges, routes to them, and the ports that the host's own sockets must leave alone."""
+        bridges = {link.name: (link.addresses, owned[link.name].ifindex, built.neighbours[link.name], uid in overlapped)
+                   for uid, link in built.bridges.items() if link.name in owned}
+        if not mend and (bridges, built.reserved_ports) == self._surrounded:
             return
         before = len(general)
         self._surrounded = None
-        for bridge in sorted(present):
+        for bridge, (addresses, _ifindex, neighbours, routed) in sorted(bridges.items()):
+            families = {ip_interface(address).version for address in addresses}
+            own_routes = [one for one in neighbours if routed and ip_address(one).version in families]
             try:
-                self._switch.set_neighbours(bridge, built.neighbours[bridge])
+                self._switch.set_neighbours(bridge, neighbours)
+                self._switch.set_host_routes(bridge, own_routes)
             except VSwitchError as error:
                 general.append(f"neighbours of {bridge}: {error}")
         try:
@@ -314,7 +319,7 @@ class Reconciler:
         except VSwitchError as error:
             general.append(f"reserve ports: {error}")
         if len(general) == before:
-            self._surrounded = wanted
+            self._surrounded = (bridges, built.reserved_ports)
 
     def _unhook_uplinks(self, built: Built, general: list[str]) -> None:
         """Take our program off interfaces that were our uplink once."""
@@ -344,10 +349,10 @@ def _taps_of_others(observed: Observed, keep: Built) -> set[str]:
             if link.kind == "tun" and link.alias and name in wanted and link.alias not in wanted[name]}
 
 
-def host_addresses(addresses: Iterable[tuple[str, str]]) -> frozenset[IPv4Address]:
-    """The IPv4 addresses among (interface, address/length) pairs, without loopback ones."""
+def host_addresses(addresses: Iterable[tuple[str, str]]) -> frozenset[Address]:
+    """The addresses among (interface, address/length) pairs, without loopback ones and link-local IPv6."""
     found = (ip_interface(text).ip for _, text in addresses)
-    return frozenset(ip for ip in found if isinstance(ip, IPv4Address) and not ip.is_loopback)
+    return frozenset(ip for ip in found if not (ip.is_loopback or (ip.version == 6 and ip.is_link_local)))
 
 
 def _statuses(goals: Goals, built: Built, failures: Iterable[Fault]) -> Iterator[ObjectStatus]:

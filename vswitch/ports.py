@@ -24,6 +24,7 @@ from vswitch.namespaces import Visitor, open_namespace
 from vswitch.netlink import Netlink, Request
 from vswitch.ownership import Found, differing, find_link, find_own_link
 from vswitch.requests import (
+    FAR_GROUP,
     LINK_GROUP,
     forwarding_delete,
     forwarding_dump,
@@ -159,7 +160,7 @@ def _mend_inside(link: PortLink, host: Found | None) -> bool:
         if far is None:
             return False
         if host is None or (far.ifindex, far.peer_ifindex) != (host.peer_ifindex, host.ifindex):
-            whose = "another port of Sluice" if far.group == LINK_GROUP else "somebody else"
+            whose = "another port of Sluice" if far.group == FAR_GROUP else "somebody else"
             raise InterfaceTaken(
                 f"interface {link.interface!r} in namespace {link.netns!r}",
                 f"{far.kind or 'a device'} of {whose} has the name",

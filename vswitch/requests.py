@@ -13,11 +13,13 @@ from pyroute2.netlink.rtnl.ndmsg import NTF_MASTER, NUD_NOARP, NUD_PERMANENT
 from vswitch.checks import Address, Interface, family_of
 from vswitch.netlink import Request
 
-LINK_GROUP = 0x51CE  # link group of all that we make
+LINK_GROUP = 0x51CE  # link group of all that we make here
+FAR_GROUP = 0x51CF  # of the far ends of pairs: where they are, another host's Sluice may run
 
 RTEXT_FILTER_SKIP_STATS = 1 << 3
 RT_TABLE_MAIN = 254
 RTPROT_STATIC = 4
+RT_SCOPE_LINK = 253
 RT_SCOPE_NOWHERE = 255  # in a deletion: any
 RTN_UNICAST = 1
 RTNH_F_ONLINK = 4
@@ -69,7 +71,7 @@ def veth_peer(namespace: int, name: str, mac: str, mtu_bytes: int) -> Attributes
         ("IFLA_IFNAME", name),
         ("IFLA_ADDRESS", mac),
         ("IFLA_MTU", mtu_bytes),
-        ("IFLA_GROUP", LINK_GROUP),
+        ("IFLA_GROUP", FAR_GROUP),
         ("IFLA_NET_NS_FD", namespace),
     ]
     return [("VETH_INFO_PEER", nested(peer))]
@@ -158,6 +160,30 @@ def default_route_delete(ifindex: int, family: int, gateway: str | None, metric:
     if gateway is not None:
         attributes.append(("RTA_GATEWAY", gateway))
     return Request(f"remove default route via {gateway}", rtnl.RTM_DELROUTE, fields, attributes)
+
+
+def host_route_add(ifindex: int, address: Address) -> Request:
+    """A route to one address, directly on a link."""
+    fields = {
+        "family": family_of(address),
+        "dst_len": address.max_prefixlen,
+        "table": RT_TABLE_MAIN,
+        "proto": RTPROT_STATIC,
+        "type": RTN_UNICAST,
+        "scope": RT_SCOPE_LINK if address.version == 4 else 0,
+    }
+    attributes: Attributes = [("RTA_DST", str(address)), ("RTA_OIF", ifindex)]
+    return Request(f"route to {address}", rtnl.RTM_NEWROUTE, fields, attributes, NLM_F_CREATE | NLM_F_REPLACE)
+
+
+def host_route_delete(ifindex: int, address: Address) -> Request:
+    """Remove such a route."""
+    fields = {
+        "family": family_of(address), "dst_len": address.max_prefixlen, "table": RT_TABLE_MAIN,
+        "scope": RT_SCOPE_NOWHERE,
+    }
+    attributes: Attributes = [("RTA_DST", str(address)), ("RTA_OIF", ifindex)]
+    return Request(f"remove route to {address}", rtnl.RTM_DELROUTE, fields, attributes)
 
 
 def neighbour_dump(family: int, ifindex: int) -> Request:

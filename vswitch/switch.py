@@ -31,7 +31,7 @@ from vswitch.netlink import Netlink
 from vswitch.ownership import find_link
 from vswitch.requests import link_delete
 from vswitch.reservations import Reservations
-from vswitch.surroundings import own_addresses, own_links, surroundings
+from vswitch.surroundings import listeners, own_addresses, own_links, surroundings
 
 
 class Switch:
@@ -133,6 +133,15 @@ class Switch:
         with self._lock:
             bridges.set_neighbours(self._netlink, self._visitor, bridge, entries)
 
+    def set_host_routes(self, bridge: str, addresses: Iterable[str]) -> None:
+        """Make the routes to single addresses through a bridge exactly these.
+
+        Raises:
+            LinkInvalid, LinkMissing, InterfaceTaken.
+        """
+        with self._lock:
+            bridges.set_host_routes(self._netlink, bridge, addresses)
+
     def attach(self, ifindex: int, where: Where, program_fd: int, name: str) -> None:
         """Run a BPF program at a TC hook of a link, in place of any other of ours there, without a gap.
 
@@ -188,6 +197,11 @@ class Switch:
         """Addresses, routes and listening sockets that Sluice did not make."""
         with self._lock:
             return surroundings(self._netlink, self._visitor)
+
+    def listeners(self) -> tuple[tuple[str, str, int], ...]:
+        """Listening sockets, as in `facts`. Nothing tells when one comes: it must be looked for."""
+        with self._lock:
+            return listeners(self._netlink, self._visitor)
 
     def addresses(self) -> tuple[tuple[str, str], ...]:
         """Addresses that Sluice did not make, as in `facts`."""
