@@ -191,7 +191,7 @@ class Ledger:
                         before = changes[change.ref].before if change.ref in changes else change.before
                         changes[change.ref] = Change(before, change.after)
                 except Exhausted as error:
-                    found = [Problem("exhausted", str(error), "spec", todo="free some, or choose by hand")]
+                    found = [Problem("exhausted", str(error), error.field, error.found, error.todo)]
             if found:
                 refused.add(each.ref)
                 problems += on(str(each.ref), found)

@@ -55,7 +55,8 @@ def endpoint(name: str, network: str, on: str = "h1", in_tenant: str = "", label
     return document("Endpoint", name, spec, in_tenant, labels)
 
 
-def mapping(name: str, network: str, target: str, external: int | str, internal: int = 80, **spec: Any) -> Document:
+def mapping(name: str, network: str, target: str, external: int | str, internal: int | str = 80,
+            **spec: Any) -> Document:
     return document("StaticMapping", name, {"network": network, "endpoint": target, "protocol": "tcp",
                                             "externalPort": external, "internalPort": internal, **spec})
 

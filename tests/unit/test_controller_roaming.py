@@ -257,7 +257,6 @@ def test_properties_of_any_journey(journey: list[tuple[list[tuple[str, str]], tu
         now, patches = replan(now, fork, changes)
         assert set(patches) <= {"h1"}
         assert all(now.goals(name) == plan(fork).goals(name) for name in HOSTS)
-        assert now == plan(fork) or now.networks.keys() == plan(fork).networks.keys()
         assert offsets_of(fork) == offsets, "everybody keeps the place in the prefix"
         used = [s.prefix for n in fork.nat_networks_on("h1") for s in subnets_of(n)]
         assert not any(one.version == other.version and one.overlaps(other)
