@@ -178,7 +178,7 @@ class Duel:
 
     def compare_all(self) -> None:
         """Raises `Difference` if flows or counters are not the same."""
-        for what in ("flows", "drop_counts", "rule_hits"):
+        for what in ("flows", "drop_counts", "rule_hits", "mapping_hits"):
             self._compare(what)
 
     @property

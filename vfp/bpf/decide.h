@@ -39,22 +39,29 @@ static __always_inline int decide_from_overlay(struct scratch *s, __u32 vni)
 	return run_layers(s, location->port, 1, 1);
 }
 
+/* 127/8, ::1: the host's own, whatever came by a wire with it (RFC 1122 3.2.1.3, RFC 4291 2.5.3). */
+static __always_inline int is_loopback(const struct flow_key *key)
+{
+	const struct address *src = &key->src;
+
+	if (key->family == 6)
+		return !(src->w[0] | src->w[1] | src->w[2]) && src->w[3] == bpf_htonl(1);
+	return (src->w[0] & bpf_htonl(0xff000000)) == bpf_htonl(127U << 24);
+}
+
 static __always_inline int decide_from_uplink(struct scratch *s, __u32 uplink)
 {
 	struct decision *d = &s->d;
-	struct mapping_key key = {
-		.uplink = uplink,
-		.external = s->h.key.dst,
-		.port = s->h.key.dport,
-		.protocol = s->h.key.protocol,
-		.family = s->h.key.family,
-	};
-	struct mapping *mapping = s->h.has_ports ? bpf_map_lookup_elem(&mappings, &key) : 0;
+	__u32 *link;
 
-	if (!mapping)
+	if (is_loopback(&s->h.key)) {
+		link = bpf_map_lookup_elem(&uplinks, &uplink);
+		if (!link || !(*link & UPLINK_LOOPBACK))
+			return NO_MAPPING;
+	}
+	s->mapping.uplink = uplink;
+	if (!find_mapping(s))
 		return NO_MAPPING;
-	d->via = *mapping;
-	d->by_mapping = 1;
 	d->routed = 1;
 	d->where = PLACE_PORT;
 	return run_layers(s, d->via.port, 1, 1);
@@ -104,7 +111,7 @@ static __always_inline int to_port(struct transposition *t, __u32 id, int routed
 
 	if (!port || !port->ifindex)
 		return UNKNOWN_PORT;
-	t->place = PLACE_PORT;
+	t->place = port->flags & PORT_TAP ? PLACE_TAP : PLACE_PORT;
 	t->ifindex = port->ifindex;
 	t->flags |= SET_DMAC;
 	copy_mac(t->dmac, port->mac);
@@ -122,7 +129,11 @@ static __always_inline int to_uplink(struct transposition *t, __u32 id)
 	if (!ifindex || !*ifindex)
 		return NO_ROUTE;
 	t->place = PLACE_UPLINK;
-	t->ifindex = *ifindex;
+	t->ifindex = *ifindex & ~UPLINK_LOOPBACK;
+	if (*ifindex & UPLINK_LOOPBACK) {	/* the address of the loopback device is all zeros, as are the MACs here */
+		t->place = PLACE_LOOPBACK;
+		t->flags |= SET_SMAC | SET_DMAC;
+	}
 	return NONE;
 }
 

@@ -38,6 +38,8 @@
 #define ND_TARGET_LINK 2
 #define ND_OPTIONS_MAX 8
 
+#define UDPLITE_BYTES 8			/* its header (RFC 3828); its checksum is where UDP's is */
+
 #define ICMP_ECHOREPLY 0
 #define ICMP_DEST_UNREACH 3
 #define ICMP_SOURCE_QUENCH 4

@@ -73,16 +73,20 @@ static __always_inline int is_translatable(const struct scratch *s)
 	return is_echo_request(&s->h);
 }
 
-/* Rewrite the source of `d->cur`. Returns a drop reason. */
-static __always_inline int translate_source(struct scratch *s, __u32 port, __u32 pool_id)
+/* Rewrite the source of `d->cur`. Returns a drop reason. Not static, for the verifier. */
+__noinline int translate_source(struct scratch *s, __u32 port, __u32 pool_id)
 {
-	struct decision *d = &s->d;
-	struct binding_key *key = &s->binding;
+	struct decision *d;
+	struct binding_key *key;
 	struct port_search search = {.s = s};
 	struct binding *known, made = {};
 	struct pool *pool;
 	__u16 wanted;
 
+	if (!s)
+		return ENGINE_ERROR;
+	d = &s->d;
+	key = &s->binding;
 	if (!is_translatable(s))
 		return NAT_UNSUPPORTED;
 	pool = bpf_map_lookup_elem(&pools, &pool_id);
