@@ -9,13 +9,14 @@ from collections.abc import AsyncGenerator, Collection, Iterable, Mapping, Seque
 from ipaddress import IPv4Address
 from typing import Protocol
 
+from agent.nat import BindingSeam, EventSeam
 from vfp.datapath.capture import Captured
 from vfp.datapath.engine import Hook
 from vfp.datapath.records import DropEvent, FlowRecord, InspectCounts, LogEvent, RuleHits
 from vfp.datapath.select import FlowFilter, FlowPage
 from vfp.datapath.trace import Traced
 from vfp.layout import Ring
-from vfp.model import EngineState, Prefix
+from vfp.model import Address, EngineState, Prefix
 from vfp.reasons import DropReason
 from vfp.reference.bindings import BindingKey, External
 from vfp.reference.packet import FlowTuple
@@ -75,6 +76,11 @@ class DatapathSeam(Protocol):
     ) -> Traced: ...
     def binding(self, key: BindingKey) -> External | None: ...  # noqa: D102
     def is_external_held(self, external: External) -> bool: ...  # noqa: D102
+    def bindings(self) -> Sequence[BindingSeam]: ...  # noqa: D102
+    def pool_use(self) -> Mapping[int, Sequence[tuple[Address, int, int]]]: ...  # noqa: D102
+    def mapping_hits(self) -> Mapping[str, int]: ...  # noqa: D102
+    def bindings_fd(self) -> int: ...  # noqa: D102
+    def read_binding_events(self) -> Sequence[EventSeam]: ...  # noqa: D102
     def capture(self, ports: Collection[int], packet_bytes: int) -> None: ...  # noqa: D102
     def captures_fd(self) -> int: ...  # noqa: D102
     def read_captures(self) -> list[Captured]: ...  # noqa: D102

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, ip_network
@@ -37,7 +38,7 @@ from vfp.datapath.records import DropEvent, FlowRecord, InspectCounts, LogEvent,
 from vfp.datapath.select import FlowFilter, FlowPage
 from vfp.datapath.trace import Traced
 from vfp.layout import PlaceKind, Ring, ZoneKind
-from vfp.model import EngineState, Prefix
+from vfp.model import Address, EngineState, Prefix
 from vfp.reasons import DropReason
 from vfp.reference import Engine, explain_frame
 from vfp.reference.bindings import BindingKey, External
@@ -302,6 +303,36 @@ class FakeSwitch:
         yield
 
 
+@dataclass(frozen=True)
+class FakeBinding:
+    """As `vfp.datapath.bindings.BindingRecord`."""
+
+    port: int
+    pool: int
+    source: Address
+    source_port: int
+    external: Address
+    external_port: int
+    protocol: int = 6
+    idle_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class FakeEvent:
+    """As the engine's record of a binding, or of a block of ports."""
+
+    kind: str
+    port: int
+    pool: int
+    external: Address
+    external_port: int
+    internal: Address | None = None
+    internal_port: int = 0
+    protocol: int = 0
+    size: int = 0
+    time_s: float = 1.0
+
+
 @dataclass
 class FakeDatapath:
     """The reference engine in place of the kernel's."""
@@ -318,6 +349,9 @@ class FakeDatapath:
     wanted: FlowFilter | None = None
     capturing: tuple[frozenset[int], int] = (frozenset(), 0)
     lost_records: int = 0
+    bound: list[FakeBinding] = field(default_factory=list)
+    binding_events: list[FakeEvent] = field(default_factory=list)
+    mapped: dict[str, int] = field(default_factory=dict)
 
     def apply(self, state: EngineState) -> None:
         Compiler().compile(state, self.limit)
@@ -378,6 +412,26 @@ class FakeDatapath:
 
     def is_external_held(self, external: External) -> bool:
         return external.port in self.held
+
+    def bindings(self) -> list[FakeBinding]:
+        return self.bound
+
+    def pool_use(self) -> dict[int, list[tuple[Address, int, int]]]:
+        counts = Counter((one.pool, one.external, one.protocol) for one in self.bound)
+        found: dict[int, list[tuple[Address, int, int]]] = {}
+        for (pool, address, protocol), count in counts.items():
+            found.setdefault(pool, []).append((address, protocol, count))
+        return found
+
+    def mapping_hits(self) -> dict[str, int]:
+        return self.mapped
+
+    def bindings_fd(self) -> int:
+        return -1
+
+    def read_binding_events(self) -> list[FakeEvent]:
+        events, self.binding_events = self.binding_events, []
+        return events
 
     def capture(self, ports: Collection[int], packet_bytes: int) -> None:
         self.capturing = (frozenset(ports), packet_bytes)
