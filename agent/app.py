@@ -138,11 +138,15 @@ async def _all(
                 return await streams.follow(args)
             case "unfollow":
                 return await streams.end(args)
+            case "listeners":
+                await host.look_around()
+                return {"listeners": [list(each) for each in host.facts.listeners]}
         return await worker.run(inspector.answer, what, args)
 
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(Session(host, on_query).keep(identity.directory))
         tasks.create_task(host.watch())
+        tasks.create_task(host.listen())
         tasks.create_task(host.mend())
         tasks.create_task(host.retry())
         tasks.create_task(_age(datapath, ager))

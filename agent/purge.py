@@ -38,6 +38,7 @@ def purge_host(state_dir: Path, pin_dir: Path) -> list[str]:
                     switch.detach(ifindex, where)
                 except VSwitchError as error:
                     lines.append(f"filter at {where} of {name} not removed: {error}")
+        lines.append(_try("settings of lo", switch.close_loopback))
         lines.append(_try("reserved ports", switch.release_ports))
     if pin_dir.is_dir():
         Datapath.unpin(pin_dir)

@@ -6,8 +6,9 @@ Order, so that nothing passes before its policy is in:
 2. links are made or mended; a port is hooked before it is up. The programs drop what comes from a port that the
    engine does not know, so a new link passes nothing yet;
 3. the engine is told everything at once, and swaps each port's program atomically: now new ports pass;
-4. the uplink is hooked, neighbours and reserved ports are set;
-5. bridges and the tunnel that must go, go last, and the uplink is unhooked if nothing needs it.
+4. the uplinks are hooked, lo among them if endpoints are to reach the host's own sockets; neighbours and reserved
+   ports are set;
+5. bridges and the tunnel that must go, go last, and uplinks are unhooked that nothing needs.
 
 A port that is as it was made costs nothing, unless the run is to mend: then each is looked at again, inside its
 namespace and at its hooks.
@@ -19,9 +20,9 @@ made.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Address, ip_interface
+from ipaddress import ip_address, ip_interface
 from typing import Any, NamedTuple
 
 import structlog
@@ -39,13 +40,16 @@ from vfp.compile import Compiler
 from vfp.datapath.engine import Hook
 from vfp.datapath.errors import DatapathError
 from vfp.errors import CompileError, PolicyError
-from vfp.model import EngineState
+from vfp.model import Address, EngineState
 from vswitch.errors import UplinkMissing, VSwitchError
 from vswitch.links import Detour, HookedProgram, InspectPrograms, OwnedLink, PortLink, Where
 
 __all__ = ["Outcome", "Reconciler", "host_addresses"]
 
 _log = structlog.get_logger("agent")
+
+LOOPBACK_LINK = "lo"
+_PORT_KINDS = ("veth", "tun")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,16 +97,18 @@ class Reconciler:
         self._surrounded: tuple[Any, ...] | None = None     # what `_surround` left
         self._unhooked: set[str] = set()    # former uplinks that are known to be free of our program
 
-    def reconcile(self, goals: Goals, mend: bool = True) -> Outcome:
+    def reconcile(self, goals: Goals, mend: bool = True, overlapped: Collection[str] = ()) -> Outcome:
         """One run. Raises only what is no object's fault: the disk is full, netlink is closed.
 
-        `mend`: look at ports again that this process made or mended before and whose links are still there.
+        Args:
+            mend: look at ports again that this process made or mended before and whose links are still there.
+            overlapped: NetworkGoal.id of networks whose prefix the host meets elsewhere, too.
         """
         general: list[str] = []
         observed = self._observe(goals)
         self._identify(goals, observed)
         plan = build(goals, observed, self._ids)
-        self._remove(observed, plan, "veth", general)
+        self._remove(observed, plan, _PORT_KINDS, general)
         failures = self._make_links(goals, plan, {} if mend else observed.owned)
         owned = self._switch.owned()
         if owned != observed.owned:
@@ -112,8 +118,8 @@ class Reconciler:
         built, refusals = self._program(goals, observed, plan)
         failures += refusals
         failures += self._hook_uplink(goals, built)
-        self._surround(built, observed.owned, mend, general)
-        self._remove(observed, built, "", general)
+        self._surround(built, observed.owned, mend, overlapped, general)
+        self._remove(observed, built, (), general)
         self._unhook_uplinks(built, general)
         if not built.inspects:
             self._remove_detour(general)
@@ -150,10 +156,13 @@ class Reconciler:
             self._disk.save_ids(ids)
             self._ids = ids
 
-    def _remove(self, observed: Observed, keep: Built, kind: str, general: list[str]) -> None:
-        """Remove our links that must not be; of one kind, or of all that are left."""
-        for name in sorted(set(observed.owned) - keep.links()):
-            if not kind or observed.owned[name].kind == kind:
+    def _remove(self, observed: Observed, keep: Built, kinds: tuple[str, ...], general: list[str]) -> None:
+        """Remove our links that must not be; of some kinds, or of all that are left."""
+        going = set(observed.owned) - keep.links()
+        if kinds:
+            going |= _taps_of_others(observed, keep)
+        for name in sorted(going):
+            if not kinds or observed.owned[name].kind in kinds:
                 try:
                     self._switch.remove(name)
                     _log.info("link removed", link=name)
@@ -273,24 +282,33 @@ class Reconciler:
     def _hook_uplink(self, goals: Goals, built: Built) -> list[Fault]:
         """After the engine knows its mappings; before, what comes by the uplink is the host's own."""
         try:
-            if built.uplink is not None:
-                self._hook(built.uplink.ifindex, ("ingress", Hook.UPLINK_IN))
+            for uplink in built.uplinks:
+                if uplink.loopback:
+                    fd, name = self._datapath.program_fd(Hook.UPLINK_IN), f"sluice_{Hook.UPLINK_IN.value}"
+                    self._switch.open_loopback(fd, name)
+                else:
+                    self._hook(uplink.ifindex, ("ingress", Hook.UPLINK_IN))
         except VSwitchError as error:
             nats = [network for network in goals.networks if network.mode == "nat"]
             return [Fault(key_of(network), f"uplink: {error}") for network in nats]
         return []
 
-    def _surround(self, built: Built, owned: Mapping[str, OwnedLink], mend: bool, general: list[str]) -> None:
-        """Neighbours of bridges, and the ports that the host's own sockets must leave alone."""
-        present = {link.name for link in built.bridges.values()} & set(owned)
-        wanted = (built.neighbours, built.reserved_ports, {name: owned[name].ifindex for name in present})
-        if not mend and wanted == self._surrounded:
+    def _surround(
+        self, built: Built, owned: Mapping[str, OwnedLink], mend: bool, overlapped: Collection[str], general: list[str]
+    ) -> None:
+        """Neighbours of bridges, routes to them, and the ports that the host's own sockets must leave alone."""
+        bridges = {link.name: (link.addresses, owned[link.name].ifindex, built.neighbours[link.name], uid in overlapped)
+                   for uid, link in built.bridges.items() if link.name in owned}
+        if not mend and (bridges, built.reserved_ports) == self._surrounded:
             return
         before = len(general)
         self._surrounded = None
-        for bridge in sorted(present):
+        for bridge, (addresses, _ifindex, neighbours, routed) in sorted(bridges.items()):
+            families = {ip_interface(address).version for address in addresses}
+            own_routes = [one for one in neighbours if routed and ip_address(one).version in families]
             try:
-                self._switch.set_neighbours(bridge, built.neighbours[bridge])
+                self._switch.set_neighbours(bridge, neighbours)
+                self._switch.set_host_routes(bridge, own_routes)
             except VSwitchError as error:
                 general.append(f"neighbours of {bridge}: {error}")
         try:
@@ -301,14 +319,17 @@ class Reconciler:
         except VSwitchError as error:
             general.append(f"reserve ports: {error}")
         if len(general) == before:
-            self._surrounded = wanted
+            self._surrounded = (bridges, built.reserved_ports)
 
     def _unhook_uplinks(self, built: Built, general: list[str]) -> None:
         """Take our program off interfaces that were our uplink once."""
-        now = {built.uplink.name} if built.uplink else set()
-        for name in sorted(set(self._ids.uplinks) - now - self._unhooked):
+        now = {uplink.name for uplink in built.uplinks}
+        for name in sorted(({LOOPBACK_LINK} | set(self._ids.uplinks)) - now - self._unhooked):
             try:
-                self._switch.detach(self._switch.uplink(name).ifindex, "ingress")
+                if name == LOOPBACK_LINK:
+                    self._switch.close_loopback()
+                else:
+                    self._switch.detach(self._switch.uplink(name).ifindex, "ingress")
             except UplinkMissing:
                 pass
             except VSwitchError as error:
@@ -318,10 +339,20 @@ class Reconciler:
         self._unhooked -= now
 
 
-def host_addresses(addresses: Iterable[tuple[str, str]]) -> frozenset[IPv4Address]:
-    """The IPv4 addresses among (interface, address/length) pairs, without loopback ones."""
+def _taps_of_others(observed: Observed, keep: Built) -> set[str]:
+    """Taps whose name is given to another endpoint now: it gets a new one, that nobody has open."""
+    wanted: dict[str, set[str]] = {}
+    for port in keep.ports.values():
+        if port.tap:
+            wanted.setdefault(port.host_interface, set()).add(port.alias)
+    return {name for name, link in observed.owned.items()
+            if link.kind == "tun" and link.alias and name in wanted and link.alias not in wanted[name]}
+
+
+def host_addresses(addresses: Iterable[tuple[str, str]]) -> frozenset[Address]:
+    """The addresses among (interface, address/length) pairs, without loopback ones and link-local IPv6."""
     found = (ip_interface(text).ip for _, text in addresses)
-    return frozenset(ip for ip in found if isinstance(ip, IPv4Address) and not ip.is_loopback)
+    return frozenset(ip for ip in found if not (ip.is_loopback or (ip.version == 6 and ip.is_link_local)))
 
 
 def _statuses(goals: Goals, built: Built, failures: Iterable[Fault]) -> Iterator[ObjectStatus]:

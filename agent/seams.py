@@ -46,12 +46,16 @@ class SwitchSeam(Protocol):
     def remove(self, name: str) -> None: ...  # noqa: D102
     def owned(self) -> dict[str, OwnedLink]: ...  # noqa: D102
     def set_neighbours(self, bridge: str, entries: Mapping[str, str]) -> None: ...  # noqa: D102
+    def set_host_routes(self, bridge: str, addresses: Iterable[str]) -> None: ...  # noqa: D102
     def attach(self, ifindex: int, where: Where, program_fd: int, name: str) -> None: ...  # noqa: D102
     def detach(self, ifindex: int, where: Where) -> None: ...  # noqa: D102
+    def open_loopback(self, program_fd: int, name: str) -> int: ...  # noqa: D102
+    def close_loopback(self) -> bool: ...  # noqa: D102
     def uplink(self, name: str = "") -> UplinkState: ...  # noqa: D102
     def underlay(self, address: str) -> UplinkState: ...  # noqa: D102
     def facts(self) -> Surroundings: ...  # noqa: D102
     def addresses(self) -> tuple[tuple[str, str], ...]: ...  # noqa: D102
+    def listeners(self) -> tuple[tuple[str, str, int], ...]: ...  # noqa: D102
     def reserve_ports(self, ranges: Iterable[tuple[int, int]]) -> None: ...  # noqa: D102
     def release_ports(self) -> None: ...  # noqa: D102
     def watch(self) -> AsyncGenerator[None]: ...  # noqa: D102

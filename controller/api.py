@@ -29,13 +29,15 @@ from controller.errors import Invalid, Malformed, NotFound, Problem, Refused
 from controller.follow import Follows
 from controller.inside import TraceRequest, inside, known, place_of, trace
 from controller.ledger import Ledger, Outcome, missing
+from controller.listeners import look_again
 from controller.pki import Pki
 from controller.push import Push
-from controller.resources import API_VERSION, DEFAULT_TENANT, RESOURCES, Model, Name
+from controller.resources import API_VERSION, DEFAULT_TENANT, RESOURCES
 from controller.selecting import MAX_PAGE, page, selector
 from controller.state import CLUSTER_KINDS, Ref
 from controller.status import Statuses
 from controller.store import StoreError
+from controller.texts import Model, Name
 from controller.watch import Filter, Watches
 
 MAX_BODY_BYTES = 32 << 20
@@ -187,6 +189,7 @@ def _resources(kind: str, controller: Controller) -> APIRouter:
     async def put(request: Request, name: str, tenant: str = "", wait: Wait = 0, dry_run: DryRun = False,
                   if_match: IfMatch = None) -> JSONResponse:
         document = _addressed(await _json(request), _ref(kind, tenant, name))
+        await look_again(controller.push, ledger, [document])
         outcome = await ledger.apply([document], dry_run=dry_run, if_match=_revision(if_match))
         status = 201 if outcome.items[0].result == "created" and not dry_run else 200
         return await _written(controller, outcome, wait, status)
@@ -210,7 +213,9 @@ def _writers(controller: Controller) -> APIRouter:
                  openapi_extra=documents, responses={200: {"model": WrittenModel}, **REFUSALS})
     async def apply(request: Request, wait: Wait = 0, dry_run: DryRun = False) -> JSONResponse:
         """The order does not matter: what others depend on is stored first."""
-        outcome = await ledger.apply(_listed(await _json(request)), dry_run=dry_run)
+        listed = _listed(await _json(request))
+        await look_again(controller.push, ledger, listed)
+        outcome = await ledger.apply(listed, dry_run=dry_run)
         return await _written(controller, outcome, wait)
 
     @router.post("/delete", summary="Delete resources, all or none", tags=["apply"],

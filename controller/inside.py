@@ -13,12 +13,14 @@ from pydantic import Field
 from controller.errors import Invalid, NotFound, Problem, Unavailable
 from controller.ledger import missing
 from controller.push import Push
-from controller.resources import DEFAULT_TENANT, PROTOCOL_NUMBERS, EndpointSpec, Model, Name, ProtocolText
+from controller.resources import DEFAULT_TENANT, EndpointSpec
 from controller.state import Ref, State, Stored
+from controller.texts import PROTOCOL_NUMBERS, Model, Name, ProtocolText
 
 MAX_HOPS = 4
 EPHEMERAL_PORT = 49152                      # source port of a trace that does not care (RFC 6335 section 6)
 WITH_PORTS = (6, 17, 132)
+ICMPV6 = 58
 
 
 class TraceRequest(Model):
@@ -144,8 +146,12 @@ def _packet(state: State, source: Stored[EndpointSpec], request: TraceRequest) -
     try:
         destination = str(ip_address(request.to))
     except ValueError:
-        destination = endpoint_named(state, request.to, request.tenant, "to").assigned.address
+        target = endpoint_named(state, request.to, request.tenant, "to").assigned
+        destination = target.address if target.address and source.assigned.address else target.addresses[-1]
+    own = source.assigned.address6 if ":" in destination else source.assigned.address
     protocol = PROTOCOL_NUMBERS.get(request.protocol, -1) if isinstance(request.protocol, str) else request.protocol
+    if request.protocol == "icmp" and ":" in destination:
+        protocol = ICMPV6
     has_ports = protocol in WITH_PORTS
     if has_ports and request.destination_port is None:
         raise Invalid(Problem("missing", f"protocol {request.protocol} needs a destination port", "destinationPort",
@@ -154,7 +160,7 @@ def _packet(state: State, source: Stored[EndpointSpec], request: TraceRequest) -
             if (value := getattr(request, name)) not in (None, "")}
     if request.source_port is None and request.icmp_id is None:
         more["any_source_port"] = True
-    return _Packet(request.source_address or source.assigned.address, destination, protocol,
+    return _Packet(request.source_address or own or source.assigned.addresses[0], destination, protocol,
                    (EPHEMERAL_PORT if request.source_port is None else request.source_port) if has_ports else 0,
                    (request.destination_port or 0) if has_ports else 0, more=more)
 

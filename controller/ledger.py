@@ -15,14 +15,15 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Literal, ParamSpec, TypeVar
 
-from controller.assign import assign, release
+from controller.assign import assign, follow, release
+from controller.checks import Surroundings
 from controller.documents import Declared, parse, render
 from controller.errors import NotFound, Outdated, Problem, on, refusal
 from controller.ipam import Exhausted
 from controller.resources import RESOURCES, EndpointSpec, NetworkSpec, StaticMappingSpec, TenantSpec
 from controller.state import DEFAULT_TENANT_REF, AnyStored, Change, Ref, State, Stored
 from controller.store import Commit, Event, Report, Store
-from controller.validate import Surroundings, check, check_removal
+from controller.validate import check, check_removal
 from southbound.messages import HostFacts
 
 P = ParamSpec("P")
@@ -163,7 +164,7 @@ class Ledger:
         problems += _repeated(declared)
         refused: set[Ref] = set()
         items: dict[Ref, Item] = {}
-        changes: list[Change] = []
+        changes: dict[Ref, Change] = {}
         facts = self.facts
         for each in sorted(declared, key=_turn):
             old = fork.get(each.ref)
@@ -175,19 +176,19 @@ class Ledger:
             found = check(each, Surroundings(fork, facts, refused))
             if not found:
                 try:
-                    new = _next(each, old, fork, facts)
+                    for change in _put(each, old, fork, facts):
+                        before = changes[change.ref].before if change.ref in changes else change.before
+                        changes[change.ref] = Change(before, change.after)
                 except Exhausted as error:
                     found = [Problem("exhausted", str(error), "spec", todo="free some, or choose by hand")]
             if found:
                 refused.add(each.ref)
                 problems += on(str(each.ref), found)
                 continue
-            fork.put(new)
-            items[each.ref] = Item(each.ref, "configured" if old else "created", new)
-            changes.append(Change(old, new))
+            items[each.ref] = Item(each.ref, "configured" if old else "created", fork.objects[each.ref])
         if problems:
             raise refusal(_without_echoes(problems, parsed))
-        return fork, [items[each.ref] for each in declared], changes
+        return fork, [items[each.ref] for each in declared], list(changes.values())
 
     def _delete(self, refs: Sequence[Ref], missing_ok: bool,
                 if_match: int | None) -> tuple[State, list[Item], list[Change]]:
@@ -229,13 +230,13 @@ async def _shielded(task: asyncio.Task[Outcome]) -> Outcome:
     return await waiting
 
 
-def _turn(declared: Declared) -> tuple[int, bool, bool]:
+def _turn(declared: Declared) -> tuple[int, int, bool]:
     """Order of a request: what others depend on first, and what leaves a choice open after what does not."""
     spec, rank = declared.spec, RANK[declared.ref.kind]
     if isinstance(spec, NetworkSpec):
-        return rank, spec.vni == "auto", False
+        return rank, any(subnet.prefix == "auto" for subnet in spec.subnets), spec.vni == "auto"
     if isinstance(spec, EndpointSpec):
-        return rank, spec.address is None, spec.mac is None
+        return rank, (spec.address is None) + (spec.address6 is None), spec.mac is None
     return rank, isinstance(spec, StaticMappingSpec) and spec.external_port == "auto", False
 
 
@@ -272,12 +273,16 @@ def _match(ref: Ref, stored: AnyStored | None, revision: int) -> None:
                                "If-Match", str(revision), "get it again, and repeat the change on that", str(ref)))
 
 
-def _next(declared: Declared, old: AnyStored | None, fork: State, facts: Mapping[str, HostFacts]) -> AnyStored:
+def _put(declared: Declared, old: AnyStored | None, fork: State, facts: Mapping[str, HostFacts]) -> list[Change]:
+    """Choose for a checked document, put it, and what follows from it."""
     if old is None:
         new = _new(declared.ref, declared.spec, declared.labels, fork.revision)
     else:
         new = replace(old, spec=declared.spec, labels=declared.labels, revision=fork.revision)
-    return replace(new, assigned=assign(declared, new.uid, fork, facts))
+    new = replace(new, assigned=assign(declared, new.uid, fork, facts))
+    fork.put(new)
+    change = Change(old, new)
+    return [change, *follow(change, fork)]
 
 
 def _new(ref: Ref, spec: Any, labels: Mapping[str, str], revision: int) -> AnyStored:

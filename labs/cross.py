@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
 from labs.schema import (
@@ -120,21 +120,21 @@ def _meant(wanted: str, names: set[str]) -> bool:
 
 
 def _links(lab: Lab) -> Iterator[Found]:
-    taken: dict[tuple[str, IPv4Address], str] = {}
+    taken: dict[tuple[str, IPv4Address | IPv6Address], str] = {}
     for name, node in lab.nodes.items():
         for interface, link in node.interfaces.items():
             path = ("nodes", name, "interfaces", interface)
             if link.segment not in lab.segments:
                 yield (*path, "segment"), (f"no segment is called {link.segment!r}; there are "
                                            f"{', '.join(lab.segments) or 'none'}")
-            for address in (*((link.address,) if link.address else ()), *link.extra_addresses):
+            for address in link.addresses:
                 key = (link.segment, address.ip)
                 if key in taken:
                     yield (*path, "address"), (f"{address.ip} is also {taken[key]}'s on {link.segment}; "
                                                "change one")
                 taken[key] = f"{name}/{interface}"
         for index, route in enumerate(node.routes):
-            on_link = [a.network for i in node.interfaces.values() if (a := i.address)]
+            on_link = [address.network for link in node.interfaces.values() for address in link.addresses]
             if not any(route.via in network for network in on_link):
                 yield ("nodes", name, "routes", index, "via"), (
                     f"{route.via} is on no link of {name}; use an address in one of "
@@ -156,7 +156,10 @@ def _documents(lab: Lab) -> Iterator[Found]:
     for path, document in documents(lab):
         if document["kind"] != "Endpoint":
             continue
-        netns = document["spec"].get("netns") if isinstance(document.get("spec"), dict) else None
+        spec = document["spec"] if isinstance(document.get("spec"), dict) else {}
+        netns = spec.get("netns")
+        if "tap" in spec and netns is None:
+            continue                        # its other end is a service of the lab (`probe vm`)
         if not isinstance(netns, str) or not netns.startswith(f"{lab.name}-"):
             yield (*path, "spec", "netns"), (f"found {netns!r}; the lab makes the namespace, so its name "
                                              f"starts with {lab.name + '-'!r}")

@@ -5,6 +5,9 @@
     beat ADDRESS PORT             one TCP connection, an HTTP request every so often; on SIGTERM, a summary
     transfer ADDRESS              iperf3 at a fixed rate; at its end, what was sent again and what was lost
     send INTERFACE FRAME...       send crafted frames, each a scapy expression
+    serve PORT --say WHO          an HTTP and datagram server that says who it is and whom it sees (labs.serve)
+    hold PROTOCOL ADDRESS PORT    many flows at once, asked again at the end (labs.hold)
+    vm TAP INTERFACE              a virtual machine's stand-in: joins a host's tap device and one here (labs.vm)
 
 Times in summaries are CLOCK_MONOTONIC seconds, which all processes of a host share.
 """
@@ -23,6 +26,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
+from labs.hold import hold
+from labs.serve import serve
+from labs.vm import vm
+
 ANSWER_BYTES = 65536
 
 
@@ -35,12 +42,13 @@ def udp_echo(port: int, say: str) -> int:
             server.sendto(say.encode() + b": " + data, peer)
 
 
-def udp_ask(address: str, port: int, timeout_s: float) -> int:
+def udp_ask(address: str, port: int, timeout_s: float, source_port: int = 0) -> int:
     """Send a datagram and print what comes back."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM) as client:
         client.settimeout(timeout_s)
-        client.connect((address, port))
+        client.bind(("", source_port))
         try:
+            client.connect((address, port))
             client.send(b"hello")
             sys.stdout.write(client.recv(ANSWER_BYTES).decode(errors="replace") + "\n")
         except OSError as error:
@@ -146,6 +154,7 @@ def main(arguments: Sequence[str]) -> int:
     one.add_argument("address")
     one.add_argument("port", type=int)
     one.add_argument("--timeout", type=float, default=1.0)
+    one.add_argument("--source-port", type=int, default=0)
     one = probes.add_parser("beat")
     one.add_argument("address")
     one.add_argument("port", type=int)
@@ -158,16 +167,44 @@ def main(arguments: Sequence[str]) -> int:
     one.add_argument("interface")
     one.add_argument("frames", nargs="+")
     one.add_argument("--count", type=int, default=1)
+    one = probes.add_parser("serve")
+    one.add_argument("port", type=int)
+    one.add_argument("--say", default="serve")
+    one.add_argument("--greet", nargs=2, metavar=("ADDRESS", "PORT"))
+    one = probes.add_parser("hold")
+    one.add_argument("protocol", choices=("tcp", "udp"))
+    one.add_argument("address")
+    one.add_argument("port", type=int)
+    one.add_argument("--count", type=int, default=1)
+    one.add_argument("--timeout", type=float, default=1.0)
+    one.add_argument("--source-port", type=int, default=0, help="of the first; the next ones count upwards")
+    one.add_argument("--at-once", action="store_true", help="ask again without waiting for SIGTERM")
+    one = probes.add_parser("vm")
+    one.add_argument("tap", help="tap device of the host, in the namespace of --host")
+    one.add_argument("interface", help="the machine's own interface")
+    one.add_argument("--host", required=True, help="network namespace of the host")
+    one.add_argument("--mac", required=True)
+    one.add_argument("--mtu", type=int, default=1500)
+    one.add_argument("--address", action="append", default=[], help="with prefix length")
+    one.add_argument("--gateway", action="append", default=[])
     given = parser.parse_args(arguments)
     match given.probe:
         case "udp-echo":
             return udp_echo(given.port, given.say)
         case "udp-ask":
-            return udp_ask(given.address, given.port, given.timeout)
+            return udp_ask(given.address, given.port, given.timeout, given.source_port)
         case "beat":
             return beat(given.address, given.port, given.interval)
         case "transfer":
             return transfer(given.address, given.seconds, given.rate)
+        case "serve":
+            greet = (given.greet[0], int(given.greet[1])) if given.greet else None
+            return serve(given.port, given.say, greet)
+        case "hold":
+            return hold(given.protocol, given.address, given.port, given.count, given.timeout, given.source_port,
+                        given.at_once)
+        case "vm":
+            return vm(given.tap, given.interface, given.host, given.mac, given.mtu, given.address, given.gateway)
         case _:
             return send(given.interface, given.frames, given.count)
 

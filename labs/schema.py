@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from ipaddress import IPv4Address, IPv4Interface
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,6 +21,7 @@ LabName = Annotated[str, Field(pattern=r"^[a-z]([a-z0-9-]{0,14}[a-z0-9])?$",
 NodeName = Annotated[str, Field(pattern=r"^[a-z]([a-z0-9-]{0,30}[a-z0-9])?$")]
 LinkName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_.-]{0,14}$",
                                 description="interface name, at most 15 characters (IFNAMSIZ)")]
+Address = IPv4Interface | IPv6Interface
 Seconds = Annotated[float, Field(gt=0, le=600)]
 Signal = Literal["TERM", "KILL", "INT", "HUP", "STOP", "CONT", "USR1"]
 
@@ -45,15 +46,20 @@ class Interface(Model):
     """One link of a node into a segment."""
 
     segment: str
-    address: IPv4Interface | None = Field(default=None, description="with prefix length: 172.16.0.10/24")
-    extra_addresses: tuple[IPv4Interface, ...] = ()
+    address: Address | None = Field(default=None, description="with prefix length: 172.16.0.10/24")
+    extra_addresses: tuple[Address, ...] = ()
+
+    @property
+    def addresses(self) -> tuple[Address, ...]:
+        """All of them."""
+        return (*((self.address,) if self.address else ()), *self.extra_addresses)
 
 
 class Route(Model):
     """A static route of a node."""
 
-    to: str = Field(default="default", pattern=r"^(default|[0-9.]+(/[0-9]+)?)$")
-    via: IPv4Address
+    to: str = Field(default="default", pattern=r"^(default|[0-9a-f.:]+(/[0-9]+)?)$")
+    via: IPv4Address | IPv6Address
 
 
 class Node(Model):
@@ -63,7 +69,7 @@ class Node(Model):
         "plain", description="host: an agent runs here; controller: the controller runs here")
     interfaces: dict[LinkName, Interface] = Field(default_factory=dict)
     routes: tuple[Route, ...] = ()
-    addresses: tuple[IPv4Interface, ...] = Field(default=(), description="further addresses, on the loopback")
+    addresses: tuple[Address, ...] = Field(default=(), description="further addresses, on the loopback")
     ip_forward: bool = False
 
 

@@ -1,7 +1,8 @@
 """Segments and nodes as network namespaces: a pure plan of `ip` commands, and the few places that run it.
 
 All links live in the lab's own namespaces. Each segment is a bridge in `<lab>-switch`; a node's interface is
-the far end of a veth pair whose near end is a port of that bridge. IPv6 is off, so that links stay silent.
+the far end of a veth pair whose near end is a port of that bridge. IPv6 is off, so that links stay silent,
+unless a node of the lab has an IPv6 address.
 """
 
 from __future__ import annotations
@@ -20,11 +21,23 @@ NETNS = Path("/run/netns")
 
 # Namespaces take the initial namespace's values, which differ from host to host.
 SYSCTLS = {
-    "net.ipv6.conf.all.disable_ipv6": "1",
-    "net.ipv6.conf.default.disable_ipv6": "1",
     "net.ipv4.conf.all.rp_filter": "0",
     "net.ipv4.conf.default.rp_filter": "0",
     "net.ipv4.ping_group_range": "0 2147483647",
+}
+WITHOUT_IPV6 = {
+    "net.ipv6.conf.all.disable_ipv6": "1",
+    "net.ipv6.conf.default.disable_ipv6": "1",
+}
+# Addresses are there at once, and nobody asks for routers.
+WITH_IPV6 = {
+    "net.ipv6.conf.all.disable_ipv6": "0",
+    "net.ipv6.conf.default.disable_ipv6": "0",
+    "net.ipv6.conf.all.accept_dad": "0",
+    "net.ipv6.conf.default.accept_dad": "0",
+    "net.ipv6.conf.all.accept_ra": "0",
+    "net.ipv6.conf.default.accept_ra": "0",
+    "net.ipv6.conf.default.router_solicitations": "0",
 }
 
 
@@ -47,13 +60,26 @@ def plan(lab: Lab) -> Plan:
     switch = switch_of(lab)
     namespaces = tuple(dict.fromkeys([switch, *places(lab).values()]))
     forwarding = {f"{lab.name}-{name}": node.ip_forward for name, node in lab.nodes.items()}
-    sysctls = {name: SYSCTLS | {"net.ipv4.ip_forward": "1" if forwarding.get(name) else "0"}
-               for name in namespaces}
+    common = SYSCTLS | (WITH_IPV6 if has_ipv6(lab) else WITHOUT_IPV6)
+    sysctls = {name: common | _forwarding(bool(forwarding.get(name)), has_ipv6(lab)) for name in namespaces}
+    sysctls[switch] = SYSCTLS | WITHOUT_IPV6
     links = [(switch, _switch(lab))]
     links += [(f"{lab.name}-{name}", _node(lab, name, node)) for name, node in lab.nodes.items()]
     plain = [name for name in namespaces if name not in dict(links)]
     links += [(name, ("link set lo up",)) for name in plain]
     return Plan(namespaces, sysctls, tuple(links))
+
+
+def has_ipv6(lab: Lab) -> bool:
+    """Whether any node has an IPv6 address."""
+    links = [link for node in lab.nodes.values() for link in node.interfaces.values()]
+    given = [address for node in lab.nodes.values() for address in node.addresses]
+    return any(address.version == 6 for address in (*given, *(a for link in links for a in link.addresses)))
+
+
+def _forwarding(wanted: bool, ipv6: bool) -> dict[str, str]:
+    value = "1" if wanted else "0"
+    return {"net.ipv4.ip_forward": value} | ({"net.ipv6.conf.all.forwarding": value} if ipv6 else {})
 
 
 def mac_of(lab: str, node: str, interface: str) -> str:
@@ -84,8 +110,7 @@ def _node(lab: Lab, name: str, node: Node) -> tuple[str, ...]:
     lines = ["link set lo up"]
     lines += [f"address add {address} dev lo" for address in node.addresses]
     for interface, link in node.interfaces.items():
-        wanted = [*([link.address] if link.address else []), *link.extra_addresses]
-        lines += [f"address add {address} dev {interface}" for address in wanted]
+        lines += [f"address add {address} dev {interface}" for address in link.addresses]
         lines.append(f"link set {interface} up")
         if lab.segments[link.segment].static_neighbours:
             lines += [f"neighbour replace {address} lladdr {mac} dev {interface} nud permanent"
@@ -98,7 +123,7 @@ def _neighbours(lab: Lab, segment: str, but: str) -> Iterable[tuple[str, str]]:
     for name, node in lab.nodes.items():
         for interface, link in node.interfaces.items():
             if name != but and link.segment == segment:
-                for address in (*((link.address,) if link.address else ()), *link.extra_addresses):
+                for address in link.addresses:
                     yield str(address.ip), mac_of(lab.name, name, interface)
 
 

@@ -1,13 +1,19 @@
-"""IPv4 addresses and default routes of one link, and its IPv6 switch: mended by difference."""
+"""Addresses and default routes of one link, of both families: mended by difference.
+
+What is missing comes before what is wrong goes, so that a link that is renumbered is never without an address: the
+kernel would take its routes away with the last one.
+"""
 
 from __future__ import annotations
 
 import errno
-from ipaddress import IPv4Address, IPv4Interface
-from pathlib import Path
+import socket
+from collections.abc import Iterable, Sequence
+from ipaddress import ip_interface
 
-from vswitch.errors import KernelRefused, PermissionDenied
-from vswitch.netlink import Netlink, Request
+from vswitch.checks import Address, Interface, family_of
+from vswitch.errors import KernelRefused
+from vswitch.netlink import Message, Netlink, Request
 from vswitch.requests import (
     RT_TABLE_MAIN,
     RTN_UNICAST,
@@ -18,74 +24,112 @@ from vswitch.requests import (
     default_route_delete,
     route_dump,
 )
+from vswitch.settings import IPV4, disable_ipv6, enable_ipv6, set_setting
 
+FAMILIES = (socket.AF_INET, socket.AF_INET6)
+MEND_TRIES = 4
+
+# What the kernel gives a default route that names no metric.
+METRIC: dict[int, int] = {socket.AF_INET: 0, socket.AF_INET6: 1024}
 # A namespace may have a default route of its own already; ours then takes second place.
 METRIC_BEHIND_ANOTHER = 1024
 
 
-def disable_ipv6(interface: str) -> None:
-    """Keep IPv6 off a link of the thread's namespace: no link-local address, no router solicitations.
+def ready_for(interface: str, addresses: Iterable[Interface], *, link_local: bool) -> None:
+    """Settle what a link of the thread's namespace needs before it gets these addresses.
 
-    A kernel without IPv6 has no such file, and needs none.
+    Args:
+        link_local: whether it may have the IPv6 address that is made of its MAC besides.
+
+    Raises:
+        PermissionDenied, KernelRefused: no IPv6.
     """
-    path = Path("/proc/sys/net/ipv6/conf") / interface / "disable_ipv6"
-    try:
-        if path.read_text().strip() != "1":
-            path.write_text("1")
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise
-        raise PermissionDenied(f"write {path}", error.strerror or "", "run as root with a writable /proc/sys") from None
+    # The second address of a prefix stays when the first goes.
+    set_setting(IPV4 / interface / "promote_secondaries", "1")
+    if any(address.version == 6 for address in addresses):
+        enable_ipv6(interface, link_local)
+    else:
+        disable_ipv6(interface)
 
 
-def addresses_of(netlink: Netlink, ifindex: int) -> list[IPv4Interface]:
-    """IPv4 addresses of a link, primary first."""
-    return [
-        IPv4Interface(f"{message.get_attr('IFA_LOCAL')}/{message['prefixlen']}")
-        for message in netlink.dump(address_dump(ifindex=ifindex))
-        if message["index"] == ifindex
-    ]
+def addresses_of(netlink: Netlink, ifindex: int, family: int = socket.AF_INET) -> list[Interface]:
+    """Addresses of a link, primary first; no link-local IPv6 ones."""
+    found: list[Interface] = []
+    for message in address_messages(netlink, ifindex, family):
+        local = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
+        address = ip_interface(f"{local}/{message['prefixlen']}")
+        if family == socket.AF_INET or not address.ip.is_link_local:
+            found.append(address)
+    return found
 
 
-def mend_address(netlink: Netlink, ifindex: int, wanted: IPv4Interface) -> None:
-    """Make `wanted` the only IPv4 address of the link.
+def address_messages(netlink: Netlink, ifindex: int, family: int) -> list[Message]:
+    """What the kernel tells of a link's addresses of one family."""
+    messages = netlink.dump(address_dump(family, ifindex))
+    return [message for message in messages if message["index"] == ifindex and message["family"] == family]
 
-    Wrong ones leave first: the kernel removes the secondaries of a prefix with its primary, and so could take
-    away the right one.
+
+def mend_addresses(netlink: Netlink, ifindex: int, wanted: Sequence[Interface]) -> None:
+    """Make `wanted` the addresses of the link, but for a link-local IPv6 one.
+
+    Raises:
+        KernelRefused: also when somebody else sets them again and again.
     """
-    present = addresses_of(netlink, ifindex)
-    if present == [wanted]:
-        return
-    for wrong in present:
-        if wrong != wanted:
-            try:
-                netlink.run(address_delete(ifindex, wrong))
-            except KernelRefused as error:
-                if error.code != errno.EADDRNOTAVAIL:  # went with its primary
-                    raise
-    netlink.run(address_set(ifindex, wanted))
+    for family in FAMILIES:
+        mine = [address for address in wanted if family_of(address) == family]
+        for _ in range(MEND_TRIES):
+            if not _mend_once(netlink, ifindex, family, mine):
+                break
+        else:
+            found = ", ".join(map(str, addresses_of(netlink, ifindex, family))) or "none"
+            raise KernelRefused(f"addresses of link {ifindex}", f"they keep changing: {found}",
+                                "see who else sets them", errno.EBUSY)
 
 
-def mend_default_route(netlink: Netlink, ifindex: int, gateway: IPv4Address | None) -> None:
-    """Make the link's default routes exactly the one through `gateway`, or none; other links keep theirs."""
+def _mend_once(netlink: Netlink, ifindex: int, family: int, wanted: Sequence[Interface]) -> bool:
+    """Whether anything had to be changed: then the kernel may have done more than it was asked for."""
+    present = addresses_of(netlink, ifindex, family)
+    missing = [address_set(ifindex, address) for address in wanted if address not in present]
+    wrong = [address_delete(ifindex, address) for address in present if address not in wanted]
+    netlink.run(*missing)
+    for request in wrong:
+        try:
+            netlink.run(request)
+        except KernelRefused as error:
+            if error.code != errno.EADDRNOTAVAIL:  # it went with its primary
+                raise
+    return bool(missing or wrong)
+
+
+def mend_default_routes(netlink: Netlink, ifindex: int, gateways: Sequence[Address]) -> None:
+    """Make the link's default routes exactly those through `gateways`, at most one of each family.
+
+    Other links keep theirs.
+    """
+    for family in FAMILIES:
+        gateway = next((gateway for gateway in gateways if family_of(gateway) == family), None)
+        _mend_default_route(netlink, ifindex, family, gateway)
+
+
+def _mend_default_route(netlink: Netlink, ifindex: int, family: int, gateway: Address | None) -> None:
     kept = False
     others = False
     stale: list[Request] = []
-    for message in netlink.dump(route_dump(table=RT_TABLE_MAIN)):
-        if message["dst_len"] or message["type"] != RTN_UNICAST or message.get_attr("RTA_TABLE") != RT_TABLE_MAIN:
+    for message in netlink.dump(route_dump(family, table=RT_TABLE_MAIN)):
+        if message["dst_len"] or message["type"] != RTN_UNICAST or message["family"] != family:
+            continue
+        if message.get_attr("RTA_TABLE") != RT_TABLE_MAIN:
             continue
         metric = message.get_attr("RTA_PRIORITY") or 0
         if message.get_attr("RTA_OIF") != ifindex:
-            others = others or metric == 0
+            others = others or metric == METRIC[family]
             continue
         via = message.get_attr("RTA_GATEWAY")
         if gateway is not None and via == str(gateway) and not kept:
             kept = True
         else:
-            stale.append(default_route_delete(ifindex, via, metric))
+            stale.append(default_route_delete(ifindex, family, via, metric))
     netlink.run(*stale)
     if gateway is not None and not kept:
-        metric = METRIC_BEHIND_ANOTHER + ifindex if others else 0
+        metric = METRIC_BEHIND_ANOTHER + ifindex if others else METRIC[family]
         netlink.run(default_route_add(ifindex, gateway, metric))

@@ -1,16 +1,22 @@
-"""The bridge of a network whose gateway is the host's stack: an address of the host among its endpoints.
+"""The bridge of a network whose gateway is the host's stack: addresses of the host among its endpoints.
 
 It neither floods nor learns (its ports see to that), runs no spanning tree and snoops no multicast. Whom the
-host may talk to on it is said by permanent neighbours.
+host may talk to on it is said by permanent neighbours. Without an address it only joins its ports: the host's
+stack has no part in that network.
+
+It says nothing about forwarding. Where packets from the world are to reach an IPv6 prefix behind it untranslated, the
+administrator lets the host forward (net.ipv6.conf.all.forwarding=1; a host that has its own address by router
+advertisements then also needs accept_ra=2 on the uplink), and gives the router a route to the prefix by this host.
 """
 
 from __future__ import annotations
 
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from ipaddress import ip_address
 
-from vswitch.addressing import disable_ipv6, mend_address
-from vswitch.checks import check_alias, check_mtu, check_name, checked_address, checked_interface, checked_mac
+from vswitch.addressing import FAMILIES, mend_addresses, ready_for
+from vswitch.checks import check_alias, check_mtu, check_name, checked_address, checked_interfaces, checked_mac
 from vswitch.errors import LinkMissing
 from vswitch.links import BridgeLink
 from vswitch.namespaces import Visitor
@@ -18,16 +24,23 @@ from vswitch.netlink import Netlink
 from vswitch.ownership import differing, find_own_link
 from vswitch.requests import (
     LINK_GROUP,
+    RT_TABLE_MAIN,
+    RTPROT_STATIC,
     Attributes,
+    host_route_add,
+    host_route_delete,
     link_info,
     link_new,
     link_set,
     neighbour_delete,
     neighbour_dump,
     neighbour_set,
+    route_dump,
 )
+from vswitch.settings import has_ipv6
 
 NUD_PERMANENT = 0x80
+MAX_PREFIX: dict[int, int] = {socket.AF_INET: 32, socket.AF_INET6: 128}
 
 # By name it is sent, by number it is read.
 BRIDGE_DATA = {
@@ -46,7 +59,7 @@ def ensure_bridge(netlink: Netlink, visitor: Visitor, link: BridgeLink) -> int:
     check_alias(link.alias)
     check_mtu(link.mtu_bytes)
     mac = checked_mac(link.mac)
-    address = checked_interface(link.address)
+    addresses = checked_interfaces(link.addresses, link.mtu_bytes)
     found = find_own_link(netlink, link.name, "bridge")
     if found is None:
         netlink.run(
@@ -56,7 +69,7 @@ def ensure_bridge(netlink: Netlink, visitor: Visitor, link: BridgeLink) -> int:
         found = find_own_link(netlink, link.name, "bridge")
         if found is None:
             raise LinkMissing(f"bridge {link.name!r}", "it vanished right after it was made", "see what removes it")
-    visitor.at_home(lambda: disable_ipv6(link.name))
+    visitor.at_home(lambda: ready_for(link.name, addresses, link_local=False))
     attributes: Attributes = []
     if found.alias != link.alias:
         attributes.append(("IFLA_IFALIAS", link.alias))
@@ -70,24 +83,29 @@ def ensure_bridge(netlink: Netlink, visitor: Visitor, link: BridgeLink) -> int:
         attributes.append(link_info("bridge", differing({}, BRIDGE_DATA)))
     if attributes or not found.is_up:
         netlink.run(link_set(f"set up {link.name!r}", ifindex=found.ifindex, up=True, attributes=attributes))
-    mend_address(netlink, found.ifindex, address)
+    mend_addresses(netlink, found.ifindex, addresses)
     return found.ifindex
 
 
-def set_neighbours(netlink: Netlink, bridge: str, entries: Mapping[str, str]) -> None:
-    """Make the permanent IPv4 neighbours of a bridge of ours exactly `entries`, address to MAC.
+def set_neighbours(netlink: Netlink, visitor: Visitor, bridge: str, entries: Mapping[str, str]) -> None:
+    """Make the permanent neighbours of a bridge of ours exactly `entries`, address to MAC.
+
+    IPv6 ones are left out where the bridge has no IPv6 address: the host's stack could not talk to them.
 
     Raises:
         LinkMissing: no such bridge of ours. LinkInvalid, PermissionDenied, KernelRefused.
     """
-    wanted = {str(checked_address(address, "neighbour")): checked_mac(mac) for address, mac in entries.items()}
+    wanted = {checked_address(address, "neighbour"): checked_mac(mac) for address, mac in entries.items()}
     found = find_own_link(netlink, bridge, "bridge")
     if found is None:
         raise LinkMissing(f"neighbours of bridge {bridge!r}", "no such link", "ensure the bridge first")
+    if not visitor.at_home(lambda: has_ipv6(bridge)):
+        wanted = {address: mac for address, mac in wanted.items() if address.version == 4}
     present = {
-        message.get_attr("NDA_DST"): message.get_attr("NDA_LLADDR")
-        for message in netlink.dump(neighbour_dump(found.ifindex))
-        if message["family"] == socket.AF_INET
+        ip_address(message.get_attr("NDA_DST")): message.get_attr("NDA_LLADDR")
+        for family in FAMILIES
+        for message in netlink.dump(neighbour_dump(family, found.ifindex))
+        if message["family"] == family
         and message["ifindex"] == found.ifindex
         and message["state"] & NUD_PERMANENT
     }
@@ -96,3 +114,30 @@ def set_neighbours(netlink: Netlink, bridge: str, entries: Mapping[str, str]) ->
         neighbour_set(found.ifindex, address, mac) for address, mac in wanted.items() if present.get(address) != mac
     ]
     netlink.run_in_batches(gone + changed)
+
+
+def set_host_routes(netlink: Netlink, bridge: str, addresses: Iterable[str]) -> None:
+    """Make the routes to single addresses through a bridge of ours exactly these.
+
+    For a network whose prefix the host meets elsewhere, too: a LAN with a longer one would draw away what the host
+    sends to its endpoints, and reverse path filtering drop what they send.
+
+    Raises:
+        LinkMissing: no such bridge of ours. LinkInvalid, PermissionDenied, KernelRefused.
+    """
+    wanted = {checked_address(address, "host route") for address in addresses}
+    found = find_own_link(netlink, bridge, "bridge")
+    if found is None:
+        raise LinkMissing(f"routes of bridge {bridge!r}", "no such link", "ensure the bridge first")
+    present = {
+        ip_address(message.get_attr("RTA_DST"))
+        for family in FAMILIES
+        for message in netlink.dump(route_dump(family, RT_TABLE_MAIN, found.ifindex))
+        if message["family"] == family
+        and message["proto"] == RTPROT_STATIC
+        and message.get_attr("RTA_OIF") == found.ifindex
+        and message["dst_len"] == MAX_PREFIX[family]
+    }
+    gone = [host_route_delete(found.ifindex, address) for address in sorted(present - wanted, key=str)]
+    added = [host_route_add(found.ifindex, address) for address in sorted(wanted - present, key=str)]
+    netlink.run_in_batches(gone + added)

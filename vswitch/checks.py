@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from ipaddress import AddressValueError, IPv4Address, IPv4Interface, NetmaskValueError
+import socket
+from collections.abc import Iterable
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip_address, ip_interface
 
 from vswitch.errors import LinkInvalid
 from vswitch.links import OWNER_ALIAS
@@ -11,6 +13,10 @@ from vswitch.links import OWNER_ALIAS
 NAME_BYTES = 15  # IFNAMSIZ without the final zero
 ALIAS_BYTES = 255  # IFALIASZ likewise
 MTU_LEAST_BYTES, MTU_MOST_BYTES = 68, 65535  # RFC 791; ETH_MAX_MTU
+IPV6_MTU_LEAST_BYTES = 1280  # RFC 8200 section 5; the kernel takes IPv6 off a link with less
+
+Address = IPv4Address | IPv6Address
+Interface = IPv4Interface | IPv6Interface
 
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}", re.IGNORECASE)
 
@@ -43,19 +49,47 @@ def check_mtu(mtu_bytes: int) -> None:
         raise LinkInvalid("mtu_bytes", str(mtu_bytes), f"give {MTU_LEAST_BYTES} to {MTU_MOST_BYTES}")
 
 
-def checked_interface(address: str) -> IPv4Interface:
-    """An IPv4 address with its prefix length."""
+def checked_interface(address: str) -> Interface:
+    """An address with its prefix length."""
     try:
         if "/" not in address:
-            raise AddressValueError("no prefix length")
-        return IPv4Interface(address)
-    except (AddressValueError, NetmaskValueError) as error:
-        raise LinkInvalid("address", f"{address!r} ({error})", "write it as 10.1.0.5/24") from None
+            raise ValueError("no prefix length")
+        found = ip_interface(address)
+        if found.ip.is_multicast or found.ip.is_unspecified:
+            raise ValueError("no unicast address")
+    except ValueError as error:
+        raise LinkInvalid("address", f"{address!r} ({error})", "write it as 10.1.0.5/24 or fd00::5/64") from None
+    return found
 
 
-def checked_address(address: str, field: str) -> IPv4Address:
-    """An IPv4 address."""
+def checked_interfaces(addresses: Iterable[str], mtu_bytes: int) -> list[Interface]:
+    """The addresses of one link; each once, and IPv6 only where the link can carry it."""
+    found = [checked_interface(address) for address in addresses]
+    twice = next((one for one in found if [each.ip for each in found].count(one.ip) > 1), None)
+    if twice is not None:
+        raise LinkInvalid("addresses", f"{twice.ip} is there twice", "leave one out")
+    if mtu_bytes < IPV6_MTU_LEAST_BYTES and any(one.version == 6 for one in found):
+        todo = f"give {IPV6_MTU_LEAST_BYTES} or more, or no IPv6 address"
+        raise LinkInvalid("mtu_bytes", f"{mtu_bytes}, with an IPv6 address", todo)
+    return found
+
+
+def checked_gateways(gateways: Iterable[str]) -> list[Address]:
+    """At most one gateway of each family."""
+    found = [checked_address(gateway, "gateway") for gateway in gateways]
+    if len({gateway.version for gateway in found}) != len(found):
+        raise LinkInvalid("gateways", ", ".join(map(str, found)), "give at most one of each family")
+    return found
+
+
+def checked_address(address: str, field: str) -> Address:
+    """An address."""
     try:
-        return IPv4Address(address)
-    except AddressValueError as error:
-        raise LinkInvalid(field, f"{address!r} ({error})", "write it as 10.1.0.1") from None
+        return ip_address(address)
+    except ValueError as error:
+        raise LinkInvalid(field, f"{address!r} ({error})", "write it as 10.1.0.1 or fd00::1") from None
+
+
+def family_of(address: Address | Interface) -> int:
+    """AF_INET or AF_INET6."""
+    return socket.AF_INET if address.version == 4 else socket.AF_INET6

@@ -98,8 +98,8 @@ def attach(netlink: Netlink, ifindex: int, where: Where, program_fd: int, name: 
     netlink.run(*(_filter_delete(ifindex, where, found) for found in ours if found.info != INFO))
 
 
-def detach(netlink: Netlink, ifindex: int, where: Where) -> None:
-    """Take our filter off a hook, and the qdisc with it if we brought it and nobody uses it. Idempotent.
+def detach(netlink: Netlink, ifindex: int, where: Where) -> bool:
+    """Take our filter off a hook, and the qdisc with it if we brought it and nobody uses it; whether there was one.
 
     Raises:
         PermissionDenied, KernelRefused.
@@ -114,6 +114,7 @@ def detach(netlink: Netlink, ifindex: int, where: Where) -> None:
             raise
     if any(found.handle == HANDLE_QDISC_MADE for found in ours):
         _drop_empty_qdisc(netlink, ifindex)
+    return bool(ours)
 
 
 def program_id(program_fd: int) -> int:

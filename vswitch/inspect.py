@@ -26,7 +26,6 @@ from pathlib import Path
 from pyroute2.netlink import NLM_F_CREATE, NLM_F_REPLACE, rtnl
 from pyroute2.netlink.rtnl.ifinfmsg import IFF_NOARP
 
-from vswitch.addressing import disable_ipv6
 from vswitch.errors import InspectUnsupported, KernelRefused, NamespaceMissing
 from vswitch.hooks import attach
 from vswitch.links import OWNER_ALIAS, Detour, InspectPrograms
@@ -34,6 +33,7 @@ from vswitch.namespaces import NAMED, Visitor, open_namespace
 from vswitch.netlink import Netlink, Request
 from vswitch.ownership import Found, find_link, find_own_link
 from vswitch.requests import (
+    RT_SCOPE_LINK,
     RT_TABLE_MAIN,
     RTN_UNICAST,
     RTPROT_STATIC,
@@ -43,6 +43,7 @@ from vswitch.requests import (
     nsid_get,
     veth_peer,
 )
+from vswitch.settings import disable_ipv6
 
 TO_LINK, FROM_LINK = "sl-ins0", "sl-ins1"
 INSIDE = {TO_LINK: "in0", FROM_LINK: "out0"}
@@ -56,7 +57,6 @@ QUEUES = 16
 TOOLS = ("iptables-legacy-restore", "iptables-nft-restore")
 TOOL_WITHIN_S = 10.0
 LOOPBACK = 1
-RT_SCOPE_LINK = 253
 
 _SYSCTLS = {
     "net/ipv4/ip_forward": "1",

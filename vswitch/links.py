@@ -27,17 +27,18 @@ class HookedProgram:
 
 @dataclass(frozen=True, slots=True)
 class PortLink:
-    """A veth pair: host side here, the other side in an endpoint's namespace."""
+    """A veth pair: host side here, the other side in an endpoint's namespace. Or a tap: a machine is behind it."""
 
-    host_interface: str  # "slp7", at most 15 characters
+    host_interface: str  # "slp7", at most 15 characters; of a tap port the name that was given to it
     alias: str  # "sluice:port:<endpoint uid>:<port id>"
-    netns: str  # name under /run/netns, or an absolute path
+    netns: str  # name under /run/netns, or an absolute path; unused for a tap port, as is `interface`
     interface: str  # name inside the namespace
     mac: str  # of the endpoint
-    address: str  # with prefix length: "10.1.0.5/24"
-    gateway: str  # "": no default route
+    addresses: tuple[str, ...]  # with prefix length: "10.1.0.5/24"; at most one of each family
+    gateways: tuple[str, ...]  # at most one of each family; of a family without one: no default route
     mtu_bytes: int
     bridge: str = ""  # "": none; else a bridge of ours that exists
+    tap: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,7 @@ class BridgeLink:
     name: str  # "slb<n>"
     alias: str  # "sluice:bridge:<network uid>"
     mac: str
-    address: str  # of the gateway, with prefix length
+    addresses: tuple[str, ...]  # of the gateways, with prefix length; none: the host's stack is not among the endpoints
     mtu_bytes: int
 
 
@@ -85,7 +86,7 @@ class OwnedLink:
 
     name: str
     ifindex: int
-    kind: str  # "veth", "bridge", "vxlan"
+    kind: str  # "veth", "tun", "bridge", "vxlan"
     mtu_bytes: int
     alias: str
 
@@ -99,6 +100,7 @@ class UplinkState:
     addresses: tuple[str, ...]  # IPv4 with prefix length, primary first
     mtu_bytes: int
     mac: str  # "" where the link has none
+    addresses6: tuple[str, ...] = ()  # IPv6 likewise: of global scope, neither temporary nor deprecated
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,4 +109,4 @@ class Surroundings:
 
     addresses: tuple[tuple[str, str], ...]  # (interface, "172.16.0.10/24"); no link-local IPv6
     routes: tuple[tuple[str, str], ...]  # (interface or "", prefix), all tables; no default routes
-    listeners: tuple[tuple[str, str, int], ...]  # ("tcp" | "udp", address, port)
+    listeners: tuple[tuple[str, str, int], ...]  # ("tcp" | "udp" | "sctp", address, port)

@@ -3,7 +3,8 @@
 The alias (`sluice:...`) says what a link is for. The kernel does not take an alias in the request that makes
 a link, but it takes a link group: ours is `LINK_GROUP`. A link with our group and no alias is one that was
 never finished; both are ours. A link with one of our names and neither mark is somebody else's, and is left
-alone.
+alone. So is the far end of a pair in the namespace where it is: that may be a host with its own Sluice, whose uplink
+it is (NAT behind NAT).
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
-"""Ports: a veth pair between the host and an endpoint's namespace.
+"""Ports: a veth pair between the host and an endpoint's namespace, or a tap with a machine behind it.
 
     absent --make--> bare --mend inside--> addressed --mend here--> ready
 
 `make` is one datagram: the pair exists with both marks, its far end already in the namespace, or it does not
 exist. Every later step is a difference between what is found and what is wanted, so that it does not matter
-where the last process stopped. A pair whose far end is not where it should be is made anew.
+where the last process stopped. A pair whose far end is not where it should be is made anew. Of a tap port there is
+nothing to mend inside: addresses and routes are the machine's own business.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ import socket
 from collections.abc import Sequence
 from functools import partial
 
-from vswitch.addressing import disable_ipv6, mend_address, mend_default_route
-from vswitch.checks import check_alias, check_mtu, check_name, checked_address, checked_interface, checked_mac
+from vswitch.addressing import mend_addresses, mend_default_routes, ready_for
+from vswitch.checks import check_alias, check_mtu, check_name, checked_gateways, checked_interfaces, checked_mac
 from vswitch.errors import InterfaceTaken, KernelRefused, LinkInvalid, LinkMissing, NamespaceMissing
 from vswitch.hooks import attach
 from vswitch.links import HookedProgram, PortLink
@@ -23,6 +24,7 @@ from vswitch.namespaces import Visitor, open_namespace
 from vswitch.netlink import Netlink, Request
 from vswitch.ownership import Found, differing, find_link, find_own_link
 from vswitch.requests import (
+    FAR_GROUP,
     LINK_GROUP,
     forwarding_delete,
     forwarding_dump,
@@ -34,6 +36,8 @@ from vswitch.requests import (
     nsid_get,
     veth_peer,
 )
+from vswitch.settings import disable_ipv6
+from vswitch.taps import ensure_tap
 
 LOOPBACK = 1  # ifindex of lo in every namespace
 NUD_PERMANENT = 0x80  # a forwarding entry of the bridge's own
@@ -48,13 +52,18 @@ PORT_FLAGS = {
 
 
 def ensure_port(netlink: Netlink, visitor: Visitor, link: PortLink, hooked: Sequence[HookedProgram] = ()) -> int:
-    """Make or mend the pair and its hooks; ifindex of the host side.
+    """Make or mend the pair, or the tap, and its hooks; ifindex of the host side.
 
     Raises:
         LinkInvalid, NamespaceMissing, InterfaceTaken, PermissionDenied, KernelRefused. LinkMissing: the
             bridge.
     """
     _check(link)
+    if link.tap:
+        bridge = _bridge(netlink, link.bridge)
+        tap = ensure_tap(netlink, visitor, link.host_interface, link.alias)
+        _mend_here(netlink, visitor, link, tap, bridge, hooked)
+        return tap.ifindex
     with open_namespace(link.netns) as namespace:
         if visitor.is_home(namespace):
             raise LinkInvalid("namespace of the endpoint", f"{link.netns!r} is the host's own", "give another")
@@ -87,13 +96,13 @@ def _adoptable(netlink: Netlink, namespace: int, link: PortLink) -> Found | None
 
 def _check(link: PortLink) -> None:
     check_name(link.host_interface, "host_interface")
-    check_name(link.interface, "interface")
+    if not link.tap:
+        check_name(link.interface, "interface")
     check_alias(link.alias)
     checked_mac(link.mac)
     check_mtu(link.mtu_bytes)
-    checked_interface(link.address)
-    if link.gateway:
-        checked_address(link.gateway, "gateway")
+    checked_interfaces(link.addresses, link.mtu_bytes)
+    checked_gateways(link.gateways)
 
 
 def _bridge(netlink: Netlink, name: str) -> int:
@@ -151,13 +160,15 @@ def _mend_inside(link: PortLink, host: Found | None) -> bool:
         if far is None:
             return False
         if host is None or (far.ifindex, far.peer_ifindex) != (host.peer_ifindex, host.ifindex):
-            whose = "another port of Sluice" if far.group == LINK_GROUP else "somebody else"
+            whose = "another port of Sluice" if far.group == FAR_GROUP else "somebody else"
             raise InterfaceTaken(
                 f"interface {link.interface!r} in namespace {link.netns!r}",
                 f"{far.kind or 'a device'} of {whose} has the name",
                 "choose another interface name for the endpoint, or remove that one",
             )
-        disable_ipv6(link.interface)
+        addresses = checked_interfaces(link.addresses, link.mtu_bytes)
+        if far.mac != checked_mac(link.mac):
+            disable_ipv6(link.interface)  # its link-local address is made of the MAC
         changes: list[Request] = []
         loopback = find_link(inside, ifindex=LOOPBACK)
         if loopback is not None and not loopback.is_up:
@@ -170,9 +181,9 @@ def _mend_inside(link: PortLink, host: Found | None) -> bool:
         if attributes or not far.is_up:
             changes.append(link_set(f"set up {link.interface!r}", ifindex=far.ifindex, up=True, attributes=attributes))
         inside.run(*changes)
-        mend_address(inside, far.ifindex, checked_interface(link.address))
-        gateway = checked_address(link.gateway, "gateway") if link.gateway else None
-        mend_default_route(inside, far.ifindex, gateway)
+        ready_for(link.interface, addresses, link_local=True)
+        mend_addresses(inside, far.ifindex, addresses)
+        mend_default_routes(inside, far.ifindex, checked_gateways(link.gateways))
         return True
 
 

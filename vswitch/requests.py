@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import socket
-from ipaddress import IPv4Address, IPv4Interface
+from ipaddress import IPv4Interface
 from typing import Any
 
 from pyroute2.netlink import NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, rtnl
 from pyroute2.netlink.rtnl.ifinfmsg import IFF_UP
 from pyroute2.netlink.rtnl.ndmsg import NTF_MASTER, NUD_NOARP, NUD_PERMANENT
 
+from vswitch.checks import Address, Interface, family_of
 from vswitch.netlink import Request
 
-LINK_GROUP = 0x51CE  # link group of all that we make
+LINK_GROUP = 0x51CE  # link group of all that we make here
+FAR_GROUP = 0x51CF  # of the far ends of pairs: where they are, another host's Sluice may run
 
 RTEXT_FILTER_SKIP_STATS = 1 << 3
 RT_TABLE_MAIN = 254
 RTPROT_STATIC = 4
+RT_SCOPE_LINK = 253
 RT_SCOPE_NOWHERE = 255  # in a deletion: any
 RTN_UNICAST = 1
 RTNH_F_ONLINK = 4
+IFA_F_NODAD = 2
 
 Attributes = list[tuple[str, Any]]
 
@@ -67,7 +71,7 @@ def veth_peer(namespace: int, name: str, mac: str, mtu_bytes: int) -> Attributes
         ("IFLA_IFNAME", name),
         ("IFLA_ADDRESS", mac),
         ("IFLA_MTU", mtu_bytes),
-        ("IFLA_GROUP", LINK_GROUP),
+        ("IFLA_GROUP", FAR_GROUP),
         ("IFLA_NET_NS_FD", namespace),
     ]
     return [("VETH_INFO_PEER", nested(peer))]
@@ -100,16 +104,18 @@ def address_dump(family: int = socket.AF_INET, ifindex: int = 0) -> Request:
     return Request("list addresses", rtnl.RTM_GETADDR, {"family": family, "index": ifindex}, [])
 
 
-def _address_attributes(address: IPv4Interface) -> Attributes:
+def _address_attributes(address: Interface) -> Attributes:
     attributes: Attributes = [("IFA_LOCAL", str(address.ip)), ("IFA_ADDRESS", str(address.ip))]
-    if address.network.prefixlen < 31:
+    if isinstance(address, IPv4Interface) and address.network.prefixlen < 31:
         attributes.append(("IFA_BROADCAST", str(address.network.broadcast_address)))
     return attributes
 
 
-def address_set(ifindex: int, address: IPv4Interface) -> Request:
-    """Give a link an IPv4 address; no error if it has it."""
-    fields = {"family": socket.AF_INET, "prefixlen": address.network.prefixlen, "index": ifindex}
+def address_set(ifindex: int, address: Interface) -> Request:
+    """Give a link an address, usable at once; no error if it has it."""
+    fields = {"family": family_of(address), "prefixlen": address.network.prefixlen, "index": ifindex}
+    if address.version == 6:
+        fields["flags"] = IFA_F_NODAD
     return Request(
         f"set address {address}",
         rtnl.RTM_NEWADDR,
@@ -119,9 +125,9 @@ def address_set(ifindex: int, address: IPv4Interface) -> Request:
     )
 
 
-def address_delete(ifindex: int, address: IPv4Interface) -> Request:
-    """Take an IPv4 address from a link."""
-    fields = {"family": socket.AF_INET, "prefixlen": address.network.prefixlen, "index": ifindex}
+def address_delete(ifindex: int, address: Interface) -> Request:
+    """Take an address from a link."""
+    fields = {"family": family_of(address), "prefixlen": address.network.prefixlen, "index": ifindex}
     return Request(f"remove address {address}", rtnl.RTM_DELADDR, fields, [("IFA_LOCAL", str(address.ip))])
 
 
@@ -133,10 +139,10 @@ def route_dump(family: int = socket.AF_INET, table: int = 0, ifindex: int = 0) -
     return Request("list routes", rtnl.RTM_GETROUTE, {"family": family}, attributes)
 
 
-def default_route_add(ifindex: int, gateway: IPv4Address, metric: int) -> Request:
+def default_route_add(ifindex: int, gateway: Address, metric: int) -> Request:
     """Add a default route; refused if there is one with this metric."""
     fields = {
-        "family": socket.AF_INET,
+        "family": family_of(gateway),
         "table": RT_TABLE_MAIN,
         "proto": RTPROT_STATIC,
         "type": RTN_UNICAST,
@@ -147,36 +153,60 @@ def default_route_add(ifindex: int, gateway: IPv4Address, metric: int) -> Reques
     return Request(asked, rtnl.RTM_NEWROUTE, fields, attributes, NLM_F_CREATE | NLM_F_EXCL)
 
 
-def default_route_delete(ifindex: int, gateway: str | None, metric: int) -> Request:
+def default_route_delete(ifindex: int, family: int, gateway: str | None, metric: int) -> Request:
     """Remove a default route, whoever set it."""
-    fields = {"family": socket.AF_INET, "table": RT_TABLE_MAIN, "scope": RT_SCOPE_NOWHERE}
+    fields = {"family": family, "table": RT_TABLE_MAIN, "scope": RT_SCOPE_NOWHERE}
     attributes: Attributes = [("RTA_OIF", ifindex), ("RTA_PRIORITY", metric)]
     if gateway is not None:
         attributes.append(("RTA_GATEWAY", gateway))
     return Request(f"remove default route via {gateway}", rtnl.RTM_DELROUTE, fields, attributes)
 
 
-def neighbour_dump(ifindex: int) -> Request:
-    """IPv4 neighbours of a link."""
-    return Request("list neighbours", rtnl.RTM_GETNEIGH, {"family": socket.AF_INET}, [("NDA_IFINDEX", ifindex)])
+def host_route_add(ifindex: int, address: Address) -> Request:
+    """A route to one address, directly on a link."""
+    fields = {
+        "family": family_of(address),
+        "dst_len": address.max_prefixlen,
+        "table": RT_TABLE_MAIN,
+        "proto": RTPROT_STATIC,
+        "type": RTN_UNICAST,
+        "scope": RT_SCOPE_LINK if address.version == 4 else 0,
+    }
+    attributes: Attributes = [("RTA_DST", str(address)), ("RTA_OIF", ifindex)]
+    return Request(f"route to {address}", rtnl.RTM_NEWROUTE, fields, attributes, NLM_F_CREATE | NLM_F_REPLACE)
 
 
-def neighbour_set(ifindex: int, address: str, mac: str) -> Request:
+def host_route_delete(ifindex: int, address: Address) -> Request:
+    """Remove such a route."""
+    fields = {
+        "family": family_of(address), "dst_len": address.max_prefixlen, "table": RT_TABLE_MAIN,
+        "scope": RT_SCOPE_NOWHERE,
+    }
+    attributes: Attributes = [("RTA_DST", str(address)), ("RTA_OIF", ifindex)]
+    return Request(f"remove route to {address}", rtnl.RTM_DELROUTE, fields, attributes)
+
+
+def neighbour_dump(family: int, ifindex: int) -> Request:
+    """Neighbours of a link, of one family."""
+    return Request("list neighbours", rtnl.RTM_GETNEIGH, {"family": family}, [("NDA_IFINDEX", ifindex)])
+
+
+def neighbour_set(ifindex: int, address: Address, mac: str) -> Request:
     """A permanent neighbour, in place of any other for the address."""
-    fields = {"family": socket.AF_INET, "ifindex": ifindex, "state": NUD_PERMANENT}
+    fields = {"family": family_of(address), "ifindex": ifindex, "state": NUD_PERMANENT}
     return Request(
         f"set neighbour {address}",
         rtnl.RTM_NEWNEIGH,
         fields,
-        [("NDA_DST", address), ("NDA_LLADDR", mac)],
+        [("NDA_DST", str(address)), ("NDA_LLADDR", mac)],
         NLM_F_CREATE | NLM_F_REPLACE,
     )
 
 
-def neighbour_delete(ifindex: int, address: str) -> Request:
+def neighbour_delete(ifindex: int, address: Address) -> Request:
     """Remove a neighbour."""
-    fields = {"family": socket.AF_INET, "ifindex": ifindex}
-    return Request(f"remove neighbour {address}", rtnl.RTM_DELNEIGH, fields, [("NDA_DST", address)])
+    fields = {"family": family_of(address), "ifindex": ifindex}
+    return Request(f"remove neighbour {address}", rtnl.RTM_DELNEIGH, fields, [("NDA_DST", str(address))])
 
 
 def forwarding_dump(bridge: int, port: int) -> Request:

@@ -1,25 +1,21 @@
 """Ports that the host's own sockets must not pick: net.ipv4.ip_local_reserved_ports, shared with others.
 
-The setting is one set of ports without owners. What is ours in it is on record under /run, by namespace
-cookie, written before the setting grows and after it shrank, so that a crash leaves the record too wide and
-never too narrow.
+The setting is one set of ports without owners. What is ours in it is on record, written before the setting grows and
+after it shrank, so that a crash leaves the record too wide and never too narrow.
 """
 
 from __future__ import annotations
 
-import json
 import re
-import socket
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from vswitch.errors import LinkInvalid, PermissionDenied
 from vswitch.namespaces import Visitor
+from vswitch.records import read_record, record_path, write_record
 
 SETTING = Path("/proc/sys/net/ipv4/ip_local_reserved_ports")
-BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-SO_NETNS_COOKIE = 71
 
 _RANGES = re.compile(r"(\d+(-\d+)?(,\d+(-\d+)?)*)?")
 
@@ -88,7 +84,7 @@ class Reservations:
         self._visitor.at_home(lambda: self._set(frozenset()))
 
     def _set(self, wanted: frozenset[int]) -> None:
-        path = self._record_path()
+        path = record_path(self._directory, "reserved-ports")
         record = _read_record(path)
         current = parse_ranges(SETTING.read_text())
         others = (current - record.ours) | (record.others & current)
@@ -106,23 +102,14 @@ class Reservations:
         except PermissionError as error:
             raise PermissionDenied(f"write {error.filename or SETTING}", error.strerror or "", "run as root") from None
 
-    def _record_path(self) -> Path:
-        """One file a namespace and boot: cookies are never used twice while the kernel runs."""
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
-            cookie = int.from_bytes(any_socket.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8), "little")
-        return self._directory / f"reserved-ports-{BOOT_ID.read_text().strip()[:8]}-{cookie}.json"
-
 
 def _read_record(path: Path) -> Record:
+    record = read_record(path)
     try:
-        record = json.loads(path.read_text())
         return Record(parse_ranges(record["ours"]), parse_ranges(record["others"]))
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
         return Record()  # none, or cut short: then nothing was reserved after it
 
 
 def _write_record(path: Path, record: Record) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(".new")
-    aside.write_text(json.dumps({"ours": format_ranges(record.ours), "others": format_ranges(record.others)}))
-    aside.replace(path)
+    write_record(path, {"ours": format_ranges(record.ours), "others": format_ranges(record.others)})

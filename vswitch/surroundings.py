@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator, Mapping
-from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from pathlib import Path
 
 from vswitch.links import Surroundings
@@ -22,6 +22,10 @@ FAMILIES = (socket.AF_INET, socket.AF_INET6)
 TO_A_LINK = (1, 2)
 TO_NOWHERE = (6, 7, 8)
 
+# Routes that take half of everything, or more, are a default route in pieces (OpenVPN's `redirect-gateway def1`,
+# 2000::/3): what is behind them is the world, and no network of somebody's.
+WORLD_BITS = {4: 1, 6: 3}
+
 TCP_LISTEN = 0x0A
 UDP_UNCONNECTED = 0x07  # TCP_CLOSE
 
@@ -38,10 +42,22 @@ def surroundings(netlink: Netlink, visitor: Visitor) -> Surroundings:
     addresses = tuple(_addresses(netlink, names, ours))
     hosts = {address.split("/")[0] for _name, address in addresses}
     routes = dict.fromkeys(_routes(netlink, names, ours, hosts))
+    return Surroundings(addresses, tuple(routes), _sockets(links, visitor))
+
+
+def listeners(netlink: Netlink, visitor: Visitor) -> tuple[tuple[str, str, int], ...]:
+    """The part of `surroundings` whose changes nothing tells.
+
+    Raises:
+        PermissionDenied, KernelRefused.
+    """
+    return _sockets(own_links(netlink), visitor)
+
+
+def _sockets(links: list[Found], visitor: Visitor) -> tuple[tuple[str, str, int], ...]:
     tunnel_ports = {udp_port(link) for link in links if link.is_ours and link.kind == "vxlan"}
     heard = visitor.at_home(lambda: list(_listeners(Path("/proc/thread-self/net"))))
-    sockets = dict.fromkeys(sorted(one for one in heard if one[0] != "udp" or one[2] not in tunnel_ports))
-    return Surroundings(addresses, tuple(routes), tuple(sockets))
+    return tuple(dict.fromkeys(sorted(one for one in heard if one[0] != "udp" or one[2] not in tunnel_ports)))
 
 
 def own_addresses(netlink: Netlink) -> tuple[tuple[str, str], ...]:
@@ -74,7 +90,7 @@ def _routes(netlink: Netlink, names: Mapping[int, str], ours: set[int], hosts: s
     for family in FAMILIES:
         for message in netlink.dump(route_dump(family)):
             prefix = _prefix(message)
-            if prefix is None or prefix.prefixlen == 0 or _is_housekeeping(prefix, hosts):
+            if prefix is None or prefix.prefixlen <= WORLD_BITS[prefix.version] or _is_housekeeping(prefix, hosts):
                 continue
             if message["type"] in TO_NOWHERE:
                 yield "", str(prefix)
@@ -98,6 +114,24 @@ def _is_housekeeping(prefix: IPv4Network | IPv6Network, hosts: set[str]) -> bool
 
 def _listeners(directory: Path) -> Iterator[tuple[str, str, int]]:
     """(protocol, address, port) of every listening socket (Documentation/networking/proc_net_tcp.rst)."""
+    yield from _tcp_and_udp_listeners(directory)
+    yield from _sctp_listeners(directory)
+
+
+def _sctp_listeners(directory: Path) -> Iterator[tuple[str, str, int]]:
+    """One line an endpoint, which may have several addresses; without the module there is no table."""
+    try:
+        lines = (directory / "sctp" / "eps").read_text().splitlines()[1:]
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    for line in lines:
+        _endpoint, _socket, _style, state, _bucket, port, _uid, _inode, *addresses = line.split()
+        if int(state) == TCP_LISTEN:
+            for address in addresses:
+                yield "sctp", _plain(ip_address(address)), int(port)
+
+
+def _tcp_and_udp_listeners(directory: Path) -> Iterator[tuple[str, str, int]]:
     for name, wanted in (
         ("tcp", TCP_LISTEN),
         ("tcp6", TCP_LISTEN),
@@ -123,7 +157,9 @@ def _address(text: str) -> str:
     """An address from 32-bit words in the host's byte order; an IPv4 one in IPv6 as IPv4."""
     words = [int(text[at : at + 8], 16) for at in range(0, len(text), 8)]
     packed = b"".join(socket.htonl(word).to_bytes(4, "big") for word in words)
-    address = ip_address(packed)
-    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
-        address = address.ipv4_mapped
-    return str(address)
+    return _plain(ip_address(packed))
+
+
+def _plain(address: IPv4Address | IPv6Address) -> str:
+    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+    return str(mapped or address)

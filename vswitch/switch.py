@@ -25,12 +25,13 @@ from vswitch.links import (
     UplinkState,
     Where,
 )
+from vswitch.loopback import LOOPBACK, LoopbackSettings
 from vswitch.namespaces import Visitor
 from vswitch.netlink import Netlink
 from vswitch.ownership import find_link
 from vswitch.requests import link_delete
 from vswitch.reservations import Reservations
-from vswitch.surroundings import own_addresses, own_links, surroundings
+from vswitch.surroundings import listeners, own_addresses, own_links, surroundings
 
 
 class Switch:
@@ -46,6 +47,7 @@ class Switch:
         self._netlink = Netlink()
         self._visitor = Visitor()
         self._reservations = Reservations(self._visitor, record_dir)
+        self._loopback = LoopbackSettings(self._visitor, record_dir)
 
     def __enter__(self) -> Self:
         return self
@@ -120,15 +122,25 @@ class Switch:
             return {link.name: link.as_owned() for link in own_links(self._netlink)}
 
     def set_neighbours(self, bridge: str, entries: Mapping[str, str]) -> None:
-        """Make the permanent neighbours of a bridge exactly these, IPv4 address to MAC.
+        """Make the permanent neighbours of a bridge exactly these, address to MAC.
 
-        Which port a MAC is behind is no matter of this call: `ensure_port` says it.
+        IPv6 ones only where the bridge has an IPv6 address. Which port a MAC is behind is no matter of this call:
+        `ensure_port` says it.
 
         Raises:
             LinkInvalid, LinkMissing, InterfaceTaken.
         """
         with self._lock:
-            bridges.set_neighbours(self._netlink, bridge, entries)
+            bridges.set_neighbours(self._netlink, self._visitor, bridge, entries)
+
+    def set_host_routes(self, bridge: str, addresses: Iterable[str]) -> None:
+        """Make the routes to single addresses through a bridge exactly these.
+
+        Raises:
+            LinkInvalid, LinkMissing, InterfaceTaken.
+        """
+        with self._lock:
+            bridges.set_host_routes(self._netlink, bridge, addresses)
 
     def attach(self, ifindex: int, where: Where, program_fd: int, name: str) -> None:
         """Run a BPF program at a TC hook of a link, in place of any other of ours there, without a gap.
@@ -146,6 +158,23 @@ class Switch:
         with self._lock:
             hooks.detach(self._netlink, ifindex, where)
 
+    def open_loopback(self, program_fd: int, name: str) -> int:
+        """Let endpoints reach the host's own sockets by lo, and these mapped ports: settings and hook; its ifindex.
+
+        Raises:
+            LinkMissing, LinkInvalid, HookTaken.
+        """
+        with self._lock:
+            hooks.attach(self._netlink, LOOPBACK, "ingress", program_fd, name)
+            self._loopback.open()
+            return LOOPBACK
+
+    def close_loopback(self) -> bool:
+        """Take that back, in whichever process it was done; whether there was any of it. Idempotent."""
+        with self._lock:
+            hooked = hooks.detach(self._netlink, LOOPBACK, "ingress")
+            return self._loopback.close() or hooked
+
     def uplink(self, name: str = "") -> UplinkState:
         """The named interface, or the one that the default route leads through.
 
@@ -156,7 +185,7 @@ class Switch:
             return uplinks.uplink(self._netlink, name)
 
     def underlay(self, address: str) -> UplinkState:
-        """The interface that has this IPv4 address.
+        """The interface that has this address.
 
         Raises:
             UplinkMissing, LinkInvalid.
@@ -168,6 +197,11 @@ class Switch:
         """Addresses, routes and listening sockets that Sluice did not make."""
         with self._lock:
             return surroundings(self._netlink, self._visitor)
+
+    def listeners(self) -> tuple[tuple[str, str, int], ...]:
+        """Listening sockets, as in `facts`. Nothing tells when one comes: it must be looked for."""
+        with self._lock:
+            return listeners(self._netlink, self._visitor)
 
     def addresses(self) -> tuple[tuple[str, str], ...]:
         """Addresses that Sluice did not make, as in `facts`."""

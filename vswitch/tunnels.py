@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 
-from vswitch.addressing import disable_ipv6
 from vswitch.checks import check_alias, check_mtu, check_name
 from vswitch.errors import AddressTaken, KernelRefused, LinkInvalid, LinkMissing
 from vswitch.links import TunnelLink
@@ -16,6 +15,7 @@ from vswitch.namespaces import Visitor
 from vswitch.netlink import Netlink
 from vswitch.ownership import Found, differing, find_own_link
 from vswitch.requests import LINK_GROUP, Attributes, link_delete, link_new, link_set
+from vswitch.settings import disable_ipv6
 
 IFLA_VXLAN_PORT = 15
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from vswitch.addressing import addresses_of
+import socket
+
+from vswitch.addressing import FAMILIES, address_messages, addresses_of
 from vswitch.checks import checked_address
 from vswitch.errors import UplinkMissing
 from vswitch.links import UplinkState
@@ -11,10 +13,13 @@ from vswitch.ownership import Found, find_link
 from vswitch.requests import RT_TABLE_MAIN, RTN_UNICAST, address_dump, route_dump
 
 RTNH_F_UNUSABLE = 1 | 16  # RTNH_F_DEAD | RTNH_F_LINKDOWN
+# IFA_F_TEMPORARY, _DADFAILED, _DEPRECATED, _TENTATIVE: addresses that are not for new connections, or not ours yet.
+IFA_F_UNFIT = 0x01 | 0x08 | 0x20 | 0x40
+RT_SCOPE_UNIVERSE = 0
 
 
 def uplink(netlink: Netlink, name: str) -> UplinkState:
-    """The named link, or the one that the best usable default route of the main table leads through.
+    """The named link, or the one that the best usable default route of the main table leads through, IPv4 first.
 
     Raises:
         UplinkMissing: no such link, or no default route. PermissionDenied, KernelRefused.
@@ -28,7 +33,7 @@ def uplink(netlink: Netlink, name: str) -> UplinkState:
         if found is None:
             raise UplinkMissing(
                 "uplink by default route",
-                "the main table has no usable IPv4 default route",
+                "the main table has no usable default route",
                 "add one, or name the interface in the Host's spec.uplink",
             )
     return _state(netlink, found)
@@ -54,16 +59,17 @@ def underlay(netlink: Netlink, address: str) -> UplinkState:
 
 
 def _default(netlink: Netlink) -> Found | None:
-    candidates: list[tuple[int, int]] = []
-    for message in netlink.dump(route_dump(table=RT_TABLE_MAIN)):
-        if message["dst_len"] or message["type"] != RTN_UNICAST:
-            continue
-        metric = message.get_attr("RTA_PRIORITY") or 0
-        candidates += [(metric, ifindex) for ifindex in next_hops(message)]
-    for _metric, ifindex in sorted(candidates, key=lambda candidate: candidate[0]):
-        found = find_link(netlink, ifindex=ifindex)
-        if found is not None and found.is_up:
-            return found
+    for family in FAMILIES:
+        candidates: list[tuple[int, int]] = []
+        for message in netlink.dump(route_dump(family, table=RT_TABLE_MAIN)):
+            if message["dst_len"] or message["type"] != RTN_UNICAST or message["family"] != family:
+                continue
+            metric = message.get_attr("RTA_PRIORITY") or 0
+            candidates += [(metric, ifindex) for ifindex in next_hops(message)]
+        for _metric, ifindex in sorted(candidates, key=lambda candidate: candidate[0]):
+            found = find_link(netlink, ifindex=ifindex)
+            if found is not None and found.is_up:
+                return found
     return None
 
 
@@ -77,4 +83,15 @@ def next_hops(route: Message) -> list[int]:
 
 def _state(netlink: Netlink, found: Found) -> UplinkState:
     addresses = tuple(str(address) for address in addresses_of(netlink, found.ifindex))
-    return UplinkState(found.ifindex, found.name, addresses, found.mtu_bytes, found.mac)
+    addresses6 = tuple(
+        f"{message.get_attr('IFA_LOCAL') or message.get_attr('IFA_ADDRESS')}/{message['prefixlen']}"
+        for message in address_messages(netlink, found.ifindex, socket.AF_INET6)
+        if message["scope"] == RT_SCOPE_UNIVERSE and not _flags(message) & IFA_F_UNFIT
+    )
+    return UplinkState(found.ifindex, found.name, addresses, found.mtu_bytes, found.mac, addresses6)
+
+
+def _flags(message: Message) -> int:
+    """The kernel tells them twice; in the header there is room for the first eight only."""
+    flags = message.get_attr("IFA_FLAGS")
+    return int(message["flags"] if flags is None else flags)

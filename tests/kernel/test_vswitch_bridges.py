@@ -14,7 +14,7 @@ from vswitch_kit import Namespace, World, port, run, world
 from vswitch import BridgeLink, InterfaceTaken, LinkInvalid, LinkMissing, Switch
 
 MAC = "02:99:00:00:00:01"
-BRIDGE = BridgeLink("slb1", "sluice:bridge:uid", MAC, "10.99.0.1/24", 1400)
+BRIDGE = BridgeLink("slb1", "sluice:bridge:uid", MAC, ("10.99.0.1/24",), 1400)
 
 
 @pytest.fixture
@@ -170,7 +170,7 @@ def test_host_and_endpoints_reach_each_other(w: World, switch: Switch, host: Nam
     for number, end in enumerate(ends, start=5):
         link = port(number, end, bridge="slb1")
         switch.ensure_port(link)
-        macs[link.address.split("/")[0]] = link.mac
+        macs[link.addresses[0].split("/")[0]] = link.mac
     switch.set_neighbours("slb1", macs)
     # Nothing is flooded, so nobody hears an ARP request of another; in Sluice the engine answers them.
     everyone = macs | {"10.99.0.1": MAC}
@@ -206,3 +206,27 @@ def test_bridge_floods_nothing(w: World, switch: Switch, host: Namespace) -> Non
         with pytest.raises(TimeoutError):
             heard.recv(100)
     assert forwarding(host, "slp5") == {"02:99:00:00:00:05"}
+
+
+def test_a_lan_with_a_longer_prefix_draws_no_endpoint_away(w: World, switch: Switch, host: Namespace) -> None:
+    end, lan = w.namespace("end"), w.namespace("lan")
+    switch.ensure_bridge(BRIDGE)
+    switch.ensure_port(port(5, end, bridge="slb1"))
+    switch.set_neighbours("slb1", {"10.99.0.5": "02:99:00:00:00:05"})
+    end.ip("neighbour", "replace", "10.99.0.1", "lladdr", MAC, "dev", "eth0", "nud", "permanent", check=False)
+    host.ip("link", "add", "wlan0", "type", "veth", "peer", "name", "eth0", "netns", lan.name)
+    lan.ip("link", "set", "eth0", "up")
+    for command in ("address add 10.99.0.77/25 dev wlan0", "link set wlan0 up"):
+        host.ip(*command.split())
+    host.execute("sh", "-c", "echo 1 > /proc/sys/net/ipv4/conf/slb1/rp_filter")
+    assert not end.pings("10.99.0.1", count=1)
+    switch.set_host_routes("slb1", ["10.99.0.5", "10.99.0.6"])
+    assert end.pings("10.99.0.1")
+    assert host.pings("10.99.0.5")
+    switch.set_host_routes("slb1", ["10.99.0.5"])
+    switch.set_host_routes("slb1", ["10.99.0.5"])
+    own = [route["dst"] for route in host.show("route", "show", "dev", "slb1", "proto", "static")]
+    assert own == ["10.99.0.5"]
+    switch.ensure_bridge(BRIDGE)
+    switch.set_host_routes("slb1", [])
+    assert host.show("route", "show", "dev", "slb1", "proto", "static") == []

@@ -19,7 +19,7 @@ from vswitch import BridgeLink, Switch, TunnelLink, netlink
 
 ROUNDS = 30
 PORTS = 4
-BRIDGE = BridgeLink("slb1", "sluice:bridge:uid", "02:99:00:00:00:01", "10.99.0.1/24", 1400)
+BRIDGE = BridgeLink("slb1", "sluice:bridge:uid", "02:99:00:00:00:01", ("10.99.0.1/24",), 1400)
 TUNNEL = TunnelLink("slvx0", "sluice:tunnel")
 NEIGHBOURS = {f"10.99.0.{number}": f"02:99:00:00:00:{number:02x}" for number in range(5, 5 + PORTS)}
 RESERVED = (20000, 20100)

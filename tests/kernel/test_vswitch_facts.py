@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from vswitch_kit import Namespace, World, port, world
 
-from vswitch import BridgeLink, LinkInvalid, Switch, UplinkMissing
+from vswitch import BridgeLink, LinkInvalid, Switch, UplinkMissing, surroundings
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def test_underlay_by_address(switch: Switch) -> None:
 
 def test_facts_are_those_of_others(w: World, switch: Switch, host: Namespace) -> None:
     before = switch.facts()
-    switch.ensure_bridge(BridgeLink("slb1", "sluice:bridge:uid", "02:99:00:00:00:01", "10.99.0.1/24", 1400))
+    switch.ensure_bridge(BridgeLink("slb1", "sluice:bridge:uid", "02:99:00:00:00:01", ("10.99.0.1/24",), 1400))
     switch.ensure_port(port(5, w.namespace("end"), bridge="slb1"))
     assert switch.facts() == before
     assert ("lan0", "192.0.2.7/24") in before.addresses
@@ -104,6 +104,50 @@ def test_routes_of_all_tables_are_facts(switch: Switch, host: Namespace) -> None
     prefixes = {prefix for _interface, prefix in facts.routes}
     assert not {"0.0.0.0/0", "fe80::/64", "ff00::/8", "192.0.2.7/32", "192.0.2.255/32"} & prefixes
     assert not [address for _interface, address in facts.addresses if address.startswith("fe80")]
+
+
+def test_vpns_are_facts_whatever_table_their_routes_are_in(switch: Switch, host: Namespace) -> None:
+    host.ip("tuntap", "add", "dev", "tun0", "mode", "tun")
+    for command in (
+        "link set tun0 up", "address add 10.8.0.6 peer 10.8.0.5 dev tun0", "address add fd00:8::6/64 dev tun0 nodad",
+        "route add 10.64.0.0/10 dev tun0 table 51820", "rule add not fwmark 51820 table 51820",
+        "route add 0.0.0.0/1 dev tun0", "route add 128.0.0.0/1 dev tun0",      # OpenVPN's way to say default
+        "route add default dev tun0 table 51820", "-6 route add 2000::/3 dev tun0", "-6 route add fd00:9::/48 dev tun0",
+        "route add 10.50.0.0/16 dev tun0 table 220 src 10.8.0.6", "route add unreachable 10.51.0.0/16 table 220",
+        "route add throw 10.52.0.0/16 table 220",
+    ):  # fmt: skip
+        host.ip(*command.split())
+    facts = switch.facts()
+    expected = {
+        ("tun0", "10.8.0.5/32"), ("tun0", "10.64.0.0/10"), ("tun0", "10.50.0.0/16"), ("", "10.51.0.0/16"),
+        ("tun0", "fd00:8::/64"), ("tun0", "fd00:9::/48"),
+    }  # fmt: skip
+    assert expected <= set(facts.routes)
+    assert {("tun0", "10.8.0.6/32"), ("tun0", "fd00:8::6/64")} <= set(facts.addresses)
+    prefixes = {prefix for _interface, prefix in facts.routes}
+    assert not {"0.0.0.0/1", "128.0.0.0/1", "2000::/3", "10.52.0.0/16"} & prefixes
+
+
+def test_wireguard_is_a_fact(switch: Switch, host: Namespace) -> None:
+    if "Unknown device type" in host.execute("sh", "-c", "ip link add wg0 type wireguard 2>&1", check=False):
+        pytest.skip("this kernel has no wireguard")
+    for command in ("address add 10.9.0.2/24 dev wg0", "link set wg0 up", "route add 10.70.0.0/16 dev wg0 table 51820"):
+        host.ip(*command.split())
+    facts = switch.facts()
+    assert ("wg0", "10.9.0.2/24") in facts.addresses
+    assert {("wg0", "10.9.0.0/24"), ("wg0", "10.70.0.0/16")} <= set(facts.routes)
+
+
+def test_sctp_listeners_are_read(tmp_path: Path) -> None:
+    # As net/sctp/proc.c writes it; not every kernel has the protocol.
+    (tmp_path / "sctp").mkdir()
+    (tmp_path / "sctp" / "eps").write_text(
+        " ENDPT     SOCK   STY SST HBKT LPORT   UID INODE LADDRS\n"
+        "ffff8881 ffff8882 2   10  29   5000      0 41 192.0.2.7 0000:0000:0000:0000:0000:ffff:c000:0208 \n"
+        "ffff8883 ffff8884 0   7   30   5001      0 42 192.0.2.7 \n"
+    )
+    found = list(surroundings._listeners(tmp_path))
+    assert found == [("sctp", "192.0.2.7", 5000), ("sctp", "192.0.2.8", 5000)]
 
 
 def test_listening_sockets_are_facts(switch: Switch, host: Namespace) -> None:

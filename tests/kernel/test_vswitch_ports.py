@@ -117,7 +117,7 @@ def test_damage_here_is_mended(switch: Switch, host: Namespace, endpoint: Namesp
 
 def test_changed_wishes_are_followed_in_place(switch: Switch, host: Namespace, endpoint: Namespace) -> None:
     ifindex = switch.ensure_port(port(5, endpoint))
-    wish = port(5, endpoint, mac="02:99:00:00:01:05", address="10.99.0.77/24", gateway="", mtu_bytes=9000)
+    wish = port(5, endpoint, mac="02:99:00:00:01:05", addresses=("10.99.0.77/24",), gateways=(), mtu_bytes=9000)
     assert switch.ensure_port(wish) == ifindex
     there = endpoint.link("eth0")
     assert (there["address"], there["mtu"]) == ("02:99:00:00:01:05", 9000)
@@ -129,13 +129,13 @@ def test_changed_wishes_are_followed_in_place(switch: Switch, host: Namespace, e
 def test_address_that_was_secondary_becomes_the_only_one(switch: Switch, endpoint: Namespace) -> None:
     switch.ensure_port(port(5, endpoint))
     endpoint.ip("address", "add", "10.99.0.6/24", "dev", "eth0")
-    switch.ensure_port(port(5, endpoint, address="10.99.0.6/24"))
+    switch.ensure_port(port(5, endpoint, addresses=("10.99.0.6/24",)))
     assert endpoint.addresses("eth0") == ["10.99.0.6/24"]
     assert len(endpoint.show("route", "show", "default")) == 1
 
 
 def test_gateway_outside_the_prefix_works(switch: Switch, endpoint: Namespace) -> None:
-    switch.ensure_port(port(5, endpoint, address="10.99.0.5/32", gateway="169.254.1.1"))
+    switch.ensure_port(port(5, endpoint, addresses=("10.99.0.5/32",), gateways=("169.254.1.1",)))
     (default,) = endpoint.show("route", "show", "default")
     assert (default["gateway"], default["flags"]) == ("169.254.1.1", ["onlink"])
 
@@ -143,7 +143,7 @@ def test_gateway_outside_the_prefix_works(switch: Switch, endpoint: Namespace) -
 def test_default_route_of_another_link_stays_first(w: World, switch: Switch, endpoint: Namespace) -> None:
     switch.ensure_port(port(5, endpoint))
     for _ in range(2):
-        switch.ensure_port(port(6, endpoint, interface="eth1", address="10.98.0.6/24", gateway="10.98.0.1"))
+        switch.ensure_port(port(6, endpoint, interface="eth1", addresses=("10.98.0.6/24",), gateways=("10.98.0.1",)))
     routes = endpoint.show("route", "show", "default")
     assert [(route["dev"], route.get("metric", 0) > 0) for route in routes] == [("eth0", False), ("eth1", True)]
 
@@ -261,9 +261,9 @@ def test_namespace_may_be_a_path(switch: Switch, endpoint: Namespace) -> None:
         ("mac", "01:00:00:00:00:05"),
         ("mac", "00:00:00:00:00:00"),
         ("mac", "nonsense"),
-        ("address", "10.99.0.5"),
-        ("address", "10.99.0.500/24"),
-        ("gateway", "10.99.0"),
+        ("addresses", ("10.99.0.5",)),
+        ("addresses", ("10.99.0.500/24",)),
+        ("gateways", ("10.99.0",)),
         ("mtu_bytes", 40),
     ],
 )

@@ -20,7 +20,7 @@ end = vswitch_kit.Namespace(sys.argv[1])
 said = {}
 with Switch(vswitch_kit.Path(sys.argv[2])) as switch:
     tunnel = TunnelLink("slvx0", "sluice:tunnel")
-    bridge = BridgeLink("slb1", "sluice:b", "02:99:00:00:00:01", "10.99.0.1/24", 1400)
+    bridge = BridgeLink("slb1", "sluice:b", "02:99:00:00:00:01", ("10.99.0.1/24",), 1400)
     made = switch.ensure_port(vswitch_kit.port(5, end))        # everything is imported now
     switch.facts()
     os.setgroups([])
@@ -57,4 +57,4 @@ def test_missing_privilege_is_named(w: World, tmp_path: Path) -> None:
     assert said.pop("owned") == ["slp5"]
     assert set(said) == {"tunnel", "bridge", "port", "remove", "reserve"}
     assert all("root" in text or "CAP_" in text for text in said.values())
-    assert end.addresses("eth0") == [port(5, end).address]
+    assert end.addresses("eth0") == list(port(5, end).addresses)

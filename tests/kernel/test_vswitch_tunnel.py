@@ -135,7 +135,7 @@ def test_endpoints_of_two_hosts_reach_each_other(w: World, tmp_path: Path) -> No
         switch = w.switch(host)
         assert switch.underlay(underlay[number]).name == "lan0"
         tunnel = switch.ensure_tunnel(TUNNEL)
-        here = switch.ensure_port(port(5 + number, end, gateway="", mtu_bytes=1450))
+        here = switch.ensure_port(port(5 + number, end, gateways=(), mtu_bytes=1450))
         constants = {"VNI": 77, "REMOTE": int(IPv4Address(underlay[1 - number])), "TUNNEL": tunnel, "PORT": here}
         with BpfObject.load(compile_bpf(ENDS, tmp_path / f"ends{number}.o", **constants)) as loaded:
             switch.attach(here, "ingress", loaded.programs["vsw_out"].fd, "sluice_out")

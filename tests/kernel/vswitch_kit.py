@@ -168,8 +168,8 @@ def port(number: int, endpoint: Namespace, **changes: Any) -> PortLink:
         "netns": endpoint.name,
         "interface": "eth0",
         "mac": f"02:99:00:00:00:{number:02x}",
-        "address": f"10.99.0.{number}/24",
-        "gateway": "10.99.0.1",
+        "addresses": (f"10.99.0.{number}/24",),
+        "gateways": ("10.99.0.1",),
         "mtu_bytes": 1400,
     }
     return PortLink(**(fields | changes))

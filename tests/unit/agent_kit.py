@@ -195,7 +195,10 @@ class FakeSwitch:
     missing: set[str] = field(default_factory=set)
     filters: dict[tuple[int, str], str] = field(default_factory=dict)
     neighbours: dict[str, dict[str, str]] = field(default_factory=dict)
+    routes: dict[str, set[str]] = field(default_factory=dict)
     reserved: list[tuple[int, int]] = field(default_factory=list)
+    joined: list[tuple[str, str]] = field(default_factory=list)             # addresses that came later
+    listening: list[tuple[str, str, int]] = field(default_factory=list)
     lost_uplink: bool = False
     broken: str = ""
     _next: int = 100
@@ -210,9 +213,10 @@ class FakeSwitch:
         return self.links[name].ifindex
 
     def ensure_port(self, link: PortLink, hooked: Sequence[HookedProgram] = ()) -> int:
-        if link.netns in self.missing:
+        if link.netns in self.missing and not link.tap:
             raise NamespaceMissing(f"namespace {link.netns}", "absent", "create it")
-        ifindex = self._ensure(link.host_interface, "veth", link.mtu_bytes, link.alias)
+        kind = "tun" if link.tap else "veth"
+        ifindex = self._ensure(link.host_interface, kind, link.mtu_bytes, link.alias)
         for program in hooked:
             self.attach(ifindex, program.where, program.program_fd, program.name)
         return ifindex
@@ -240,9 +244,20 @@ class FakeSwitch:
     def set_neighbours(self, bridge: str, entries: Mapping[str, str]) -> None:
         self.neighbours[bridge] = dict(entries)
 
+    def set_host_routes(self, bridge: str, addresses: Iterable[str]) -> None:
+        self.routes[bridge] = set(addresses)
+
     def attach(self, ifindex: int, where: Where, program_fd: int, name: str) -> None:
         self.calls.append(("attach", str(ifindex), where, name))
         self.filters[ifindex, where] = name
+
+    def open_loopback(self, program_fd: int, name: str) -> int:
+        self.attach(1, "ingress", program_fd, name)
+        return 1
+
+    def close_loopback(self) -> bool:
+        self.calls.append(("close loopback",))
+        return self.filters.pop((1, "ingress"), None) is not None
 
     def detach(self, ifindex: int, where: Where) -> None:
         self.calls.append(("detach", str(ifindex), where))
@@ -259,7 +274,11 @@ class FakeSwitch:
         return UNDERLAY
 
     def facts(self) -> Surroundings:
-        return Surroundings((("lan0", f"{HOST_ADDRESS}/24"), ("lo", "127.0.0.1/8")), (("lan0", "172.16.0.0/24"),), ())
+        addresses = (("lan0", f"{HOST_ADDRESS}/24"), ("lo", "127.0.0.1/8"), *self.joined)
+        return Surroundings(addresses, (("lan0", "172.16.0.0/24"),), tuple(self.listening))
+
+    def listeners(self) -> tuple[tuple[str, str, int], ...]:
+        return tuple(self.listening)
 
     def addresses(self) -> tuple[tuple[str, str], ...]:
         return self.facts().addresses

@@ -26,9 +26,9 @@ def test_ports_bridges_and_tunnel_are_named_marked_and_sized() -> None:
     assert web.host_interface == f"slp{ids.ports[WEB.id]}"
     assert web.alias == f"sluice:port:{WEB.id}:{ids.ports[WEB.id]}"
     assert (web.bridge, red.bridge) == ("slb1", "")
-    assert (web.gateway, web.mtu_bytes, red.mtu_bytes) == ("192.168.1.1", 1500, 1350)
+    assert (web.gateways, web.mtu_bytes, red.mtu_bytes) == (("192.168.1.1",), 1500, 1350)
     bridge = made.bridges[NAT.id]
-    assert (bridge.address, bridge.mac, bridge.alias) == ("192.168.1.1/24", NAT.gateway_mac, "sluice:bridge:nat-1")
+    assert (bridge.addresses, bridge.mac, bridge.alias) == (("192.168.1.1/24",), NAT.gateway_mac, "sluice:bridge:nat-1")
     assert made.neighbours == {"slb1": {"192.168.1.5": WEB.mac}}
     assert made.links() == {web.host_interface, red.host_interface, "slb1", "slvx0"}
 
@@ -41,7 +41,7 @@ def test_layers_come_in_out_order() -> None:
 
 def test_an_overlay_host_touches_no_uplink() -> None:
     made = built(HOST, RED, RED_A)
-    assert (made.uplink, made.engine.uplinks, made.engine.pools, made.reserved_ports) == (None, (), (), ())
+    assert (made.uplinks, made.loopback, made.engine.pools, made.reserved_ports) == ((), False, (), ())
 
 
 def test_nat_and_mapped_ports_are_reserved() -> None:
@@ -76,7 +76,7 @@ def test_a_refused_port_stays_out_and_takes_its_mappings_along() -> None:
         (replace(WEB, id="x", mac="02:00"), "02:00"),
         (replace(WEB, id="x", network="gone"), "see the network's status"),
         (replace(WEB, id="z"), "is that of default/web too"),
-        (replace(NAT, id="x", space=99), "overlaps"),
+        (replace(NAT, id="x", space=NAT.space + 9), "overlaps"),
         (replace(RED, id="x", name="other"), "space 5001"),
         (replace(NAT, id="x", space=99, subnets=(Subnet("192.168.7.1/24", "192.168.7.1"),)), "host bits"),
         (replace(RED, id="x", space=99, gateway_mac="?"), "MAC"),

@@ -10,11 +10,13 @@ from controller_kit import endpoint, host, mapping, nat, overlay, policy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from controller.assign import assign
+from controller.assign import assign, follow
+from controller.checks import Surroundings
 from controller.documents import Declared, parse
-from controller.planner import Plan, joined, plan, replan
+from controller.plan_acl import joined
+from controller.planner import Plan, plan, replan
 from controller.state import Change, Ref, State, Stored
-from controller.validate import Surroundings, check, check_removal
+from controller.validate import check, check_removal
 from southbound.messages import AclTier, HostGoal, MappingGoal, NetworkGoal, PortGoal, RemoteGoal
 
 HOSTS = ("h1", "h2", "h3")
@@ -34,7 +36,7 @@ def after(state: State, *documents: Any, removed: Sequence[Ref] = ()) -> tuple[S
         new = Stored(declared.ref, uid, fork.revision, "", declared.spec, declared.labels,
                      assign(declared, uid, fork, {}))
         fork.put(new)
-        changes.append(Change(old, new))
+        changes += [Change(old, new), *follow(Change(old, new), fork)]
     for ref in removed:
         stored = fork.get(ref)
         if stored is not None and not check_removal(stored, fork):

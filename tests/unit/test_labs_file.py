@@ -63,6 +63,11 @@ def test_tour_is_a_lab() -> None:
     ("name: x\nprepare:\n- capture: c\n", 3, "prepare[0]", "either `segment`, or `in`"),
     ("name: x\nnodes: {c: {kind: controller}}\nresources:\n- kind: Endpoint\n  metadata: {name: e}\n"
      "  spec:\n    netns: y-e\n", 7, "resources[0].spec.netns", "starts with 'x-'"),
+    ("name: x\nsegments: {w: {}}\nnodes:\n  a: {interfaces: {e: {segment: w, address: '2001:db8::1/64'}}}\n"
+     "  b: {interfaces: {e: {segment: w, address: '2001:db8::1/64'}}}\n",
+     5, "nodes.b.interfaces.e.address", "2001:db8::1 is also a/e's"),
+    ("name: x\nsegments: {w: {}}\nnodes:\n  a:\n    interfaces: {e: {segment: w, address: 10.0.0.1/8}}\n"
+     "    routes:\n    - via: '2001:db8::1'\n", 7, "nodes.a.routes[0].via", "on no link"),
     ("name: x\nresources:\n- {kind: Tenant, metadata: {name: t}}\n", 2, "resources", "kind controller"),
 ])
 def test_flaw_is_named_with_line_and_field(tmp_path: Path, text: str, line: int, field: str, says: str) -> None:
@@ -71,6 +76,24 @@ def test_flaw_is_named_with_line_and_field(tmp_path: Path, text: str, line: int,
     assert (first.line, first.field) == (line, field), str(refused)
     assert says in first.message
     assert str(refused).startswith(f"{tmp_path}/lab.yaml:{line}: {field}: ")
+
+
+NAT_LABS = sorted((Path(__file__).parents[2] / "labs").glob("nat-*.yaml"))
+
+
+@pytest.mark.parametrize("file", NAT_LABS, ids=lambda file: file.stem)
+def test_nat_lab_says_how_to_run_it_and_draws_its_hosts(file: Path) -> None:
+    lab, head = load(file), file.read_text().partition("\nname:")[0]
+    assert f"sudo sluice lab run labs/{file.name}" in head
+    assert all(line.startswith("#") for line in head.splitlines() if line)
+    assert [name for name in lab.nodes if name not in head] == []
+
+
+def test_endpoint_with_a_tap_needs_no_namespace(tmp_path: Path) -> None:
+    file = tmp_path / "lab.yaml"
+    file.write_text("name: x\nnodes: {c: {kind: controller}}\nresources:\n"
+                    "- {kind: Endpoint, metadata: {name: e}, spec: {tap: tap0}}\n")
+    assert "e" not in places(load(file))
 
 
 def test_all_flaws_are_told_at_once(tmp_path: Path) -> None:
