@@ -46,7 +46,6 @@ class SwitchSeam(Protocol):
     def remove(self, name: str) -> None: ...  # noqa: D102
     def owned(self) -> dict[str, OwnedLink]: ...  # noqa: D102
     def set_neighbours(self, bridge: str, entries: Mapping[str, str]) -> None: ...  # noqa: D102
-    def set_host_routes(self, bridge: str, addresses: Iterable[str]) -> None: ...  # noqa: D102
     def attach(self, ifindex: int, where: Where, program_fd: int, name: str) -> None: ...  # noqa: D102
     def detach(self, ifindex: int, where: Where) -> None: ...  # noqa: D102
     def open_loopback(self, program_fd: int, name: str) -> int: ...  # noqa: D102

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from vfp.layout import (
     REWRITE,
     SPACE_KEY,
     STAGE,
+    TIMEOUTS,
     LocationKind,
     PortFlag,
     pack,
@@ -46,8 +47,11 @@ from vfp.model import (
     Virtual,
 )
 from vfp.sets import CompiledSet, check_sets, compile_set
+from vfp.timeouts import Timeouts, nanoseconds
 
 __all__ = ["CompiledPort", "Compiler", "Tables", "rule_cookie"]
+
+MAX_TIMEOUT_S = 1 << 31
 
 _IN_ONLY = (Untranslate,)
 _OUT_ONLY = (Forward, ToUplink, AnswerArp, TranslateSource)
@@ -64,6 +68,7 @@ class CompiledPort:
     spaces: frozenset[int]
     pools: frozenset[int]
     sets: frozenset[int]
+    timeouts: bytes | None                  # struct timeouts; None: the engine's own
 
 
 @dataclass(slots=True)
@@ -258,7 +263,16 @@ def _compile_port(port: Port, compiled: Callable[[str, Group], CompiledGroup]) -
         spaces=frozenset(action.space for action in actions if isinstance(action, Forward | AnswerArp)),
         pools=frozenset(action.pool for action in actions if isinstance(action, TranslateSource)),
         sets=frozenset(number for group in (*out_groups.values(), *in_groups.values()) for number in group.sets),
+        timeouts=None if port.timeouts is None else _timeouts(port.name, port.timeouts),
     )
+
+
+def _timeouts(port: str, timeouts: Timeouts) -> bytes:
+    for each in fields(timeouts):
+        if not 0 < (value := getattr(timeouts, each.name)) <= MAX_TIMEOUT_S:
+            raise CompileError(
+                f"port {port}: timeouts.{each.name} is {value}; give seconds, more than 0 and at most {MAX_TIMEOUT_S}")
+    return pack(TIMEOUTS, **nanoseconds(timeouts))
 
 
 def _fussy(groups: dict[int, CompiledGroup]) -> int:

@@ -207,7 +207,8 @@ FLOW = _struct(
     ("tcp_flags", "u1"), ("out", TRANSPOSITION), ("created_ns", "u8"), ("pair", FLOW_KEY), ("icmp_type", "u1"),
     ("icmp_code", "u1"), ("dmac", *_MAC), ("pad", "u4"), ("extras", EXTRAS),
 )
-PORT = _struct(("generation", "u4"), ("ifindex", "u4"), ("mac", *_MAC), ("gateway_mac", *_MAC), ("flags", "u4"))
+PORT = _struct(("generation", "u4"), ("ifindex", "u4"), ("mac", *_MAC), ("gateway_mac", *_MAC), ("flags", "u2"),
+               ("timeouts", "u2"))
 STAGE = _struct(("group", "u8"), ("layer", "u1"), ("last", "u1"), ("deny", "u1"), ("kinds", "u1"), ("pad", "u1", 4))
 PROGRAM = _struct(
     ("generation", "u4"), ("out_count", "u1"), ("in_count", "u1"), ("out_fussy", "u1"), ("in_fussy", "u1"),
@@ -260,11 +261,14 @@ MEMORY = _struct(
     ("tag", "u4"), ("vtep", "u4"), ("whole", "u1"), ("stateless", "u1"), ("hits", "u1"), ("pad", "u1", 5),
     ("hit", HIT_KEY, MEMORY_HITS), ("forward", FLOW), ("reply", FLOW),
 )
-SETTINGS = _struct(
+TIMEOUTS = _struct(
     ("tcp_opening_ns", "u8"), ("tcp_syn_received_ns", "u8"), ("tcp_established_ns", "u8"), ("tcp_fin_wait_ns", "u8"),
     ("tcp_time_wait_ns", "u8"), ("tcp_reset_ns", "u8"), ("udp_new_ns", "u8"), ("udp_ns", "u8"), ("icmp_ns", "u8"),
-    ("other_ns", "u8"), ("binding_ns", "u8"), ("half_open_max", "u8"), ("udp_max", "u8"), ("redecide_cost_ns", "u8"),
-    ("redecide_burst_ns", "u8"),
+    ("other_ns", "u8"), ("binding_ns", "u8"),
+)
+SETTINGS = _struct(
+    ("reap_time_wait_ns", "u8"), ("reap_reset_ns", "u8"), ("half_open_max", "u8"), ("udp_max", "u8"),
+    ("redecide_cost_ns", "u8"), ("redecide_burst_ns", "u8"),
     ("secret", "u8", 2), ("tunnel_ifindex", "u4"), ("inspect_ifindex", "u4"),
     ("sets_generation", "u4"), ("dirty", "u4"), ("turn", "u4"), ("pad", "u4"), ("answer_ns", "u8"),
     ("answer_burst_ns", "u8"),
@@ -283,7 +287,7 @@ CAPTURE = _struct(
     ("time_ns", "u8"), ("zone", "u4"), ("ports", "u4", 2), ("length", "u4"), ("captured", "u4"), ("stage", "u1"),
     ("reason", "u1"), ("pad", "u1", 2),
 )
-CLOSED = _struct(("key", FLOW_KEY), ("pad", "u4"), ("since_ns", "u8"))
+CLOSED = _struct(("key", FLOW_KEY), ("due_s", "u4"), ("since_ns", "u8"))
 BUDGETS = _struct(("half_open", "i8"), ("udp", "i8"))
 SWEEP = _struct(
     ("now_ns", "u8"), ("flows_removed", "u4"), ("bindings_removed", "u4"), ("flows_seen", "u4"),
@@ -296,8 +300,9 @@ STRUCTS: dict[str, np.dtype[Any]] = {
     "rewrite": REWRITE, "set_key": SET_KEY, "set_member": SET_MEMBER, "set_lengths_key": SET_LENGTHS_KEY,
     "set_lengths": SET_LENGTHS, "space_key": SPACE_KEY, "location": LOCATION, "pool": POOL, "mapping_key": MAPPING_KEY,
     "mapping": MAPPING, "binding_key": BINDING_KEY, "binding": BINDING, "external_key": EXTERNAL_KEY,
-    "external": EXTERNAL, "hit_key": HIT_KEY, "hits": HITS, "memory": MEMORY, "settings": SETTINGS, "meter": METER,
-    "event": EVENT, "closed": CLOSED, "budgets": BUDGETS, "sweep": SWEEP, "trace": TRACE, "capture": CAPTURE,
+    "external": EXTERNAL, "hit_key": HIT_KEY, "hits": HITS, "memory": MEMORY, "timeouts": TIMEOUTS,
+    "settings": SETTINGS, "meter": METER, "event": EVENT, "closed": CLOSED, "budgets": BUDGETS, "sweep": SWEEP,
+    "trace": TRACE, "capture": CAPTURE,
 }
 
 

@@ -48,6 +48,7 @@ from vfp.model import (
     Uplink,
     Virtual,
 )
+from vfp.timeouts import Timeouts
 
 PORT_IDS = (1, 2, 3, 4)
 VNIS = (100, 200)
@@ -100,6 +101,10 @@ PROTOCOLS = (1, 6, 17, 47, 132)
 PROTOCOLS_6 = (58, 50, 59)
 ETHERTYPES = (0x0800, 0x0806, 0x86DD)
 STATIC_SETS, DYNAMIC_SET = (1, 2), 3
+TIMEOUTS = (                                # waits are longer than some of each and shorter than others
+    Timeouts(2, 2, 45, 2, 1, 4, 0.25, 1, 200, 2, 40),
+    Timeouts(20, 280, 8000, 50, 250, 40, 50, 4, 2, 70, 0.25),
+)
 FLAG_TESTS = ((0x12, 0x02), (0x10, 0x10), (0x04, 0x04), (0x02, 0x00), (0, 0))
 
 pick = st.sampled_from
@@ -307,7 +312,8 @@ def ports(draw: st.DrawFn, number: int, plain: bool = False) -> Port:
         middle = (*middle, draw(watched))
     asks = tuple(draw(extra_layers(name)) for name in draw(pick(((), (), (), ("x0",), ("x0", "x1")))))
     strict = draw(pick((False,) * 7 + (True,)))
-    return Port(number, f"p{number}", 10 + number, MACS[number], GATEWAY_MAC, head + asks + middle + tail, strict)
+    return Port(number, f"p{number}", 10 + number, MACS[number], GATEWAY_MAC, head + asks + middle + tail, strict,
+                draw(pick((None, None, *TIMEOUTS))))
 
 
 @st.composite

@@ -98,7 +98,9 @@ MAP(inspections, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, __u64, INSPECT_COUNTS, 0);
 MAP(rule_hits, BPF_MAP_TYPE_HASH, struct hit_key, struct hits, 65536, BPF_F_NO_PREALLOC);
 /* Packets and bytes by meter id. An element is there before any rule that names it. */
 MAP(meters, BPF_MAP_TYPE_PERCPU_HASH, __u32, struct meter, 4096, BPF_F_NO_PREALLOC);
-/* Timeouts and the tunnel device. */
+/* Timeouts: the engine's own ([0]), and those that ports have. */
+MAP(timeouts, BPF_MAP_TYPE_ARRAY, __u32, struct timeouts, 256, 0);
+/* Bounds, the tunnel device, and what else holds for the whole host. */
 MAP(config, BPF_MAP_TYPE_ARRAY, __u32, struct settings, 1, 0);
 /* What is rare, reached by tail call: enum jump. */
 MAP(jumps, BPF_MAP_TYPE_PROG_ARRAY, __u32, __u32, JUMPS, 0);

@@ -154,7 +154,8 @@ struct port {
 	__u32 ifindex;
 	__u8 mac[6];
 	__u8 gateway_mac[6];
-	__u32 flags;
+	__u16 flags;
+	__u16 timeouts;		/* number in the map of that name; 0: the engine's own */
 };
 
 /* Coarse kinds of packets: a group is not searched for a packet of a kind that none of its rules can match. */
@@ -463,7 +464,8 @@ struct hits {
 	__u64 drops;
 };
 
-struct settings {
+/* How long a pair may be idle, by its state. */
+struct timeouts {
 	__u64 tcp_opening_ns;
 	__u64 tcp_syn_received_ns;
 	__u64 tcp_established_ns;
@@ -474,7 +476,12 @@ struct settings {
 	__u64 udp_ns;
 	__u64 icmp_ns;
 	__u64 other_ns;
-	__u64 binding_ns;
+	__u64 binding_ns;	/* of a source translation that no flow uses */
+};
+
+struct settings {
+	__u64 reap_time_wait_ns;	/* the shortest of all timeouts in use: when the head of a queue is looked at */
+	__u64 reap_reset_ns;
 	__u64 half_open_max;	/* pairs */
 	__u64 udp_max;
 	__u64 redecide_cost_ns;	/* of one re-decision, of the time that a CPU has for them ... */
@@ -573,7 +580,7 @@ struct memory {
 /* A pair that closed, in the order of time. */
 struct closed {
 	struct flow_key key;	/* of either half */
-	__u32 pad;
+	__u32 due_s;		/* of one that lingers: before that it need not be looked at again */
 	__u64 since_ns;
 };
 

@@ -23,7 +23,6 @@ import threading
 import time
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import fields
 from enum import StrEnum
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -40,6 +39,7 @@ from vfp.datapath.capture import Captured, Capturing
 from vfp.datapath.groups import GroupTable
 from vfp.datapath.limits import Limits
 from vfp.datapath.object import BpfMap, BpfObject, Program
+from vfp.datapath.profiles import TimeoutProfiles
 from vfp.datapath.records import (
     DropEvent,
     FlowOrigin,
@@ -134,8 +134,9 @@ class Datapath(AbstractContextManager["Datapath"]):
         settings = np.frombuffer(self._map("config").lookup(_ZERO) or bytes(SETTINGS.itemsize), SETTINGS)[0]
         secret = settings["secret"].tobytes() if settings["secret"].any() else token_bytes(16)
         self._compiler = Compiler(secret)
+        self._profiles = TimeoutProfiles(loaded.map("timeouts"), loaded.map("ports"), timeouts)
         self._settings: dict[str, Any] = {
-            **nanoseconds(timeouts), **limits.settings(), "secret": np.frombuffer(secret, np.uint64),
+            **self._profiles.shortest(), **limits.settings(), "secret": np.frombuffer(secret, np.uint64),
             "tunnel_ifindex": int(settings["tunnel_ifindex"]), "inspect_ifindex": int(settings["inspect_ifindex"]),
             "turn": int(settings["turn"]),
             "answer_ns": int(1e9 / ANSWERS_PER_S), "answer_burst_ns": int(1e9 * (ANSWERS_BURST - 1) / ANSWERS_PER_S),
@@ -197,12 +198,16 @@ class Datapath(AbstractContextManager["Datapath"]):
 
     def _apply(self, tables: Tables) -> None:
         self._check_room(tables)
+        timeouts = self._profiles.plan(tables.ports)
+        tables.ports = timeouts.ports
         stale = self._ports_to_bump(tables)
         named = frozenset(number for port in tables.ports.values() for number in port.sets)
         self._sets.expect(tables.sets)
         if not self._differs(tables, stale):
             self._named = named
             return
+        self._profiles.write(timeouts)
+        self._settings |= self._profiles.shortest()
         self._write_settings(dirty=True)
         self._interrupted = True            # until it has come to its end
         self._groups.add(tables.groups.values())
@@ -234,6 +239,8 @@ class Datapath(AbstractContextManager["Datapath"]):
         self._sets.drop(tables.sets)
         self._groups.retire_unused(self._ports.groups_used())
         self._named = named
+        self._profiles.settle(timeouts)
+        self._settings |= self._profiles.shortest()
         self._write_settings(dirty=False)
         self._interrupted = False
 
@@ -572,9 +579,4 @@ class Datapath(AbstractContextManager["Datapath"]):
         self._ports.turn = turned["turn"]
 
 
-def nanoseconds(timeouts: Timeouts) -> dict[str, int]:
-    """The fields of struct settings that are times."""
-    return {f"{each.name[:-2]}_ns": int(getattr(timeouts, each.name) * 1e9) for each in fields(timeouts)}
-
-
-__all__ = ["CompiledGroup", "Datapath", "Hook", "Limits", "Timeouts", "nanoseconds"]
+__all__ = ["CompiledGroup", "Datapath", "Hook", "Limits", "Timeouts"]

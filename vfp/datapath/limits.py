@@ -38,6 +38,7 @@ class Limits:
     meters: int = 4096
     sets: int = 4096
     set_members: int = 131072               # of all sets; a change needs room for old and new side by side
+    timeouts: int = 256                     # different ones of ports, one for the engine's own included
     half_open: int = 0                      # TCP pairs without a reply; 0: a quarter of the connections
     udp: int = 0                            # pairs that are not TCP; 0: half of the connections
     redecide_per_s: int = 200_000           # stale flows decided again, by each CPU
@@ -50,6 +51,7 @@ class Limits:
             "bindings": self.bindings,
             "externals": self.bindings, "ports": self.ports, "programs": self.ports, "links": self.ports + 256,
             "spaces": self.space_entries, "mappings": self.mappings, "meters": self.meters, "rule_hits": self.rules,
+            "timeouts": self.timeouts,
             "sets": self.set_members, "set_lengths": 2 * self.sets,
             "time_waits": closing, "resets": closing, "lingering": closing,
         }

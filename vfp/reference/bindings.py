@@ -19,7 +19,6 @@ from vfp.model import Address, Pool
 PROBES = 64
 FNV_OFFSET = 2166136261
 FNV_PRIME = 16777619
-BINDING_IDLE_S = 2.0                        # without any flow; flows hold it for RFC 4787 REQ-5's time
 
 
 class Exhausted(Exception):
@@ -89,13 +88,13 @@ class Bindings:
                 return external
         raise Exhausted
 
-    def sweep(self, in_use: set[BindingKey], now_s: float) -> int:
-        """Remove bindings that no flow has used for longer than `BINDING_IDLE_S`; returns how many."""
+    def sweep(self, in_use: set[BindingKey], now_s: float, idle_s: Callable[[int], float]) -> int:
+        """Remove bindings that no flow has used for longer than `idle_s` of their port; returns how many."""
         idle = []
         for binding in self.live():
             if binding.key in in_use:
                 binding.used_s = now_s
-            elif now_s - binding.used_s > BINDING_IDLE_S:
+            elif now_s - binding.used_s > idle_s(binding.key.port):
                 idle.append(binding)
         for binding in idle:
             self._remove(binding)
