@@ -270,17 +270,18 @@ def nat_tail(pool: int, uplink: int) -> tuple[Layer, ...]:
     """Where packets of a NAT port go, and what translates them."""
     inside = IPv4Network("10.1.0.0/24")
     return (
+        Layer("host", (), (Group("host", (
+            Rule(0, Match(src=IPv4Network(LOCALHOST)), TranslateSource(pool), "host"),
+            Rule(1, Match(src=IPv6Network(LOCALHOST_6)), TranslateSource(pool), "host 6"),
+        )),), Allow(), Allow()),
         Layer("nat", (Group("nat", (
             Rule(0, Match(ethertype=0x0806), Allow(), "arp"),
             Rule(1, Match(dst=inside), Allow(), "inside"),
             Rule(3, Match(protocol=58, icmp_type=135), Allow(), "nd"),
             Rule(4, Match(dst=PREFIXES_6[1]), Allow(), "inside 6"),
             Rule(5, Match(), Hairpin(pool), "hairpin"),
-        )), Group("out", (Rule(0, Match(), TranslateSource(pool), "translate"),))), (
-            Group("host", (Rule(0, Match(src=IPv4Network(LOCALHOST)), TranslateSource(pool), "host"),
-                           Rule(1, Match(src=IPv6Network(LOCALHOST_6)), TranslateSource(pool), "host 6"))),
-            Group("nat", (Rule(0, Match(), Untranslate(), "untranslate"),)),
-        ), Deny(), Allow()),
+        )), Group("out", (Rule(0, Match(), TranslateSource(pool), "translate"),))),
+              (Group("nat", (Rule(0, Match(), Untranslate(), "untranslate"),)),), Deny(), Allow()),
         Layer("vnet", (Group("vnet", (
             Rule(0, Match(ethertype=0x0806), AnswerArp(NAT_SPACE), "arp"),
             Rule(1, Match(dst=inside), Forward(NAT_SPACE), "forward"),
