@@ -5,7 +5,7 @@
     vm ══tap═══ tc ┤                             host ── up0 ──veth── world
     t  ──veth── pt ┘ another's network, of the same prefix: its one endpoint has the address of `a`
 
-The machine behind the tap is a namespace with a tap of its own; a thread carries frames from one to the other. The host's
+The machine behind the tap is a namespace with a tap of its own; a thread carries frames between them. The host's tap
 has no offloads, so what it gives is whole: the machine's stack verifies each checksum.
 """
 
