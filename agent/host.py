@@ -11,12 +11,12 @@ from dataclasses import replace
 import structlog
 
 from agent.goals import Goals
-from agent.overlaps import overlap_text, overlapping
+from agent.overlaps import Overlap, overlapping
 from agent.reconcile import Outcome, Reconciler
 from agent.seams import SwitchSeam
 from agent.state import Disk
 from agent.worker import Worker
-from southbound.messages import Ack, Facts, HostFacts, NetworkGoal, ObjectStatus
+from southbound.messages import Ack, Facts, HostFacts, ObjectStatus
 from vfp.datapath.errors import DatapathError
 from vswitch.errors import VSwitchError
 
@@ -49,7 +49,7 @@ class Host:
         self.outcome: Outcome | None = None     # of the last run that got to its end
         self.ack: Ack | None = None             # how the goal state fared when last looked at
         self.facts = HostFacts(features=features)
-        self.overlaps: dict[str, tuple[str, ...]] = {}      # by NetworkGoal.id: what of the host has the same prefix
+        self.overlaps: dict[str, Overlap] = {}  # by NetworkGoal.id: what of the host has the same prefix
         self.report: Report | None = None       # where changes go; set while a session is up
         self._worker = worker
         self._switch = switch
@@ -120,6 +120,8 @@ class Host:
             if found != self.facts.listeners:
                 self.facts = replace(self.facts, listeners=found)
                 await self._tell(Facts(self.facts))
+                if self.goals.revision:     # NAT keeps off their ports
+                    await self.again(mend=False)
 
     async def mend(self) -> None:
         """After changes, look at everything again, in a small part of the worker's time. Never ends."""
@@ -143,8 +145,7 @@ class Host:
     async def _apply(self, mend: bool) -> Ack:
         goals = self.goals
         try:
-            overlaps = overlapping(goals, self.facts)
-            outcome = await self._worker.run(self._reconciler.reconcile, goals, mend, overlaps.keys())
+            outcome = await self._worker.run(self._reconciler.reconcile, goals, mend, self.facts)
         except (VSwitchError, DatapathError, OSError) as error:
             _log.exception("reconcile failed", revision=goals.revision)
             self._incomplete.set()
@@ -153,18 +154,18 @@ class Host:
             self.ack = Ack(goals.revision, tuple(failed))
         else:
             self._note(outcome)
-            self._note_overlaps(goals, overlaps)
-            self.ack = Ack(outcome.revision, tuple(_with_overlap(status, overlaps) for status in outcome.objects))
+            self._note_overlaps(goals, outcome.overlaps)
+            self.ack = Ack(outcome.revision, outcome.objects)
         return self.ack
 
-    def _note_overlaps(self, goals: Goals, overlaps: dict[str, tuple[str, ...]]) -> None:
+    def _note_overlaps(self, goals: Goals, overlaps: Mapping[str, Overlap]) -> None:
         names = {network.id: f"{network.tenant}/{network.name}" for network in goals.networks}
-        for uid, texts in overlaps.items():
-            if self.overlaps.get(uid) != texts:
-                _log.warning("network degraded", network=names[uid], why=overlap_text(texts))
+        for uid, overlap in overlaps.items():
+            if self.overlaps.get(uid) != overlap:
+                _log.warning("network degraded", network=names[uid], why=str(overlap))
         for uid in (self.overlaps.keys() - overlaps.keys()) & names.keys():
             _log.info("network no longer overlaps", network=names[uid])
-        self.overlaps = overlaps
+        self.overlaps = dict(overlaps)
 
     def _note(self, outcome: Outcome) -> None:
         before = {} if self.outcome is None else {(s.kind, s.id): s.error for s in self.outcome.objects}
@@ -204,10 +205,3 @@ class Host:
             return self._switch.uplink(self.goals.host.uplink).mtu_bytes
         except VSwitchError:
             return 1500
-
-
-def _with_overlap(status: ObjectStatus, overlaps: Mapping[str, tuple[str, ...]]) -> ObjectStatus:
-    """An overlap is no error: the network is programmed, and its endpoints reach each other."""
-    if status.kind != NetworkGoal.kind or status.id not in overlaps:
-        return status
-    return replace(status, details={**status.details, "overlap": overlap_text(overlaps[status.id])})

@@ -22,7 +22,7 @@ class Observed:
     underlay_error: str = ""
     addresses: frozenset[Address] = frozenset()                 # the host's own, not loopback, not those Sluice made
     owned: Mapping[str, OwnedLink] = field(default_factory=dict)
-    listeners: tuple[tuple[str, str, int], ...] = ()            # (tcp or udp, address, port) of the host's sockets
+    listeners: tuple[tuple[str, str, int], ...] = ()            # (protocol, address, port) of the host's sockets
     served: frozenset[str] = frozenset()                        # MappingGoal.id of those in force already
     overlaps: Mapping[str, str] = field(default_factory=dict)   # NetworkGoal.id -> with what of the host's, in words
     timeouts: Timeouts = field(default_factory=Timeouts)        # of the engine

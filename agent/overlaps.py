@@ -1,41 +1,54 @@
 """Networks of this host whose prefix somebody else has come to use: a LAN that was joined, a VPN that went up.
 
 The controller refuses such a prefix when it is declared; this is for what comes later, controller or not. Endpoints of
-such a network still reach each other and the host, but not who has the same address out there.
+such a network still reach each other, but not who has the same address out there. Where the other prefix is wider, the
+network's is a hole in it for the host as well. Where it is the same or within, the host's stack could not have both: it
+keeps what is outside, and the network is hidden from it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_interface, ip_network
 
 from agent.goals import Goals
 from southbound.messages import HostFacts, NetworkGoal
 
-__all__ = ["overlap_text", "overlapping"]
+__all__ = ["Overlap", "overlapping"]
 
 Prefix = IPv4Network | IPv6Network
 
 
-def overlapping(goals: Goals, facts: HostFacts) -> dict[str, tuple[str, ...]]:
-    """By NetworkGoal.id, what overlaps it: `wlan0 172.17.0.0/16`, one of each interface. Others are left out."""
+@dataclass(frozen=True, slots=True)
+class Overlap:
+    """What overlaps a network: `wlan0 172.17.0.0/16`, one of each interface. `eclipses`: none of them is wider."""
+
+    places: tuple[str, ...]
+    eclipses: bool
+
+    def __str__(self) -> str:
+        return f"overlap with {', '.join(self.places)}"
+
+
+def overlapping(goals: Goals, facts: HostFacts) -> dict[str, Overlap]:
+    """By NetworkGoal.id; networks that nothing overlaps are left out."""
     taken = list(_taken(facts))
-    found = {network.id: tuple(_of(network, taken)) for network in goals.networks if network.mode == "nat"}
-    return {uid: texts for uid, texts in found.items() if texts}
+    found: dict[str, Overlap] = {}
+    for network in goals.networks:
+        if network.mode == "nat" and (touching := list(_touching(network, taken))):
+            places: dict[str, str] = {}
+            for interface, _, other in touching:
+                places.setdefault(interface, f"{interface or 'a route to nowhere'} {other}")
+            eclipses = any(other.prefixlen >= own.prefixlen for _, own, other in touching)
+            found[network.id] = Overlap(tuple(places.values()), eclipses)
+    return found
 
 
-def overlap_text(texts: tuple[str, ...]) -> str:
-    """As status and listings say it."""
-    return f"overlap with {', '.join(texts)}"
-
-
-def _of(network: NetworkGoal, taken: list[tuple[str, Prefix]]) -> Iterator[str]:
-    prefixes = [prefix for subnet in network.subnets if (prefix := _prefix(subnet.prefix)) is not None]
-    seen: set[str] = set()
-    for interface, other in taken:
-        if interface not in seen and any(_touch(prefix, other) for prefix in prefixes):
-            seen.add(interface)
-            yield f"{interface or 'a route to nowhere'} {other}"
+def _touching(network: NetworkGoal, taken: list[tuple[str, Prefix]]) -> Iterator[tuple[str, Prefix, Prefix]]:
+    """(interface, prefix of the network, the other)."""
+    own = [prefix for subnet in network.subnets if (prefix := _prefix(subnet.prefix)) is not None]
+    return ((interface, prefix, other) for interface, other in taken for prefix in own if _touch(prefix, other))
 
 
 def _taken(facts: HostFacts) -> Iterator[tuple[str, Prefix]]:

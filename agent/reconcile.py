@@ -20,9 +20,9 @@ made.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from ipaddress import ip_address, ip_interface
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from ipaddress import ip_interface
 from typing import Any, NamedTuple
 
 import structlog
@@ -31,16 +31,18 @@ from agent.build import INSPECT_LINKS, Built, Observed, build, wanted
 from agent.egress import EgressSeam, NameInvalid, QueueError
 from agent.goals import Goals
 from agent.ids import Ids, allocate, recover
+from agent.overlaps import Overlap, overlapping
 from agent.seams import DatapathSeam, SwitchSeam
 from agent.state import Disk
 from policy.contribution import Fault
 from policy.domains import DNS_QUEUE
-from southbound.messages import Goal, Key, MappingGoal, NetworkGoal, ObjectStatus, PortGoal, key_of
+from southbound.messages import Goal, HostFacts, Key, MappingGoal, NetworkGoal, ObjectStatus, PortGoal, key_of
 from vfp.compile import Compiler
 from vfp.datapath.engine import Hook
 from vfp.datapath.errors import DatapathError
 from vfp.errors import CompileError, PolicyError
 from vfp.model import Address, EngineState
+from vfp.timeouts import Timeouts
 from vswitch.errors import UplinkMissing, VSwitchError
 from vswitch.links import Detour, HookedProgram, InspectPrograms, OwnedLink, PortLink, Where
 
@@ -50,6 +52,8 @@ _log = structlog.get_logger("agent")
 
 LOOPBACK_LINK = "lo"
 _PORT_KINDS = ("veth", "tun")
+_NO_FACTS = HostFacts()
+_TIMEOUTS = Timeouts()
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +64,7 @@ class Outcome:
     objects: tuple[ObjectStatus, ...]
     built: Built
     general: tuple[str, ...] = ()
+    overlaps: Mapping[str, Overlap] = field(default_factory=dict)   # by NetworkGoal.id
 
     @property
     def complete(self) -> bool:
@@ -78,12 +83,13 @@ class _Done(NamedTuple):
 class Reconciler:
     """Calls on the switch and the datapath of one host. Every method blocks; one thread uses it.
 
-    `max_ports`: the engine's limit of ports. `egress`: who serves the DNS queue; None: nobody.
+    `max_ports`: the engine's limit of ports. `egress`: who serves the DNS queue; None: nobody. `timeouts`: those of the
+    engine.
     """
 
     def __init__(
         self, switch: SwitchSeam, datapath: DatapathSeam, disk: Disk, ids: Ids, max_ports: int,
-        egress: EgressSeam | None = None,
+        egress: EgressSeam | None = None, timeouts: Timeouts = _TIMEOUTS,
     ) -> None:
         self._switch = switch
         self._datapath = datapath
@@ -91,21 +97,24 @@ class Reconciler:
         self._ids = ids
         self._max_ports = max_ports
         self._egress = egress
+        self._timeouts = timeouts
+        self._served = frozenset(mapping.id for mapping in disk.load().goals.mappings)  # MappingGoal.id, in force
         self._detour: Detour | None = None  # as it was last made or mended
         self._programmed: EngineState | None = None
         self._done: dict[str, _Done] = {}   # by PortGoal.id
         self._surrounded: tuple[Any, ...] | None = None     # what `_surround` left
         self._unhooked: set[str] = set()    # former uplinks that are known to be free of our program
 
-    def reconcile(self, goals: Goals, mend: bool = True, overlapped: Collection[str] = ()) -> Outcome:
+    def reconcile(self, goals: Goals, mend: bool = True, facts: HostFacts = _NO_FACTS) -> Outcome:
         """One run. Raises only what is no object's fault: the disk is full, netlink is closed.
 
         Args:
             mend: look at ports again that this process made or mended before and whose links are still there.
-            overlapped: NetworkGoal.id of networks whose prefix the host meets elsewhere, too.
+            facts: what else the host has: its networks may meet their prefixes there.
         """
         general: list[str] = []
-        observed = self._observe(goals)
+        overlaps = overlapping(goals, facts)
+        observed = self._observe(goals, overlaps)
         self._identify(goals, observed)
         plan = build(goals, observed, self._ids)
         self._remove(observed, plan, _PORT_KINDS, general)
@@ -118,14 +127,16 @@ class Reconciler:
         built, refusals = self._program(goals, observed, plan)
         failures += refusals
         failures += self._hook_uplink(goals, built)
-        self._surround(built, observed.owned, mend, overlapped, general)
+        self._surround(built, observed.owned, mend, general)
         self._remove(observed, built, (), general)
         self._unhook_uplinks(built, general)
         if not built.inspects:
             self._remove_detour(general)
-        return Outcome(goals.revision, tuple(_statuses(goals, built, failures)), built, tuple(general))
+        self._served = frozenset(uid for uid, addresses in built.external_addresses.items() if addresses)
+        statuses = tuple(_statuses(goals, built, failures, overlaps))
+        return Outcome(goals.revision, statuses, built, tuple(general), overlaps)
 
-    def _observe(self, goals: Goals) -> Observed:
+    def _observe(self, goals: Goals, overlaps: Mapping[str, Overlap]) -> Observed:
         modes = {network.mode for network in goals.networks}
         uplink = underlay = None
         uplink_error = underlay_error = ""
@@ -147,6 +158,10 @@ class Reconciler:
             underlay_error=underlay_error,
             addresses=host_addresses(addresses),
             owned=self._switch.owned(),
+            listeners=self._switch.listeners() if "nat" in modes else (),
+            served=self._served,
+            overlaps={uid: str(overlap) for uid, overlap in overlaps.items() if overlap.eclipses},
+            timeouts=self._timeouts,
         )
 
     def _identify(self, goals: Goals, observed: Observed) -> None:
@@ -293,22 +308,17 @@ class Reconciler:
             return [Fault(key_of(network), f"uplink: {error}") for network in nats]
         return []
 
-    def _surround(
-        self, built: Built, owned: Mapping[str, OwnedLink], mend: bool, overlapped: Collection[str], general: list[str]
-    ) -> None:
-        """Neighbours of bridges, routes to them, and the ports that the host's own sockets must leave alone."""
-        bridges = {link.name: (link.addresses, owned[link.name].ifindex, built.neighbours[link.name], uid in overlapped)
-                   for uid, link in built.bridges.items() if link.name in owned}
+    def _surround(self, built: Built, owned: Mapping[str, OwnedLink], mend: bool, general: list[str]) -> None:
+        """Neighbours of bridges, and the ports that the host's own sockets must leave alone."""
+        bridges = {link.name: (link.addresses, owned[link.name].ifindex, built.neighbours[link.name])
+                   for link in built.bridges.values() if link.name in owned}
         if not mend and (bridges, built.reserved_ports) == self._surrounded:
             return
         before = len(general)
         self._surrounded = None
-        for bridge, (addresses, _ifindex, neighbours, routed) in sorted(bridges.items()):
-            families = {ip_interface(address).version for address in addresses}
-            own_routes = [one for one in neighbours if routed and ip_address(one).version in families]
+        for bridge, (_addresses, _ifindex, neighbours) in sorted(bridges.items()):
             try:
                 self._switch.set_neighbours(bridge, neighbours)
-                self._switch.set_host_routes(bridge, own_routes)
             except VSwitchError as error:
                 general.append(f"neighbours of {bridge}: {error}")
         try:
@@ -355,22 +365,26 @@ def host_addresses(addresses: Iterable[tuple[str, str]]) -> frozenset[Address]:
     return frozenset(ip for ip in found if not (ip.is_loopback or (ip.version == 6 and ip.is_link_local)))
 
 
-def _statuses(goals: Goals, built: Built, failures: Iterable[Fault]) -> Iterator[ObjectStatus]:
+def _statuses(
+    goals: Goals, built: Built, failures: Iterable[Fault], overlaps: Mapping[str, Overlap]
+) -> Iterator[ObjectStatus]:
     errors: dict[Key, list[str]] = {}
     for fault in (*failures, *built.faults):
         errors.setdefault(fault.key, []).append(fault.message)
     for key, goal in sorted(goals.objects.items()):
         # A link that failed is the cause; what the engine then says of the same object only follows from it.
-        yield ObjectStatus(key[0], key[1], errors.get(key, [""])[0], _details(goal, built))
+        yield ObjectStatus(key[0], key[1], errors.get(key, [""])[0], _details(goal, built, overlaps))
 
 
-def _details(goal: Goal, built: Built) -> dict[str, Any]:
+def _details(goal: Goal, built: Built, overlaps: Mapping[str, Overlap]) -> dict[str, Any]:
     match goal:
         case PortGoal() if goal.id in built.ports:
             link = built.ports[goal.id]
             return {"host_interface": link.host_interface, "mtu_bytes": link.mtu_bytes}
         case NetworkGoal() if goal.id in built.bridges:
-            return {"bridge": built.bridges[goal.id].name}
+            # An overlap is no error: the network is programmed, and its endpoints reach each other.
+            overlap = {"overlap": str(overlaps[goal.id])} if goal.id in overlaps else {}
+            return {"bridge": built.bridges[goal.id].name, **overlap}
         case MappingGoal():
             return {"external_addresses": list(built.external_addresses.get(goal.id, ()))}
     return {}

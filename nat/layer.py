@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from ipaddress import IPv4Network, IPv6Network, ip_network
 
-from nat.mappings import VXLAN_PORT
+from nat.mappings import VXLAN_PORT, Expander
 from nat.plan import NatPlan, make_plan, one_to_one
 from nat.pools import Choice
 from policy.addresses import ETHERTYPES, LINK_LOCAL, ND_TYPES, nd, network_prefixes, to_prefix
@@ -57,6 +57,7 @@ class SourceNat:
 
     def __init__(self) -> None:
         self._view: tuple[HostView, NatPlan] | None = None
+        self._expander = Expander()
         self._groups: dict[str, tuple[Group, ...]] = {}             # by NetworkGoal.id
 
     def layer(self, port: PortGoal, view: HostView) -> Layer | None:
@@ -90,7 +91,7 @@ class SourceNat:
 
     def _plan(self, view: HostView) -> NatPlan:
         if self._view is None or self._view[0] is not view:
-            self._view = (view, make_plan(view))
+            self._view = (view, make_plan(view, self._expander))
             self._groups = {}
         return self._view[1]
 

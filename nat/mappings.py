@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from nat.pools import default_source
@@ -21,7 +22,7 @@ from southbound.messages import MappingGoal, PortGoal, key_of
 from vfp import model
 from vfp.model import Address
 
-__all__ = ["PROTOCOLS", "VXLAN_PORT", "Expanded", "expand"]
+__all__ = ["PROTOCOLS", "VXLAN_PORT", "Expanded", "Expander"]
 
 PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132, "icmp": 1, "any": 0}
 VXLAN_PORT = 4789
@@ -30,10 +31,10 @@ _MOST_PORT = 65535
 _EVERY: tuple[Address, ...] = (IPv4Address(0), IPv6Address(0))
 _LOOPBACK: dict[int, Address] = {4: IPv4Address("127.0.0.1"), 6: IPv6Address("::1")}
 _TRANSLATED = ("tcp", "udp", "icmp")        # whose ports or identifiers NAT chooses from spec.natPorts
-_LISTENING = ("tcp", "udp")
+_LISTENING = ("tcp", "udp", "sctp")
 
 _Door = tuple[int, Address]                 # uplink, external address
-_Taken = dict[tuple[int, int, Address, int], str]   # uplink, protocol, address, port -> the mapping's name
+_Doors = tuple[_Door, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,42 +56,97 @@ class Expanded:
         return frozenset(external for pairs in self.whole.values() for _, external in pairs)
 
 
-def expand(view: HostView, no_uplink: str = "") -> Expanded:
-    """The engine's mappings, and the goals that cannot be served, or (`no_uplink`: why) only for the host itself.
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What a goal became, and from what. `goal`, `port` and `doors` are compared by identity: there may be 30,000."""
 
-    Those of whole addresses come first, then goals that name an address, then those that do not; so that the specific
-    one holds when several ask for the same port.
+    goal: MappingGoal
+    port: PortGoal
+    number: int
+    doors: _Doors
+    external: Address
+    internal: Address
+    mappings: tuple[model.Mapping, ...]
+    shown: tuple[str, ...]
+
+
+class Expander:
+    """Expands mappings; remembers what became of each, so that one that did not change costs next to nothing."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, _Known] = {}             # by MappingGoal.id
+        self._rooms: _Rooms | None = None
+
+    def expand(self, view: HostView, no_uplink: str = "") -> Expanded:
+        """The engine's mappings, and the goals that cannot be served, or (`no_uplink`: why) only for the host itself.
+
+        Those of whole addresses come first, then goals that name an address, then those that do not; so that the
+        specific one holds when several ask for the same port.
+        """
+        rooms = _Rooms(view)
+        if self._rooms is None or self._rooms.basis != rooms.basis:
+            self._known = {}
+        else:
+            rooms.take_over(self._rooms)
+        known: dict[str, _Known] = {}
+        taken: dict[tuple[int, int], list[_Known]] = {}
+        made: list[model.Mapping] = []
+        faults: list[Fault] = []
+        opened: dict[str, tuple[str, ...]] = {}
+        whole: dict[str, tuple[tuple[Address, Address], ...]] = {}
+        for goal in sorted(view.mappings, key=_specific_first):
+            try:
+                one = known[goal.id] = self._one(goal, view, rooms, no_uplink)
+                _take(one, taken)
+                if view.listeners and goal.id not in view.served:
+                    rooms.refuse_listeners(one)
+            except ObjectError as error:
+                faults.append(Fault(key_of(goal), str(error)))
+                continue
+            if no_uplink and one.external in _EVERY:
+                faults.append(Fault(key_of(goal), f"open to this host alone: {no_uplink}"))
+            if goal.protocol == "any":
+                whole[goal.port] = (*whole.get(goal.port, ()), (one.internal, one.external))
+                rooms.give_away(one.external)
+            opened[goal.id] = one.shown
+            made.extend(one.mappings)
+        self._known, self._rooms = known, rooms
+        return Expanded(tuple(made), tuple(faults), opened, whole)
+
+    def _one(self, goal: MappingGoal, view: HostView, rooms: _Rooms, no_uplink: str) -> _Known:
+        port = _endpoint(goal, view)
+        number = view.port_ids[goal.port]
+        before = self._known.get(goal.id)
+        same = before is not None and before.goal is goal and before.port is port and before.number == number
+        if before is not None and same and goal.protocol != "any" and before.doors is rooms.at(before.external):
+            return before
+        external, internal = _addresses(goal, port)
+        _check_ports(goal, view)
+        doors = rooms.doors(goal, external, no_uplink)
+        mappings = tuple(_mappings(goal, number, internal, doors))
+        return _Known(goal, port, number, doors, external, internal, mappings, rooms.shown(doors))
+
+
+def _take(one: _Known, taken: dict[tuple[int, int], list[_Known]]) -> None:
+    """Note the ports that a goal has.
+
+    Raises:
+        ObjectError: another has one of them.
     """
-    taken: _Taken = {}
-    made: list[model.Mapping] = []
-    faults: list[Fault] = []
-    opened: dict[str, tuple[str, ...]] = {}
-    whole: dict[str, tuple[tuple[Address, Address], ...]] = {}
-    rooms = _Rooms(view)
-    for goal in sorted(view.mappings, key=_specific_first):
-        try:
-            port = _endpoint(goal, view)
-            external, internal = _addresses(goal, port)
-            _check_ports(goal, view)
-            doors = rooms.doors(goal, external, no_uplink)
-            mappings = tuple(_mappings(goal, view, internal, doors))
-            _refuse_taken(goal, mappings, taken)
-            if goal.id not in view.served:
-                rooms.refuse_listeners(goal, mappings)
-        except ObjectError as error:
-            faults.append(Fault(key_of(goal), str(error)))
-            continue
-        if no_uplink and external in _EVERY:
-            faults.append(Fault(key_of(goal), f"open to this host alone: {no_uplink}"))
-        name = f"{goal.tenant}/{goal.name}"
-        for one in mappings:
-            taken[one.uplink, one.protocol, one.external, one.external_port] = name
-        if goal.protocol == "any":
-            whole[port.id] = (*whole.get(port.id, ()), (internal, external))
-            rooms.whole.add(external)
-        opened[goal.id] = _shown(doors, view)
-        made.extend(mappings)
-    return Expanded(tuple(made), tuple(faults), opened, whole)
+    protocol = one.mappings[0].protocol if one.mappings else 0
+    first, last = one.goal.external_ports
+    places = [taken.setdefault((protocol, port), []) for port in range(first, last + 1)]
+    for port, others in enumerate(places, first):
+        for other in others:
+            if other.doors is one.doors or not set(other.doors).isdisjoint(one.doors):
+                external = next(address for _, address in one.doors if any(address == at for _, at in other.doors))
+                whole = one.goal.protocol == "any"
+                raise ObjectError(
+                    f"{one.goal.protocol} {external}{'' if whole else f':{port}'} is taken by static mapping"
+                    f" {other.goal.tenant}/{other.goal.name}; choose another external {'address' if whole else 'port'}"
+                )
+    for others in places:
+        others.append(one)
 
 
 def _specific_first(goal: MappingGoal) -> tuple[bool, bool, str, str, str]:
@@ -110,7 +166,7 @@ def _endpoint(goal: MappingGoal, view: HostView) -> PortGoal:
 def _addresses(goal: MappingGoal, port: PortGoal) -> tuple[Address, Address]:
     """The external address, which may be a wildcard, and the internal one."""
     try:
-        external, internal = ip_address(goal.external_address), ip_address(goal.internal_address)
+        external, internal = _address(goal.external_address), _address(goal.internal_address)
     except ValueError as error:
         raise ObjectError(str(error)) from None
     if external.version != internal.version:
@@ -125,6 +181,11 @@ def _addresses(goal: MappingGoal, port: PortGoal) -> tuple[Address, Address]:
             f" {' and '.join(map(str, own))}"
         )
     return external, internal
+
+
+@lru_cache(maxsize=16_384)                  # many mappings, few endpoints
+def _address(text: str) -> Address:
+    return ip_address(text)
 
 
 def _check_ports(goal: MappingGoal, view: HostView) -> None:
@@ -156,67 +217,82 @@ def _check_ports(goal: MappingGoal, view: HostView) -> None:
         raise ObjectError("external port udp/4789 carries this host's overlay; choose another")
 
 
-def _mappings(
-    goal: MappingGoal, view: HostView, internal: Address, doors: tuple[_Door, ...]
-) -> Iterator[model.Mapping]:
+def _mappings(goal: MappingGoal, number: int, internal: Address, doors: _Doors) -> Iterator[model.Mapping]:
     first, last = goal.external_ports
     protocol = PROTOCOLS[goal.protocol]
     if goal.protocol == "icmp" and internal.version == 6:
         protocol = _ICMPV6
-    port, name = view.port_ids[goal.port], f"{goal.tenant}/{goal.name}"
+    name = f"{goal.tenant}/{goal.name}"
     for uplink, external in doors:
         for offset in range(last - first + 1):
             yield model.Mapping(
-                uplink, protocol, external, first + offset, port, internal, goal.internal_port + offset, name
+                uplink, protocol, external, first + offset, number, internal, goal.internal_port + offset, name
             )
-
-
-def _refuse_taken(goal: MappingGoal, mappings: tuple[model.Mapping, ...], taken: _Taken) -> None:
-    for one in mappings:
-        holder = taken.get((one.uplink, one.protocol, one.external, one.external_port))
-        if holder is not None:
-            what = str(one.external) if goal.protocol == "any" else f"{one.external}:{one.external_port}"
-            other = "address" if goal.protocol == "any" else "port"
-            raise ObjectError(
-                f"{goal.protocol} {what} is taken by static mapping {holder}; choose another external {other}"
-            )
-
-
-def _shown(doors: tuple[_Door, ...], view: HostView) -> tuple[str, ...]:
-    world = [str(address) for uplink, address in doors if uplink != view.loopback]
-    return tuple(world or dict.fromkeys(str(address) for _, address in doors))
 
 
 class _Rooms:
-    """The host's external addresses. `whole`: those that belong to one endpoint so far."""
+    """The host's external addresses, and the doors at them."""
 
     def __init__(self, view: HostView) -> None:
         self._view = view
         uplink = view.uplink
         self._uplink: tuple[Interface, ...] = uplink.addresses if uplink else ()
-        self._world: list[_Door] = [(uplink.id, one.ip) for one in uplink.addresses] if uplink else []
+        self._world: list[_Door] = [(uplink.id, one.ip) for one in self._uplink] if uplink else []
         own = {one.ip for one in self._uplink} | view.host_addresses
-        self._host = [(view.loopback, address) for address in
-                      (*_LOOPBACK.values(), *sorted(own, key=lambda one: (one.version, int(one))))]
+        self._host: list[_Door] = []
+        if view.loopback:
+            self._host = [(view.loopback, address) for address in
+                          (*_LOOPBACK.values(), *sorted(own, key=lambda one: (one.version, int(one))))]
+        self._at: dict[Address, _Doors] = {}
         self._heard: dict[tuple[str, int], list[Address]] = {}
         for protocol, address, port in view.listeners:
             self._heard.setdefault((protocol, port), []).append(ip_address(address))
-        self.whole: set[Address] = set()
+        self._whole: set[Address] = set()
+        self._before: _Rooms | None = None
 
-    def doors(self, goal: MappingGoal, external: Address, no_uplink: str) -> tuple[_Door, ...]:
+    @property
+    def basis(self) -> tuple[object, ...]:
+        """What a goal's checks and doors depend on beside itself."""
+        view = self._view
+        nats = tuple((network.id, network.mode, network.nat.addresses) for network in view.networks.values())
+        return (self._world, self._host, view.host, nats)
+
+    def take_over(self, before: _Rooms) -> None:
+        """Doors that are the same as in an earlier view are the same object."""
+        before._before = None
+        self._before = before
+
+    def give_away(self, external: Address) -> None:
+        """From now on the address belongs to one endpoint."""
+        self._whole.add(external)
+        self._at = {address: doors for address, doors in self._at.items() if address not in _EVERY}
+
+    def at(self, external: Address) -> _Doors:
+        """The doors at an address, or (a wildcard) at every one; none: the host does not have it."""
+        doors = self._at.get(external)
+        if doors is None:
+            every = external in _EVERY
+            doors = tuple(
+                door for door in (*self._world, *self._host)
+                if (door[1].version == external.version and door[1] not in self._whole if every
+                    else door[1] == external)
+            )
+            if external.is_loopback and self._view.loopback:
+                doors = ((self._view.loopback, external),)
+            earlier = self._before._at.get(external) if self._before else None
+            doors = self._at[external] = earlier if earlier == doors and earlier is not None else doors
+        return doors
+
+    def doors(self, goal: MappingGoal, external: Address, no_uplink: str) -> _Doors:
         """Where the goal is open.
 
         Raises:
             ObjectError: not at this address.
         """
-        host = self._host if self._view.loopback else []
         if goal.protocol == "any":
             self._check_whole(external)
-        if external in _EVERY:
-            return tuple(door for door in (*self._world, *host)
-                         if door[1].version == external.version and door[1] not in self.whole)
-        if external.is_loopback:
-            return ((self._view.loopback, external),) if host else ()
+        if external in _EVERY or external.is_loopback:
+            return self.at(external)
         own = [one.ip for one in self._uplink]
         if external not in own:
             if self._view.uplink is None:
@@ -225,7 +301,12 @@ class _Rooms:
                 f"external address {external} is not on uplink {self._view.uplink.name}, which has"
                 f" {', '.join(map(str, own))}; use one of them, or {_EVERY[external.version == 6]} for all"
             )
-        return tuple(door for door in (*self._world, *host) if door[1] == external)
+        return self.at(external)
+
+    def shown(self, doors: _Doors) -> tuple[str, ...]:
+        """The addresses that people see."""
+        world = [str(address) for uplink, address in doors if uplink != self._view.loopback]
+        return tuple(world or dict.fromkeys(str(address) for _, address in doors))
 
     def _check_whole(self, external: Address) -> None:
         """One endpoint may have it: neither the host nor the others need it."""
@@ -243,15 +324,17 @@ class _Rooms:
                     f" {network.tenant}/{network.name}; take it out there, or choose another"
                 )
 
-    def refuse_listeners(self, goal: MappingGoal, mappings: tuple[model.Mapping, ...]) -> None:
+    def refuse_listeners(self, one: _Known) -> None:
         """Raise ObjectError if a socket of the host listens where a mapping would be."""
-        if goal.protocol not in _LISTENING:
+        if one.goal.protocol not in _LISTENING:
             return
-        for one in mappings:
-            for address in self._heard.get((goal.protocol, one.external_port), ()):
+        first, last = one.goal.external_ports
+        at = {address for _, address in one.doors}
+        for port in range(first, last + 1):
+            for address in self._heard.get((one.goal.protocol, port), ()):
                 # A socket at :: hears IPv4, too, unless it was told not to, which nobody can see.
-                if address == one.external or address == _EVERY[1] or address == _EVERY[one.external.version == 6]:
+                if address in at or address == _EVERY[1] or address == _EVERY[one.external.version == 6]:
                     raise ObjectError(
-                        f"{goal.protocol} port {one.external_port}: a socket of the host listens at {address};"
+                        f"{one.goal.protocol} port {port}: a socket of the host listens at {address};"
                         f" stop it, or choose another external port"
                     )

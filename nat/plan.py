@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from ipaddress import IPv6Network
 
-from nat.mappings import Expanded, expand
+from nat.mappings import Expanded, Expander
 from nat.pools import Choice, choices, gateway_pools, host_pool, host_source, make_pool
 from policy.addresses import network_prefixes
 from policy.contribution import Fault, HostView, ObjectError
@@ -55,11 +55,11 @@ class NatPlan:
         )
 
 
-def make_plan(view: HostView) -> NatPlan:
+def make_plan(view: HostView, expander: Expander) -> NatPlan:
     """The plan of one view. Never raises: what cannot be served is a fault."""
     nats = [network for network in view.networks.values() if network.mode == "nat"]
     no_uplink = _missing_uplink(view)
-    expanded = expand(view, no_uplink)
+    expanded = expander.expand(view, no_uplink)
     plan = NatPlan(expanded)
     faults = [Fault(key_of(network), no_uplink) for network in nats if no_uplink]
     taken: dict[IPv6Network, NetworkGoal] = {}

@@ -27,7 +27,7 @@ __all__ = ["Choice", "choices", "default_source", "gateway_pools", "host_source"
 
 MOST_ADDRESSES = 16                         # of one pool
 _UNIQUE_LOCAL = IPv6Network("fc00::/7")     # RFC 4193: reaches no further than the site
-_HELD_PROTOCOLS = {"tcp": 6, "udp": 17}
+_HELD_PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,10 +153,13 @@ def gateway_pools(view: HostView, networks: Iterable[NetworkGoal]) -> Iterator[P
 
 
 def _held(view: HostView, addresses: tuple[Address, ...], ports: PortRange) -> tuple[tuple[int, int], ...]:
-    """Ports in the range on which sockets of the host listen, at one of the addresses or at any."""
+    """Ports that may be chosen and on which sockets of the host listen, at one of the addresses or at any.
+
+    SCTP keeps its port, in the range or not.
+    """
     ours = {str(address) for address in addresses}
     return tuple(sorted({
         (_HELD_PROTOCOLS[protocol], port) for protocol, address, port in view.listeners
-        if protocol in _HELD_PROTOCOLS and ports.low <= port <= ports.high
+        if protocol in _HELD_PROTOCOLS and (ports.low <= port <= ports.high or protocol == "sctp")
         and (address in ours or address in ("0.0.0.0", "::"))
     }))

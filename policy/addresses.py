@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from ipaddress import (
     IPv4Interface,
     IPv6Address,
@@ -48,12 +49,17 @@ def own_addresses(port: PortGoal) -> tuple[Interface, ...]:
     found: list[Interface] = []
     for text, kind in ((port.address, IPv4Interface), (port.address6, IPv6Interface)):
         try:
-            found += [kind(text)] if text else []
+            found += [_interface(kind, text)] if text else []
         except ValueError as error:
             raise ObjectError(f"address {text!r} of endpoint {name}: {error}") from None
     if not found:
         raise ObjectError(f"endpoint {name} has neither an IPv4 nor an IPv6 address; give it one")
     return tuple(found)
+
+
+@lru_cache(maxsize=16_384)                  # each is asked for many times in a build
+def _interface(kind: type[Interface], text: str) -> Interface:
+    return kind(text)
 
 
 def held_addresses(port: PortGoal) -> tuple[Address, ...]:

@@ -69,7 +69,7 @@ class HostView:
     loopback: int = 0                                           # id of lo as an uplink; 0: it is none
     pool_ids: Mapping[str, int] = field(default_factory=dict)   # by name; stable across restarts
     host_addresses: frozenset[model.Address] = frozenset()      # all of the host's own, not those Sluice made
-    listeners: tuple[tuple[str, str, int], ...] = ()            # (tcp or udp, address, port) of the host's sockets
+    listeners: tuple[tuple[str, str, int], ...] = ()            # (protocol, address, port) of the host's sockets
     served: frozenset[str] = frozenset()                        # MappingGoal.id of those that are in force already
     shadowed: frozenset[str] = frozenset()                      # NetworkGoal.id of those the host's stack knows not
     timeouts: Timeouts = field(default_factory=Timeouts)        # of the engine

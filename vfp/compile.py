@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -16,12 +16,12 @@ from vfp.layout import (
     MAPPING,
     MAPPING_KEY,
     MAX_STAGES,
-    POOL,
     PORT,
     PROGRAM,
     REWRITE,
     SPACE_KEY,
     STAGE,
+    TIMEOUTS,
     UPLINK_LOOPBACK,
     LocationKind,
     PortFlag,
@@ -49,9 +49,13 @@ from vfp.model import (
     Untranslate,
     Virtual,
 )
+from vfp.pools import check_pools, compile_pools
 from vfp.sets import CompiledSet, check_sets, compile_set
+from vfp.timeouts import Timeouts, nanoseconds
 
 __all__ = ["CompiledPort", "Compiler", "Tables", "mapping_cookie", "rule_cookie"]
+
+MAX_TIMEOUT_S = 1 << 31
 
 _IN_ONLY = (Untranslate,)
 _OUT_ONLY = (Forward, ToUplink, AnswerArp, Hairpin)
@@ -69,6 +73,7 @@ class CompiledPort:
     spaces: frozenset[int]
     pools: frozenset[int]
     sets: frozenset[int]
+    timeouts: bytes | None                  # struct timeouts; None: the engine's own
 
 
 @dataclass(slots=True)
@@ -114,6 +119,7 @@ class Compiler:
         """
         _check_ids(state, max_ports)
         check_sets(state)
+        check_pools(state)
         large: dict[tuple[str, str, int], CompiledGroup] = {}
         same: dict[tuple[str, int], tuple[Group, CompiledGroup]] = {}
 
@@ -148,13 +154,7 @@ class Compiler:
             "uplinks": {
                 _u32(uplink.id): _u32(uplink.ifindex | UPLINK_LOOPBACK * uplink.loopback) for uplink in state.uplinks
             },
-            "pools": {
-                _u32(pool.id): pack(
-                    POOL, address=pack_address(pool.addresses[0]), uplink=pool.uplink, low=pool.ports.low,
-                    high=pool.ports.high, family=pool.addresses[0].version,
-                )
-                for pool in state.pools
-            },
+            **compile_pools(state.pools),
             "mappings": dict(_mappings(state)),
             "spaces": {key: value for entries in spaces.values() for key, value in entries.items()},
             "rewrites": {
@@ -296,7 +296,16 @@ def _compile_port(port: Port, compiled: Callable[[str, Group], CompiledGroup]) -
         spaces=frozenset(action.space for action in actions if isinstance(action, Forward | AnswerArp)),
         pools=frozenset(action.pool for action in actions if isinstance(action, TranslateSource | Hairpin)),
         sets=frozenset(number for group in (*out_groups.values(), *in_groups.values()) for number in group.sets),
+        timeouts=None if port.timeouts is None else _timeouts(port.name, port.timeouts),
     )
+
+
+def _timeouts(port: str, timeouts: Timeouts) -> bytes:
+    for each in fields(timeouts):
+        if not 0 < (value := getattr(timeouts, each.name)) <= MAX_TIMEOUT_S:
+            raise CompileError(
+                f"port {port}: timeouts.{each.name} is {value}; give seconds, more than 0 and at most {MAX_TIMEOUT_S}")
+    return pack(TIMEOUTS, **nanoseconds(timeouts))
 
 
 def _fussy(groups: dict[int, CompiledGroup]) -> int:

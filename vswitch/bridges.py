@@ -11,8 +11,7 @@ advertisements then also needs accept_ra=2 on the uplink), and gives the router 
 
 from __future__ import annotations
 
-import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from ipaddress import ip_address
 
 from vswitch.addressing import FAMILIES, mend_addresses, ready_for
@@ -24,23 +23,17 @@ from vswitch.netlink import Netlink
 from vswitch.ownership import differing, find_own_link
 from vswitch.requests import (
     LINK_GROUP,
-    RT_TABLE_MAIN,
-    RTPROT_STATIC,
     Attributes,
-    host_route_add,
-    host_route_delete,
     link_info,
     link_new,
     link_set,
     neighbour_delete,
     neighbour_dump,
     neighbour_set,
-    route_dump,
 )
 from vswitch.settings import has_ipv6
 
 NUD_PERMANENT = 0x80
-MAX_PREFIX: dict[int, int] = {socket.AF_INET: 32, socket.AF_INET6: 128}
 
 # By name it is sent, by number it is read.
 BRIDGE_DATA = {
@@ -114,30 +107,3 @@ def set_neighbours(netlink: Netlink, visitor: Visitor, bridge: str, entries: Map
         neighbour_set(found.ifindex, address, mac) for address, mac in wanted.items() if present.get(address) != mac
     ]
     netlink.run_in_batches(gone + changed)
-
-
-def set_host_routes(netlink: Netlink, bridge: str, addresses: Iterable[str]) -> None:
-    """Make the routes to single addresses through a bridge of ours exactly these.
-
-    For a network whose prefix the host meets elsewhere, too: a LAN with a longer one would draw away what the host
-    sends to its endpoints, and reverse path filtering drop what they send.
-
-    Raises:
-        LinkMissing: no such bridge of ours. LinkInvalid, PermissionDenied, KernelRefused.
-    """
-    wanted = {checked_address(address, "host route") for address in addresses}
-    found = find_own_link(netlink, bridge, "bridge")
-    if found is None:
-        raise LinkMissing(f"routes of bridge {bridge!r}", "no such link", "ensure the bridge first")
-    present = {
-        ip_address(message.get_attr("RTA_DST"))
-        for family in FAMILIES
-        for message in netlink.dump(route_dump(family, RT_TABLE_MAIN, found.ifindex))
-        if message["family"] == family
-        and message["proto"] == RTPROT_STATIC
-        and message.get_attr("RTA_OIF") == found.ifindex
-        and message["dst_len"] == MAX_PREFIX[family]
-    }
-    gone = [host_route_delete(found.ifindex, address) for address in sorted(present - wanted, key=str)]
-    added = [host_route_add(found.ifindex, address) for address in sorted(wanted - present, key=str)]
-    netlink.run_in_batches(gone + added)

@@ -162,30 +162,6 @@ def default_route_delete(ifindex: int, family: int, gateway: str | None, metric:
     return Request(f"remove default route via {gateway}", rtnl.RTM_DELROUTE, fields, attributes)
 
 
-def host_route_add(ifindex: int, address: Address) -> Request:
-    """A route to one address, directly on a link."""
-    fields = {
-        "family": family_of(address),
-        "dst_len": address.max_prefixlen,
-        "table": RT_TABLE_MAIN,
-        "proto": RTPROT_STATIC,
-        "type": RTN_UNICAST,
-        "scope": RT_SCOPE_LINK if address.version == 4 else 0,
-    }
-    attributes: Attributes = [("RTA_DST", str(address)), ("RTA_OIF", ifindex)]
-    return Request(f"route to {address}", rtnl.RTM_NEWROUTE, fields, attributes, NLM_F_CREATE | NLM_F_REPLACE)
-
-
-def host_route_delete(ifindex: int, address: Address) -> Request:
-    """Remove such a route."""
-    fields = {
-        "family": family_of(address), "dst_len": address.max_prefixlen, "table": RT_TABLE_MAIN,
-        "scope": RT_SCOPE_NOWHERE,
-    }
-    attributes: Attributes = [("RTA_DST", str(address)), ("RTA_OIF", ifindex)]
-    return Request(f"remove route to {address}", rtnl.RTM_DELROUTE, fields, attributes)
-
-
 def neighbour_dump(family: int, ifindex: int) -> Request:
     """Neighbours of a link, of one family."""
     return Request("list neighbours", rtnl.RTM_GETNEIGH, {"family": family}, [("NDA_IFINDEX", ifindex)])

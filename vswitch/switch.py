@@ -133,15 +133,6 @@ class Switch:
         with self._lock:
             bridges.set_neighbours(self._netlink, self._visitor, bridge, entries)
 
-    def set_host_routes(self, bridge: str, addresses: Iterable[str]) -> None:
-        """Make the routes to single addresses through a bridge exactly these.
-
-        Raises:
-            LinkInvalid, LinkMissing, InterfaceTaken.
-        """
-        with self._lock:
-            bridges.set_host_routes(self._netlink, bridge, addresses)
-
     def attach(self, ifindex: int, where: Where, program_fd: int, name: str) -> None:
         """Run a BPF program at a TC hook of a link, in place of any other of ours there, without a gap.
 

@@ -18,6 +18,7 @@ from vfp.model import (
     Deny,
     Direction,
     EngineState,
+    Filtering,
     Forward,
     Group,
     Hairpin,
@@ -49,6 +50,7 @@ from vfp.model import (
     Uplink,
     Virtual,
 )
+from vfp.timeouts import Timeouts
 
 PORT_IDS = (1, 2, 3, 4)
 VNIS = (100, 200)
@@ -63,6 +65,7 @@ INSIDE = tuple(IPv4Address(f"10.1.0.{n}") for n in range(1, 7))
 GATEWAY = IPv4Address("10.1.0.254")
 EXTERNAL = (IPv4Address("198.51.100.1"), IPv4Address("198.51.100.2"))
 EXTERNAL_6 = IPv6Address("2001:db8::198.51.100.1")
+MORE_6 = IPv6Address("2001:db8::198.51.100.2")
 WORLD = (IPv4Address("203.0.113.1"), IPv4Address("203.0.113.2"))
 LOCALHOST, LOCALHOST_6 = IPv4Address("127.0.0.1"), IPv6Address("::1")
 ADDRESSES = (*INSIDE, GATEWAY, *EXTERNAL, *WORLD, IPv4Address(0))
@@ -102,6 +105,10 @@ PROTOCOLS = (1, 6, 17, 47, 132, 136)
 PROTOCOLS_6 = (58, 50, 59)
 ETHERTYPES = (0x0800, 0x0806, 0x86DD)
 STATIC_SETS, DYNAMIC_SET = (1, 2), 3
+TIMEOUTS = (                                # waits are longer than some of each and shorter than others
+    Timeouts(2, 2, 45, 2, 1, 4, 0.25, 1, 200, 2, 40),
+    Timeouts(20, 280, 8000, 50, 250, 40, 50, 4, 2, 70, 0.25),
+)
 FLAG_TESTS = ((0x12, 0x02), (0x10, 0x10), (0x04, 0x04), (0x02, 0x00), (0, 0))
 
 pick = st.sampled_from
@@ -317,8 +324,8 @@ def ports(draw: st.DrawFn, number: int, plain: bool = False) -> Port:
     asks = tuple(draw(extra_layers(name)) for name in draw(pick(((), (), (), ("x0",), ("x0", "x1")))))
     strict = draw(pick((False,) * 7 + (True,)))
     tap = draw(pick((False, False, True)))
-    return Port(
-        number, f"p{number}", 10 + number, MACS[number], GATEWAY_MAC, head + asks + middle + tail, strict, tap=tap)
+    return Port(number, f"p{number}", 10 + number, MACS[number], GATEWAY_MAC, head + asks + middle + tail, strict,
+                draw(pick((None, None, *TIMEOUTS))), tap)
 
 
 @st.composite
@@ -347,11 +354,25 @@ def spaces(draw: st.DrawFn, id: int) -> Space:
     return Space(id, tuple(entries))
 
 
+_ANYONE = Filtering.ENDPOINT_INDEPENDENT
+_HELD = ((1, 20000), (6, 20001), (6, 20003), (17, 20000), (58, 20002), (132, 1000))
+_TERMS = (
+    (_ANYONE, 0, 0, ()), (_ANYONE, 0, 0, ()), (_ANYONE, 0, 0, ()), (Filtering.ADDRESS, 0, 0, ()),
+    (Filtering.ADDRESS_PORT, 0, 0, ()), (_ANYONE, 0, 1, ()), (_ANYONE, 0, 0, _HELD), (Filtering.ADDRESS, 2, 3, ()),
+    (_ANYONE, 1, 0, ()), (_ANYONE, 3, 0, _HELD), (_ANYONE, 16, 2, ()),
+)
+
+
 def pools(id: int) -> st.SearchStrategy[Pool]:
     """Small enough to run out."""
     ranges = pick((PortRange(20001, 20001), PortRange(20002, 20003), PortRange(20000, 20003), PortRange(20000, 20099)))
-    addresses = pick((*EXTERNAL, EXTERNAL_6)).map(lambda address: (address,))
-    return st.builds(Pool, st.just(id), pick(UPLINKS), addresses, ranges)
+    addresses = pick(((EXTERNAL[0],), (EXTERNAL[1],), EXTERNAL, EXTERNAL[::-1], (EXTERNAL_6,), (EXTERNAL_6, MORE_6)))
+    def pool(uplink: int, given: tuple[Address, ...], ports: PortRange,
+             terms: tuple[Filtering, int, int, tuple[tuple[int, int], ...]]) -> Pool:
+        filtering, block, quota, held = terms
+        return Pool(id, uplink, given, ports, filtering, min(block, ports.high - ports.low + 1), quota, held)
+
+    return st.builds(pool, pick(UPLINKS), addresses, ranges, pick(_TERMS))
 
 
 def mappings(ports: tuple[int, ...]) -> st.SearchStrategy[tuple[Mapping, ...]]:

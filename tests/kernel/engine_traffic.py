@@ -280,6 +280,11 @@ class Traffic:
                 local = any(uplink.loopback for uplink in state.uplinks if uplink.id == number)
                 if chance.random() < (0.6 if local else 0.05):
                     src = LOCALHOST
+            elif state.pools and chance.random() < 0.7:     # to who is behind a binding
+                pool = chance.choice(state.pools)
+                number, dst, protocol = pool.uplink, chance.choice(pool.addresses), chance.choice((TCP, UDP, UDP, SCTP))
+                family, low = dst.version, pool.ports.low
+                ports = ports[0], chance.choice((low, low + 1, min(low + 2, pool.ports.high), ports[1]))
         src = LOCALHOST_6 if src == LOCALHOST and family == 6 else self._twin(src, family)
         dst = dst if dst.version == family else self._twin(dst, family)
         if chance.random() < 0.1:

@@ -246,17 +246,23 @@ def test_a_lan_that_overlaps_degrades_the_network_and_cuts_nothing_inside(host: 
     def told() -> str:
         return next((one.details.get("overlap", "") for one in host.controller.acks[-1].objects if one.id == "n1"), "")
 
-    # Longer than the network's prefix: to it the host would send what is the endpoints'.
-    sh("ip -n agt-h1 addr add 192.168.50.100/25 dev lan0")
-    until(lambda: told() == "overlap with lan0 192.168.50.0/25", "the overlap is told")
+    sh("ip -n agt-h1 addr add 192.168.77.100/16 dev lan0")          # wider: the network is a hole in it
+    until(lambda: told() == "overlap with lan0 192.168.0.0/16", "the overlap is told")
     assert errors(host.controller.acks[-1]) == {}
     assert "network degraded" in host.log.read_text()
     assert pings("agt-web", "192.168.50.6")
     assert pings("agt-web", "192.168.50.1")
     assert pings("agt-h1", "192.168.50.5")
-    sh("ip -n agt-h1 addr del 192.168.50.100/25 dev lan0")
+
+    sh("ip -n agt-h1 addr add 192.168.50.100/25 dev lan0")          # within: the host keeps its LAN
+    until(lambda: "192.168.50.1/24" not in inside("agt-h1", "ip addr show dev slb1"), "the network is hidden from it")
+    assert "192.168.50.0/24" not in inside("agt-h1", "ip route")
+    assert pings("agt-web", "192.168.50.6")
+
+    for address in ("192.168.50.100/25", "192.168.77.100/16"):
+        sh(f"ip -n agt-h1 addr del {address} dev lan0")
     until(lambda: told() == "", "the LAN is left")
-    assert "static" not in inside("agt-h1", "ip route show dev slb1")
+    until(lambda: pings("agt-h1", "192.168.50.5"), "the host reaches it again")
 
 
 def test_purge_leaves_nothing_twice(host: Machine) -> None:

@@ -206,27 +206,3 @@ def test_bridge_floods_nothing(w: World, switch: Switch, host: Namespace) -> Non
         with pytest.raises(TimeoutError):
             heard.recv(100)
     assert forwarding(host, "slp5") == {"02:99:00:00:00:05"}
-
-
-def test_a_lan_with_a_longer_prefix_draws_no_endpoint_away(w: World, switch: Switch, host: Namespace) -> None:
-    end, lan = w.namespace("end"), w.namespace("lan")
-    switch.ensure_bridge(BRIDGE)
-    switch.ensure_port(port(5, end, bridge="slb1"))
-    switch.set_neighbours("slb1", {"10.99.0.5": "02:99:00:00:00:05"})
-    end.ip("neighbour", "replace", "10.99.0.1", "lladdr", MAC, "dev", "eth0", "nud", "permanent", check=False)
-    host.ip("link", "add", "wlan0", "type", "veth", "peer", "name", "eth0", "netns", lan.name)
-    lan.ip("link", "set", "eth0", "up")
-    for command in ("address add 10.99.0.77/25 dev wlan0", "link set wlan0 up"):
-        host.ip(*command.split())
-    host.execute("sh", "-c", "echo 1 > /proc/sys/net/ipv4/conf/slb1/rp_filter")
-    assert not end.pings("10.99.0.1", count=1)
-    switch.set_host_routes("slb1", ["10.99.0.5", "10.99.0.6"])
-    assert end.pings("10.99.0.1")
-    assert host.pings("10.99.0.5")
-    switch.set_host_routes("slb1", ["10.99.0.5"])
-    switch.set_host_routes("slb1", ["10.99.0.5"])
-    own = [route["dst"] for route in host.show("route", "show", "dev", "slb1", "proto", "static")]
-    assert own == ["10.99.0.5"]
-    switch.ensure_bridge(BRIDGE)
-    switch.set_host_routes("slb1", [])
-    assert host.show("route", "show", "dev", "slb1", "proto", "static") == []

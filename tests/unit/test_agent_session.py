@@ -208,12 +208,17 @@ def test_a_lan_that_is_joined_later_degrades_the_network_and_is_told(tmp_path: P
             told = [{one.id: one.details.get("overlap") for one in ack.objects}[NAT.id] for ack in acks]
             assert told == [None, "overlap with wlan0 192.168.0.0/16", None]
             assert not any(one.error for ack in acks for one in ack.objects)
-            assert bench.switch.routes == {"slb1": set()}
 
             await join_lan()                # without a controller
             assert host.report is None
-            assert host.overlaps == {NAT.id: ("wlan0 192.168.0.0/16",)}
-            assert bench.switch.routes == {"slb1": {"192.168.1.5"}}     # the host looks for it nowhere else
+            assert {uid: str(overlap) for uid, overlap in host.overlaps.items()} == {NAT.id: told[1]}
+            assert bench.switch.bridges["slb1"].addresses == ("192.168.1.1/24",)    # a hole in the LAN
+
+            gateway = ("192.168.1.1/24",)
+            for address, kept in (("192.168.1.77/24", ()), ("192.168.1.77/25", ()), ("10.0.0.1/8", gateway)):
+                bench.switch.joined = [("wlan0", address)]
+                await host.look_around()
+                assert bench.switch.bridges["slb1"].addresses == kept
 
     asyncio.run(life())
 

@@ -240,7 +240,7 @@ __noinline int act(struct scratch *s, struct rule *r, __u32 port, int slot)
 	case ACTION_HAIRPIN:
 		return hairpin(s, port, r->arg);
 	case ACTION_UNTRANSLATE:
-		if (d->by_mapping)
+		if (d->by_mapping || d->by_binding)
 			go_inside(s);
 		return NONE;
 	case ACTION_FORWARD:

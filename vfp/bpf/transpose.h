@@ -284,7 +284,7 @@ static __always_inline int transpose(struct __sk_buff *skb, struct scratch *s, c
 	case PLACE_UPLINK:
 		return bpf_redirect_neigh(t->ifindex, 0, 0, 0);
 	case PLACE_STACK:
-		if (s->inspected)
+		if (s->inspected && !s->probe)	/* whose mark says where a copy went */
 			return enter_again(skb, s);
 		return TC_ACT_UNSPEC;	/* let the filters of others see it */
 	case PLACE_TAP:

@@ -284,6 +284,7 @@ int vfp_full(struct __sk_buff *skb)
 	if (begin(&sweeping, &sweep)) {
 		bpf_loop(RECLAIM_BATCH, reap_reset, &sweeping, 0);
 		bpf_loop(RECLAIM_BATCH, reap_time_wait, &sweeping, 0);
+		bpf_loop(RECLAIM_BATCH, reap_lingering, &sweeping, 0);
 	}
 	reason = store(s, is_stateless(&s->d), STORE_NEW);
 	if (reason)
