@@ -16,9 +16,11 @@ from agent.goals import Goals
 from agent.names import Row
 from agent.overlaps import Overlap
 from southbound.messages import MappingGoal, NetworkGoal, key_of
+from vfp.datapath.binding_log import BindingEvent
+from vfp.datapath.bindings import BindingRecord
 from vfp.model import Address, Pool
 
-__all__ = ["MOST_BINDINGS", "SECTIONS", "BindingSeam", "EventSeam", "NatSeam", "NatSight", "record_rows"]
+__all__ = ["MOST_BINDINGS", "SECTIONS", "NatSeam", "NatSight", "record_rows"]
 
 SECTIONS = ("prefixes", "pools", "mappings", "bindings")
 MOST_BINDINGS = 20_000                      # of one answer
@@ -27,56 +29,10 @@ _KINDS = {_TCP: "tcp", _UDP: "udp", _ICMP: "icmp", _ICMPV6: "icmp"}
 _HOST_ITSELF = "lo"                         # in place of a network's uid, in names of pools (`nat.pools`)
 
 
-class BindingSeam(Protocol):
-    """A binding; see `vfp.datapath.bindings.BindingRecord`."""
-
-    @property
-    def port(self) -> int: ...  # noqa: D102
-    @property
-    def pool(self) -> int: ...  # noqa: D102
-    @property
-    def protocol(self) -> int: ...  # noqa: D102
-    @property
-    def source(self) -> Address: ...  # noqa: D102
-    @property
-    def source_port(self) -> int: ...  # noqa: D102
-    @property
-    def external(self) -> Address: ...  # noqa: D102
-    @property
-    def external_port(self) -> int: ...  # noqa: D102
-    @property
-    def idle_s(self) -> float: ...  # noqa: D102
-
-
-class EventSeam(Protocol):
-    """A binding, or block of ports, that began or ended; see `vfp.datapath.records.BindingEvent`."""
-
-    @property
-    def time_s(self) -> float: ...  # noqa: D102
-    @property
-    def kind(self) -> str: ...  # noqa: D102
-    @property
-    def port(self) -> int: ...  # noqa: D102
-    @property
-    def pool(self) -> int: ...  # noqa: D102
-    @property
-    def protocol(self) -> int: ...  # noqa: D102
-    @property
-    def internal(self) -> Address | None: ...  # noqa: D102
-    @property
-    def internal_port(self) -> int: ...  # noqa: D102
-    @property
-    def external(self) -> Address: ...  # noqa: D102
-    @property
-    def external_port(self) -> int: ...  # noqa: D102
-    @property
-    def size(self) -> int: ...  # noqa: D102
-
-
 class NatSeam(Protocol):
     """What is asked of the engine; see `vfp.datapath.engine.Datapath`."""
 
-    def bindings(self) -> Sequence[BindingSeam]: ...  # noqa: D102
+    def bindings(self) -> Sequence[BindingRecord]: ...  # noqa: D102
     def pool_use(self) -> Mapping[int, Sequence[tuple[Address, int, int]]]: ...  # noqa: D102
     def mapping_hits(self) -> Mapping[str, int]: ...  # noqa: D102
 
@@ -201,7 +157,7 @@ class NatSight:
             }
 
 
-def record_rows(sight: NatSight, events: Iterable[EventSeam], epoch_s: float) -> list[Row]:
+def record_rows(sight: NatSight, events: Iterable[BindingEvent], epoch_s: float) -> list[Row]:
     """Records of bindings for who follows; `epoch_s`: when the engine's clock began.
 
     An endpoint that is gone has only its number: the record of what it released comes after it left.
@@ -253,7 +209,7 @@ def _internal_ports(goal: MappingGoal) -> str:
     return _ports(goal.internal_port, goal.internal_port + last - first)
 
 
-def _binding(one: BindingSeam, endpoint: str, network: str) -> Row:
+def _binding(one: BindingRecord, endpoint: str, network: str) -> Row:
     return {
         "endpoint": endpoint, "network": network, "protocol": one.protocol, "source": str(one.source),
         "source_port": one.source_port, "external": str(one.external), "external_port": one.external_port,

@@ -32,6 +32,8 @@ from southbound.messages import (
 )
 from vfp import reference
 from vfp.compile import Compiler, rule_cookie
+from vfp.datapath.binding_log import BindingEvent
+from vfp.datapath.bindings import BindingRecord
 from vfp.datapath.capture import Captured
 from vfp.datapath.engine import Hook
 from vfp.datapath.records import DropEvent, FlowRecord, InspectCounts, LogEvent, RuleHits
@@ -303,36 +305,6 @@ class FakeSwitch:
         yield
 
 
-@dataclass(frozen=True)
-class FakeBinding:
-    """As `vfp.datapath.bindings.BindingRecord`."""
-
-    port: int
-    pool: int
-    source: Address
-    source_port: int
-    external: Address
-    external_port: int
-    protocol: int = 6
-    idle_s: float = 0.0
-
-
-@dataclass(frozen=True)
-class FakeEvent:
-    """As the engine's record of a binding, or of a block of ports."""
-
-    kind: str
-    port: int
-    pool: int
-    external: Address
-    external_port: int
-    internal: Address | None = None
-    internal_port: int = 0
-    protocol: int = 0
-    size: int = 0
-    time_s: float = 1.0
-
-
 @dataclass
 class FakeDatapath:
     """The reference engine in place of the kernel's."""
@@ -349,8 +321,8 @@ class FakeDatapath:
     wanted: FlowFilter | None = None
     capturing: tuple[frozenset[int], int] = (frozenset(), 0)
     lost_records: int = 0
-    bound: list[FakeBinding] = field(default_factory=list)
-    binding_events: list[FakeEvent] = field(default_factory=list)
+    bound: list[BindingRecord] = field(default_factory=list)
+    binding_events: list[BindingEvent] = field(default_factory=list)
     mapped: dict[str, int] = field(default_factory=dict)
 
     def apply(self, state: EngineState) -> None:
@@ -422,7 +394,7 @@ class FakeDatapath:
     def has_contact(self, key: BindingKey, remote: Address) -> bool:
         return False
 
-    def bindings(self) -> list[FakeBinding]:
+    def bindings(self) -> list[BindingRecord]:
         return self.bound
 
     def pool_use(self) -> dict[int, list[tuple[Address, int, int]]]:
@@ -438,7 +410,7 @@ class FakeDatapath:
     def bindings_fd(self) -> int:
         return -1
 
-    def read_binding_events(self) -> list[FakeEvent]:
+    def read_binding_events(self) -> list[BindingEvent]:
         events, self.binding_events = self.binding_events, []
         return events
 

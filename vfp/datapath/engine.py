@@ -35,6 +35,7 @@ import numpy.typing as npt
 
 from vfp.classifier import CompiledGroup
 from vfp.compile import Compiler, Tables
+from vfp.datapath.binding_log import BindingEvent, BindingLog
 from vfp.datapath.bindings import BindingRecord, BindingTables
 from vfp.datapath.capture import Captured, Capturing
 from vfp.datapath.groups import GroupTable
@@ -146,6 +147,7 @@ class Datapath(AbstractContextManager["Datapath"]):
             "sets_generation": int(settings["sets_generation"]),
         }
         self._capturing = Capturing(loaded)
+        self._binding_log = BindingLog(loaded)
         self._ports = PortPrograms(loaded, self._capturing, self._settings["turn"])
         self._groups.retire_unused(self._ports.groups_used())
         self._interrupted = bool(settings["dirty"])
@@ -180,6 +182,7 @@ class Datapath(AbstractContextManager["Datapath"]):
             self._ring.close()
             self._ring = None
         self._capturing.close()
+        self._binding_log.close()
         self._object.close()
 
     def __exit__(
@@ -430,6 +433,14 @@ class Datapath(AbstractContextManager["Datapath"]):
     def read_events(self) -> list[DropEvent | LogEvent]:
         """Records of packets since the last call; does not wait."""
         return [read_event(raw) for raw in self._events().consume()]
+
+    def bindings_fd(self) -> int:
+        """Readable when `read_binding_events` has something."""
+        return self._binding_log.ring().fd
+
+    def read_binding_events(self) -> list[BindingEvent]:
+        """Records of bindings of pools with `log` since the last call; does not wait."""
+        return self._binding_log.read()
 
     def sweep(self) -> int:
         """`age` and `tidy`; returns how many flows and bindings left."""
