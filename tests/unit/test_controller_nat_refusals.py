@@ -27,7 +27,8 @@ DUAL = nat("dual", "10.5.0.0/24", subnets=[
     {"prefix": "10.5.0.0/24", "exclude": ["10.5.0.40", "10.5.0.200-10.5.0.210"]},
     {"prefix": "10.6.0.0/24"}, {"prefix": "fd00:5::/64"}])
 VMS = endpoint("vm", "dual", netns=None, tap="tap7", address="10.5.0.9", address6="fd00:5::9")
-SECOND = (*FACTS.addresses, ("lan0", "192.168.7.11/24"), ("lan0", "2001:db8::1/64"), ("lan0", "2001:db8::2/64"))
+SECOND = (*FACTS.addresses, ("lan0", "192.168.7.11/24"), ("lan0", "2001:db8::1/64"), ("lan0", "2001:db8::2/64"),
+          ("wlan0", "2001:db8:8::3/64"))
 
 
 def subnets(*given: dict[str, Any], **spec: Any) -> Any:
@@ -186,8 +187,8 @@ REFUSED: dict[str, Refusal] = {
     "any of all": (to_vm(protocol="any"), 422, "spec.externalAddress", "0.0.0.0", "any with", "name one address"),
     "any of the only address": (to_vm(protocol="any", externalAddress="192.168.8.3"), 409, "spec.externalAddress",
                                 "192.168.8.3", "primary address", "second address"),
-    "any of a primary IPv6 address": (to_vm(protocol="any", externalAddress="2001:db8::1"), 409, "spec.externalAddress",
-                                      "2001:db8::1", "primary address", "second address"),
+    "any of the only IPv6 address": (to_vm(protocol="any", externalAddress="2001:db8:8::3"), 409,
+                                     "spec.externalAddress", "2001:db8:8::3", "primary address", "second address"),
     "address of nobody": (tcp(81, externalAddress="2001:db8::99"), 422, "spec.externalAddress", "2001:db8::99",
                           "not an address of host h1", "2001:db8::1"),
     "no address of that family": (mapping("m", "office", "web", 81, externalAddress="::"), 422, "spec.externalAddress",
