@@ -349,9 +349,8 @@ def _missing(ready: Ready, pid: int, background: Background) -> str:
     for port in ready.udp:
         if port not in _bound(pid, "udp"):
             return f"nothing is bound to UDP port {port}"
-    if ready.log:
-        if not re.search(ready.log, "".join(_written(background)), re.MULTILINE):
-            return f"its output does not show {ready.log!r}"
+    if ready.log and not re.search(ready.log, "".join(_written(background)), re.MULTILINE):
+        return f"its output does not show {ready.log!r}"
     return ""
 
 
