@@ -70,6 +70,7 @@ from vfp.layout import (
     MAPPING,
     METER,
     PORT,
+    PREFIX,
     SETTINGS,
     SPACE_KEY,
     SWEEP,
@@ -90,7 +91,7 @@ from vfp.timeouts import Timeouts
 OBJECT = Path(__file__).with_name("vfp.bpf.o")
 
 _ZERO = bytes(4)
-_KEYED = ("links", "pools", "held", "mappings", "spaces", "rewrites")
+_KEYED = ("links", "pools", "held", "mappings", "prefixes", "spaces", "rewrites", "translations")
 _JUMPS = (                                  # enum jump
     "vfp_slow", "vfp_odd", "vfp_related", "vfp_leave", "vfp_reject", "vfp_full", "vfp_stale", "vfp_decided",
     "vfp_inspect", "vfp_come_back",
@@ -220,9 +221,10 @@ class Datapath(AbstractContextManager["Datapath"]):
         self._interrupted = True            # until it has come to its end
         self._groups.add(tables.groups.values())
         self._put("rewrites", tables)
+        self._put("translations", tables)
         self._add_meters(tables.meters)
         left = self._left_behind(tables)
-        for name in ("held", "pools", "spaces", "mappings"):
+        for name in ("held", "pools", "spaces", "mappings", "prefixes"):
             self._put(name, tables)
             self._remove(name, tables, keep=left)
         self._write_uplinks(tables.maps["uplinks"])
@@ -241,7 +243,7 @@ class Datapath(AbstractContextManager["Datapath"]):
         for port_id in self._ports.ids - tables.ports.keys():
             self._ports.drop(port_id)
             self._hits_of_others = True
-        for name in ("spaces", "pools", "rewrites"):
+        for name in ("spaces", "pools", "rewrites", "translations"):
             self._remove(name, tables)
         self._remove_meters(tables.meters)
         self._sets.drop(tables.sets)
@@ -539,7 +541,11 @@ class Datapath(AbstractContextManager["Datapath"]):
             int(np.frombuffer(self._shadow["mappings"][key], MAPPING)[0]["port"])
             for key in self._changed("mappings", tables)
         }
-        inhabitants = self._ports_in(spaces)
+        behind_prefixes = {
+            int(np.frombuffer(self._shadow["prefixes"][key], PREFIX)[0]["space"])
+            for key in self._changed("prefixes", tables)
+        }
+        inhabitants = self._ports_in(spaces | behind_prefixes)
         uplinks_changed = self._uplinks_changed(tables.maps["uplinks"])
         return {
             port.id
