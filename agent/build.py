@@ -4,22 +4,30 @@ The engine is told of a port by the ifindex of its link, which exists only after
 agent builds twice: once for the links, and, when they are there, again for the engine. A port whose link
 is not there is not in the engine, and what refers to it (mappings, spaces) leaves it out; its packets, if
 any, meet an unknown port.
+
+Nat networks have up to two uplinks: the link towards the world, and, if there are static mappings or shadowed
+networks, the loopback device, by which the host's own processes and those are in reach of each other.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from ipaddress import ip_interface
 from types import MappingProxyType
 
 from agent.goals import Goals
-from agent.ids import Ids, Wanted, bridge_alias, bridge_name, port_alias
+from agent.ids import Ids, Wanted
+from agent.networks import Networks, bridge, check_networks
+from agent.observed import Observed
+from agent.ports import is_there, neighbours, port_links, timeouts
+from nat.access import HostAccess
 from nat.layer import SourceNat
-from nat.mappings import PROTOCOLS
+from nat.pools import pool_names
 from nat.vnet import NatVnet
 from overlay.layer import OverlayVnet, endpoint_mtu
 from policy.acl import Acl
+from policy.addresses import Interface
 from policy.contribution import (
     Contributor,
     DomainRule,
@@ -29,42 +37,23 @@ from policy.contribution import (
     Tables,
     UplinkView,
     mac_bytes,
-    network_prefixes,
 )
 from policy.domains import has_domains
-from policy.guard import Guard, own_address
-from southbound.messages import NetworkGoal, PortGoal, Subnet, key_of
+from policy.guard import Guard
+from southbound.messages import NetworkGoal, PortGoal, key_of
 from vfp.model import EngineState, Layer, Port, Uplink
-from vswitch.links import (
-    OWNER_ALIAS,
-    BridgeLink,
-    OwnedLink,
-    PortLink,
-    TunnelLink,
-    UplinkState,
-    port_interface,
-)
+from vswitch.links import OWNER_ALIAS, BridgeLink, PortLink, TunnelLink, UplinkState
 
-__all__ = ["CONTRIBUTORS", "INSPECT_LINKS", "TUNNEL", "Built", "Observed", "build", "wanted"]
+__all__ = ["CONTRIBUTORS", "INSPECT_LINKS", "LOOPBACK", "TUNNEL", "Built", "Observed", "build", "wanted"]
 
 # The features, in OUT order of their layers. Adding a feature is adding one entry.
-CONTRIBUTORS: tuple[Contributor, ...] = (Guard(), Acl(), SourceNat(), NatVnet(), OverlayVnet())
+CONTRIBUTORS: tuple[Contributor, ...] = (Guard(), Acl(), HostAccess(), SourceNat(), NatVnet(), OverlayVnet())
 
 TUNNEL = "slvx0"
 INSPECT_LINKS = ("sl-ins0", "sl-ins1")     # to user space, and from there
-_DEFAULT_MTU = 1500
-
-
-@dataclass(frozen=True, slots=True)
-class Observed:
-    """The host as found. An `*_error` says why that part is None although it was asked for."""
-
-    uplink: UplinkState | None = None
-    uplink_error: str = ""
-    underlay: UplinkState | None = None
-    underlay_error: str = ""
-    addresses: frozenset[IPv4Address] = frozenset()             # the host's own, not those Sluice made
-    owned: Mapping[str, OwnedLink] = field(default_factory=dict)
+LOOPBACK = "lo"
+_LOOPBACK_IFINDEX = 1                      # in every namespace
+_PORT_PROTOCOLS = (6, 17, 132)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,12 +67,14 @@ class Built:
     tunnel: TunnelLink | None
     uplinks: tuple[Uplink, ...]                                 # the interfaces to hook
     loopback: bool                                              # lo is one of them: its settings are asked for
-    neighbours: Mapping[str, Mapping[str, str]]                 # bridge name -> IPv4 address -> MAC
+    neighbours: Mapping[str, Mapping[str, str]]                 # bridge name -> address -> MAC
     reserved_ports: tuple[tuple[int, int], ...]
     external_addresses: Mapping[str, tuple[str, ...]]           # by MappingGoal.id
     faults: tuple[Fault, ...]
     domains: tuple[DomainRule, ...] = ()                        # whose sets the DNS inspector fills
     inspects: tuple[str, ...] = ()                              # PortGoal.id of whose DNS it sees; none: no detour
+    shadowed: frozenset[str] = frozenset()                      # NetworkGoal.id whose bridge has no address
+    pool_names: Mapping[int, str] = field(default_factory=dict)  # model.Pool.id -> its name in `agent.ids`
 
     def links(self) -> set[str]:
         """Names of all links that must exist; every other of ours must go."""
@@ -106,17 +97,28 @@ def wanted(goals: Goals, observed: Observed) -> Wanted:
                 ports.add(uid)
             case ["bridge", uid]:
                 bridges.add(uid)
-    uplink = observed.uplink if _needs_uplink(goals) else None
+    networks = check_networks(goals, observed)
+    nats = [network for network in networks.good.values() if network.mode == "nat"]
+    uplink = observed.uplink if nats else None
+    uplinks = [uplink.name] if uplink else []
+    if _needs_loopback(goals, networks):
+        uplinks.append(LOOPBACK)
+    addresses = _addresses(uplink)
     return Wanted(
         ports=ports,
         bridges=bridges,
-        uplinks=(uplink.name,) if uplink else (),
-        pools=tuple(str(IPv4Interface(a).ip) for a in uplink.addresses) if uplink else (),
+        uplinks=tuple(uplinks),
+        pools=tuple(dict.fromkeys(name for network in nats for name in pool_names(network, addresses))),
     )
 
 
-def _needs_uplink(goals: Goals) -> bool:
-    return any(network.mode == "nat" for network in goals.networks)
+def _needs_loopback(goals: Goals, networks: Networks) -> bool:
+    nat = any(network.mode == "nat" for network in networks.good.values())
+    return nat and bool(goals.mappings or networks.shadowed)
+
+
+def _addresses(uplink: UplinkState | None) -> tuple[Interface, ...]:
+    return tuple(ip_interface(address) for address in (*uplink.addresses, *uplink.addresses6)) if uplink else ()
 
 
 def build(
@@ -130,14 +132,14 @@ def build(
 
     `refused`: PortGoal.id of ports that the engine does not take, with the reason; they stay out of it.
     """
-    faults: list[Fault] = []
-    networks = _networks(goals, faults)
-    tunnel = _tunnel(goals, networks, observed, faults)
+    networks = check_networks(goals, observed)
+    faults = list(networks.faults)
+    tunnel = _tunnel(goals, networks.good, observed, faults)
     bridges = {
-        network.id: _bridge(network, ids, observed) for network in networks.values() if network.id in
-        ids.bridges
+        network.id: bridge(network, ids, observed, network.id in networks.shadowed)
+        for network in networks.good.values() if network.mode == "nat" and network.id in ids.bridges
     }
-    links = _port_links(goals, networks, bridges, observed, ids, faults)
+    links = port_links(goals, networks.good, bridges, observed, ids, faults)
     left = links
     while True:             # until no port is left out: layers and tables are of one view
         view = _view(goals, networks, left, observed, ids)
@@ -150,6 +152,7 @@ def build(
     engine = _engine(view, layers, links, tables, observed)
     for table in tables:
         faults.extend(table.faults)
+    opened = {uid: addresses for table in tables for uid, addresses in table.opened.items()}
     return Built(
         engine=engine,
         ports=links,
@@ -158,52 +161,15 @@ def build(
         tunnel=tunnel,
         uplinks=engine.uplinks,
         loopback=any(uplink.loopback for uplink in engine.uplinks),
-        neighbours=_neighbours(bridges, view),
-        reserved_ports=_reserved(view, tables),
-        external_addresses=_external_addresses(goals, ids, engine),
+        neighbours=neighbours(bridges, view),
+        reserved_ports=_reserved(view, engine),
+        external_addresses={goal.id: opened.get(goal.id, ()) for goal in goals.mappings},
         faults=tuple(faults),
         domains=tuple(rule for table in tables for rule in table.domains),
         inspects=tuple(sorted(port.id for port in goals.ports if has_domains(port))),
+        shadowed=networks.shadowed,
+        pool_names={number: name for name, number in ids.pools.items()},
     )
-
-
-def _networks(goals: Goals, faults: list[Fault]) -> dict[str, NetworkGoal]:
-    """The networks that make sense by themselves and beside each other."""
-    good: dict[str, NetworkGoal] = {}
-    spaces: dict[int, NetworkGoal] = {}
-    for network in goals.networks:
-        try:
-            prefixes = network_prefixes(network)
-            mac_bytes(network.gateway_mac)
-            if len(prefixes) != 1:
-                raise ObjectError(f"{len(prefixes)} subnets; this version serves exactly one a network")
-            if _gateway(network.subnets[0]) not in prefixes[0]:
-                raise ObjectError(f"gateway {network.subnets[0].gateway} is outside prefix {prefixes[0]}")
-            other = spaces.setdefault(network.space, network)
-            if other is not network:
-                raise ObjectError(f"space {network.space} is that of {other.tenant}/{other.name} too")
-            if network.mode == "nat":
-                _refuse_overlap(network, prefixes[0], good)
-        except ObjectError as error:
-            faults.append(Fault(key_of(network), str(error)))
-            continue
-        good[network.id] = network
-    return good
-
-
-def _gateway(subnet: Subnet) -> IPv4Address:
-    try:
-        return IPv4Address(subnet.gateway)
-    except ValueError as error:
-        raise ObjectError(f"gateway {subnet.gateway!r}: {error}") from None
-
-
-def _refuse_overlap(network: NetworkGoal, prefix: IPv4Network, good: Mapping[str, NetworkGoal]) -> None:
-    for other in good.values():
-        if other.mode == "nat" and any(prefix.overlaps(taken) for taken in network_prefixes(other)):
-            raise ObjectError(
-                f"prefix {prefix} overlaps that of nat network {other.tenant}/{other.name} on this host"
-            )
 
 
 def _tunnel(
@@ -220,103 +186,35 @@ def _tunnel(
     return TunnelLink(TUNNEL, f"{OWNER_ALIAS}tunnel", mtu_bytes=endpoint_mtu(observed.underlay.mtu_bytes))
 
 
-def _bridge(network: NetworkGoal, ids: Ids, observed: Observed) -> BridgeLink:
-    subnet = network.subnets[0]
-    return BridgeLink(
-        name=bridge_name(ids.bridges[network.id]),
-        alias=bridge_alias(network.id),
-        mac=network.gateway_mac,
-        addresses=(f"{subnet.gateway}/{IPv4Network(subnet.prefix).prefixlen}",),
-        mtu_bytes=_mtu(network, observed),
-    )
-
-
-def _mtu(network: NetworkGoal, observed: Observed) -> int:
-    """The network's MTU, if given; else what its packets' way out of the host carries."""
-    if network.mtu_bytes:
-        return network.mtu_bytes
-    if network.mode == "overlay":
-        return endpoint_mtu(observed.underlay.mtu_bytes if observed.underlay else _DEFAULT_MTU)
-    return observed.uplink.mtu_bytes if observed.uplink else _DEFAULT_MTU
-
-
-def _port_links(
-    goals: Goals,
-    networks: Mapping[str, NetworkGoal],
-    bridges: Mapping[str, BridgeLink],
-    observed: Observed,
-    ids: Ids,
-    faults: list[Fault],
-) -> dict[str, PortLink]:
-    links: dict[str, PortLink] = {}
-    taken: dict[tuple[str, IPv4Address], PortGoal] = {}
-    for port in goals.ports:
-        try:
-            network = networks.get(port.network)
-            if network is None:
-                raise ObjectError("its network is not here, or has an error; see the network's status")
-            if port.id not in ids.ports:
-                raise ObjectError("this host has no free port id; remove endpoints or raise the limit")
-            mac_bytes(port.mac)
-            address = own_address(port)
-            subnet = _subnet_of(network, address)
-            other = taken.setdefault((network.id, address.ip), port)
-            if other is not port:
-                raise ObjectError(f"address {address.ip} is that of {other.tenant}/{other.name} too")
-        except ObjectError as error:
-            faults.append(Fault(key_of(port), str(error)))
-            continue
-        number = ids.ports[port.id]
-        links[port.id] = PortLink(
-            host_interface=port_interface(number),
-            alias=port_alias(port.id, number),
-            netns=port.netns,
-            interface=port.interface,
-            mac=port.mac,
-            addresses=(port.address,),
-            gateways=(subnet.gateway,),
-            mtu_bytes=_mtu(network, observed),
-            bridge=bridges[network.id].name if network.id in bridges else "",
-        )
-    return links
-
-
-def _subnet_of(network: NetworkGoal, address: IPv4Interface) -> Subnet:
-    for subnet in network.subnets:
-        if address.ip in IPv4Network(subnet.prefix):
-            if str(address.ip) == subnet.gateway:
-                raise ObjectError(f"address {address.ip} is the network's gateway; give the endpoint another")
-            return subnet
-    raise ObjectError(f"address {address} is outside network {network.tenant}/{network.name}")
-
-
 def _view(
     goals: Goals,
-    networks: Mapping[str, NetworkGoal],
+    networks: Networks,
     links: Mapping[str, PortLink],
     observed: Observed,
     ids: Ids,
 ) -> HostView:
-    """What the contributors see: the ports whose links exist, the uplink if there is one."""
-    present = [port for port in goals.ports if port.id in links]
-    uplink = None
-    if observed.uplink is not None and observed.uplink.name in ids.uplinks:
-        addresses = tuple(IPv4Interface(address) for address in observed.uplink.addresses)
+    """What the contributors see: the ports whose links exist, the uplinks if there are any."""
+    found, uplink = observed.uplink, None
+    nat = any(network.mode == "nat" for network in networks.good.values())
+    if nat and found is not None and found.name in ids.uplinks:
         uplink = UplinkView(
-            id=ids.uplinks[observed.uplink.name], name=observed.uplink.name,
-            ifindex=observed.uplink.ifindex, addresses=tuple(address for address in addresses if
-            str(address.ip) in ids.pools), mtu_bytes=observed.uplink.mtu_bytes, pools={address.ip:
-            ids.pools[str(address.ip)] for address in addresses if str(address.ip) in ids.pools},
+            ids.uplinks[found.name], found.name, found.ifindex, _addresses(found), found.mtu_bytes
         )
     return HostView(
         host=goals.host,
-        networks=networks,
-        ports={port.id: port for port in present if links[port.id].host_interface in observed.owned},
+        networks=networks.good,
+        ports={port.id: port for port in goals.ports if port.id in links and is_there(links[port.id], observed.owned)},
         remotes=tuple(goals.remotes) if TUNNEL in observed.owned else (),
         mappings=tuple(goals.mappings),
         port_ids=ids.ports,
-        uplink=uplink if _needs_uplink(goals) else None,
+        uplink=uplink,
+        loopback=ids.uplinks.get(LOOPBACK, 0) if _needs_loopback(goals, networks) else 0,
+        pool_ids=ids.pools,
         host_addresses=observed.addresses,
+        listeners=observed.listeners,
+        served=observed.served,
+        shadowed=networks.shadowed,
+        timeouts=observed.timeouts,
     )
 
 
@@ -348,19 +246,7 @@ def _engine(
     tables: list[Tables],
     observed: Observed,
 ) -> EngineState:
-    ports = tuple(
-        Port(
-            id=view.port_ids[port.id],
-            name=f"{port.tenant}/{port.name}",
-            ifindex=observed.owned[links[port.id].host_interface].ifindex,
-            mac=mac_bytes(port.mac),
-            gateway_mac=mac_bytes(view.networks[port.network].gateway_mac),
-            layers=layers[port.id],
-            strict_tcp=port.strict_tcp,
-        )
-        for port in view.ports.values()
-    )
-    uplink = view.uplink
+    ports = (_port(port, view, layers[port.id], links[port.id], observed) for port in view.ports.values())
     tunnel = observed.owned.get(TUNNEL)
     detour = observed.owned.get(INSPECT_LINKS[0])
     return EngineState(
@@ -368,36 +254,49 @@ def _engine(
         spaces=tuple(space for table in tables for space in table.spaces),
         pools=tuple(pool for table in tables for pool in table.pools),
         mappings=tuple(mapping for table in tables for mapping in table.mappings),
-        uplinks=(Uplink(uplink.id, uplink.name, uplink.ifindex),) if uplink else (),
+        uplinks=_uplinks(view),
         tunnel_ifindex=tunnel.ifindex if tunnel else 0,
         inspect_ifindex=detour.ifindex if detour else 0,
         sets=tuple(given for table in tables for given in table.sets),
+        prefixes=tuple(prefix for table in tables for prefix in table.prefixes),
     )
 
 
-def _neighbours(bridges: Mapping[str, BridgeLink], view: HostView) -> dict[str, dict[str, str]]:
-    """The bridge's stack knows its endpoints without asking."""
-    return {
-        bridge.name: {str(own_address(port).ip): port.mac for port in view.ports_of(view.networks[uid])}
-        for uid, bridge in bridges.items()
-    }
+def _port(
+    port: PortGoal, view: HostView, layers: tuple[Layer, ...], link: PortLink, observed: Observed
+) -> Port:
+    network = view.networks[port.network]
+    return Port(
+        id=view.port_ids[port.id],
+        name=f"{port.tenant}/{port.name}",
+        ifindex=observed.owned[link.host_interface].ifindex,
+        mac=mac_bytes(port.mac),
+        gateway_mac=mac_bytes(network.gateway_mac),
+        layers=layers,
+        strict_tcp=port.strict_tcp,
+        timeouts=timeouts(network, view.timeouts),
+        tap=link.tap,
+    )
 
 
-def _reserved(view: HostView, tables: list[Tables]) -> tuple[tuple[int, int], ...]:
+def _uplinks(view: HostView) -> tuple[Uplink, ...]:
+    found = []
+    if view.uplink is not None:
+        found.append(Uplink(view.uplink.id, view.uplink.name, view.uplink.ifindex))
+    if view.loopback:
+        found.append(Uplink(view.loopback, LOOPBACK, _LOOPBACK_IFINDEX, loopback=True))
+    return tuple(found)
+
+
+def _reserved(view: HostView, engine: EngineState) -> tuple[tuple[int, int], ...]:
     """Source ports that the host's own sockets must not pick: those of NAT, and those mapped statically."""
-    if view.uplink is None:
-        return ()
-    mapped = {mapping.external_port for table in tables for mapping in table.mappings}
-    return (view.host.nat_ports, *((port, port) for port in sorted(mapped)))
-
-
-def _external_addresses(goals: Goals, ids: Ids, engine: EngineState) -> dict[str, tuple[str, ...]]:
-    """The addresses on which each static mapping is open."""
-    made: dict[tuple[int, int, int], list[str]] = {}
-    for mapping in engine.mappings:
-        opened = (mapping.protocol, mapping.external_port, mapping.port)
-        made.setdefault(opened, []).append(str(mapping.external))
-    return {
-        goal.id: tuple(made.get((PROTOCOLS[goal.protocol], goal.external_ports[0], ids.ports.get(goal.port,
-        0)), ())) for goal in goals.mappings
+    mapped = {
+        mapping.external_port for mapping in engine.mappings if mapping.protocol in _PORT_PROTOCOLS
     }
+    ranges: list[tuple[int, int]] = []
+    for port in sorted(mapped):
+        if ranges and ranges[-1][1] == port - 1:
+            ranges[-1] = (ranges[-1][0], port)
+        else:
+            ranges.append((port, port))
+    return (*((view.host.nat_ports,) if engine.pools else ()), *ranges)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import aclosing
+from dataclasses import replace
 
 import structlog
 
 from agent.goals import Goals
+from agent.overlaps import Overlap, overlapping
 from agent.reconcile import Outcome, Reconciler
 from agent.seams import SwitchSeam
 from agent.state import Disk
@@ -18,12 +20,13 @@ from southbound.messages import Ack, Facts, HostFacts, ObjectStatus
 from vfp.datapath.errors import DatapathError
 from vswitch.errors import VSwitchError
 
-__all__ = ["MEND_PAUSE", "RETRY_FIRST_S", "RETRY_MOST_S", "Host"]
+__all__ = ["LISTENERS_EVERY_S", "MEND_PAUSE", "RETRY_FIRST_S", "RETRY_MOST_S", "Host"]
 
 _log = structlog.get_logger("agent")
 
 RETRY_FIRST_S = 1.0
 RETRY_MOST_S = 30.0
+LISTENERS_EVERY_S = 10.0
 MEND_PAUSE = 10             # times as long as the mending took
 
 Report = Callable[[Ack | Facts], Awaitable[None]]
@@ -46,6 +49,7 @@ class Host:
         self.outcome: Outcome | None = None     # of the last run that got to its end
         self.ack: Ack | None = None             # how the goal state fared when last looked at
         self.facts = HostFacts(features=features)
+        self.overlaps: dict[str, Overlap] = {}  # by NetworkGoal.id: what of the host has the same prefix
         self.report: Report | None = None       # where changes go; set while a session is up
         self._worker = worker
         self._switch = switch
@@ -83,15 +87,18 @@ class Host:
                 await self._tell(ack)
 
     async def look_around(self) -> None:
-        """Read the host's surroundings; report if they changed."""
+        """Read the host's surroundings; report if they changed, and whether a network suffers from it."""
         try:
             facts = await self._worker.run(self._read_facts)
         except VSwitchError as error:
             _log.error("surroundings unreadable", error=str(error))
             return
-        if facts != self.facts:
-            self.facts = facts
-            await self._tell(Facts(facts))
+        if facts == self.facts:
+            return
+        self.facts = facts
+        await self._tell(Facts(facts))
+        if self.goals.revision and overlapping(self.goals, facts) != self.overlaps:
+            await self.again(mend=False)
 
     async def watch(self) -> None:
         """Look again whenever something about links, addresses, routes or namespaces changed. Never ends."""
@@ -101,6 +108,20 @@ class Host:
                     await self.again(mend=False)
                     self._changed.set()
                 await self.look_around()
+
+    async def listen(self) -> None:
+        """Look for new listening sockets now and then: nothing tells when one comes. Never ends."""
+        while True:
+            await asyncio.sleep(LISTENERS_EVERY_S)
+            try:
+                found = await self._worker.run(self._switch.listeners)
+            except VSwitchError:
+                continue                    # `look_around` says it
+            if found != self.facts.listeners:
+                self.facts = replace(self.facts, listeners=found)
+                await self._tell(Facts(self.facts))
+                if self.goals.revision:     # NAT keeps off their ports
+                    await self.again(mend=False)
 
     async def mend(self) -> None:
         """After changes, look at everything again, in a small part of the worker's time. Never ends."""
@@ -124,7 +145,7 @@ class Host:
     async def _apply(self, mend: bool) -> Ack:
         goals = self.goals
         try:
-            outcome = await self._worker.run(self._reconciler.reconcile, goals, mend)
+            outcome = await self._worker.run(self._reconciler.reconcile, goals, mend, self.facts)
         except (VSwitchError, DatapathError, OSError) as error:
             _log.exception("reconcile failed", revision=goals.revision)
             self._incomplete.set()
@@ -133,8 +154,18 @@ class Host:
             self.ack = Ack(goals.revision, tuple(failed))
         else:
             self._note(outcome)
+            self._note_overlaps(goals, outcome.overlaps)
             self.ack = Ack(outcome.revision, outcome.objects)
         return self.ack
+
+    def _note_overlaps(self, goals: Goals, overlaps: Mapping[str, Overlap]) -> None:
+        names = {network.id: f"{network.tenant}/{network.name}" for network in goals.networks}
+        for uid, overlap in overlaps.items():
+            if self.overlaps.get(uid) != overlap:
+                _log.warning("network degraded", network=names[uid], why=str(overlap))
+        for uid in (self.overlaps.keys() - overlaps.keys()) & names.keys():
+            _log.info("network no longer overlaps", network=names[uid])
+        self.overlaps = dict(overlaps)
 
     def _note(self, outcome: Outcome) -> None:
         before = {} if self.outcome is None else {(s.kind, s.id): s.error for s in self.outcome.objects}

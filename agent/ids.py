@@ -26,7 +26,7 @@ class Ids:
     ports: Mapping[str, int] = field(default_factory=dict)      # PortGoal.id
     bridges: Mapping[str, int] = field(default_factory=dict)    # NetworkGoal.id of nat networks
     uplinks: Mapping[str, int] = field(default_factory=dict)    # interface name
-    pools: Mapping[str, int] = field(default_factory=dict)      # uplink address
+    pools: Mapping[str, int] = field(default_factory=dict)      # of `nat.pools.pool_names`
     last_port: int = 0
 
 

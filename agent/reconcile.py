@@ -21,8 +21,8 @@ made.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from ipaddress import IPv4Address, ip_interface
+from dataclasses import dataclass, field, replace
+from ipaddress import ip_interface
 from typing import Any, NamedTuple
 
 import structlog
@@ -31,16 +31,18 @@ from agent.build import INSPECT_LINKS, Built, Observed, build, wanted
 from agent.egress import EgressSeam, NameInvalid, QueueError
 from agent.goals import Goals
 from agent.ids import Ids, allocate, recover
+from agent.overlaps import Overlap, overlapping
 from agent.seams import DatapathSeam, SwitchSeam
 from agent.state import Disk
 from policy.contribution import Fault
 from policy.domains import DNS_QUEUE
-from southbound.messages import Goal, Key, MappingGoal, NetworkGoal, ObjectStatus, PortGoal, key_of
+from southbound.messages import Goal, HostFacts, Key, MappingGoal, NetworkGoal, ObjectStatus, PortGoal, key_of
 from vfp.compile import Compiler
 from vfp.datapath.engine import Hook
 from vfp.datapath.errors import DatapathError
 from vfp.errors import CompileError, PolicyError
-from vfp.model import EngineState
+from vfp.model import Address, EngineState
+from vfp.timeouts import Timeouts
 from vswitch.errors import UplinkMissing, VSwitchError
 from vswitch.links import Detour, HookedProgram, InspectPrograms, OwnedLink, PortLink, Where
 
@@ -50,6 +52,8 @@ _log = structlog.get_logger("agent")
 
 LOOPBACK_LINK = "lo"
 _PORT_KINDS = ("veth", "tun")
+_NO_FACTS = HostFacts()
+_TIMEOUTS = Timeouts()
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +64,7 @@ class Outcome:
     objects: tuple[ObjectStatus, ...]
     built: Built
     general: tuple[str, ...] = ()
+    overlaps: Mapping[str, Overlap] = field(default_factory=dict)   # by NetworkGoal.id
 
     @property
     def complete(self) -> bool:
@@ -78,12 +83,13 @@ class _Done(NamedTuple):
 class Reconciler:
     """Calls on the switch and the datapath of one host. Every method blocks; one thread uses it.
 
-    `max_ports`: the engine's limit of ports. `egress`: who serves the DNS queue; None: nobody.
+    `max_ports`: the engine's limit of ports. `egress`: who serves the DNS queue; None: nobody. `timeouts`: those of the
+    engine.
     """
 
     def __init__(
         self, switch: SwitchSeam, datapath: DatapathSeam, disk: Disk, ids: Ids, max_ports: int,
-        egress: EgressSeam | None = None,
+        egress: EgressSeam | None = None, timeouts: Timeouts = _TIMEOUTS,
     ) -> None:
         self._switch = switch
         self._datapath = datapath
@@ -91,19 +97,24 @@ class Reconciler:
         self._ids = ids
         self._max_ports = max_ports
         self._egress = egress
+        self._timeouts = timeouts
+        self._served = frozenset(mapping.id for mapping in disk.load().goals.mappings)  # MappingGoal.id, in force
         self._detour: Detour | None = None  # as it was last made or mended
         self._programmed: EngineState | None = None
         self._done: dict[str, _Done] = {}   # by PortGoal.id
         self._surrounded: tuple[Any, ...] | None = None     # what `_surround` left
         self._unhooked: set[str] = set()    # former uplinks that are known to be free of our program
 
-    def reconcile(self, goals: Goals, mend: bool = True) -> Outcome:
+    def reconcile(self, goals: Goals, mend: bool = True, facts: HostFacts = _NO_FACTS) -> Outcome:
         """One run. Raises only what is no object's fault: the disk is full, netlink is closed.
 
-        `mend`: look at ports again that this process made or mended before and whose links are still there.
+        Args:
+            mend: look at ports again that this process made or mended before and whose links are still there.
+            facts: what else the host has: its networks may meet their prefixes there.
         """
         general: list[str] = []
-        observed = self._observe(goals)
+        overlaps = overlapping(goals, facts)
+        observed = self._observe(goals, overlaps)
         self._identify(goals, observed)
         plan = build(goals, observed, self._ids)
         self._remove(observed, plan, _PORT_KINDS, general)
@@ -121,9 +132,11 @@ class Reconciler:
         self._unhook_uplinks(built, general)
         if not built.inspects:
             self._remove_detour(general)
-        return Outcome(goals.revision, tuple(_statuses(goals, built, failures)), built, tuple(general))
+        self._served = frozenset(uid for uid, addresses in built.external_addresses.items() if addresses)
+        statuses = tuple(_statuses(goals, built, failures, overlaps))
+        return Outcome(goals.revision, statuses, built, tuple(general), overlaps)
 
-    def _observe(self, goals: Goals) -> Observed:
+    def _observe(self, goals: Goals, overlaps: Mapping[str, Overlap]) -> Observed:
         modes = {network.mode for network in goals.networks}
         uplink = underlay = None
         uplink_error = underlay_error = ""
@@ -145,6 +158,10 @@ class Reconciler:
             underlay_error=underlay_error,
             addresses=host_addresses(addresses),
             owned=self._switch.owned(),
+            listeners=self._switch.listeners() if "nat" in modes else (),
+            served=self._served,
+            overlaps={uid: str(overlap) for uid, overlap in overlaps.items() if overlap.eclipses},
+            timeouts=self._timeouts,
         )
 
     def _identify(self, goals: Goals, observed: Observed) -> None:
@@ -293,17 +310,15 @@ class Reconciler:
 
     def _surround(self, built: Built, owned: Mapping[str, OwnedLink], mend: bool, general: list[str]) -> None:
         """Neighbours of bridges, and the ports that the host's own sockets must leave alone."""
-        present = {link.name for link in built.bridges.values()} & set(owned)
-        addresses = {link.name: (link.addresses, owned[link.name].ifindex) for link in built.bridges.values()
-                     if link.name in present}
-        wanted = (built.neighbours, built.reserved_ports, addresses)
-        if not mend and wanted == self._surrounded:
+        bridges = {link.name: (link.addresses, owned[link.name].ifindex, built.neighbours[link.name])
+                   for link in built.bridges.values() if link.name in owned}
+        if not mend and (bridges, built.reserved_ports) == self._surrounded:
             return
         before = len(general)
         self._surrounded = None
-        for bridge in sorted(present):
+        for bridge, (_addresses, _ifindex, neighbours) in sorted(bridges.items()):
             try:
-                self._switch.set_neighbours(bridge, built.neighbours[bridge])
+                self._switch.set_neighbours(bridge, neighbours)
             except VSwitchError as error:
                 general.append(f"neighbours of {bridge}: {error}")
         try:
@@ -314,7 +329,7 @@ class Reconciler:
         except VSwitchError as error:
             general.append(f"reserve ports: {error}")
         if len(general) == before:
-            self._surrounded = wanted
+            self._surrounded = (bridges, built.reserved_ports)
 
     def _unhook_uplinks(self, built: Built, general: list[str]) -> None:
         """Take our program off interfaces that were our uplink once."""
@@ -344,28 +359,32 @@ def _taps_of_others(observed: Observed, keep: Built) -> set[str]:
             if link.kind == "tun" and link.alias and name in wanted and link.alias not in wanted[name]}
 
 
-def host_addresses(addresses: Iterable[tuple[str, str]]) -> frozenset[IPv4Address]:
-    """The IPv4 addresses among (interface, address/length) pairs, without loopback ones."""
+def host_addresses(addresses: Iterable[tuple[str, str]]) -> frozenset[Address]:
+    """The addresses among (interface, address/length) pairs, without loopback ones and link-local IPv6."""
     found = (ip_interface(text).ip for _, text in addresses)
-    return frozenset(ip for ip in found if isinstance(ip, IPv4Address) and not ip.is_loopback)
+    return frozenset(ip for ip in found if not (ip.is_loopback or (ip.version == 6 and ip.is_link_local)))
 
 
-def _statuses(goals: Goals, built: Built, failures: Iterable[Fault]) -> Iterator[ObjectStatus]:
+def _statuses(
+    goals: Goals, built: Built, failures: Iterable[Fault], overlaps: Mapping[str, Overlap]
+) -> Iterator[ObjectStatus]:
     errors: dict[Key, list[str]] = {}
     for fault in (*failures, *built.faults):
         errors.setdefault(fault.key, []).append(fault.message)
     for key, goal in sorted(goals.objects.items()):
         # A link that failed is the cause; what the engine then says of the same object only follows from it.
-        yield ObjectStatus(key[0], key[1], errors.get(key, [""])[0], _details(goal, built))
+        yield ObjectStatus(key[0], key[1], errors.get(key, [""])[0], _details(goal, built, overlaps))
 
 
-def _details(goal: Goal, built: Built) -> dict[str, Any]:
+def _details(goal: Goal, built: Built, overlaps: Mapping[str, Overlap]) -> dict[str, Any]:
     match goal:
         case PortGoal() if goal.id in built.ports:
             link = built.ports[goal.id]
             return {"host_interface": link.host_interface, "mtu_bytes": link.mtu_bytes}
         case NetworkGoal() if goal.id in built.bridges:
-            return {"bridge": built.bridges[goal.id].name}
+            # An overlap is no error: the network is programmed, and its endpoints reach each other.
+            overlap = {"overlap": str(overlaps[goal.id])} if goal.id in overlaps else {}
+            return {"bridge": built.bridges[goal.id].name, **overlap}
         case MappingGoal():
             return {"external_addresses": list(built.external_addresses.get(goal.id, ()))}
     return {}

@@ -1,6 +1,7 @@
 """`python -m bench`: every subject of a case side by side, in alternating order, medians of the rounds.
 
-Cases: same-host and cross-host (all peers), scale (20 to 100,000 rules, real traffic), engine (the program alone).
+Cases: same-host and cross-host (all peers), scale (20 to 100,000 rules, real traffic), engine (the program alone), nat
+(source translation and static mappings beside iptables and nftables).
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", type=_among(tuple(CASES)), metavar="CASE,...", help=f"of {', '.join(CASES)}")
+    parser.add_argument("--only", type=_among(CASES), metavar="CASE,...", help=f"of {', '.join(CASES)}")
     parser.add_argument("--peers", type=_among(tuple(SAME)), metavar="PEER,...",
                         help=f"beside raw and sluice; of {', '.join(SAME)}")
     parser.add_argument("--rounds", type=_positive, help="readings of each (default 5; --quick 1)")
@@ -69,7 +70,7 @@ def _options() -> argparse.Namespace:
                         help="write latest.json, .md and .png there (default: docs/bench, if all is measured)")
     options = parser.parse_args()
     options.narrowed = bool(options.only or options.peers or options.quick)
-    options.only = options.only or tuple(CASES)
+    options.only = options.only or CASES
     options.peers = tuple(peer for peer in SAME if peer in (*(options.peers or SAME), "raw", "sluice"))
     options.rounds = options.rounds or (1 if options.quick else 5)
     return options

@@ -8,7 +8,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -17,13 +17,16 @@ from pathlib import Path
 from bench.cpu import busy_ns
 from bench.processes import CommandFailed, ended, inside, run, start
 
-__all__ = ["MeasureError", "Pair", "missing_programs", "read_connections", "read_latency", "read_throughput", "servers"]
+__all__ = [
+    "HTTP_PORT", "IPERF_PORT", "TCP_PORT", "UDP_PORT", "MeasureError", "Pair", "missing_programs", "read_connections",
+    "read_latency", "read_round_trips", "read_throughput", "servers",
+]
 
 PROGRAMS = {
     "iperf3": "iperf3", "sockperf": "sockperf", "wrk": "wrk", "nginx": "nginx-light", "ip": "iproute2",
     "iptables-restore": "iptables", "nft": "nftables", "setpriv": "util-linux", "tc": "iproute2",
 }
-HTTP_PORT, TCP_PORT, UDP_PORT = 8000, 11111, 11112
+HTTP_PORT, IPERF_PORT, TCP_PORT, UDP_PORT = 8000, 5201, 11111, 11112
 _CONNECTIONS = 32
 _READY_S = 5.0
 _APART_S = 0.2                              # from the end of one sockperf to the beginning of the next
@@ -53,6 +56,8 @@ class Pair:
     Attributes:
         entry: namespace and name of the link where the client's frames come in; None: the client's own is no veth.
         programs: namespaces whose links carry Sluice's programs.
+        via: MAC that the client sends to; empty: the server's own.
+        listen: the server's own address, where `address` is one that is translated to it.
     """
 
     client: str
@@ -60,6 +65,8 @@ class Pair:
     address: str
     entry: tuple[str, str] | None = None
     programs: tuple[str, ...] = ()
+    via: bytes = b""
+    listen: str = ""
 
 
 def missing_programs() -> list[str]:
@@ -71,15 +78,15 @@ def missing_programs() -> list[str]:
 def servers(pair: Pair) -> Iterator[None]:
     """iperf3, sockperf and nginx at the server's side, for as long as the block runs."""
     with tempfile.TemporaryDirectory(prefix=f"sluice-bench-{os.getpid()}-") as folder, ExitStack() as running:
-        config = Path(folder) / "nginx.conf"
+        config, own = Path(folder) / "nginx.conf", pair.listen or pair.address
         config.write_text(_NGINX.format(folder=folder, port=HTTP_PORT))
         for command in (
             ("iperf3", "-s"), ("nginx", "-c", str(config), "-p", folder),
-            ("sockperf", "server", "--tcp", "-i", pair.address, "-p", str(TCP_PORT)),
-            ("sockperf", "server", "-i", pair.address, "-p", str(UDP_PORT)),
+            ("sockperf", "server", "--tcp", "-i", own, "-p", str(TCP_PORT)),
+            ("sockperf", "server", "-i", own, "-p", str(UDP_PORT)),
         ):
             running.enter_context(ended(start(pair.server, *command)))
-        for port, sort in ((5201, "t"), (HTTP_PORT, "t"), (TCP_PORT, "t"), (UDP_PORT, "u")):
+        for port, sort in ((IPERF_PORT, "t"), (HTTP_PORT, "t"), (TCP_PORT, "t"), (UDP_PORT, "u")):
             _wait_listening(pair.server, port, sort)
         run(*inside(pair.client, "ping", "-c", "1", "-W", "2", pair.address))
         yield
@@ -110,6 +117,22 @@ def read_latency(pair: Pair, seconds: float) -> dict[str, float]:
         time.sleep(seconds + _APART_S)
         udp = pool.submit(_ping_pong, pair, seconds, "udp", ("-p", str(UDP_PORT)))
         return {**tcp.result(), **udp.result()}
+
+
+def read_round_trips(pairs: Sequence[Pair], seconds: float) -> list[dict[str, float] | MeasureError]:
+    """The same for UDP only, of many in turn: while one is read, the next ones are asleep."""
+    def read(pair: Pair) -> dict[str, float] | MeasureError:
+        try:
+            return _ping_pong(pair, seconds, "udp", ("-p", str(UDP_PORT)))
+        except MeasureError as error:
+            return error
+
+    with ThreadPoolExecutor(max(1, len(pairs))) as pool:
+        begun = []
+        for pair in pairs:
+            begun.append(pool.submit(read, pair))
+            time.sleep(seconds + _APART_S)
+        return [each.result() for each in begun]
 
 
 def read_connections(pair: Pair, seconds: float) -> dict[str, float]:

@@ -1,6 +1,6 @@
 """Small packets: as many 64-byte UDP frames as one processor makes, counted where the receiver's UDP takes them.
 
-On one host frames are made by the kernel itself: an XDP program of two instructions sends them through the client's
+On one host frames are made by the kernel itself: an XDP program that writes the frame sends it through the client's
 veth (BPF_PROG_TEST_RUN with live frames, Linux 5.18). They arrive as frames of any veth do, provided that its far end
 polls (NAPI), which `generic receive offload` switches on for the reading. Across hosts the client's link may be a VXLAN
 device, which takes no such frames: there, and for every subject, a packet socket sends them, 1,024 a system call.
@@ -27,7 +27,7 @@ from bench.processes import within
 from vfp.datapath.libbpf import ProgLoadOpts, TestRunOpts, check, library
 from vfp.datapath.program import ProgType
 
-__all__ = ["FRAME_BYTES", "frame", "read_packets"]
+__all__ = ["FRAME_BYTES", "SINK_PORT", "frame", "internet_checksum", "mac_of", "read_packets"]
 
 FRAME_BYTES = 64                            # on the wire with its checksum of 4 bytes, which veth does not carry
 SINK_PORT, SOURCE_PORT = 7001, 7000
@@ -45,8 +45,8 @@ Send = Callable[[float], tuple[int, float]]
 def read_packets(pair: Pair, seconds: float) -> dict[str, float]:
     """Packets a second that arrive, and what each costs: processor time of all, and nanoseconds of our programs."""
     with _sink(pair.server):
-        to, sender = _neighbour(pair.server), _neighbour(pair.client)
-        raw = frame(sender, to)
+        to = pair.via or mac_of(pair.server), IPv4Address(pair.address)
+        raw = frame((mac_of(pair.client), _address(pair.client)), to)
         with _generator(pair, raw) as send:
             send(0.05)                      # flows exist, the receiver's buffer is full
             busy, before, began = busy_ns(), _arrived(pair.server), time.perf_counter()
@@ -67,11 +67,16 @@ def frame(sender: tuple[bytes, IPv4Address], to: tuple[bytes, IPv4Address]) -> b
     """A UDP datagram in Ethernet, without UDP checksum (RFC 768 allows it)."""
     size = FRAME_BYTES - 4 - 14
     ip = struct.pack(">BBHHHBBH4s4s", 0x45, 0, size, 0, 0x4000, 64, 17, 0, sender[1].packed, to[1].packed)
-    total = sum(struct.unpack(">10H", ip))
-    total = (total & 0xFFFF) + (total >> 16)
-    ip = ip[:10] + struct.pack(">H", ~total & 0xFFFF) + ip[12:]
+    ip = ip[:10] + internet_checksum(ip) + ip[12:]
     udp = struct.pack(">HHHH", SOURCE_PORT, SINK_PORT, size - 20, 0)
     return to[0] + sender[0] + b"\x08\x00" + ip + udp + bytes(size - 28)
+
+
+def internet_checksum(data: bytes) -> bytes:
+    """Of data of even length whose checksum field is zero (RFC 1071)."""
+    total = sum(struct.unpack(f">{len(data) // 2}H", data))
+    total = (total & 0xFFFF) + (total >> 16)
+    return struct.pack(">H", ~(total + (total >> 16)) & 0xFFFF)
 
 
 def _in_programs(pair: Pair, send: Send) -> float:
@@ -105,12 +110,18 @@ def _arrived(namespace: str) -> int:
     return found["InDatagrams"] + found["RcvbufErrors"]
 
 
-def _neighbour(namespace: str) -> tuple[bytes, IPv4Address]:
-    """MAC and address of the endpoint's interface."""
+def mac_of(namespace: str) -> bytes:
+    """Of the endpoint's interface."""
+    return _ask(namespace, 0x8927)[18:24]                           # SIOCGIFHWADDR
+
+
+def _address(namespace: str) -> IPv4Address:
+    return IPv4Address(_ask(namespace, 0x8915)[20:24])              # SIOCGIFADDR
+
+
+def _ask(namespace: str, request: int) -> bytes:
     with within(namespace), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
-        mac = fcntl.ioctl(asking, 0x8927, struct.pack("256s", _INTERFACE.encode()))[18:24]        # SIOCGIFHWADDR
-        address = fcntl.ioctl(asking, 0x8915, struct.pack("256s", _INTERFACE.encode()))[20:24]    # SIOCGIFADDR
-    return mac, IPv4Address(address)
+        return fcntl.ioctl(asking, request, struct.pack("256s", _INTERFACE.encode()))
 
 
 @contextmanager
@@ -124,6 +135,19 @@ def _generator(pair: Pair, raw: bytes) -> Iterator[Send]:
         yield live.send
 
 
+def _sender(raw: bytes) -> bytes:
+    """An XDP program: write the frame, four bytes an instruction, and XDP_TX. The kernel uses the pages of a run again
+    as they come back, with the TTL and the source that the path has left in them."""
+    words = [(at, *struct.unpack_from("=i", raw, at)) for at in range(0, len(raw), 4)]
+    return b"".join(struct.pack("=BBhi", *each) for each in (
+        (0x61, 0x12, 0, 0), (0x61, 0x13, 4, 0),             # r2 = data; r3 = data_end
+        (0xBF, 0x24, 0, 0), (0x07, 0x04, 0, len(raw)),      # r4 = r2 + length
+        (0x2D, 0x34, len(words), 0),                        # r4 > r3: past the stores
+        *((0x62, 0x02, at, word) for at, word in words),
+        (0xB7, 0, 0, _XDP_TX), (0x95, 0, 0, 0),
+    ))
+
+
 class _LiveFrames:
     """XDP_TX for every frame of a test run, out of the client's interface."""
 
@@ -131,11 +155,11 @@ class _LiveFrames:
         self._data = ctypes.create_string_buffer(raw, len(raw))
         context = struct.pack("=6I", 0, len(raw), 0, socket.if_nametoindex(_INTERFACE), 0, 0)     # struct xdp_md
         self._context = ctypes.create_string_buffer(context, len(context))
-        code = struct.pack("=BBhi", 0xB7, 0, 0, _XDP_TX) + struct.pack("=BBhi", 0x95, 0, 0, 0)    # r0 = XDP_TX; exit
+        code = _sender(raw)
         buffer, options = ctypes.create_string_buffer(code, len(code)), ProgLoadOpts(sz=ctypes.sizeof(ProgLoadOpts))
         self._program = check(
             library().bpf_prog_load(
-                ProgType.XDP, b"bench_send", b"GPL", ctypes.addressof(buffer), 2, ctypes.byref(options)
+                ProgType.XDP, b"bench_send", b"GPL", ctypes.addressof(buffer), len(code) // 8, ctypes.byref(options)
             ), "load the packet generator",
         )
         self._options = TestRunOpts(sz=ctypes.sizeof(TestRunOpts), flags=_LIVE_FRAMES, batch_size=_BATCH)

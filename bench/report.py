@@ -9,12 +9,17 @@ from typing import Any
 from bench.results import METRICS, Key, Results, Spread
 from bench.targets import Outcome, outcomes
 
-__all__ = ["CASES", "NAMES", "Absence", "Run", "as_json", "markdown"]
+__all__ = ["CASES", "NAMES", "Absence", "Run", "as_json", "counted", "markdown"]
 
-CASES = {
+CASES = ("same-host", "cross-host", "scale", "engine", "nat")
+_TITLES = {
     "same-host": "Same host", "cross-host": "Across hosts", "scale": "By number of rules",
     "engine": "The engine's program alone, by rules and layers",
+    "nat-out": "NAT, outbound, by live bindings", "nat-in": "NAT, inbound, by static mappings",
+    "nat-hit": "The engine's program alone, translating",
 }
+_BY_SUBJECT = ("same-host", "cross-host")
+_COUNTED = {"nat-out": "bindings", "nat-in": "mappings", "nat-hit": "bindings"}
 NAMES = {
     "raw": "raw veth", "vxlan": "bare VXLAN", "bridge": "bridge", "iptables": "bridge + iptables",
     "nftables": "bridge + nftables", "docker": "Docker bridge", "ovs": "Open vSwitch", "sluice": "Sluice",
@@ -73,10 +78,10 @@ def markdown(run: Run, picture: str = "") -> str:
     if picture:
         lines += [f"![ratios to a raw link, by case]({picture})", ""]
     lines += ["## Targets", "", *_targets(outcomes(run.results))]
-    for case, title in CASES.items():
+    for case, title in _TITLES.items():
         keys = run.results.keys(case)
         if keys:
-            table = _by_size(run.results, keys) if case in ("scale", "engine") else _by_subject(run.results, keys)
+            table = (_by_subject if case in _BY_SUBJECT else _by_size)(run.results, keys)
             lines += ["", f"## {title}", "", *table]
     if run.absences:
         lines += ["", "## Not measured", "", *_grid(
@@ -89,7 +94,14 @@ def markdown(run: Run, picture: str = "") -> str:
 
 def name(case: str, subject: str) -> str:
     """Of a subject as read by people: what is raw differs."""
+    if case.startswith("nat") and subject != "sluice":
+        return subject                      # there without a bridge
     return NAMES["vxlan" if (case, subject) == ("cross-host", "raw") else subject]
+
+
+def counted(case: str) -> str:
+    """Of what a case has a number."""
+    return _COUNTED.get(case, "rules")
 
 
 def _targets(found: Iterable[Outcome]) -> list[str]:
@@ -128,7 +140,7 @@ def _by_size(results: Results, keys: Sequence[Key]) -> list[str]:
     rows = dict.fromkeys(replace(key, metric="") for key in keys)
     layered = any(key.layers for key in keys)
     return _grid(
-        ("", "rules", *(["layers"] if layered else []), *map(_title, metrics)),
+        ("", counted(keys[0].case), *(["layers"] if layered else []), *map(_title, metrics)),
         ((name(row.case, row.subject), f"{row.rules:,}",
           *([str(row.layers)] if layered else []),
           *(_cell(results.spread(replace(row, metric=metric)), METRICS[metric].digits) for metric in metrics))

@@ -35,6 +35,9 @@ METRICS: Mapping[str, Metric] = {
     "crr_cpu_us": Metric("processor time a connection", "µs", True, 1),
     "hit_ns": Metric("flow hit", "ns", True),
     "hit_rewrite_ns": Metric("flow hit, rewrite", "ns", True),
+    "nat_out_hit_ns": Metric("hit, outbound", "ns", True),
+    "nat_in_hit_ns": Metric("hit, by a mapping", "ns", True),
+    "nat_first_ns": Metric("first packet, outbound", "ns", True),
     "first_packet_ns": Metric("first packet", "ns", True),
 }
 

@@ -3,29 +3,55 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from bench.measure import MeasureError, Pair, read_connections, read_latency, read_throughput, servers
+from bench.measure import (
+    MeasureError,
+    Pair,
+    read_connections,
+    read_latency,
+    read_round_trips,
+    read_throughput,
+    servers,
+)
+from bench.nat import BINDINGS, INBOUND, MAPPINGS, OUTBOUND, inbound, outbound
+from bench.nat_engine import translating
 from bench.packets import read_packets
 from bench.program import LAYERS, engines
-from bench.report import Absence
+from bench.report import Absence, counted
 from bench.results import Key, Sample
 from bench.rules import USUAL
 from bench.topologies import ACROSS, SAME, SCALE_RULES, Builder, built, scale
 
 __all__ = ["Plan", "measure"]
 
-Reading = Callable[[Pair, float], dict[str, float]]
+Reading = Callable[[Sequence[Pair], float], Iterable[dict[str, float] | MeasureError]]
 Tell = Callable[[str], None]
 _T = TypeVar("_T")
 
-_ALL: dict[str, Reading] = {
-    "throughput": read_throughput, "latency": read_latency, "packets": read_packets, "connections": read_connections,
+
+def _each(read: Callable[[Pair, float], dict[str, float]]) -> Reading:
+    """Of one after the other."""
+    def read_all(pairs: Sequence[Pair], seconds: float) -> Iterator[dict[str, float] | MeasureError]:
+        for pair in pairs:
+            time.sleep(_REST_S)
+            try:
+                yield read(pair, seconds)
+            except MeasureError as error:
+                yield error
+
+    return read_all
+
+
+_SCALED: dict[str, Reading] = {"packets": _each(read_packets), "connections": _each(read_connections)}
+_ALL: dict[str, Reading] = {"throughput": _each(read_throughput), "latency": _each(read_latency), **_SCALED}
+_TRANSLATED: dict[str, Reading] = {
+    "throughput": _each(read_throughput), "latency": read_round_trips, "connections": _each(read_connections),
+    "packets": _each(lambda pair, seconds: read_packets(pair, seconds / 2)),
 }
-_SCALED: dict[str, Reading] = {"packets": read_packets, "connections": read_connections}
 _QUICK_RULES = (20, 10_000)
 _REST_S = 0.05                              # what the reading before set going ends
 
@@ -45,6 +71,10 @@ class Plan:
         """Numbers of rules."""
         return _QUICK_RULES if self.quick else SCALE_RULES
 
+    def few(self, sizes: tuple[int, ...]) -> tuple[int, ...]:
+        """The sizes, or, for a look, all but the largest, which takes long to build."""
+        return sizes[:-1] if self.quick else sizes
+
 
 @dataclass(slots=True)
 class _Log:
@@ -60,6 +90,8 @@ def measure(plan: Plan, tell: Tell) -> tuple[list[Sample], list[Absence]]:
     for case in plan.cases:
         if case == "engine":
             log.samples.extend(_engine(plan, tell))
+        elif case == "nat":
+            _nat(plan, log, tell)
         elif case == "scale":
             _links(case, scale(plan.sizes, plan.peers), _SCALED, plan, log, tell)
         else:
@@ -76,24 +108,21 @@ def _links(
     with built(builders) as made, ExitStack() as running:
         for subject, reason in made.absent.items():
             tell(f"{case}: no {subject}: {reason}")
-            log.absences.append(Absence(case, subject.partition("@")[0], _size(subject), reason))
+            log.absences.append(Absence(case, subject.partition("@")[0], _size(case, subject), reason))
         for pair in made.pairs.values():
             running.enter_context(servers(pair))
         failed: set[tuple[str, str]] = set()
         for number in range(plan.rounds):
             tell(f"{case}: round {number + 1} of {plan.rounds}")
             for reading, read in readings.items():
-                for subject in _turned(list(made.pairs), number):
-                    if (reading, subject) in failed:
-                        continue
-                    time.sleep(_REST_S)
-                    try:
-                        found = read(made.pairs[subject], plan.seconds)
-                    except MeasureError as error:
+                subjects = [each for each in _turned(list(made.pairs), number) if (reading, each) not in failed]
+                for subject, found in zip(subjects, read([made.pairs[each] for each in subjects], plan.seconds),
+                                          strict=True):
+                    if isinstance(found, MeasureError):
                         failed.add((reading, subject))
-                        tell(f"{case}: {reading} of {subject}: {error}")
+                        tell(f"{case}: {reading} of {subject}: {found}")
                         log.absences.append(Absence(
-                            case, subject.partition("@")[0], f"{reading} {_size(subject)}".strip(), str(error)
+                            case, subject.partition("@")[0], f"{reading} {_size(case, subject)}".strip(), str(found)
                         ))
                         continue
                     kind, _, rules = subject.partition("@")
@@ -101,6 +130,17 @@ def _links(
                         Sample(Key(case, metric, kind, int(rules or USUAL)), number, value)
                         for metric, value in found.items()
                     )
+
+
+def _nat(plan: Plan, log: _Log, tell: Tell) -> None:
+    _links(OUTBOUND, outbound(plan.few(BINDINGS), plan.peers), _TRANSLATED, plan, log, tell)
+    _links(INBOUND, inbound(plan.few(MAPPINGS), plan.peers), _TRANSLATED, plan, log, tell)
+    for bindings in plan.few(BINDINGS):
+        tell(f"nat-hit: {plan.rounds} rounds with {bindings:,} bindings")
+        with translating(bindings) as read:
+            log.samples.extend(
+                Sample(Key("nat-hit", metric, "sluice", bindings), number, value)
+                for number in range(plan.rounds) for metric, value in read().items())
 
 
 def _engine(plan: Plan, tell: Tell) -> Iterator[Sample]:
@@ -118,6 +158,6 @@ def _turned(subjects: Sequence[_T], by: int) -> list[_T]:
     return [*subjects[by:], *subjects[:by]]
 
 
-def _size(subject: str) -> str:
-    rules = subject.partition("@")[2]
-    return f"with {int(rules):,} rules" if rules else ""
+def _size(case: str, subject: str) -> str:
+    size = subject.partition("@")[2]
+    return f"with {int(size):,} {counted(case)}" if size else ""

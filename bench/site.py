@@ -11,7 +11,9 @@ import os
 import re
 import shutil
 import signal
+import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -19,8 +21,8 @@ from pathlib import Path
 from bench.processes import NAMESPACES, CommandFailed, ended, inside, run, start
 
 __all__ = [
-    "ENDPOINTS", "MACS", "OVERLAY_MTU", "UNDERLAY", "VNI", "Site", "add_vxlan", "endpoint", "peer_of", "remove_cgroups",
-    "remove_stale", "veth",
+    "ENDPOINTS", "MACS", "OVERLAY_MTU", "UNDERLAY", "VNI", "Site", "add_vxlan", "endpoint", "peer_of", "program",
+    "remove_cgroups", "remove_stale", "veth",
 ]
 
 UNDERLAY = ("172.31.9.1", "172.31.9.2")
@@ -28,8 +30,10 @@ ENDPOINTS = ("10.9.0.1", "10.9.0.2")
 MACS = ("02:09:00:00:00:01", "02:09:00:00:00:02")
 VNI = 900
 OVERLAY_MTU = 1450
+READY = "bench.host: ready"                 # says the program of a host
 PINS = Path("/sys/fs/bpf")
 _CGROUPS = Path("/sys/fs/cgroup")
+_PROGRAM_S = 120.0
 _OURS = re.compile(r"bench-(\d+)-")
 
 
@@ -91,6 +95,20 @@ def endpoint(namespace: str, number: int, interface: str = "eth0") -> None:
     """Give the endpoint's interface its MAC and address."""
     run("ip", "-n", namespace, "link", "set", interface, "address", MACS[number])
     run("ip", "-n", namespace, "addr", "add", f"{ENDPOINTS[number]}/24", "dev", interface)
+
+
+def program(site: Site, host: str, plan: str) -> None:
+    """Let the agent's reconciler make it so, in the host's namespace, by a process that then ages flows as an agent."""
+    pins, folder = site.pins(host), site.folder()
+    log, told = folder / "host.log", folder / "plan.json"
+    told.write_text(plan)
+    process = start(host, sys.executable, "-m", "bench.host", str(pins), str(told), log=log)
+    site.stack.enter_context(ended(process))
+    deadline = time.monotonic() + _PROGRAM_S
+    while READY not in log.read_text():
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise CommandFailed(f"programming {host}: {log.read_text().strip()[-2000:] or 'no answer'}")
+        time.sleep(0.02)
 
 
 def peer_of(namespace: str, other: str, interface: str = "eth0") -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
+from bench.nat import BINDINGS, INBOUND, MAPPINGS, OUTBOUND
 from bench.program import LAYERS
 from bench.results import METRICS, Key, Results, Spread
 from bench.rules import USUAL
@@ -65,17 +66,51 @@ def _flat(metric: str) -> Callable[[Results], Spread | None]:
     return lambda results: results.ratio(replace(few, rules=max(SCALE_RULES)), few)
 
 
-def _worst(metric: str, rules: int | None = None, layers: int | None = None) -> Callable[[Results], Spread | None]:
+def _worst(
+    metric: str, rules: int | None = None, layers: int | None = None, case: str = "engine"
+) -> Callable[[Results], Spread | None]:
     """The policy with the highest median, of those with so many rules and layers."""
     def read(results: Results) -> Spread | None:
         found = [
-            spread for key in results.keys("engine")
+            spread for key in results.keys(case)
             if key.metric == metric and rules in (None, key.rules) and layers in (None, key.layers)
             and (spread := results.spread(key))
         ]
         return max(found, key=lambda spread: spread.median, default=None)
 
     return read
+
+
+def _better_peer(case: str, metric: str) -> Callable[[Results], Spread | None]:
+    """The ratio to the better of the peers, at the number of bindings or mappings where it is worst."""
+    def read(results: Results) -> Spread | None:
+        ratios = [
+            ratio for key in results.keys(case) if key.metric == metric and key.subject != "sluice"
+            and (ratio := results.ratio(replace(key, subject="sluice"), key))
+        ]
+        return min(ratios, key=lambda ratio: ratio.median, default=None)
+
+    return read
+
+
+def _grown(case: str, metric: str, sizes: tuple[int, ...]) -> Callable[[Results], Spread | None]:
+    least = Key(case, metric, "sluice", sizes[0])
+    return lambda results: results.ratio(replace(least, rules=sizes[-1]), least)
+
+
+def _translated() -> Iterator[Target]:
+    words = {OUTBOUND: "NAT outbound", INBOUND: "NAT inbound"}
+    for case, text in words.items():
+        for metric, wanted in (("crr_per_s", 1.25), ("packets_per_s", 1.25), ("tcp_gbps", 1.0)):
+            yield Target(f"{text}, {METRICS[metric].title} ÷ better peer, worst size", wanted,
+                         _better_peer(case, metric))
+    for metric in ("crr_per_s", "packets_per_s"):
+        yield Target(f"NAT inbound, {METRICS[metric].title}, 30k mappings ÷ 10", 0.95,
+                     _grown(INBOUND, metric, MAPPINGS))
+        yield Target(f"NAT outbound, {METRICS[metric].title}, 100k bindings ÷ 1", 0.95,
+                     _grown(OUTBOUND, metric, BINDINGS))
+    for metric, text in (("nat_out_hit_ns", "source translation"), ("nat_in_hit_ns", "static mapping")):
+        yield Target(f"flow hit with {text}, program alone", 180, _worst(metric, case="nat-hit"), True, "ns")
 
 
 _LEAST = Key("engine", "hit_ns", "sluice", min(SCALE_RULES), min(LAYERS))
@@ -96,4 +131,5 @@ TARGETS = (
     Target("flow hit, worst of all rules and layers", 120, _worst("hit_ns"), True, "ns"),
     Target("flow hit with rewrite, worst of all rules and layers", 180, _worst("hit_rewrite_ns"), True, "ns"),
     Target("first packet, 20 rules in one layer", 700, _worst("first_packet_ns", USUAL, min(LAYERS)), True, "ns"),
+    *_translated(),
 )

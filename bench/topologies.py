@@ -11,18 +11,16 @@ sluice     veth pairs with guard, acl (the rules) and vnet; across: the overlay
 
 from __future__ import annotations
 
-import sys
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
 from bench.docker import docker_same_host
-from bench.host import GOALS, READY, HostPlan
+from bench.host import HostPlan
 from bench.measure import MeasureError, Pair
 from bench.openvswitch import ovs_cross_host, ovs_same_host
-from bench.processes import CommandFailed, ended, run, start
+from bench.processes import CommandFailed, run
 from bench.rules import USUAL, docker_chains, use_iptables, use_nftables
 from bench.site import (
     ENDPOINTS,
@@ -34,12 +32,12 @@ from bench.site import (
     add_vxlan,
     endpoint,
     peer_of,
+    program,
     veth,
 )
 
 __all__ = ["ACROSS", "SAME", "SCALE_RULES", "Absent", "Builder", "Built", "built", "scale"]
 
-_PROGRAM_S = 120.0
 SCALE_RULES = (20, 1_000, 10_000, 100_000)
 
 Builder = Callable[[Site], Pair]
@@ -132,7 +130,7 @@ def sluice_same_host(site: Site, rules: int = USUAL) -> Pair:
     host, a, b = site.namespace("h1"), site.namespace("a"), site.namespace("b")
     veth(host, "under0", site.namespace("peer"), "under0")     # an overlay network wants an underlay
     run("ip", "-n", host, "addr", "add", f"{UNDERLAY[0]}/24", "dev", "under0")
-    _program(site, host, HostPlan(UNDERLAY[0], local={0: a, 1: b}), rules)
+    program(site, host, HostPlan(UNDERLAY[0], local={0: a, 1: b}).encode(ENDPOINTS, MACS, VNI, rules))
     return Pair(a, b, ENDPOINTS[1], (host, peer_of(a, host)), (host,))
 
 
@@ -142,7 +140,7 @@ def sluice_cross_host(site: Site, rules: int = USUAL) -> Pair:
     endpoints = site.namespace("a"), site.namespace("b")
     for number, host in enumerate(hosts):
         plan = HostPlan(UNDERLAY[number], local={number: endpoints[number]}, remote={1 - number: UNDERLAY[1 - number]})
-        _program(site, host, plan, rules)
+        program(site, host, plan.encode(ENDPOINTS, MACS, VNI, rules))
     return Pair(*endpoints, ENDPOINTS[1], programs=hosts)
 
 
@@ -198,18 +196,3 @@ def _underlay(site: Site) -> tuple[str, str]:
     for host, address in zip(hosts, UNDERLAY, strict=True):
         run("ip", "-n", host, "addr", "add", f"{address}/24", "dev", "under0")
     return hosts
-
-
-def _program(site: Site, host: str, plan: HostPlan, rules: int) -> None:
-    """Let the agent's reconciler make it so, in the host's namespace, by a process that then ages flows as an agent."""
-    pins, log = site.pins(host), site.folder() / "host.log"
-    process = start(
-        host, sys.executable, "-m", "bench.host", str(pins), log=log,
-        environment={GOALS: plan.encode(ENDPOINTS, MACS, VNI, rules)},
-    )
-    site.stack.enter_context(ended(process))
-    deadline = time.monotonic() + _PROGRAM_S
-    while READY not in log.read_text():
-        if process.poll() is not None or time.monotonic() > deadline:
-            raise CommandFailed(f"programming {host}: {log.read_text().strip()[-2000:] or 'no answer'}")
-        time.sleep(0.02)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 Resource = Mapping[str, Any]
 
-_PHASES = {"Ready": "green", "Pending": "yellow", "Failed": "bold red"}
+_PHASES = {"Ready": "green", "Pending": "yellow", "Degraded": "bold yellow", "Failed": "bold red"}
 
 
 def columns_of(kind_name: str) -> list[Column]:
@@ -70,7 +70,20 @@ def _applied(host: Resource) -> RenderableType:
 
 
 def _prefixes(network: Resource) -> RenderableType:
-    return plain(join(subnet.get("prefix", "") for subnet in value(network, "spec", "subnets") or []))
+    """Those in use, with what was declared where that is another."""
+    declared = [subnet.get("prefix", "") for subnet in value(network, "spec", "subnets") or []]
+    used = [subnet.get("prefix", "") for subnet in value(network, "status", "subnets") or []] or declared
+    if len(used) != len(declared):
+        return plain(join(used))
+    return plain(join(
+        one if one == other else f"{one} ({other})" for one, other in zip(used, declared, strict=True)))
+
+
+def _addresses(endpoint: Resource) -> RenderableType:
+    found = [
+        value(endpoint, "status", field) or value(endpoint, "spec", field) for field in ("address", "address6")
+    ]
+    return plain(join(one for one in found if one) or "-")
 
 
 def _phase(resource: Resource) -> RenderableType:
@@ -99,15 +112,17 @@ def _default(direction: str) -> Any:
 
 
 def _external(mapping: Resource) -> RenderableType:
-    address = (
+    address = str(
         value(mapping, "status", "externalAddress") or value(mapping, "spec", "externalAddress") or "0.0.0.0"
     )
     port = value(mapping, "status", "externalPort") or value(mapping, "spec", "externalPort")
-    return plain(f"{value(mapping, 'spec', 'protocol')} {address}:{port}")
+    return plain(f"[{address}]:{port}" if ":" in address and port else f"{address}:{port}" if port else address)
 
 
 def _internal(mapping: Resource) -> RenderableType:
-    return plain(f"{value(mapping, 'spec', 'endpoint')}:{value(mapping, 'spec', 'internalPort')}")
+    port = value(mapping, "spec", "internalPort") or value(mapping, "spec", "externalPort")
+    endpoint = value(mapping, "spec", "endpoint")
+    return plain(f"{endpoint}:{port}" if port else endpoint)
 
 
 _MESSAGE: Column = ("MESSAGE", _text("status", "message"))
@@ -126,14 +141,15 @@ _COLUMNS: dict[str, list[Column]] = {
         ("PREFIXES", _prefixes),
         ("VNI", _text("status", "vni")),
         ("HOST", _text("spec", "host")),
+        ("PHASE", _phase),
         _MESSAGE,
     ],
     "Endpoint": [
         ("NETWORK", _text("spec", "network")),
         ("HOST", _text("spec", "host")),
-        ("ADDRESS", _first(("status", "address"), ("spec", "address"))),
+        ("ADDRESS", _addresses),
         ("MAC", _first(("status", "mac"), ("spec", "mac"))),
-        ("NETNS", _text("spec", "netns")),
+        ("NETNS", _first(("spec", "netns"), ("spec", "tap"))),
         ("PHASE", _phase),
         _MESSAGE,
     ],
@@ -147,6 +163,7 @@ _COLUMNS: dict[str, list[Column]] = {
     ],
     "StaticMapping": [
         ("NETWORK", _text("spec", "network")),
+        ("PROTOCOL", _text("spec", "protocol")),
         ("EXTERNAL", _external),
         ("TO", _internal),
         ("PHASE", _phase),

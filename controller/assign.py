@@ -1,63 +1,107 @@
-"""What the controller chooses for an object: VNI, addresses, MACs, external port. Pure but for the fork's cursors.
+"""What the controller chooses for an object: VNI, prefixes, addresses, MACs, external ports. Pure but for the fork's
+cursors.
 
 A choice once made stays as long as the declaration leaves it open.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from ipaddress import IPv4Address, IPv4Network
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from ipaddress import ip_address, ip_network
+from typing import cast
 
 from controller import ipam
+from controller.check_mappings import VXLAN_PORT, listeners_in, mapped
 from controller.documents import Declared
-from controller.resources import EndpointSpec, NetworkSpec, StaticMappingSpec
-from controller.state import AnyStored, Assigned, Ref, State
-from controller.validate import claims_port, gateway_of, listener_on
-from southbound.messages import HostFacts
+from controller.ipam import Range
+from controller.overlaps import chosen
+from controller.resources import EndpointSpec, HostSpec, NetworkSpec, StaticMappingSpec
+from controller.state import AnyStored, Assigned, Change, Ref, State, Stored
+from controller.subnets import InUse, declared, kept, meant, subnets_of
+from controller.texts import port_range
+from southbound.messages import HostFacts, Subnet
 
 
-def assign(declared: Declared, uid: str, state: State, facts: Mapping[str, HostFacts]) -> Assigned:
+def assign(document: Declared, uid: str, state: State, facts: Mapping[str, HostFacts]) -> Assigned:
     """Choose for a document that passed its checks; moves the cursors of `state`.
 
     Raises:
         ipam.Exhausted: nothing is free.
     """
-    old, spec = state.get(declared.ref), declared.spec
+    old, spec = state.get(document.ref), document.spec
     if isinstance(spec, NetworkSpec):
-        return old.assigned if old else _network(spec, uid, state)
+        before = cast("Stored[NetworkSpec] | None", old)
+        assigned = before.assigned if before else _network(spec, uid, state)
+        return replace(assigned, subnets=_subnets(document.ref, spec, before, state, facts))
     if isinstance(spec, EndpointSpec):
-        return _endpoint(declared.ref, spec, old, state)
+        return _endpoint(document.ref, spec, cast("Stored[EndpointSpec] | None", old), state)
     if isinstance(spec, StaticMappingSpec):
-        return Assigned(external_port=_external_port(declared.ref, spec, old, state, facts))
+        port = _external_port(document.ref, spec, cast("Stored[StaticMappingSpec] | None", old), state, facts)
+        return Assigned(external_port=port)
     return Assigned()
+
+
+def follow(change: Change, state: State) -> list[Change]:
+    """What else changes with a network that was put: its endpoints get addresses of a family that is new to it.
+
+    Raises:
+        ipam.Exhausted: nothing is free.
+    """
+    network = change.after
+    if change.before is None or network is None or not isinstance(network.spec, NetworkSpec):
+        return []
+    assert isinstance(change.before.spec, NetworkSpec)
+    if {s.version for s in network.spec.subnets} <= {s.version for s in change.before.spec.subnets}:
+        return []
+    changes = []
+    for endpoint in sorted(state.endpoints_of(network.ref), key=lambda e: e.ref):
+        new = replace(endpoint, assigned=_endpoint(endpoint.ref, endpoint.spec, endpoint, state),
+                      revision=state.revision)
+        state.put(new)
+        changes.append(Change(endpoint, new))
+    return changes
 
 
 def release(stored: AnyStored, state: State) -> None:
     """After an object was removed from `state`: keep what it held from being given out again at once."""
     spec, assigned, cursors = stored.spec, stored.assigned, state.cursors
     if isinstance(spec, EndpointSpec):
-        network_ref = State.network_ref(stored)
-        network = state.network(network_ref)
-        if network is None:
-            return
-        key = _address_key(network.uid)
-        low, high = ipam.usable(IPv4Network(network.spec.subnets[0].prefix))
-        gateway = int(IPv4Address(gateway_of(network.spec)))
-        cursors[key] = ipam.cursor_past(
-            low, high, cursors.get(key, 0), int(IPv4Address(assigned.address)),
-            lambda n: n == gateway or (network_ref, str(IPv4Address(n))) in state.addresses)
-    elif isinstance(spec, NetworkSpec):
-        cursors.pop(_address_key(stored.uid), None)
-        if spec.mode == "overlay" and assigned.space >= ipam.MIN_AUTO_VNI:
-            cursors["vni"] = ipam.cursor_past(ipam.MIN_AUTO_VNI, ipam.MAX_VNI, cursors.get("vni", 0),
-                                              assigned.space, state.spaces.__contains__)
-    elif isinstance(spec, StaticMappingSpec):
         network = state.network(State.network_ref(stored))
-        if network is not None and network.spec.host:
-            key = f"port/{network.spec.host}"
-            held = {m.assigned.external_port for m in state.mappings_on(network.spec.host)}
-            cursors[key] = ipam.cursor_past(*ipam.AUTO_PORTS, cursors.get(key, 0), assigned.external_port,
-                                            held.__contains__)
+        for address in assigned.addresses if network is not None else ():
+            assert network is not None
+            version = ip_address(address).version
+            key = address_key(network.uid, version)
+            cursors[key] = ipam.cursor_past(_ring(subnets_of(network), version), cursors.get(key, 0),
+                                            int(ip_address(address)), _taken(network.ref, version, state))
+    elif isinstance(spec, NetworkSpec):
+        for version in (4, 6):
+            cursors.pop(address_key(stored.uid, version), None)
+        if spec.mode == "overlay" and assigned.space >= ipam.MIN_AUTO_VNI:
+            cursors["vni"] = ipam.cursor_past([(ipam.MIN_AUTO_VNI, ipam.MAX_VNI)], cursors.get("vni", 0),
+                                              assigned.space, state.spaces.__contains__)
+    elif isinstance(spec, StaticMappingSpec) and spec.external_port == "auto":
+        network = state.network(State.network_ref(stored))
+        host = state.host(network.spec.host) if network is not None and network.spec.host else None
+        if host is not None:
+            _release_ports(spec.externals(assigned.external_port), host, state)
+
+
+def address_key(network_uid: str, version: int) -> str:
+    """Where the cursor of a network's addresses is kept."""
+    return f"{'address6' if version == 6 else 'address'}/{network_uid}"
+
+
+def _release_ports(freed: Range, host: Stored[HostSpec], state: State) -> None:
+    tables = [state.externals.get(n.ref, {}) for n in state.nat_networks_on(host.ref.name)]
+
+    def held(port: int) -> bool:
+        return any((protocol, port) in table for table in tables for protocol in ("tcp", "udp", "sctp", "icmp"))
+
+    key = f"port/{host.ref.name}"
+    following = ipam.next_free([host.spec.mapping_ports], state.cursors.get(key, 0), held)
+    if following is not None and freed[0] <= following <= freed[1]:
+        state.cursors[key] = freed[1]
 
 
 def _network(spec: NetworkSpec, uid: str, state: State) -> Assigned:
@@ -71,52 +115,110 @@ def _network(spec: NetworkSpec, uid: str, state: State) -> Assigned:
     return Assigned(space=space, gateway_mac=ipam.hashed_mac(f"gateway/{uid}", lambda _: False))
 
 
-def _endpoint(ref: Ref, spec: EndpointSpec, old: AnyStored | None, state: State) -> Assigned:
+def _subnets(ref: Ref, spec: NetworkSpec, old: Stored[NetworkSpec] | None, state: State,
+             facts: Mapping[str, HostFacts]) -> tuple[Subnet, ...]:
+    """Those that were there stay as they are in use; new ones as declared, or free ones."""
+    places = kept(old.spec.subnets if old else (), spec.subnets)
+    settled = {i: old.assigned.subnets[place] if old is not None and place is not None else declared(subnet)
+               for i, (subnet, place) in enumerate(zip(spec.subnets, places, strict=True))
+               if place is not None or subnet.prefix != "auto"}
+    for i, subnet in enumerate(spec.subnets):
+        if i not in settled:
+            assert spec.host is not None, "checked before"
+            try:
+                prefix = chosen(state, spec.host, ref, facts.get(spec.host), subnet.length,
+                                [ip_network(each.prefix) for each in settled.values()])
+            except ipam.Exhausted as error:
+                raise ipam.Exhausted(str(error), f"spec.subnets[{i}].prefix", "auto",
+                                     f"free one, give a prefix, or add to spec.autoPrefixes of Host {spec.host}"
+                                     ) from None
+            settled[i] = Subnet(str(prefix), ipam.default_gateway(prefix))
+    return tuple(settled[i] for i in range(len(spec.subnets)))
+
+
+def _endpoint(ref: Ref, spec: EndpointSpec, old: Stored[EndpointSpec] | None, state: State) -> Assigned:
     network_ref = Ref("Network", ref.tenant, spec.network)
     network = state.network(network_ref)
     assert network is not None, "checked before"
-    address = spec.address or (old.assigned.address if old else "")
-    if not address:
-        key = _address_key(network.uid)
-        number = ipam.next_address(IPv4Network(network.spec.subnets[0].prefix), gateway_of(network.spec),
-                                   state.cursors.get(key, 0), lambda a: (network_ref, a) in state.addresses)
-        state.cursors[key] = number
-        address = str(IPv4Address(number))
+    subnets = subnets_of(network)
+    address, address6 = "", ""
+    if any(subnet.version == 4 for subnet in subnets):
+        same = old is not None and spec.address in (None, old.spec.address)
+        address = _address(network, subnets, 4, spec.address, old.assigned.address if old and same else "", state)
+    if any(subnet.version == 6 for subnet in subnets):
+        same = old is not None and spec.address6 in (None, old.spec.address6)
+        address6 = _address(network, subnets, 6, spec.address6, old.assigned.address6 if old and same else "", state)
     mac = spec.mac or (old.assigned.mac if old else "")
     if not mac:
         gateway_mac = network.assigned.gateway_mac
         mac = ipam.hashed_mac(f"{network.uid}/{ref.name}",
                               lambda m: m == gateway_mac or (network_ref, m) in state.macs)
-    return Assigned(address=address, mac=mac)
+    return Assigned(address=address, address6=address6, mac=mac)
 
 
-def _external_port(ref: Ref, spec: StaticMappingSpec, old: AnyStored | None, state: State,
+def _address(network: Stored[NetworkSpec], subnets: Sequence[InUse], version: int, asked: str | None, had: str,
+             state: State) -> str:
+    """An address of a family: the one it had, the one that is asked for, or the next free one."""
+    if had:
+        return had
+    if asked:
+        found = meant(subnets, asked)
+        assert found is not None, "checked before"
+        return found[1]
+    ring = _ring(subnets, version)
+    key = address_key(network.uid, version)
+    number = ipam.next_free(ring, state.cursors.get(key, 0), _taken(network.ref, version, state))
+    if number is None:
+        count = sum(high - low + 1 for low, high in ring)
+        prefixes = ", ".join(str(subnet.prefix) for subnet in subnets if subnet.version == version)
+        raise ipam.Exhausted(f"all {count} addresses that {prefixes} has to give are in use",
+                             "spec.address6" if version == 6 else "spec.address", "nothing")
+    state.cursors[key] = number
+    return ipam.text_of(number, version)
+
+
+def _ring(subnets: Sequence[InUse], version: int) -> list[Range]:
+    return [each for subnet in subnets if subnet.version == version for each in subnet.ring()]
+
+
+def _taken(network: Ref, version: int, state: State) -> Callable[[int], bool]:
+    """Whether an address, as an integer, is that of an endpoint."""
+    return lambda number: (network, ipam.text_of(number, version)) in state.addresses
+
+
+def _external_port(ref: Ref, spec: StaticMappingSpec, old: Stored[StaticMappingSpec] | None, state: State,
                    facts: Mapping[str, HostFacts]) -> int:
-    if isinstance(spec.external_port, int):
-        return spec.external_port
+    """The first of its ports; 0: it has none."""
+    if spec.external_port is None:
+        return 0
+    if spec.external_port != "auto":
+        return port_range(spec.external_port)[0]
     network = state.network(Ref("Network", ref.tenant, spec.network))
     assert network is not None, "checked before"
     assert network.spec.host is not None, "checked before"
-    host = network.spec.host
-    stored_host = state.host(host)
-    low, high = stored_host.spec.nat_ports if stored_host else (0, 0)
-    others = [m for m in state.mappings_on(host) if m.ref != ref]
+    name = network.spec.host
+    host = state.host(name)
+    assert host is not None, "a nat network's host is there"
+    (low, high), (first, last) = host.spec.nat_ports, host.spec.mapping_ports
+    listening = {port for _, port in listeners_in(facts.get(name), spec, (first, last))}
+    if spec.protocol == "udp" and host.spec.underlay:
+        listening.add(VXLAN_PORT)
 
     def taken(port: int) -> bool:
-        return (low <= port <= high
-                or any(claims_port(m, spec.protocol, spec.external_address, port) for m in others)
-                or bool(listener_on(facts.get(host), spec.protocol, spec.external_address, port)))
+        return low <= port <= high or port in listening or mapped(state, name, ref, spec, (port, port)) is not None
 
-    if old is not None and ipam.AUTO_PORTS[0] <= old.assigned.external_port <= ipam.AUTO_PORTS[1] \
-            and not taken(old.assigned.external_port):
-        return old.assigned.external_port
-    key = f"port/{host}"
-    port = state.cursors[key] = ipam.next_port(state.cursors.get(key, 0), taken)
+    if old is not None and old.spec.external_port == "auto":
+        begin, end = spec.externals(old.assigned.external_port)
+        if first <= begin and end <= last and not any(map(taken, range(begin, end + 1))):
+            return begin
+    key = f"port/{name}"
+    try:
+        port = ipam.next_ports((first, last), spec.size, state.cursors.get(key, 0), taken)
+    except ipam.Exhausted as error:
+        raise ipam.Exhausted(f"{error} (mappingPorts of Host {name})", "spec.externalPort", "auto",
+                             "free some, give a port, or more mappingPorts") from None
+    state.cursors[key] = port + spec.size - 1
     return port
 
 
-def _address_key(network_uid: str) -> str:
-    return f"address/{network_uid}"
-
-
-__all__ = ["assign", "release"]
+__all__ = ["address_key", "assign", "follow", "release"]

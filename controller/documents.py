@@ -117,6 +117,8 @@ def problem_of(error: ErrorDetails, model: type[BaseModel], title: str) -> Probl
     where = path_of(location)
     match error["type"]:
         case "sluice":
+            where = path_of((*location, context["field"]) if context["field"] else location)
+            found = found if context["value"] is None else context["value"]
             return Problem(context["code"], context["text"], where, shown(found), context["todo"], title)
         case "extra_forbidden":
             fields = _fields(model, location[:-1])
@@ -130,7 +132,7 @@ def problem_of(error: ErrorDetails, model: type[BaseModel], title: str) -> Probl
             return Problem("invalid", "not one of the possible values", where, shown(found), todo, title)
         case "int_type" | "int_from_float":
             return Problem("invalid", "must be a whole number", where, shown(found), "write it without quotes", title)
-        case "greater_than_equal" | "less_than_equal":
+        case "greater_than_equal" | "less_than_equal" | "greater_than" | "less_than":
             return Problem("out_of_range", _lower(error["msg"]), where, shown(found), "use a number in range", title)
         case "string_type":
             return Problem("invalid", "must be text", where, shown(found), "put it in quotes", title)

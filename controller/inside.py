@@ -1,4 +1,4 @@
-"""Look inside: traces across hosts, and flows, drops and rules of hosts, asked of agents."""
+"""Look inside: traces across hosts, and flows, drops, rules and NAT of hosts, asked of agents."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from pydantic import Field
 from controller.errors import Invalid, NotFound, Problem, Unavailable
 from controller.ledger import missing
 from controller.push import Push
-from controller.resources import DEFAULT_TENANT, PROTOCOL_NUMBERS, EndpointSpec, Model, Name, ProtocolText
+from controller.resources import DEFAULT_TENANT, EndpointSpec
 from controller.state import Ref, State, Stored
+from controller.texts import PROTOCOL_NUMBERS, Model, Name, ProtocolText
 
 MAX_HOPS = 4
 EPHEMERAL_PORT = 49152                      # source port of a trace that does not care (RFC 6335 section 6)
 WITH_PORTS = (6, 17, 132)
+ICMPV6 = 58
 
 
 class TraceRequest(Model):
@@ -121,6 +123,37 @@ async def inside(push: Push, state: State, what: str, host: str, endpoint: str,
     return {"hosts": await asyncio.gather(*(_one(push, name, what, args) for name in names))}
 
 
+async def nat(push: Push, state: State, host: str, network: str, args: Mapping[str, Any]) -> dict[str, Any]:
+    """Ask about NAT: one host, the host of a network, or every connected one; as `inside`."""
+    host, name = nat_place(state, host, network)
+    return await inside(push, state, "nat", host, "", {**args, **({"network": name} if name else {})})
+
+
+def nat_place(state: State, host: str, network: str) -> tuple[str, str]:
+    """The host to ask (empty: all) and `tenant/name` of the network (empty: all).
+
+    Raises:
+        NotFound: there is no such network or host. Invalid: the network is no nat network, or on another host.
+    """
+    if not network:
+        if host:
+            known(state, host)
+        return host, ""
+    prefix, _, name = network.rpartition("/")
+    ref = Ref("Network", prefix or DEFAULT_TENANT, name)
+    found = state.network(ref)
+    if found is None:
+        problem = missing(ref, state)
+        raise NotFound(Problem(problem.code, problem.message, "network", network, problem.todo))
+    if found.spec.mode != "nat" or found.spec.host is None:
+        raise Invalid(Problem("invalid", f"network {ref.tenant}/{ref.name} has mode {found.spec.mode}", "network",
+                              network, "name a network with mode nat"))
+    if host and host != found.spec.host:
+        raise Invalid(Problem("invalid", f"network {ref.tenant}/{ref.name} is on host {found.spec.host}", "host", host,
+                              "leave one of the two out"))
+    return found.spec.host, f"{ref.tenant}/{ref.name}"
+
+
 def known(state: State, host: str) -> None:
     """Raise `NotFound` unless the host is declared."""
     if state.host(host) is None:
@@ -144,8 +177,12 @@ def _packet(state: State, source: Stored[EndpointSpec], request: TraceRequest) -
     try:
         destination = str(ip_address(request.to))
     except ValueError:
-        destination = endpoint_named(state, request.to, request.tenant, "to").assigned.address
+        target = endpoint_named(state, request.to, request.tenant, "to").assigned
+        destination = target.address if target.address and source.assigned.address else target.addresses[-1]
+    own = source.assigned.address6 if ":" in destination else source.assigned.address
     protocol = PROTOCOL_NUMBERS.get(request.protocol, -1) if isinstance(request.protocol, str) else request.protocol
+    if request.protocol == "icmp" and ":" in destination:
+        protocol = ICMPV6
     has_ports = protocol in WITH_PORTS
     if has_ports and request.destination_port is None:
         raise Invalid(Problem("missing", f"protocol {request.protocol} needs a destination port", "destinationPort",
@@ -154,7 +191,7 @@ def _packet(state: State, source: Stored[EndpointSpec], request: TraceRequest) -
             if (value := getattr(request, name)) not in (None, "")}
     if request.source_port is None and request.icmp_id is None:
         more["any_source_port"] = True
-    return _Packet(request.source_address or source.assigned.address, destination, protocol,
+    return _Packet(request.source_address or own or source.assigned.addresses[0], destination, protocol,
                    (EPHEMERAL_PORT if request.source_port is None else request.source_port) if has_ports else 0,
                    (request.destination_port or 0) if has_ports else 0, more=more)
 
@@ -191,4 +228,4 @@ def place_of(state: State, host: str, endpoint: str) -> tuple[str, str]:
     return host, ""
 
 
-__all__ = ["TraceRequest", "endpoint_named", "inside", "known", "place_of", "trace"]
+__all__ = ["TraceRequest", "endpoint_named", "inside", "known", "nat", "nat_place", "place_of", "trace"]

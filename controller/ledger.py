@@ -15,14 +15,16 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Literal, ParamSpec, TypeVar
 
-from controller.assign import assign, release
+from controller.assign import assign, follow, release
+from controller.checks import Surroundings
 from controller.documents import Declared, parse, render
 from controller.errors import NotFound, Outdated, Problem, on, refusal
 from controller.ipam import Exhausted
+from controller.renumber import renumber
 from controller.resources import RESOURCES, EndpointSpec, NetworkSpec, StaticMappingSpec, TenantSpec
 from controller.state import DEFAULT_TENANT_REF, AnyStored, Change, Ref, State, Stored
 from controller.store import Commit, Event, Report, Store
-from controller.validate import Surroundings, check, check_removal
+from controller.validate import check, check_removal
 from southbound.messages import HostFacts
 
 P = ParamSpec("P")
@@ -63,6 +65,7 @@ class Ledger:
         self._lock = asyncio.Lock()
         self._writes: set[asyncio.Task[Outcome]] = set()
         self.on_commit: list[Callable[[Outcome, State], None]] = []
+        self.on_report: list[Callable[[str], None]] = []        # with the host whose report differs from the last
         self.identity = store.identity
         self.reports: dict[str, Report] = store.reports()
         self.state = store.load()
@@ -104,6 +107,15 @@ class Ledger:
         if self.reports.get(host) != report:
             self.reports[host] = report
             await self.in_store_thread(self._store.save_report, host, report)
+            for listener in self.on_report:
+                listener(host)
+
+    async def renumber(self, host: str) -> Outcome:
+        """Move the networks of a host that it has come to overlap, as far as they are to move, in one revision.
+
+        The items are the networks that moved. Raises `StoreError`.
+        """
+        return await self._write(lambda: self._renumber(host), False)
 
     async def add_token(self, secret_hash: str, host: str, ttl_s: float) -> float:
         """Keep a join token; returns when it expires (seconds since 1970)."""
@@ -163,7 +175,7 @@ class Ledger:
         problems += _repeated(declared)
         refused: set[Ref] = set()
         items: dict[Ref, Item] = {}
-        changes: list[Change] = []
+        changes: dict[Ref, Change] = {}
         facts = self.facts
         for each in sorted(declared, key=_turn):
             old = fork.get(each.ref)
@@ -175,19 +187,27 @@ class Ledger:
             found = check(each, Surroundings(fork, facts, refused))
             if not found:
                 try:
-                    new = _next(each, old, fork, facts)
+                    for change in _put(each, old, fork, facts):
+                        before = changes[change.ref].before if change.ref in changes else change.before
+                        changes[change.ref] = Change(before, change.after)
                 except Exhausted as error:
-                    found = [Problem("exhausted", str(error), "spec", todo="free some, or choose by hand")]
+                    found = [Problem("exhausted", str(error), error.field, error.found, error.todo)]
             if found:
                 refused.add(each.ref)
                 problems += on(str(each.ref), found)
                 continue
-            fork.put(new)
-            items[each.ref] = Item(each.ref, "configured" if old else "created", new)
-            changes.append(Change(old, new))
+            items[each.ref] = Item(each.ref, "configured" if old else "created", fork.objects[each.ref])
         if problems:
             raise refusal(_without_echoes(problems, parsed))
-        return fork, [items[each.ref] for each in declared], changes
+        return fork, [items[each.ref] for each in declared], list(changes.values())
+
+    def _renumber(self, host: str) -> tuple[State, list[Item], list[Change]]:
+        fork = self.state.fork()
+        fork.revision += 1
+        changes = renumber(fork, host, self.facts.get(host))
+        items = [Item(change.ref, "configured", change.after) for change in changes
+                 if change.after is not None and change.ref.kind == "Network"]
+        return fork, items, changes
 
     def _delete(self, refs: Sequence[Ref], missing_ok: bool,
                 if_match: int | None) -> tuple[State, list[Item], list[Change]]:
@@ -229,13 +249,13 @@ async def _shielded(task: asyncio.Task[Outcome]) -> Outcome:
     return await waiting
 
 
-def _turn(declared: Declared) -> tuple[int, bool, bool]:
+def _turn(declared: Declared) -> tuple[int, int, bool]:
     """Order of a request: what others depend on first, and what leaves a choice open after what does not."""
     spec, rank = declared.spec, RANK[declared.ref.kind]
     if isinstance(spec, NetworkSpec):
-        return rank, spec.vni == "auto", False
+        return rank, any(subnet.prefix == "auto" for subnet in spec.subnets), spec.vni == "auto"
     if isinstance(spec, EndpointSpec):
-        return rank, spec.address is None, spec.mac is None
+        return rank, (spec.address is None) + (spec.address6 is None), spec.mac is None
     return rank, isinstance(spec, StaticMappingSpec) and spec.external_port == "auto", False
 
 
@@ -272,12 +292,16 @@ def _match(ref: Ref, stored: AnyStored | None, revision: int) -> None:
                                "If-Match", str(revision), "get it again, and repeat the change on that", str(ref)))
 
 
-def _next(declared: Declared, old: AnyStored | None, fork: State, facts: Mapping[str, HostFacts]) -> AnyStored:
+def _put(declared: Declared, old: AnyStored | None, fork: State, facts: Mapping[str, HostFacts]) -> list[Change]:
+    """Choose for a checked document, put it, and what follows from it."""
     if old is None:
         new = _new(declared.ref, declared.spec, declared.labels, fork.revision)
     else:
         new = replace(old, spec=declared.spec, labels=declared.labels, revision=fork.revision)
-    return replace(new, assigned=assign(declared, new.uid, fork, facts))
+    new = replace(new, assigned=assign(declared, new.uid, fork, facts))
+    fork.put(new)
+    change = Change(old, new)
+    return [change, *follow(change, fork)]
 
 
 def _new(ref: Ref, spec: Any, labels: Mapping[str, str], revision: int) -> AnyStored:

@@ -9,31 +9,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Network
-from typing import Literal
+from ipaddress import ip_address, ip_network
 
-from controller.resources import (
-    PROTOCOL_NUMBERS,
-    EndpointSpec,
-    NetworkSpec,
-    PolicyRule,
-    PolicySpec,
-    Selector,
-    StaticMappingSpec,
-)
+from controller.ipam import Prefix
+from controller.network_specs import EndpointSpec, NatSpec, NetworkSpec
+from controller.plan_acl import Acl, Members, Verdict
+from controller.resources import PolicySpec, StaticMappingSpec
 from controller.state import Change, Ref, State, Stored
-from controller.validate import gateway_of
 from southbound.messages import (
-    AclRule,
     AclTier,
     Goal,
     HostGoal,
     Key,
     MappingGoal,
+    NatGoal,
     NetworkGoal,
     PortGoal,
     RemoteGoal,
-    Subnet,
     key_of,
 )
 
@@ -184,8 +176,12 @@ def _network_plan(state: State, network: Stored[NetworkSpec], old: NetworkPlan |
         return None
     goal = _network_goal(network)
     policies = sorted(state.policies_of(network.ref), key=lambda p: (p.spec.priority, p.ref.name))
-    acl = _Acl(policies, _Members(endpoints), old)
-    length = IPv4Network(network.spec.subnets[0].prefix).prefixlen
+    acl = Acl(policies, Members(endpoints), old.tiers if old else {})
+    prefixes = [ip_network(subnet.prefix) for subnet in network.assigned.subnets]
+    mappings = sorted(state.mappings_of(network.ref), key=lambda m: m.ref)
+    mapped: dict[str, list[Stored[StaticMappingSpec]]] = {}
+    for mapping in mappings:
+        mapped.setdefault(mapping.spec.endpoint, []).append(mapping)
     local: dict[str, dict[Key, Goal]] = {}
     remotes: dict[Key, tuple[str, RemoteGoal]] = {}
     sources: dict[Key, object] = {}
@@ -193,11 +189,11 @@ def _network_plan(state: State, network: Stored[NetworkSpec], old: NetworkPlan |
     vteps = {host: _vtep(state, host) for host in {e.spec.host for e in endpoints}}
     for endpoint in endpoints:
         host, key = endpoint.spec.host, ("port", endpoint.uid)
-        verdict = acl.of(endpoint)
+        verdict = acl.of(endpoint, mapped.get(endpoint.ref.name, ()))
         same = kept is not None and kept.sources.get(key) is endpoint
         port = kept.local[host][key] if kept is not None and same else None
         if not isinstance(port, PortGoal) or not verdict.shows(port):
-            port = _port_goal(endpoint, goal.id, length, verdict)
+            port = _port_goal(endpoint, goal.id, prefixes, verdict)
         local.setdefault(host, {})[key] = port
         sources[key] = endpoint
         if goal.mode == "overlay":
@@ -206,7 +202,7 @@ def _network_plan(state: State, network: Stored[NetworkSpec], old: NetworkPlan |
             if remote is None or remote.vtep != vteps[host]:
                 remote = _remote_goal(endpoint, goal.id, vteps[host])
             remotes[key] = (host, remote)
-    for mapping in state.mappings_of(network.ref):
+    for mapping in mappings:
         target = state.endpoint(Ref("Endpoint", mapping.ref.tenant, mapping.spec.endpoint))
         if target is not None:
             local[target.spec.host]["mapping", mapping.uid] = _mapping_goal(mapping, target)
@@ -218,17 +214,34 @@ def _network_goal(network: Stored[NetworkSpec]) -> NetworkGoal:
     return NetworkGoal(
         id=network.uid, name=network.ref.name, tenant=network.ref.tenant,
         mode="nat" if spec.mode == "nat" else "overlay", space=network.assigned.space,
-        subnets=(Subnet(spec.subnets[0].prefix, gateway_of(spec)),), gateway_mac=network.assigned.gateway_mac,
-        mtu_bytes=spec.mtu if isinstance(spec.mtu, int) else 0)
+        subnets=network.assigned.subnets, gateway_mac=network.assigned.gateway_mac,
+        mtu_bytes=spec.mtu if isinstance(spec.mtu, int) else 0, nat=_nat_goal(spec.nat) if spec.nat else NatGoal())
 
 
-def _port_goal(endpoint: Stored[EndpointSpec], network_id: str, prefix_length: int,
-               verdict: _Verdict) -> PortGoal:
+def _nat_goal(spec: NatSpec) -> NatGoal:
+    return NatGoal(
+        addresses=spec.external_addresses, exceptions=spec.exceptions, destinations=spec.destinations,
+        filtering=spec.filtering, block=spec.port_block, quota=spec.ports_per_endpoint, log=spec.log, ipv6=spec.ipv6,
+        external_prefix=spec.external_prefix or "", timeouts=spec.timeouts.given())
+
+
+def _port_goal(endpoint: Stored[EndpointSpec], network_id: str, prefixes: Sequence[Prefix],
+               verdict: Verdict) -> PortGoal:
+    spec, assigned = endpoint.spec, endpoint.assigned
     return PortGoal(
         id=endpoint.uid, name=endpoint.ref.name, tenant=endpoint.ref.tenant, network=network_id,
-        address=f"{endpoint.assigned.address}/{prefix_length}", mac=endpoint.assigned.mac,
-        netns=endpoint.spec.netns, interface=endpoint.spec.interface, tiers=verdict.tiers,
-        default_in=verdict.default_in, default_out=verdict.default_out, strict_tcp=verdict.strict_tcp)
+        address=_with_length(assigned.address, prefixes), mac=assigned.mac, netns=spec.netns or "",
+        interface=spec.tap or spec.interface, tiers=verdict.tiers, default_in=verdict.default_in,
+        default_out=verdict.default_out, strict_tcp=verdict.strict_tcp,
+        address6=_with_length(assigned.address6, prefixes))
+
+
+def _with_length(address: str, prefixes: Sequence[Prefix]) -> str:
+    """The address with the length of its subnet's prefix."""
+    if not address:
+        return ""
+    number = ip_address(address)
+    return f"{address}/{next(prefix.prefixlen for prefix in prefixes if number in prefix)}"
 
 
 def _vtep(state: State, host: str) -> str:
@@ -238,147 +251,16 @@ def _vtep(state: State, host: str) -> str:
 
 def _remote_goal(endpoint: Stored[EndpointSpec], network_id: str, vtep: str) -> RemoteGoal:
     return RemoteGoal(endpoint.uid, endpoint.ref.name, network_id, endpoint.assigned.address,
-                      endpoint.assigned.mac, vtep)
+                      endpoint.assigned.mac, vtep, endpoint.assigned.address6)
 
 
 def _mapping_goal(mapping: Stored[StaticMappingSpec], target: Stored[EndpointSpec]) -> MappingGoal:
-    spec = mapping.spec
+    spec, first = mapping.spec, mapping.assigned.external_port
     return MappingGoal(
         id=mapping.uid, name=mapping.ref.name, tenant=mapping.ref.tenant, protocol=spec.protocol,
-        external_address=spec.external_address, external_ports=(mapping.assigned.external_port,) * 2, port=target.uid,
-        internal_address=target.assigned.address, internal_port=spec.internal_port)
+        external_address=spec.external_address, external_ports=spec.externals(first), port=target.uid,
+        internal_address=target.assigned.address6 if spec.version == 6 else target.assigned.address,
+        internal_port=spec.internal(first))
 
 
-class _Members:
-    """Finds endpoints of a network by selector."""
-
-    def __init__(self, endpoints: Sequence[Stored[EndpointSpec]]) -> None:
-        self._by_name = {e.ref.name: e for e in endpoints}
-        self._by_label: dict[tuple[str, str], set[str]] | None = None
-        self._prefixes: dict[object, tuple[str, ...]] = {}
-
-    def select(self, selector: Selector) -> set[str]:
-        """Names of the endpoints that are named or that carry all labels; nobody for an empty selector."""
-        chosen = {name for name in selector.endpoints if name in self._by_name}
-        if selector.labels:
-            index = self._labels()
-            chosen |= set.intersection(*(index.get(pair, set()) for pair in selector.labels.items()))
-        return chosen
-
-    def prefixes(self, selector: Selector) -> tuple[str, ...]:
-        """The addresses of the selected endpoints, joined to prefixes. Found once for equal selectors."""
-        identity = (selector.endpoints, tuple(sorted(selector.labels.items())))
-        found = self._prefixes.get(identity)
-        if found is None:
-            addresses = (self._by_name[name].assigned.address for name in self.select(selector))
-            found = self._prefixes[identity] = tuple(joined(sorted(int(IPv4Address(a)) for a in addresses)))
-        return found
-
-    def _labels(self) -> dict[tuple[str, str], set[str]]:
-        if self._by_label is None:
-            self._by_label = {}
-            for name, endpoint in self._by_name.items():
-                for pair in endpoint.labels.items():
-                    self._by_label.setdefault(pair, set()).add(name)
-        return self._by_label
-
-
-@dataclass(frozen=True, slots=True)
-class _Verdict:
-    """What the policies of an endpoint come to."""
-
-    tiers: tuple[AclTier, ...]
-    default_in: Literal["allow", "deny"]
-    default_out: Literal["allow", "deny"]
-    strict_tcp: bool
-
-    def shows(self, port: PortGoal) -> bool:
-        """Whether a goal has this already."""
-        return ((port.tiers, port.default_in, port.default_out, port.strict_tcp)
-                == (self.tiers, self.default_in, self.default_out, self.strict_tcp))
-
-
-class _Acl:
-    """The policies of a network, resolved once and handed to the endpoints that they apply to."""
-
-    def __init__(self, policies: Sequence[Stored[PolicySpec]], members: _Members, old: NetworkPlan | None) -> None:
-        self._policies = policies
-        self._applies = [members.select(p.spec.applies_to) if _selective(p.spec.applies_to) else None
-                         for p in policies]
-        self._verdicts: dict[tuple[int, ...], _Verdict] = {}
-        self.tiers: dict[Ref, AclTier] = {}
-        for policy in policies:
-            tier = _tier(policy, members)
-            was = old.tiers.get(policy.ref) if old else None
-            self.tiers[policy.ref] = was if was is not None and was == tier else tier
-
-    def of(self, endpoint: Stored[EndpointSpec]) -> _Verdict:
-        """Tiers in order and defaults for one endpoint; deny wins among defaults."""
-        name = endpoint.ref.name
-        chosen = tuple(i for i, names in enumerate(self._applies) if names is None or name in names)
-        verdict = self._verdicts.get(chosen)
-        if verdict is None:
-            policies = [self._policies[i] for i in chosen]
-            verdict = self._verdicts[chosen] = _Verdict(
-                tuple(self.tiers[p.ref] for p in policies),
-                "deny" if any(p.spec.default_in == "deny" for p in policies) else "allow",
-                "deny" if any(p.spec.default_out == "deny" for p in policies) else "allow",
-                any(p.spec.tcp == "strict" for p in policies))
-        return verdict
-
-
-def _selective(selector: Selector) -> bool:
-    return bool(selector.endpoints or selector.labels)
-
-
-def _tier(policy: Stored[PolicySpec], members: _Members) -> AclTier:
-    rules = []
-    for position, (priority, rule) in enumerate(policy.spec.numbered()):
-        peers: tuple[str, ...] = ()
-        if rule.peer is not None:
-            peers = _peers(rule, members)
-            if not peers:
-                continue                    # it speaks of nobody; without peers it would speak of everybody
-        rules.append(AclRule(
-            priority=priority, direction=rule.direction, action=rule.action, peers=peers,
-            protocol=PROTOCOL_NUMBERS.get(rule.protocol) if isinstance(rule.protocol, str) else rule.protocol,
-            ports=tuple(map(_port_range, rule.ports)), name=rule.name or f"{policy.ref.path}[{position}]",
-            dscp=rule.dscp, log=rule.log, domains=rule.domains))
-    return AclTier(policy.ref.path, policy.spec.priority, tuple(rules))
-
-
-def _peers(rule: PolicyRule, members: _Members) -> tuple[str, ...]:
-    """The other side as prefixes: addresses of the selected endpoints, joined, and the given prefixes."""
-    peer = rule.peer
-    assert peer is not None
-    return tuple(dict.fromkeys((*members.prefixes(peer), *peer.cidrs)))
-
-
-def joined(addresses: Sequence[int]) -> list[str]:
-    """The fewest prefixes that hold exactly these addresses (ascending, no duplicates).
-
-    The engine has one member of a set a prefix, and neighbours are the rule where addresses are given out in order.
-    """
-    prefixes = []
-    i = 0
-    while i < len(addresses):
-        start, run = addresses[i], 1
-        while i + run < len(addresses) and addresses[i + run] == start + run:
-            run += 1
-        end = start + run
-        while start < end:
-            size = min(start & -start if start else 1 << 32, 1 << ((end - start).bit_length() - 1))
-            prefixes.append(f"{IPv4Address(start)}/{33 - size.bit_length()}")
-            start += size
-        i += run
-    return prefixes
-
-
-def _port_range(ports: int | str) -> tuple[int, int]:
-    if isinstance(ports, int):
-        return ports, ports
-    low, _, high = ports.partition("-")
-    return int(low), int(high)
-
-
-__all__ = ["HOST_GOAL_ID", "Goals", "NetworkPlan", "Patch", "Plan", "joined", "plan", "replan"]
+__all__ = ["HOST_GOAL_ID", "Goals", "NetworkPlan", "Patch", "Plan", "plan", "replan"]

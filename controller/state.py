@@ -19,6 +19,7 @@ from controller.resources import (
     Spec,
     StaticMappingSpec,
 )
+from southbound.messages import Subnet
 
 S = TypeVar("S", bound=Spec, covariant=True)
 K = TypeVar("K")
@@ -46,13 +47,28 @@ class Assigned:
 
     space: int = 0                          # of a Network: VNI, or 2**24 + n
     gateway_mac: str = ""                   # of a Network
-    address: str = ""                       # of an Endpoint
+    subnets: tuple[Subnet, ...] = ()        # of a Network: in use, in the order of those declared
+    moved: str = ""                         # of a Network: how it was renumbered last
+    shunned: tuple[str, ...] = ()           # of a Network: prefixes that have driven it away, the last ones
+    address: str = ""                       # of an Endpoint: IPv4
+    address6: str = ""                      # of an Endpoint: IPv6
     mac: str = ""                           # of an Endpoint
-    external_port: int = 0                  # of a StaticMapping
+    external_port: int = 0                  # of a StaticMapping: the first one
 
     def to_json(self) -> dict[str, Any]:
         """Without what does not apply."""
         return {k: v for k, v in asdict(self).items() if v}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Assigned:
+        """The reverse of `to_json`."""
+        subnets = tuple(Subnet(**each) for each in value.get("subnets", ()))
+        return cls(**{**value, "subnets": subnets, "shunned": tuple(value.get("shunned", ()))})
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Those of an Endpoint, of both families."""
+        return tuple(address for address in (self.address, self.address6) if address)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +122,10 @@ class State:
         self.spaces: dict[int, Ref] = {}
         self.addresses: dict[tuple[Ref, str], Ref] = {}          # (network, address) -> endpoint
         self.macs: dict[tuple[Ref, str], Ref] = {}               # (network, MAC) -> endpoint
-        self.interfaces: dict[tuple[str, str, str], Ref] = {}    # (host, netns, interface) -> endpoint
+        self.interfaces: dict[tuple[str, str, str], Ref] = {}    # EndpointSpec.place -> endpoint
         self.underlays: dict[str, Ref] = {}                      # VTEP address -> host
+        # network -> (protocol, external port; 0 with any) -> its mappings there, with their external addresses
+        self.externals: dict[Ref, dict[tuple[str, int], tuple[tuple[Ref, str], ...]]] = {}
         self._own: set[tuple[int, object]] = set()
 
     @classmethod
@@ -148,11 +166,14 @@ class State:
         elif isinstance(spec, EndpointSpec):
             network = self.network_ref(stored)
             self._inner(self.on_host, spec.host)[ref] = stored
-            self.addresses[network, assigned.address] = ref
+            self.addresses.update(((network, address), ref) for address in assigned.addresses)
             self.macs[network, assigned.mac] = ref
-            self.interfaces[spec.host, spec.netns, spec.interface] = ref
+            self.interfaces[spec.place] = ref
         elif isinstance(spec, StaticMappingSpec):
             self._inner(self.mapped, Ref("Endpoint", ref.tenant, spec.endpoint))[ref] = None
+            held = self._inner(self.externals, self.network_ref(stored))
+            for key in _externals(spec, assigned):
+                held[key] = (*held.get(key, ()), (ref, spec.external_address))
         elif isinstance(spec, HostSpec) and spec.underlay:
             self.underlays[spec.underlay] = ref
 
@@ -173,11 +194,17 @@ class State:
         elif isinstance(spec, EndpointSpec):
             network = self.network_ref(stored)
             self._drop(self.on_host, spec.host, ref)
-            del self.addresses[network, assigned.address]
+            for address in assigned.addresses:
+                del self.addresses[network, address]
             del self.macs[network, assigned.mac]
-            del self.interfaces[spec.host, spec.netns, spec.interface]
+            del self.interfaces[spec.place]
         elif isinstance(spec, StaticMappingSpec):
             self._drop(self.mapped, Ref("Endpoint", ref.tenant, spec.endpoint), ref)
+            held = self._inner(self.externals, self.network_ref(stored))
+            for key in _externals(spec, assigned):
+                held[key] = tuple(each for each in held[key] if each[0] != ref)
+                if not held[key]:
+                    self._drop(self.externals, self.network_ref(stored), key)
         elif isinstance(spec, HostSpec) and spec.underlay:
             del self.underlays[spec.underlay]
 
@@ -250,12 +277,17 @@ class State:
             self._own.add(mark)
         return cast("dict[Any, Any]", index[key])
 
-    def _drop(self, index: dict[K, Any], key: K, ref: Ref) -> None:
+    def _drop(self, index: dict[K, Any], key: K, item: object) -> None:
         inner = self._inner(index, key)
-        del inner[ref]
+        del inner[item]
         if not inner:
             del index[key]
             self._own.discard((id(index), key))
+
+
+def _externals(spec: StaticMappingSpec, assigned: Assigned) -> Iterable[tuple[str, int]]:
+    low, high = spec.externals(assigned.external_port)
+    return ((spec.protocol, port) for port in range(low, high + 1))
 
 
 __all__ = ["CLUSTER_KINDS", "DEFAULT_TENANT_REF", "AnyStored", "Assigned", "Change", "Ref", "State", "Stored"]

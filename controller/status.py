@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from ipaddress import IPv4Network
+from ipaddress import ip_network
 from typing import Any, Literal, cast
 
 from pydantic import BaseModel
@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from controller.documents import render
 from controller.ledger import Ledger
 from controller.link import Link
+from controller.overlaps import overlaps
 from controller.push import Push
 from controller.resources import (
     EndpointSpec,
@@ -20,12 +21,13 @@ from controller.resources import (
     NetworkStatus,
     StaticMappingSpec,
     StaticMappingStatus,
+    SubnetStatus,
 )
 from controller.state import AnyStored, Ref, State, Stored
-from controller.validate import overlaps_host
 from southbound.messages import Key
 
 Phase = Literal["Pending", "Ready", "Failed"]
+NetworkPhase = Literal["Pending", "Ready", "Degraded", "Failed"]
 
 
 class Statuses:
@@ -58,18 +60,23 @@ class Statuses:
             facts=asdict(report.facts) if report else {})
 
     def _network(self, stored: Stored[NetworkSpec]) -> NetworkStatus:
-        spec, host = stored.spec, stored.spec.host
-        message = ""
-        if spec.mode == "nat" and host is not None:
+        spec, assigned, hosts = stored.spec, stored.assigned, self._push.plan.hosts_of(stored.ref)
+        told = [_progress(self._push.link(host), ("network", stored.uid), []) for host in hosts]
+        phase: NetworkPhase = next((each for each in ("Failed", "Pending") if any(each == p for p, _ in told)), "Ready")
+        messages = dict.fromkeys(message for p, message in told if message and p == phase)
+        if spec.mode == "nat" and spec.host is not None:
             # A host may come to overlap a network after it was accepted: it roams, or a VPN goes up.
-            prefix = IPv4Network(spec.subnets[0].prefix)
-            overlaps = overlaps_host(prefix, "", host, self._ledger.facts.get(host))
-            message = "; ".join(f"{prefix} {problem.message}" for problem in overlaps)
+            facts = self._ledger.facts.get(spec.host)
+            found = dict.fromkeys(f"overlap with {each}" for subnet in assigned.subnets
+                                  for each in overlaps(ip_network(subnet.prefix), facts))
+            if found:
+                phase, messages = "Degraded", found
         return NetworkStatus.model_construct(
-            vni=stored.assigned.space if spec.mode == "overlay" else None,
-            gateway_mac=stored.assigned.gateway_mac,
-            endpoints=len(self._ledger.state.endpoints_of(stored.ref)),
-            hosts=self._push.plan.hosts_of(stored.ref), message=message)
+            phase=phase, message="; ".join((*messages, *([assigned.moved] if assigned.moved else []))),
+            subnets=tuple(SubnetStatus.model_construct(prefix=each.prefix, gateway=each.gateway)
+                          for each in assigned.subnets),
+            vni=assigned.space if spec.mode == "overlay" else None, gateway_mac=assigned.gateway_mac,
+            endpoints=len(self._ledger.state.endpoints_of(stored.ref)), hosts=hosts)
 
     def _endpoint(self, stored: Stored[EndpointSpec]) -> EndpointStatus:
         link = self._push.link(stored.spec.host)
@@ -80,15 +87,25 @@ class Statuses:
         told = link.objects.get(key)
         return EndpointStatus.model_construct(
             phase=phase, message=message, applied_revision=link.applied(self._ledger.state.revision),
-            address=stored.assigned.address, mac=stored.assigned.mac, details=dict(told.details) if told else {})
+            address=stored.assigned.address or None, address6=stored.assigned.address6 or None,
+            mac=stored.assigned.mac, details=dict(told.details) if told else {})
 
     def _mapping(self, stored: Stored[StaticMappingSpec]) -> StaticMappingStatus:
         endpoint = self._ledger.state.endpoint(Ref("Endpoint", stored.ref.tenant, stored.spec.endpoint))
         link = self._push.link(endpoint.spec.host if endpoint else "")
         phase, message = _progress(link, ("mapping", stored.uid), [])
+        target = endpoint.assigned if endpoint else None
         return StaticMappingStatus.model_construct(
             phase=phase, message=message, applied_revision=link.applied(self._ledger.state.revision),
-            external_address=stored.spec.external_address, external_port=stored.assigned.external_port)
+            external_address=stored.spec.external_address, external_port=_ports(stored),
+            internal_address=(target.address6 if stored.spec.version == 6 else target.address) if target else None)
+
+
+def _ports(stored: Stored[StaticMappingSpec]) -> int | str | None:
+    if stored.spec.protocol == "any":
+        return None
+    low, high = stored.spec.externals(stored.assigned.external_port)
+    return low if low == high else f"{low}-{high}"
 
 
 def _progress(link: Link, key: Key, also: list[Key]) -> tuple[Phase, str]:

@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from controller.documents import spec_json
-from controller.resources import SPECS
+from controller.resources import SPECS, NetworkSpec
 from controller.state import AnyStored, Assigned, Ref, State, Stored
+from controller.subnets import declared
 from southbound.messages import HostFacts
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 KEPT_EVENTS = 20_000                        # of the watch log
 
 _SCHEMA = """
@@ -29,7 +30,7 @@ CREATE TABLE objects (
     kind TEXT NOT NULL, tenant TEXT NOT NULL, name TEXT NOT NULL, uid TEXT NOT NULL UNIQUE,
     revision INTEGER NOT NULL, created_at TEXT NOT NULL, labels TEXT NOT NULL, spec TEXT NOT NULL,
     assigned TEXT NOT NULL, PRIMARY KEY (kind, tenant, name)) WITHOUT ROWID;
-CREATE TABLE cursors (key TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE cursors (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE events (
     sequence INTEGER PRIMARY KEY, revision INTEGER NOT NULL, type TEXT NOT NULL, kind TEXT NOT NULL,
     tenant TEXT NOT NULL, name TEXT NOT NULL, resource TEXT NOT NULL);
@@ -136,6 +137,10 @@ class SqliteStore:
             version = self._db.execute("PRAGMA user_version").fetchone()[0]
             if version == SCHEMA_VERSION:
                 return
+            if version == 1:
+                self._from_version_1()
+                self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+                return
             if version != 0:
                 raise StoreError(f"the store {self._path} has schema version {version}, this controller knows "
                                  f"{SCHEMA_VERSION}; run the controller that wrote it, or a newer one")
@@ -145,11 +150,23 @@ class SqliteStore:
                                  [("identity", str(uuid.uuid4())), ("revision", "0")])
             self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
+    def _from_version_1(self) -> None:
+        """Networks had one subnet, in use as declared; cursors were integers of 64 bits, too short for IPv6."""
+        rows = self._db.execute("SELECT tenant, name, spec, assigned FROM objects WHERE kind = 'Network'").fetchall()
+        for tenant, name, spec, assigned in rows:
+            subnets = [asdict(declared(each)) for each in NetworkSpec.model_validate_json(spec).subnets]
+            self._db.execute("UPDATE objects SET assigned = ? WHERE kind = 'Network' AND tenant = ? AND name = ?",
+                             (json.dumps({**json.loads(assigned), "subnets": subnets}), tenant, name))
+        self._db.execute("ALTER TABLE cursors RENAME TO cursors_1")
+        self._db.execute("CREATE TABLE cursors (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID")
+        self._db.execute("INSERT INTO cursors SELECT key, CAST(value AS TEXT) FROM cursors_1")
+        self._db.execute("DROP TABLE cursors_1")
+
     def load(self) -> State:
         """Everything declared."""
         with self._transaction():
             rows = self._db.execute("SELECT * FROM objects").fetchall()
-            cursors = dict(self._db.execute("SELECT key, value FROM cursors").fetchall())
+            cursors = {key: int(value) for key, value in self._db.execute("SELECT key, value FROM cursors").fetchall()}
             return State.of(map(_stored, rows), int(self._meta("revision")), cursors)
 
     def commit(self, commit: Commit) -> None:
@@ -168,7 +185,7 @@ class SqliteStore:
                 if value is None:
                     self._db.execute("DELETE FROM cursors WHERE key = ?", (key,))
                 else:
-                    self._db.execute("INSERT OR REPLACE INTO cursors VALUES (?, ?)", (key, value))
+                    self._db.execute("INSERT OR REPLACE INTO cursors VALUES (?, ?)", (key, str(value)))
             self._db.executemany(
                 "INSERT INTO events (revision, type, kind, tenant, name, resource) VALUES (?, ?, ?, ?, ?, ?)",
                 [(e.revision, e.type, *e.ref, json.dumps(e.resource)) for e in commit.events])
@@ -266,7 +283,7 @@ def _row(stored: AnyStored) -> tuple[Any, ...]:
 def _stored(row: Iterable[Any]) -> AnyStored:
     kind, tenant, name, uid, revision, created_at, labels, spec, assigned = row
     return Stored(Ref(kind, tenant, name), uid, revision, created_at, SPECS[kind].model_validate_json(spec),
-                  json.loads(labels), Assigned(**json.loads(assigned)))
+                  json.loads(labels), Assigned.from_json(json.loads(assigned)))
 
 
 __all__ = ["Commit", "Event", "Report", "SqliteStore", "Store", "StoreError", "TokenFate", "facts_from_json"]

@@ -1,104 +1,207 @@
-"""The `nat` layer: source translation per uplink address on the way out, static mappings on the way in.
+"""The `nat` layer: source translation and hairpins on the way out, static mappings and bindings on the way in.
 
-Inside its own network an endpoint is itself; so it is towards the host's own addresses, which answer by
-the bridge. Everything else leaves with an address of the uplink. An uplink with several addresses has a
-pool for each, and the destination chooses as the host's own source selection would: on-link prefixes
-first, longest first, then the first address.
+Inside its own network an endpoint is itself; so it is towards the host's own addresses, which answer by the bridge.
+What goes to an external address that a mapping or a binding has turns around here (`hairpin`). Everything else leaves
+with an external address (`nat.pools`), but for what the network says is routed: exceptions, other destinations than
+the named ones, and IPv6 unless it is to be translated.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from dataclasses import replace
+from ipaddress import IPv4Network, IPv6Network, ip_network
 
-from nat.mappings import VXLAN_PORT, expand
-from policy.contribution import Fault, HostView, Tables, UplinkView, network_prefixes
-from southbound.messages import PortGoal, key_of
+from nat.mappings import VXLAN_PORT, Expander
+from nat.plan import NatPlan, make_plan, one_to_one
+from nat.pools import Choice
+from policy.addresses import ETHERTYPES, LINK_LOCAL, ND_TYPES, nd, network_prefixes, to_prefix
+from policy.contribution import HostView, ObjectError, Tables
+from southbound.messages import NetworkGoal, PortGoal
 from vfp.model import (
     ETH_P_ARP,
     ETH_P_IP,
+    ETH_P_IPV6,
+    Action,
+    Address,
     Allow,
     Deny,
     Group,
+    Hairpin,
     Layer,
     Match,
-    Pool,
     PortRange,
+    Prefix,
+    Rewrite,
     Rule,
+    TranslatePrefix,
     TranslateSource,
     Untranslate,
 )
 
-__all__ = ["SourceNat"]
+__all__ = ["SourceNat", "host_destinations"]
 
 UDP = 17
+_EVERYWHERE: dict[int, Prefix] = {4: IPv4Network("0.0.0.0/0"), 6: IPv6Network("::/0")}
+_FIRST_TRANSLATION = 100
+
+_STATIC = Group("static", (Rule(0, Match(), Untranslate(), "untranslate"),))
 
 
 class SourceNat:
-    """Contributes `nat` to the ports of nat networks, and the pools and mappings of the host."""
+    """Contributes `nat` to the ports of nat networks, and the pools, mappings and translated prefixes of the host.
+
+    The groups of a network are made once for a view: its ports share them, but for those with an address of their own.
+    """
+
+    def __init__(self) -> None:
+        self._view: tuple[HostView, NatPlan] | None = None
+        self._expander = Expander()
+        self._groups: dict[str, tuple[Group, ...]] = {}             # by NetworkGoal.id
 
     def layer(self, port: PortGoal, view: HostView) -> Layer | None:
         """Inside and host untranslated, the rest from a pool; without an uplink nothing else leaves."""
         network = view.networks[port.network]
         if network.mode != "nat":
             return None
-        rules = [Rule(0, Match(ethertype=ETH_P_ARP), Allow(), "arp")]
-        for prefix in network_prefixes(network):
-            rules.append(Rule(10, Match(ethertype=ETH_P_IP, dst=prefix), Allow(), "inside"))
-        if view.host.underlay:
-            # From our VTEP address, a translated datagram to 4789 would be a frame of any VNI to other hosts.
-            forged = Match(ethertype=ETH_P_IP, protocol=UDP, dst_ports=PortRange(VXLAN_PORT, VXLAN_PORT))
-            rules.append(Rule(15, forged, Deny(), "no-vxlan"))
-        for address in sorted(view.host_addresses):
-            rules.append(Rule(20, Match(ethertype=ETH_P_IP, dst=IPv4Network(address)), Allow(), "host"))
-        if view.uplink is not None:
-            rules.extend(_translations(view.uplink))
+        plan = self._plan(view)
+        whole = one_to_one(plan, port.id)
+        groups = self._groups.get(network.id)
+        if groups is None:
+            groups = self._groups[network.id] = tuple(_groups(network, view, plan, ()))
         return Layer(
             "nat",
-            groups_out=(Group("source", tuple(rules)),),
-            groups_in=(Group("static", (Rule(0, Match(), Untranslate(), "untranslate"),)),),
+            groups_out=tuple(_groups(network, view, plan, whole)) if whole else groups,
+            groups_in=(_STATIC,),
             default_out=Deny(),
             default_in=Allow(),
         )
 
     def tables(self, view: HostView) -> Tables:
-        """A pool per uplink address, and the static mappings."""
-        nats = [network for network in view.networks.values() if network.mode == "nat"]
-        uplink = view.uplink
-        if uplink is None or not uplink.addresses:
-            what = f"uplink {view.host.uplink!r}" if view.host.uplink else "a default route"
-            reason = f"no uplink address for NAT: the host has not {what} with an IPv4 address; set one up"
-            faults = [Fault(key_of(network), reason) for network in nats]
-            faults += [Fault(key_of(mapping), reason) for mapping in view.mappings]
-            return Tables(faults=tuple(faults))
-        if not nats:
-            return Tables(faults=expand(view, uplink)[1])
-        ports = PortRange(*view.host.nat_ports)
-        pools = tuple(
-            Pool(uplink.pools[address.ip], uplink.id, (address.ip,), ports) for address in uplink.addresses
+        """Pools of each network, static mappings, and prefixes."""
+        plan = self._plan(view)
+        return Tables(
+            pools=plan.pools(view),
+            mappings=plan.expanded.mappings,
+            prefixes=plan.prefix_mappings(view),
+            opened=plan.expanded.opened,
+            faults=plan.faults,
         )
-        mappings, mapping_faults = expand(view, uplink)
-        return Tables(pools=pools, mappings=mappings, faults=mapping_faults)
+
+    def _plan(self, view: HostView) -> NatPlan:
+        if self._view is None or self._view[0] is not view:
+            self._view = (view, make_plan(view, self._expander))
+            self._groups = {}
+        return self._view[1]
 
 
-def _translations(uplink: UplinkView) -> Iterator[Rule]:
-    """Rules from priority 100: on-link prefixes, longest first, then the default."""
-    if not uplink.addresses:
-        return
-    on_link: dict[IPv4Network, IPv4Address] = {}
-    for address in uplink.addresses:
-        if address.network.prefixlen < 32:
-            on_link.setdefault(address.network, address.ip)
-    first = _default_source(uplink.addresses).ip
-    priority = 100
-    for prefix, source in sorted(on_link.items(), key=lambda item: (-item[0].prefixlen, item[0])):
-        if source != first:
-            match = Match(ethertype=ETH_P_IP, dst=prefix)
-            yield Rule(priority, match, TranslateSource(uplink.pools[source]), f"to-{prefix}")
-            priority += 1
-    yield Rule(priority, Match(ethertype=ETH_P_IP), TranslateSource(uplink.pools[first]), "outside")
+def host_destinations(network: NetworkGoal, view: HostView) -> tuple[Address, ...]:
+    """The host's addresses as the network's endpoints may reach them: those that are not an endpoint's."""
+    taken = {text.split("/")[0] for port in view.ports_of(network) for text in (port.address, port.address6)}
+    own = (address for address in view.host_addresses if str(address) not in taken)
+    return tuple(sorted(own, key=lambda address: (address.version, int(address))))
 
 
-def _default_source(addresses: tuple[IPv4Interface, ...]) -> IPv4Interface:
-    """The first address with more than link scope (RFC 3927 addresses reach no further than the link)."""
-    return next((address for address in addresses if not address.ip.is_link_local), addresses[0])
+def _groups(
+    network: NetworkGoal, view: HostView, plan: NatPlan, whole: tuple[tuple[Address, Address], ...]
+) -> Iterator[Group]:
+    hairpins = tuple(_hairpins(network, view, plan))
+    if hairpins:
+        yield Group("hairpin", hairpins)
+    rules = [
+        Rule(0, Match(ethertype=ETH_P_ARP), Allow(), "arp"),
+        *(Rule(0, nd(icmp_type), Allow(), "nd") for icmp_type in ND_TYPES),
+        *_to_host(network, view, plan),
+        *(Rule(10, to_prefix(prefix), Allow(), "inside") for prefix in (*network_prefixes(network), LINK_LOCAL)),
+    ]
+    if view.host.underlay:
+        # From our VTEP address, a translated datagram to 4789 would be a frame of any VNI to other hosts.
+        forged = Match(ethertype=ETH_P_IP, protocol=UDP, dst_ports=PortRange(VXLAN_PORT, VXLAN_PORT))
+        rules.append(Rule(15, forged, Deny(), "no-vxlan"))
+    rules += [Rule(30, to_prefix(prefix), Allow(), "exception") for prefix in _prefixes(network.nat.exceptions)]
+    rules += _translations(network, view, plan, whole)
+    yield Group("source", tuple(rules))
+
+
+def _hairpins(network: NetworkGoal, view: HostView, plan: NatPlan) -> Iterator[Rule]:
+    """Each address of the uplink: whoever is behind it sees the source that the world would see."""
+    for number, one in enumerate(view.uplink.addresses if view.uplink else ()):
+        chosen = plan.choices.get((network.id, one.version), ())
+        same = next((choice for choice in chosen if one.ip in choice.addresses), None)
+        for choice in (same or chosen[-1],) if chosen else ():
+            yield Rule(number, to_prefix(ip_network(one.ip)), Hairpin(view.pool_ids[choice.name]), f"hairpin-{one.ip}")
+
+
+def _to_host(network: NetworkGoal, view: HostView, plan: NatPlan) -> Iterator[Rule]:
+    """The stack knows the endpoints by its bridge; those that are shadowed it knows by an address of its own."""
+    for address in host_destinations(network, view):
+        match = to_prefix(ip_network(address))
+        if network.id not in view.shadowed:
+            yield Rule(20, match, Allow(), "host")
+        elif (network.id, address.version) in plan.to_host:
+            pool = view.pool_ids[plan.to_host[network.id, address.version].name]
+            yield Rule(address.version, match, TranslateSource(pool), "host")
+
+
+def _prefixes(texts: tuple[str, ...]) -> list[Prefix]:
+    try:
+        return [ip_network(text) for text in dict.fromkeys(texts)]
+    except ValueError as error:
+        raise ObjectError(f"nat.exceptions or nat.destinations: {error}") from None
+
+
+def _translations(
+    network: NetworkGoal, view: HostView, plan: NatPlan, whole: tuple[tuple[Address, Address], ...]
+) -> Iterator[Rule]:
+    """Rules from priority 100: who has an address of its own, then by destination; then what is routed."""
+    named = _prefixes(network.nat.destinations)
+    number = _FIRST_TRANSLATION
+    for version in (4, 6):
+        scopes = [prefix for prefix in named if prefix.version == version] if named else [_EVERYWHERE[version]]
+        actions = list(_actions(network, view, plan, version))
+        for internal, external in whole:
+            if internal.version == version:
+                own = Match(ethertype=ETHERTYPES[version], src=ip_network(internal))
+                actions.insert(0, (own, Rewrite(src=external), "one-to-one"))
+        for match, action, name in actions:
+            for scope in scopes:
+                narrowed = _narrowed(match, scope)
+                if narrowed is not None:
+                    yield Rule(number, narrowed, action, name)
+            number += 1
+        if named or (version == 6 and network.nat.ipv6 == "routed"):
+            yield Rule(number, Match(ethertype=ETHERTYPES[version]), Allow(), "routed")
+            number += 1
+
+
+def _actions(
+    network: NetworkGoal, view: HostView, plan: NatPlan, version: int
+) -> Iterator[tuple[Match, Action, str]]:
+    ipv6 = network.nat.ipv6
+    if version == 6 and network.id in plan.prefixes:
+        internal, external = plan.prefixes[network.id]
+        yield Match(ethertype=ETH_P_IPV6, src=internal), TranslatePrefix(internal, external), "prefix"
+    elif version == 4 or ipv6 == "masquerade":
+        for choice in plan.choices.get((network.id, version), ()):
+            yield _by_destination(choice, version), TranslateSource(view.pool_ids[choice.name]), _name(choice)
+
+
+def _by_destination(choice: Choice, version: int) -> Match:
+    return Match(ethertype=ETHERTYPES[version], dst=choice.destination)
+
+
+def _name(choice: Choice) -> str:
+    return "outside" if choice.destination is None else f"to-{choice.destination}"
+
+
+def _narrowed(match: Match, scope: Prefix) -> Match | None:
+    """The condition within a destination; None if they have nothing in common."""
+    if scope.prefixlen == 0:
+        return match
+    if match.dst is None or _contains(match.dst, scope):
+        return replace(match, dst=scope)
+    return match if _contains(scope, match.dst) else None
+
+
+def _contains(outer: Prefix, inner: Prefix) -> bool:
+    return outer.version == inner.version and outer.overlaps(inner) and outer.prefixlen <= inner.prefixlen

@@ -1,18 +1,23 @@
 """The `vnet` layer of nat networks: neighbours by port, the host by its bridge, the world by the uplink.
 
-Two nat networks of one host do not reach each other's endpoints directly; a static mapping is the way in.
+Endpoints of one network reach each other whatever their subnets: what they send to the gateway's MAC for another
+subnet is delivered as to a neighbour, with its TTL as it was. Two nat networks of one host do not reach each other's
+endpoints directly; a static mapping is the way in. A shadowed network's bridge has no address, so its endpoints reach
+the host by the loopback uplink.
 """
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Network, IPv6Network, ip_network
 
-from policy.contribution import Fault, HostView, ObjectError, Tables, mac_bytes, network_prefixes
-from policy.guard import own_address
+from nat.layer import host_destinations
+from policy.addresses import LINK_LOCAL, gateways, held_addresses, nd, network_prefixes, to_prefix
+from policy.contribution import Fault, HostView, ObjectError, Tables, mac_bytes
 from southbound.messages import NetworkGoal, PortGoal, key_of
 from vfp.model import (
     ETH_P_ARP,
     ETH_P_IP,
+    ETH_P_IPV6,
     Address,
     Allow,
     AnswerArp,
@@ -24,41 +29,45 @@ from vfp.model import (
     LocalPort,
     Location,
     Match,
+    Prefix,
     Rule,
     Space,
     ToUplink,
+    Virtual,
 )
 
 __all__ = ["NatVnet"]
 
+_SOLICITATION = 135
+
 # Destinations that no router forwards: this network, loopback (RFC 1122 3.2.1.3), multicast, limited
-# broadcast.
-_NOT_ROUTED = tuple(map(IPv4Network, ("0.0.0.0/8", "127.0.0.0/8", "224.0.0.0/4", "255.255.255.255/32")))
+# broadcast; in IPv6 (RFC 4291 2.5) unspecified, loopback, link-local, multicast.
+_NOT_ROUTED: tuple[Prefix, ...] = (
+    *map(IPv4Network, ("0.0.0.0/8", "127.0.0.0/8", "224.0.0.0/4", "255.255.255.255/32")),
+    *map(IPv6Network, ("::/127", "fe80::/10", "ff00::/8")),
+)
 
 
 class NatVnet:
     """Contributes `vnet` to the ports of nat networks, and a space per network."""
 
+    def __init__(self) -> None:
+        self._view: HostView | None = None
+        self._layers: dict[str, Layer] = {}                         # by NetworkGoal.id: its ports share one
+
     def layer(self, port: PortGoal, view: HostView) -> Layer | None:
-        """ARP from the space, own prefix and host by the space, the rest by the uplink."""
+        """ARP and ND from the space, own prefixes and host by the space, the rest by the uplink."""
         network = view.networks[port.network]
         if network.mode != "nat":
             return None
-        rules = [Rule(0, Match(ethertype=ETH_P_ARP), AnswerArp(network.space), "arp")]
-        for prefix in network_prefixes(network):
-            rules.append(_to(10, prefix, Forward(network.space), "inside"))
-        for address in sorted(view.host_addresses):
-            rules.append(_to(20, IPv4Network(address), Forward(network.space), "host"))
-        for prefix in _other_prefixes(network, view):
-            rules.append(_to(30, prefix, Deny(), "other-network"))
-        for prefix in _NOT_ROUTED:
-            rules.append(_to(40, prefix, Deny(), "not-routed"))
-        if view.uplink is not None:
-            rules.append(Rule(50, Match(ethertype=ETH_P_IP), ToUplink(view.uplink.id), "outside"))
-        return Layer("vnet", (Group("route", tuple(rules)),), default_out=Deny(), default_in=Allow())
+        if self._view is not view:
+            self._view, self._layers = view, {}
+        if network.id not in self._layers:
+            self._layers[network.id] = _layer(network, view)
+        return self._layers[network.id]
 
     def tables(self, view: HostView) -> Tables:
-        """The space of each nat network: its ports, its gateway and the host's own addresses."""
+        """The space of each nat network: its ports, its gateways and the host's own addresses."""
         spaces: list[Space] = []
         faults: list[Fault] = []
         for network in view.networks.values():
@@ -70,23 +79,41 @@ class NatVnet:
         return Tables(spaces=tuple(spaces), faults=tuple(faults))
 
 
-def _to(priority: int, prefix: IPv4Network, action: Forward | Deny, name: str) -> Rule:
-    return Rule(priority, Match(ethertype=ETH_P_IP, dst=prefix), action, name)
+def _layer(network: NetworkGoal, view: HostView) -> Layer:
+    inside = Forward(network.space)
+    rules = [
+        Rule(0, Match(ethertype=ETH_P_ARP), AnswerArp(network.space), "arp"),
+        Rule(0, nd(_SOLICITATION), AnswerArp(network.space), "nd"),
+        *(Rule(10, to_prefix(prefix), inside, "inside") for prefix in (*network_prefixes(network), LINK_LOCAL)),
+    ]
+    for address in host_destinations(network, view):
+        match = to_prefix(ip_network(address))
+        if network.id not in view.shadowed:
+            rules.append(Rule(20, match, inside, "host"))
+        elif view.loopback:
+            rules.append(Rule(5, match, ToUplink(view.loopback), "host"))
+    rules += [Rule(30, to_prefix(prefix), Deny(), "other-network") for prefix in _other_prefixes(network, view)]
+    rules += [Rule(40, to_prefix(prefix), Deny(), "not-routed") for prefix in _NOT_ROUTED]
+    if view.uplink is not None:
+        outside = ToUplink(view.uplink.id)
+        rules += [Rule(50, Match(ethertype=ethertype), outside, "outside") for ethertype in (ETH_P_IP, ETH_P_IPV6)]
+    return Layer("vnet", (Group("route", tuple(rules)),), default_out=Deny(), default_in=Allow())
 
 
-def _other_prefixes(network: NetworkGoal, view: HostView) -> list[IPv4Network]:
-    found: set[IPv4Network] = set()
+def _other_prefixes(network: NetworkGoal, view: HostView) -> list[Prefix]:
+    found: set[Prefix] = set()
     for other in view.networks.values():
         if other.mode == "nat" and other.id != network.id:
             found.update(network_prefixes(other))
-    return sorted(found)
+    return sorted(found, key=lambda prefix: (prefix.version, str(prefix)))
 
 
 def _space(network: NetworkGoal, view: HostView) -> Space:
-    bridge = HostStack(mac_bytes(network.gateway_mac))
-    entries: dict[Address, Location] = dict.fromkeys(sorted(view.host_addresses), bridge)
-    for subnet in network.subnets:
-        entries[IPv4Address(subnet.gateway)] = bridge
+    mac = mac_bytes(network.gateway_mac)
+    router: Location = Virtual(mac) if network.id in view.shadowed else HostStack(mac)
+    entries: dict[Address, Location] = dict.fromkeys(host_destinations(network, view), router)
+    entries.update((gateway.ip, router) for gateway in gateways(network))
     for port in view.ports_of(network):
-        entries[own_address(port).ip] = LocalPort(view.port_ids[port.id], mac_bytes(port.mac))
+        place = LocalPort(view.port_ids[port.id], mac_bytes(port.mac))
+        entries.update(dict.fromkeys(held_addresses(port), place))
     return Space(network.space, tuple(entries.items()))

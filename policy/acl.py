@@ -9,16 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Network
 from typing import Literal
 
+from policy.addresses import ND_TYPES, nd
 from policy.contribution import HostView, ObjectError, Tables
 from policy.domains import DomainSets, dns_group, has_domains, inspecting
 from policy.peers import PeerSets, prefixes_of, rule_names
 from southbound.messages import AclRule, AclTier, PortGoal
 from vfp.model import (
     ETH_P_ARP,
-    ETH_P_IP,
     Action,
     AddressSet,
     Allow,
@@ -30,6 +29,7 @@ from vfp.model import (
     Match,
     Pass,
     PortRange,
+    Prefix,
     Reject,
     Rule,
 )
@@ -42,9 +42,15 @@ Direction = Literal["in", "out"]
 
 _ACTIONS: dict[str, Action] = {"allow": Allow(), "deny": Deny(), "reject": Reject(), "pass": Pass()}
 
-# ARP is the guard's and vnet's business; a policy about IP must not cut an endpoint off its own gateway.
-_ARP_OUT = Group("arp", (Rule(0, Match(ethertype=ETH_P_ARP), Allow(), "arp-out"),))
-_ARP_IN = Group("arp", (Rule(0, Match(ethertype=ETH_P_ARP), Allow(), "arp-in"),))
+
+def _discovery(direction: Direction) -> Group:
+    """ARP and neighbour discovery are the guard's and vnet's business; a policy must not cut an endpoint off its own
+    gateway."""
+    asked = (Match(ethertype=ETH_P_ARP), *map(nd, ND_TYPES))
+    return Group("arp", tuple(Rule(0, match, Allow(), f"arp-{direction}") for match in asked))
+
+
+_ARP_OUT, _ARP_IN = _discovery("out"), _discovery("in")
 
 _Peers = dict[int, AddressSet]              # by the rule's place in the tier
 _SetIds = tuple[tuple[int, int], ...]       # rule's place in the tier, set
@@ -200,7 +206,7 @@ def _action(rule: AclRule, name: str) -> Action:
 
 def _matches(rule: AclRule, peers: AddressSet | None, direction: Direction, name: str) -> Iterator[Match]:
     """One for each range of ports. `peers`: the rule's set, if it has more than one."""
-    peer: IPv4Network | None = None
+    peer: Prefix | None = None
     try:
         if peers is None:
             peer = next(iter(prefixes_of(rule.peers)), None)
@@ -210,11 +216,11 @@ def _matches(rule: AclRule, peers: AddressSet | None, direction: Direction, name
     ports: list[PortRange | None] = [PortRange(low, high) for low, high in dict.fromkeys(rule.ports)]
     for dst_ports in ports or [None]:
         yield Match(
-            ethertype=None if rule.domains else ETH_P_IP,
             src=peer if direction == "in" else None,
             dst=peer if direction == "out" else None,
             src_set=set_id if direction == "in" else None,
             dst_set=set_id if direction == "out" else None,
             protocol=rule.protocol,
             dst_ports=dst_ports,
+            mapped=True if rule.mapped and direction == "in" else None,
         )

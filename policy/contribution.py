@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from ipaddress import IPv4Interface, IPv6Interface
 from typing import Protocol
 
 from southbound.messages import HostGoal, Key, MappingGoal, NetworkGoal, PortGoal, RemoteGoal
 from vfp import model
+from vfp.timeouts import Timeouts
 
 __all__ = [
     "Contributor",
@@ -25,7 +26,6 @@ __all__ = [
     "Tables",
     "UplinkView",
     "mac_bytes",
-    "network_prefixes",
 ]
 
 
@@ -43,14 +43,13 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class UplinkView:
-    """The host's link towards the world. `pools`: the pool id of each address, stable across restarts."""
+    """The host's link towards the world."""
 
     id: int
     name: str
     ifindex: int
-    addresses: tuple[IPv4Interface, ...]
+    addresses: tuple[IPv4Interface | IPv6Interface, ...]        # no link-local IPv6
     mtu_bytes: int
-    pools: Mapping[IPv4Address, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +66,13 @@ class HostView:
     mappings: tuple[MappingGoal, ...] = ()
     port_ids: Mapping[str, int] = field(default_factory=dict)   # PortGoal.id -> model.Port.id
     uplink: UplinkView | None = None
-    host_addresses: frozenset[IPv4Address] = frozenset()        # all of the host's own, not those Sluice made
+    loopback: int = 0                                           # id of lo as an uplink; 0: it is none
+    pool_ids: Mapping[str, int] = field(default_factory=dict)   # by name; stable across restarts
+    host_addresses: frozenset[model.Address] = frozenset()      # all of the host's own, not those Sluice made
+    listeners: tuple[tuple[str, str, int], ...] = ()            # (protocol, address, port) of the host's sockets
+    served: frozenset[str] = frozenset()                        # MappingGoal.id of those that are in force already
+    shadowed: frozenset[str] = frozenset()                      # NetworkGoal.id of those the host's stack knows not
+    timeouts: Timeouts = field(default_factory=Timeouts)        # of the engine
 
     def ports_of(self, network: NetworkGoal) -> list[PortGoal]:
         """The network's ports on this host, by port id."""
@@ -94,6 +99,8 @@ class Tables:
     faults: tuple[Fault, ...] = ()
     sets: tuple[model.AddressSet, ...] = ()
     domains: tuple[DomainRule, ...] = ()
+    prefixes: tuple[model.PrefixMapping, ...] = ()
+    opened: Mapping[str, tuple[str, ...]] = field(default_factory=dict)     # MappingGoal.id -> external addresses
 
 
 class Contributor(Protocol):
@@ -125,19 +132,3 @@ def mac_bytes(text: str) -> bytes:
     if len(raw) != 6:
         raise ObjectError(f"MAC address {text!r} is not six bytes in hex like 02:00:00:00:00:07")
     return raw
-
-
-def network_prefixes(network: NetworkGoal) -> tuple[IPv4Network, ...]:
-    """The prefixes of a network's subnets.
-
-    Raises:
-        ObjectError: a prefix is not IPv4, or has host bits.
-    """
-    prefixes = []
-    for subnet in network.subnets:
-        try:
-            prefixes.append(IPv4Network(subnet.prefix))
-        except ValueError as error:
-            name = f"{network.tenant}/{network.name}"
-            raise ObjectError(f"network {name}: prefix {subnet.prefix!r}: {error}") from None
-    return tuple(prefixes)

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from hashlib import blake2b
-from ipaddress import IPv4Network
+from ipaddress import ip_network
 
 from policy.contribution import HostView, ObjectError
 from southbound.messages import AclRule, AclTier, PortGoal
-from vfp.model import AddressSet
+from vfp.model import AddressSet, Prefix
 
 __all__ = ["PeerSets", "prefixes_of", "rule_names", "set_identity"]
 
@@ -70,13 +70,13 @@ def rule_names(tier: AclTier) -> list[str]:
     return [rule.name or f"{tier.policy}[{position}]" for position, rule in enumerate(tier.rules)]
 
 
-def prefixes_of(peers: tuple[str, ...]) -> tuple[IPv4Network, ...]:
+def prefixes_of(peers: tuple[str, ...]) -> tuple[Prefix, ...]:
     """Peers without duplicates.
 
     Raises:
-        ValueError: one is no IPv4 prefix, or has host bits.
+        ValueError: one is no prefix, or has host bits.
     """
-    return tuple(IPv4Network(peer) for peer in dict.fromkeys(peers))
+    return tuple(ip_network(peer) for peer in dict.fromkeys(peers))
 
 
 def _refuse(rule: AclRule, name: str) -> None:

@@ -1,4 +1,4 @@
-"""The messages of the southbound protocol, version 1, and the goal-state objects they carry.
+"""The messages of the southbound protocol, version 2, and the goal-state objects they carry.
 
 A goal state is a set of objects, each with a `key` (kind, id). The controller derives it for one host; the agent
 makes it so. Objects are frozen dataclasses of plain values, so that they travel as msgpack maps and compare
@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
 Key = tuple[str, str]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,3 +20,8 @@ class Timeouts:
     icmp_s: float = 60
     other_s: float = 300
     binding_s: float = 2                    # of a source translation without flows
+
+
+def nanoseconds(timeouts: Timeouts) -> dict[str, int]:
+    """The fields of struct timeouts."""
+    return {f"{each.name[:-2]}_ns": int(getattr(timeouts, each.name) * 1e9) for each in fields(timeouts)}

@@ -33,6 +33,7 @@ from vswitch.namespaces import NAMED, Visitor, open_namespace
 from vswitch.netlink import Netlink, Request
 from vswitch.ownership import Found, find_link, find_own_link
 from vswitch.requests import (
+    RT_SCOPE_LINK,
     RT_TABLE_MAIN,
     RTN_UNICAST,
     RTPROT_STATIC,
@@ -56,7 +57,6 @@ QUEUES = 16
 TOOLS = ("iptables-legacy-restore", "iptables-nft-restore")
 TOOL_WITHIN_S = 10.0
 LOOPBACK = 1
-RT_SCOPE_LINK = 253
 
 _SYSCTLS = {
     "net/ipv4/ip_forward": "1",

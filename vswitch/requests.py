@@ -19,6 +19,7 @@ FAR_GROUP = 0x51CF  # of the far ends of pairs: where they are, another host's S
 RTEXT_FILTER_SKIP_STATS = 1 << 3
 RT_TABLE_MAIN = 254
 RTPROT_STATIC = 4
+RT_SCOPE_LINK = 253
 RT_SCOPE_NOWHERE = 255  # in a deletion: any
 RTN_UNICAST = 1
 RTNH_F_ONLINK = 4

@@ -42,10 +42,22 @@ def surroundings(netlink: Netlink, visitor: Visitor) -> Surroundings:
     addresses = tuple(_addresses(netlink, names, ours))
     hosts = {address.split("/")[0] for _name, address in addresses}
     routes = dict.fromkeys(_routes(netlink, names, ours, hosts))
+    return Surroundings(addresses, tuple(routes), _sockets(links, visitor))
+
+
+def listeners(netlink: Netlink, visitor: Visitor) -> tuple[tuple[str, str, int], ...]:
+    """The part of `surroundings` whose changes nothing tells.
+
+    Raises:
+        PermissionDenied, KernelRefused.
+    """
+    return _sockets(own_links(netlink), visitor)
+
+
+def _sockets(links: list[Found], visitor: Visitor) -> tuple[tuple[str, str, int], ...]:
     tunnel_ports = {udp_port(link) for link in links if link.is_ours and link.kind == "vxlan"}
     heard = visitor.at_home(lambda: list(_listeners(Path("/proc/thread-self/net"))))
-    sockets = dict.fromkeys(sorted(one for one in heard if one[0] != "udp" or one[2] not in tunnel_ports))
-    return Surroundings(addresses, tuple(routes), tuple(sockets))
+    return tuple(dict.fromkeys(sorted(one for one in heard if one[0] != "udp" or one[2] not in tunnel_ports)))
 
 
 def own_addresses(netlink: Netlink) -> tuple[tuple[str, str], ...]:

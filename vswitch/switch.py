@@ -31,7 +31,7 @@ from vswitch.netlink import Netlink
 from vswitch.ownership import find_link
 from vswitch.requests import link_delete
 from vswitch.reservations import Reservations
-from vswitch.surroundings import own_addresses, own_links, surroundings
+from vswitch.surroundings import listeners, own_addresses, own_links, surroundings
 
 
 class Switch:
@@ -188,6 +188,11 @@ class Switch:
         """Addresses, routes and listening sockets that Sluice did not make."""
         with self._lock:
             return surroundings(self._netlink, self._visitor)
+
+    def listeners(self) -> tuple[tuple[str, str, int], ...]:
+        """Listening sockets, as in `facts`. Nothing tells when one comes: it must be looked for."""
+        with self._lock:
+            return listeners(self._netlink, self._visitor)
 
     def addresses(self) -> tuple[tuple[str, str], ...]:
         """Addresses that Sluice did not make, as in `facts`."""

@@ -44,14 +44,17 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _CLONE_NEWNET = 0x40000000
 
 _AGENT = """
+import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from agent.app import Config, run
 from inspection.dns import Clamp
 from vfp.datapath.engine import Limits
 small = Limits(flows=4096, rules=4096, bindings=4096, ports=64, space_entries=4096, mappings=256)
 clamp = Clamp(*map(float, sys.argv[3].split())) if sys.argv[3] else Clamp()
-run(Config(Path(sys.argv[1]), Path(sys.argv[2]), "h1", small, clamp=clamp))
+limits = replace(small, **json.loads(sys.argv[4]))
+run(Config(Path(sys.argv[1]), Path(sys.argv[2]), "h1", limits, clamp=clamp))
 """
 _PURGE = """
 import sys
@@ -196,8 +199,9 @@ class Controller:
 class Machine:
     """Namespace `PREFIX-h1` as a host with uplink `lan0` to `PREFIX-lan` and underlay `under0` to `PREFIX-h2`."""
 
-    def __init__(self, scratch: Path, prefix: str = "agt", clamp: str = "") -> None:
+    def __init__(self, scratch: Path, prefix: str = "agt", clamp: str = "", **limits: int) -> None:
         self.scratch = scratch
+        self.limits = json.dumps(limits)
         self.name, self.clamp = f"{prefix}-h1", clamp
         self.state = scratch / "state"
         self.pins = Path(f"/sys/fs/bpf/sluice-{prefix}-{os.getpid()}")
@@ -231,7 +235,7 @@ class Machine:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 ["nsenter", f"--net=/run/netns/{self.name}", sys.executable, "-c", _AGENT, self.state, self.pins,
-                 self.clamp],
+                 self.clamp, self.limits],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=Path(__file__).parents[2],
             )
 
@@ -307,9 +311,9 @@ class Machine:
 
 
 @contextmanager
-def machine(scratch: Path, prefix: str = "agt", clamp: str = "") -> Iterator[Machine]:
-    """A host for one test; nothing is left of it."""
-    made = Machine(scratch, prefix, clamp)
+def machine(scratch: Path, prefix: str = "agt", clamp: str = "", **limits: int) -> Iterator[Machine]:
+    """A host for one test; nothing is left of it. `limits`: those of the engine that are not small."""
+    made = Machine(scratch, prefix, clamp, **limits)
     try:
         yield made
     finally:

@@ -14,7 +14,7 @@ from typing import Self
 import numpy as np
 from engine_frames import ACK, FIN, RST, SYN, TCP, UDP, IpFrame
 
-from vfp.datapath.engine import Datapath, Limits, nanoseconds
+from vfp.datapath.engine import Datapath, Limits
 from vfp.datapath.libbpf import TestRunOpts, check, library
 from vfp.layout import BUDGETS, ZoneKind, zone
 from vfp.model import Allow, EngineState, Forward, Group, Layer, LocalPort, Match, Port, Rule, Space
@@ -31,12 +31,14 @@ _SKB_BYTES, _SKB_CB = 192, 48
 _SOURCE = 26                                # of the IPv4 source in the frame
 
 
-def state(*, strict: tuple[bool, bool] = (False, False), name: str = "vnet") -> EngineState:
+def state(*, strict: tuple[bool, bool] = (False, False), name: str = "vnet",
+          timeouts: tuple[Timeouts | None, Timeouts | None] = (None, None)) -> EngineState:
     """Ports 1 and 2, which send whatever they like. Another `name` is another policy."""
     rule = Rule(0, Match(), Forward(_SPACE), name)
     layers = (Layer("vnet", (Group("vnet", (rule,)),), (), default_in=Allow()),)
+    gateway = b"\2\0\0\0\0\xfe"
     ports = tuple(
-        Port(n + 1, f"p{n + 1}", 1001 + n, MACS[n], b"\2\0\0\0\0\xfe", layers, strict[n]) for n in range(2))
+        Port(n + 1, f"p{n + 1}", 1001 + n, MACS[n], gateway, layers, strict[n], timeouts[n]) for n in range(2))
     space = Space(_SPACE, tuple((ADDRESSES[n], LocalPort(n + 1, MACS[n])) for n in range(2)))
     return EngineState(ports=ports, spaces=(space,))
 
@@ -76,7 +78,8 @@ class Wire(AbstractContextManager["Wire"]):
 
     def change(self, timeouts: Timeouts, **bounds: int) -> None:
         """Other times and bounds from now on."""
-        self.datapath._settings |= nanoseconds(timeouts) | replace(self.limits, **bounds).settings()
+        self.datapath._profiles.set_own(timeouts)
+        self.datapath._settings |= self.datapath._profiles.shortest() | replace(self.limits, **bounds).settings()
         self.datapath._write_settings(dirty=False)
 
     def send(self, raw: bytes, sender: int = 1, *, sources: range = range(1)) -> Counter[DropReason]:

@@ -39,7 +39,7 @@ WEB = endpoint("web", NAT, "192.168.50.5", 5)
 APP = endpoint("app", NAT, "192.168.50.6", 6)
 RED_A = endpoint("ra", RED, "10.1.0.2", 0x12)
 FAR = RemoteGoal("uid-far", "far", "n2", "10.1.0.9", "02:00:00:00:50:99", "172.31.0.2")
-MAP = MappingGoal("uid-map", "web", "default", "tcp", "0.0.0.0", 8080, "uid-web", "192.168.50.5", 80)
+MAP = MappingGoal("uid-map", "web", "default", "tcp", "0.0.0.0", (8080, 8080), "uid-web", "192.168.50.5", 80)
 ALL: tuple[Goal, ...] = (HOST, NAT, RED, WEB, APP, RED_A, FAR, MAP)
 
 
@@ -236,6 +236,33 @@ def test_facts_follow_the_host(host: Machine) -> None:
         lambda: any(("lan0", "172.20.0.1/24") in told.facts.addresses for told in host.controller.facts),
         "the new address is told",
     )
+
+
+def test_a_lan_that_overlaps_degrades_the_network_and_cuts_nothing_inside(host: Machine) -> None:
+    host.start_connected()
+    host.controller.tell(*ALL)
+    assert pings("agt-web", "192.168.50.6")
+
+    def told() -> str:
+        return next((one.details.get("overlap", "") for one in host.controller.acks[-1].objects if one.id == "n1"), "")
+
+    sh("ip -n agt-h1 addr add 192.168.77.100/16 dev lan0")          # wider: the network is a hole in it
+    until(lambda: told() == "overlap with lan0 192.168.0.0/16", "the overlap is told")
+    assert errors(host.controller.acks[-1]) == {}
+    assert "network degraded" in host.log.read_text()
+    assert pings("agt-web", "192.168.50.6")
+    assert pings("agt-web", "192.168.50.1")
+    assert pings("agt-h1", "192.168.50.5")
+
+    sh("ip -n agt-h1 addr add 192.168.50.100/25 dev lan0")          # within: the host keeps its LAN
+    until(lambda: "192.168.50.1/24" not in inside("agt-h1", "ip addr show dev slb1"), "the network is hidden from it")
+    assert "192.168.50.0/24" not in inside("agt-h1", "ip route")
+    assert pings("agt-web", "192.168.50.6")
+
+    for address in ("192.168.50.100/25", "192.168.77.100/16"):
+        sh(f"ip -n agt-h1 addr del {address} dev lan0")
+    until(lambda: told() == "", "the LAN is left")
+    until(lambda: pings("agt-h1", "192.168.50.5"), "the host reaches it again")
 
 
 def test_purge_leaves_nothing_twice(host: Machine) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from ipaddress import IPv4Address
+from dataclasses import dataclass, field, replace
+from ipaddress import IPv4Address, ip_network
 from pathlib import Path
 
 from scapy.layers.inet import IP, TCP, UDP
+from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import ARP, Ether
 from scapy.packet import Packet
 
@@ -21,6 +23,7 @@ from southbound.messages import (
     Goal,
     HostGoal,
     MappingGoal,
+    NatGoal,
     NetworkGoal,
     PortGoal,
     RemoteGoal,
@@ -29,16 +32,18 @@ from southbound.messages import (
 )
 from vfp import reference
 from vfp.compile import Compiler, rule_cookie
+from vfp.datapath.binding_log import BindingEvent
+from vfp.datapath.bindings import BindingRecord
 from vfp.datapath.capture import Captured
 from vfp.datapath.engine import Hook
 from vfp.datapath.records import DropEvent, FlowRecord, InspectCounts, LogEvent, RuleHits
 from vfp.datapath.select import FlowFilter, FlowPage
 from vfp.datapath.trace import Traced
 from vfp.layout import PlaceKind, Ring, ZoneKind
-from vfp.model import EngineState, Prefix
+from vfp.model import Address, EngineState, Prefix
 from vfp.reasons import DropReason
 from vfp.reference import Engine, explain_frame
-from vfp.reference.bindings import BindingKey, External
+from vfp.reference.bindings import BindingKey, Block, External
 from vfp.reference.packet import FlowTuple
 from vfp.reference.transposition import ToPort, ToUplink, ToVtep
 from vswitch.errors import NamespaceMissing, UplinkMissing, VSwitchError
@@ -64,24 +69,24 @@ UPLINK_MAC = "02:aa:00:00:00:01"
 HOST = HostGoal("self", underlay=VTEP, uplink="lan0")
 
 
-def nat(n: int = 1, prefix: str = "192.168.{n}.0/24") -> NetworkGoal:
-    prefix = prefix.format(n=n)
-    gateway = str(next(_network(prefix)))
+def nat(n: int = 1, *prefixes: str, tenant: str = "default", **more: object) -> NetworkGoal:
+    """`more`: fields of its `NatGoal`."""
+    subnets = tuple(subnet(prefix) for prefix in prefixes or (f"192.168.{n}.0/24",))
     return NetworkGoal(
-        f"nat-{n}", f"nat{n}", "default", "nat", (1 << 24) + n, (Subnet(prefix, gateway),), f"02:fe:00:00:01:{n:02x}", 0
+        f"nat-{n}", f"nat{n}", tenant, "nat", (1 << 24) + n, subnets, f"02:fe:00:00:01:{n:02x}", 0,
+        NatGoal(**more),  # type: ignore[arg-type]
     )
 
 
-def overlay(vni: int = 5001, prefix: str = "10.1.0.0/24", tenant: str = "red") -> NetworkGoal:
-    gateway = str(next(_network(prefix)))
+def overlay(vni: int = 5001, *prefixes: str, tenant: str = "red") -> NetworkGoal:
     mac = f"02:fe:00:00:{vni >> 8 & 0xFF:02x}:{vni & 0xFF:02x}"
-    return NetworkGoal(f"overlay-{vni}", "net", tenant, "overlay", vni, (Subnet(prefix, gateway),), mac, 0)
+    subnets = tuple(subnet(prefix) for prefix in prefixes or ("10.1.0.0/24",))
+    return NetworkGoal(f"overlay-{vni}", "net", tenant, "overlay", vni, subnets, mac, 0)
 
 
-def _network(prefix: str) -> Iterable[IPv4Address]:
-    from ipaddress import IPv4Network
-
-    return IPv4Network(prefix).hosts()
+def subnet(prefix: str) -> Subnet:
+    """With its first address as the gateway."""
+    return Subnet(prefix, str(next(ip_network(prefix).hosts())))
 
 
 def port(name: str, network: NetworkGoal, address: str, n: int, **more: object) -> PortGoal:
@@ -90,7 +95,7 @@ def port(name: str, network: NetworkGoal, address: str, n: int, **more: object) 
         name=name,
         tenant=network.tenant,
         network=network.id,
-        address=f"{address}/24",
+        address=f"{address}/24" if address else "",
         mac=f"02:00:00:00:00:{n:02x}",
         netns=f"ns-{name}",
         interface="eth0",
@@ -98,19 +103,22 @@ def port(name: str, network: NetworkGoal, address: str, n: int, **more: object) 
     )
 
 
-def remote(name: str, network: NetworkGoal, address: str, n: int, vtep: str = OTHER_VTEP) -> RemoteGoal:
-    return RemoteGoal(f"uid-{name}", name, network.id, address, f"02:00:00:00:00:{n:02x}", vtep)
+def remote(
+    name: str, network: NetworkGoal, address: str, n: int, vtep: str = OTHER_VTEP, address6: str = ""
+) -> RemoteGoal:
+    return RemoteGoal(f"uid-{name}", name, network.id, address, f"02:00:00:00:00:{n:02x}", vtep, address6)
 
 
 def mapping(name: str, to: PortGoal, outside: int, inside: int, **more: object) -> MappingGoal:
-    defaults: dict[str, object] = {"protocol": "tcp", "external_address": "0.0.0.0"}
+    defaults: dict[str, object] = {
+        "protocol": "tcp", "external_address": "0.0.0.0", "external_ports": (outside, outside),
+        "internal_address": to.address.split("/")[0],
+    }
     return MappingGoal(
         id=f"uid-{name}",
         name=name,
         tenant=to.tenant,
-        external_ports=(outside, outside),
         port=to.id,
-        internal_address=to.address.split("/")[0],
         internal_port=inside,
         **(defaults | more),  # type: ignore[arg-type]
     )
@@ -127,26 +135,27 @@ UNDERLAY = UplinkState(2, "under0", (f"{VTEP}/24",), 1400, "02:aa:00:00:00:02")
 def observed(wanted_goals: Goals, ids: Ids, **more: object) -> Observed:
     """A host on which all links of `wanted_goals` exist."""
     empty = Observed(UPLINK, "", UNDERLAY, "", frozenset({IPv4Address(HOST_ADDRESS)}), {})
+    empty = replace(empty, **more)  # type: ignore[arg-type]
     plan = build(wanted_goals, empty, ids)
+    aliases = {link.host_interface: link.alias for link in plan.ports.values()}
     owned = {
-        name: OwnedLink(name, 100 + number, "veth", 1500, "sluice:")
+        name: OwnedLink(name, 100 + number, "veth", 1500, aliases.get(name, "sluice:"))
         for number, name in enumerate(sorted(plan.links()))
     }
-    from dataclasses import replace
-
-    return replace(empty, owned=owned, **more)  # type: ignore[arg-type]
+    return replace(empty, owned=owned | dict(empty.owned))
 
 
-def ids_for(*objects: Goal) -> Ids:
+def ids_for(*objects: Goal, **more: object) -> Ids:
     state = goals(*objects)
-    return allocate(Ids(), wanted(state, Observed(UPLINK)), MAX_PORTS)
+    return allocate(Ids(), wanted(state, replace(Observed(UPLINK), **more)), MAX_PORTS)  # type: ignore[arg-type]
 
 
-def built(*objects: Goal, **more: object) -> Built:
+def built(*objects: Goal, compiled: bool = True, **more: object) -> Built:
     """The second build: every link is there. What it makes for the engine compiles."""
-    state, ids = goals(*objects), ids_for(*objects)
+    state, ids = goals(*objects), ids_for(*objects, **more)
     made = build(state, observed(state, ids, **more), ids)
-    Compiler().compile(made.engine, MAX_PORTS)
+    if compiled:
+        Compiler().compile(made.engine, MAX_PORTS)
     return made
 
 
@@ -176,6 +185,11 @@ def udp(port: int = 53, sport: int = 40000) -> Packet:
     return UDP(sport=sport, dport=port)
 
 
+def ip6(sender: PortGoal, dst: str, payload: Packet, dst_mac: str = "02:fe:00:00:01:01", **fields: str) -> bytes:
+    frame = Ether(src=fields.get("src_mac", sender.mac), dst=dst_mac)
+    return bytes(frame / IPv6(src=fields.get("src", sender.address6.split("/")[0]), dst=dst) / payload)
+
+
 def arp_request(sender: PortGoal, target: str) -> bytes:
     own = sender.address.split("/")[0]
     ask = ARP(op=1, hwsrc=sender.mac, psrc=own, hwdst="00:00:00:00:00:00", pdst=target)
@@ -194,8 +208,11 @@ class FakeSwitch:
     calls: list[tuple[str, ...]] = field(default_factory=list)
     missing: set[str] = field(default_factory=set)
     filters: dict[tuple[int, str], str] = field(default_factory=dict)
+    bridges: dict[str, BridgeLink] = field(default_factory=dict)
     neighbours: dict[str, dict[str, str]] = field(default_factory=dict)
     reserved: list[tuple[int, int]] = field(default_factory=list)
+    joined: list[tuple[str, str]] = field(default_factory=list)             # addresses that came later
+    listening: list[tuple[str, str, int]] = field(default_factory=list)
     lost_uplink: bool = False
     broken: str = ""
     _next: int = 100
@@ -219,6 +236,7 @@ class FakeSwitch:
         return ifindex
 
     def ensure_bridge(self, link: BridgeLink) -> int:
+        self.bridges[link.name] = link
         return self._ensure(link.name, "bridge", link.mtu_bytes, link.alias)
 
     def ensure_tunnel(self, link: TunnelLink) -> int:
@@ -268,7 +286,11 @@ class FakeSwitch:
         return UNDERLAY
 
     def facts(self) -> Surroundings:
-        return Surroundings((("lan0", f"{HOST_ADDRESS}/24"), ("lo", "127.0.0.1/8")), (("lan0", "172.16.0.0/24"),), ())
+        addresses = (("lan0", f"{HOST_ADDRESS}/24"), ("lo", "127.0.0.1/8"), *self.joined)
+        return Surroundings(addresses, (("lan0", "172.16.0.0/24"),), tuple(self.listening))
+
+    def listeners(self) -> tuple[tuple[str, str, int], ...]:
+        return tuple(self.listening)
 
     def addresses(self) -> tuple[tuple[str, str], ...]:
         return self.facts().addresses
@@ -299,6 +321,9 @@ class FakeDatapath:
     wanted: FlowFilter | None = None
     capturing: tuple[frozenset[int], int] = (frozenset(), 0)
     lost_records: int = 0
+    bound: list[BindingRecord] = field(default_factory=list)
+    binding_events: list[BindingEvent] = field(default_factory=list)
+    mapped: dict[str, int] = field(default_factory=dict)
 
     def apply(self, state: EngineState) -> None:
         Compiler().compile(state, self.limit)
@@ -357,8 +382,37 @@ class FakeDatapath:
     def binding(self, key: BindingKey) -> External | None:
         return None
 
-    def is_external_held(self, external: External) -> bool:
-        return external.port in self.held
+    def binding_at(self, external: External) -> BindingKey | None:
+        return BindingKey(99, 1, external.protocol, external.address, 1) if external.port in self.held else None
+
+    def block_holder(self, block: Block) -> tuple[int, int] | None:
+        return None
+
+    def binding_count(self, port: int, pool: int) -> int:
+        return 0
+
+    def has_contact(self, key: BindingKey, remote: Address) -> bool:
+        return False
+
+    def bindings(self) -> list[BindingRecord]:
+        return self.bound
+
+    def pool_use(self) -> dict[int, list[tuple[Address, int, int]]]:
+        counts = Counter((one.pool, one.external, one.protocol) for one in self.bound)
+        found: dict[int, list[tuple[Address, int, int]]] = {}
+        for (pool, address, protocol), count in counts.items():
+            found.setdefault(pool, []).append((address, protocol, count))
+        return found
+
+    def mapping_hits(self) -> dict[str, int]:
+        return self.mapped
+
+    def bindings_fd(self) -> int:
+        return -1
+
+    def read_binding_events(self) -> list[BindingEvent]:
+        events, self.binding_events = self.binding_events, []
+        return events
 
     def capture(self, ports: Collection[int], packet_bytes: int) -> None:
         self.capturing = (frozenset(ports), packet_bytes)

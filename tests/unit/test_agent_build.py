@@ -76,7 +76,7 @@ def test_a_refused_port_stays_out_and_takes_its_mappings_along() -> None:
         (replace(WEB, id="x", mac="02:00"), "02:00"),
         (replace(WEB, id="x", network="gone"), "see the network's status"),
         (replace(WEB, id="z"), "is that of default/web too"),
-        (replace(NAT, id="x", space=99), "overlaps"),
+        (replace(NAT, id="x", space=NAT.space + 9), "overlaps"),
         (replace(RED, id="x", name="other"), "space 5001"),
         (replace(NAT, id="x", space=99, subnets=(Subnet("192.168.7.1/24", "192.168.7.1"),)), "host bits"),
         (replace(RED, id="x", space=99, gateway_mac="?"), "MAC"),

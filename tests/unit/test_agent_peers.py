@@ -13,7 +13,7 @@ from southbound.messages import AclRule, AclTier, PortGoal
 from vfp.model import AddressSet, Match, Rule
 from vfp.reference import Hook, explain, probe
 
-RED, BLUE = overlay(5001), overlay(5002, "10.2.0.0/24", "blue")
+RED, BLUE = overlay(5001), overlay(5002, "10.2.0.0/24", tenant="blue")
 PEERS = tuple(f"10.1.0.{n}/32" for n in range(100, 150))
 
 

@@ -187,3 +187,69 @@ def test_a_kernel_that_cannot_be_read_fails_every_object_and_is_told_when_it_can
     assert isinstance(second, Ack)
     assert all("No buffer space" in status.error for status in first.objects)
     assert all(status.error == "" for status in second.objects)
+
+
+def test_a_lan_that_is_joined_later_degrades_the_network_and_is_told(tmp_path: Path) -> None:
+    async def life() -> None:
+        with Worker() as worker:
+            bench = Bench(tmp_path, worker)
+            host = bench.host
+
+            async def join_lan() -> None:
+                bench.switch.joined = [("wlan0", "192.168.1.77/16")]
+                await host.look_around()
+
+            async def leave_lan() -> None:
+                bench.switch.joined = []
+                await host.look_around()
+
+            sent = await bench.play(FULL, join_lan, leave_lan)
+            acks = [message for message in sent if isinstance(message, Ack)]
+            told = [{one.id: one.details.get("overlap") for one in ack.objects}[NAT.id] for ack in acks]
+            assert told == [None, "overlap with wlan0 192.168.0.0/16", None]
+            assert not any(one.error for ack in acks for one in ack.objects)
+
+            await join_lan()                # without a controller
+            assert host.report is None
+            assert {uid: str(overlap) for uid, overlap in host.overlaps.items()} == {NAT.id: told[1]}
+            assert bench.switch.bridges["slb1"].addresses == ("192.168.1.1/24",)    # a hole in the LAN
+
+            gateway = ("192.168.1.1/24",)
+            for address, kept in (("192.168.1.77/24", ()), ("192.168.1.77/25", ()), ("10.0.0.1/8", gateway)):
+                bench.switch.joined = [("wlan0", address)]
+                await host.look_around()
+                assert bench.switch.bridges["slb1"].addresses == kept
+
+    asyncio.run(life())
+
+
+def test_an_overlap_that_was_there_at_the_start_is_told_with_the_first_ack(tmp_path: Path) -> None:
+    async def life() -> None:
+        with Worker() as worker:
+            bench = Bench(tmp_path, worker)
+            bench.switch.joined = [("tun0", "192.168.1.0/25"), ("tun0", "192.168.1.200/32"), ("lan1", "10.0.0.0/8")]
+            await bench.host.start()
+            (ack,) = [message for message in await bench.play(FULL) if isinstance(message, Ack)]
+            (told,) = [one.details["overlap"] for one in ack.objects if "overlap" in one.details]
+            assert told == "overlap with tun0 192.168.1.0/25"
+
+    asyncio.run(life())
+
+
+def test_a_new_listening_socket_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agent.host.LISTENERS_EVERY_S", 0.01)
+
+    async def life() -> None:
+        with Worker() as worker:
+            bench = Bench(tmp_path, worker)
+
+            async def open_socket() -> None:
+                bench.switch.listening = [("tcp", "0.0.0.0", 8080)]
+                listening = asyncio.create_task(bench.host.listen())
+                await asyncio.sleep(0.1)
+                listening.cancel()
+
+            told = [message for message in await bench.play(FULL, open_socket) if isinstance(message, Facts)]
+            assert [one.facts.listeners for one in told] == [(("tcp", "0.0.0.0", 8080),)]
+
+    asyncio.run(life())

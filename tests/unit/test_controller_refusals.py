@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 from controller_kit import (
     FACTS,
     Parts,
+    Refusal,
     document,
     endpoint,
     host,
@@ -16,14 +16,14 @@ from controller_kit import (
     nat,
     overlay,
     policy,
+    refuses,
     tenant,
     with_parts,
 )
 
 DENY_80 = {"direction": "in", "action": "deny", "protocol": "tcp", "ports": [80]}
 
-# what: (document, status, field, found, words of the message, words of what to do)
-REFUSED: dict[str, tuple[Any, int, str, str, str, str]] = {
+REFUSED: dict[str, Refusal] = {
     "not an object": ("red", 422, "", "red", "an object", ""),
     "unknown kind": (document("Netwrok", "x", {}), 422, "kind", "Netwrok", "no such kind", "did you mean 'Network'?"),
     "no kind": ({"apiVersion": "sluice/v1"}, 422, "kind", "null", "no such kind", "use one of"),
@@ -56,13 +56,10 @@ REFUSED: dict[str, tuple[Any, int, str, str, str, str]] = {
                      "10.1.0.0/24"),
     "no prefix length": (overlay("x", "10.1.0.0"), 422, "spec.subnets[0].prefix", "10.1.0.0", "no prefix length",
                          "/24"),
-    "IPv6": (overlay("x", "fd00::/64"), 422, "spec.subnets[0].prefix", "fd00::/64", "IPv6", "IPv4"),
     "prefix too short": (overlay("x", "10.0.0.0/7"), 422, "spec.subnets[0].prefix", "10.0.0.0/7", "prefix length",
                          "/24"),
     "loopback prefix": (overlay("x", "127.1.0.0/24"), 422, "spec.subnets[0].prefix", "127.1.0.0/24", "loopback",
                         "private"),
-    "two subnets": (overlay("x", subnets=[{"prefix": "10.2.0.0/24"}, {"prefix": "10.3.0.0/24"}]), 422,
-                    "spec.subnets", "2 subnets", "exactly one", "another network"),
     "gateway outside": (overlay("x", subnets=[{"prefix": "10.2.0.0/24", "gateway": "10.3.0.1"}]), 422,
                         "spec.subnets[0].gateway", "10.3.0.1", "outside of its subnet 10.2.0.0/24", "10.2.0.1"),
     "overlay with a host": (overlay("x", host="h1"), 422, "spec.host", "h1", "spans hosts", "leave it out"),
@@ -126,7 +123,7 @@ REFUSED: dict[str, tuple[Any, int, str, str, str, str]] = {
                              "20000-32767", "natPorts"),
     "external address": (mapping("m", "office", "web", 81, externalAddress="192.0.2.1"), 422,
                          "spec.externalAddress", "192.0.2.1", "not an address of host h1", "192.168.7.10"),
-    "protocol of a mapping": (mapping("m", "office", "web", 81, protocol="icmp"), 422, "spec.protocol", "icmp",
+    "protocol of a mapping": (mapping("m", "office", "web", 81, protocol="gre"), 422, "spec.protocol", "gre",
                               "not one of", "tcp"),
     "policy for nobody": (policy("p", "red", {"direction": "in", "action": "deny", "from": {}}), 422,
                           "spec.rules[0].from", "{}", "names nobody", "leave it out"),
@@ -161,7 +158,8 @@ REFUSED: dict[str, tuple[Any, int, str, str, str, str]] = {
     "host's underlay removed": (host("h1"), 409, "spec.underlay", "nothing", "has overlay endpoints", "keep it"),
     "natPorts over a mapping": (host("h1", "172.31.0.1", natPorts=[8000, 9000]), 409, "spec.natPorts",
                                 "[8000, 9000]", "port 8080", "another range"),
-    "natPorts reversed": (host("h3", natPorts=[3000, 2000]), 422, "spec", "", "not a range", "low <= high"),
+    "natPorts reversed": (host("h3", natPorts=[3000, 2000]), 422, "spec.natPorts", "[3000, 2000]",
+                          "not a range", "low <= high"),
     "tenant of a host": (document("Host", "h4", {}, "default"), 422, "metadata.tenant", "default",
                          "not in a tenant", "leave it out"),
     "token as a document": (document("Token", "x", {}), 422, "kind", "Token", "not declared", "sluice token create"),
@@ -170,22 +168,9 @@ REFUSED: dict[str, tuple[Any, int, str, str, str, str]] = {
 
 @pytest.mark.parametrize("what", REFUSED)
 def test_bad_document_is_refused_by_name_and_leaves_no_trace(what: str, tmp_path: Path) -> None:
-    bad, status, field, found, message, todo = REFUSED[what]
-
     async def body(parts: Parts) -> None:
         await parts.world()
-        before = await parts.everything()
-        answer = await parts.apply(tenant("fine"), bad, host("also-fine"))
-        assert answer.status_code == status, answer.text
-        errors = answer.json()["errors"]
-        assert answer.json()["error"] == errors[0]
-        error = next((e for e in errors if e["field"] == field), None)
-        assert error is not None, errors
-        if found:
-            assert found in error["found"]
-        assert message in error["message"], error
-        assert todo in error["todo"], error
-        assert await parts.everything() == before
+        await refuses(parts, REFUSED[what])
 
     with_parts(tmp_path, body)
 

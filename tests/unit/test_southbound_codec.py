@@ -121,8 +121,8 @@ def without(message: dict[str, Any], field: str) -> bytes:
     (changed(HELLO, host=5), "Hello", "host", "expected text; found 5"),
     (changed(HELLO, host=b"h1"), "Hello", "host", "expected text; found b'h1'"),
     (changed(HELLO, applied_revision=True), "Hello", "applied_revision", "expected an integer; found True"),
-    (changed(HELLO, version=True), "Hello", "version", "expected an integer"),
-    (changed(HELLO, version=2, new_field=1), "Hello", "version", "speaks protocol version 1"),
+    (changed(HELLO, version=2.0), "Hello", "version", "expected an integer"),
+    (changed(HELLO, version=3, new_field=1), "Hello", "version", "speaks protocol version 2"),
     (changed(HELLO, facts=None), "Hello", "facts", "expected a map"),
     (changed(HELLO, facts={**HELLO["facts"], "addresses": [["eth0"]]}), "Hello", "facts.addresses[0]",
      "expected an array of 2"),
@@ -133,7 +133,7 @@ def without(message: dict[str, Any], field: str) -> bytes:
     (changed(SYNC, goals=[SYNC["goals"][1], 1]), "FullSync", "goals[1]", "expected a map"),
     (changed(SYNC, goals=[{**SYNC["goals"][1], "vtep": 1}]), "FullSync", "goals[0].vtep", "expected text"),
     (changed(SYNC, goals={"a": 1}), "FullSync", "goals", "expected an array"),
-    (msgpack.packb({"t": "Welcome", "version": 1, "store": "s", "keepalive_s": float("nan")}), "Welcome",
+    (msgpack.packb({"t": "Welcome", "version": 2, "store": "s", "keepalive_s": float("nan")}), "Welcome",
      "keepalive_s", "finite"),
     (msgpack.packb({"t": "Query", "id": 1, "what": "x", "args": {"a": b"raw"}}), "Query", "args.a", "JSON-like"),
 ], ids=str)
@@ -186,7 +186,7 @@ def test_long_text_is_refused() -> None:
     (Answer(1, "", {"a": {1, 2}}), "Answer.data.a: expected JSON-like data"),
     (Answer(1, "", float("inf")), "Answer.data: expected a finite number"),
     (Answer(1, "", "\ud800"), "cannot hold"),
-    (Welcome(1, "s", "5"), "Welcome.keepalive_s: expected a finite number"),   # type: ignore[arg-type]
+    (Welcome(PROTOCOL_VERSION, "s", "5"), "Welcome.keepalive_s: expected a finite number"),   # type: ignore[arg-type]
     (HostGoal("self"), "not a message"),
 ], ids=str)
 def test_our_own_mistakes_do_not_leave_the_house(message: Any, text: str) -> None:
@@ -196,7 +196,7 @@ def test_our_own_mistakes_do_not_leave_the_house(message: Any, text: str) -> Non
 
 def test_tuples_in_json_like_data_travel_as_arrays_and_whole_numbers_as_seconds() -> None:
     assert decode(encode(Answer(1, "", {"ports": (1, 2)}))) == Answer(1, "", {"ports": [1, 2]})
-    assert decode(encode(Welcome(1, "s", 5))) == Welcome(1, "s", 5.0)
+    assert decode(encode(Welcome(PROTOCOL_VERSION, "s", 5))) == Welcome(PROTOCOL_VERSION, "s", 5.0)
 
 
 def test_a_token_is_not_shown_in_errors() -> None:

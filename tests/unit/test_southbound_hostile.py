@@ -33,7 +33,7 @@ from southbound.errors import (
 )
 from southbound.framing import BEFORE_SESSION_BYTES, frame
 from southbound.identity import draft_identity, load_identity, split_address
-from southbound.messages import Ack, Delta, FullSync, Join, Ping, Refused, Welcome
+from southbound.messages import PROTOCOL_VERSION, Ack, Delta, FullSync, Join, Ping, Refused, Welcome
 from southbound.tls import agent_context, trusting_context
 
 
@@ -80,8 +80,8 @@ def test_plain_tcp_is_closed_and_logged_with_its_address(tmp_path: Path, logs: l
     (frame(b"\x81\xa1t\xa8Nonsense"), "not a message"),
     (frame(encode(Ping(1))), "only Hello is accepted from a connection with a certificate"),
     (frame(encode(hello("h1"))), "only Join from one without"),
-    (frame(msgpack.packb({"t": "Join", "version": 2, "host": "h1", "secret": "s"})), "speaks protocol version 1"),
-    (frame(encode(Join(1, "h1", "sluice1.x.y", b"csr"))), "copy the whole token"),
+    (frame(msgpack.packb({"t": "Join", "version": 3, "host": "h1", "secret": "s"})), "speaks protocol version 2"),
+    (frame(encode(Join(PROTOCOL_VERSION, "h1", "sluice1.x.y", b"csr"))), "copy the whole token"),
 ], ids=str)
 def test_bad_first_messages_over_tls_get_a_reason_and_the_door(
         tmp_path: Path, logs: list[Any], data: bytes, text: str) -> None:
@@ -242,7 +242,7 @@ def test_an_agent_notices_a_controller_that_falls_silent(tmp_path: Path) -> None
         async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             held.append(writer)
             await reader.readexactly(4)
-            writer.write(frame(encode(Welcome(1, "s", 0.2))))
+            writer.write(frame(encode(Welcome(PROTOCOL_VERSION, "s", 0.2))))
 
         async with await asyncio.start_server(hang, "127.0.0.1", 0, ssl=pki.server_context()) as server:
             address = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
@@ -437,7 +437,8 @@ def test_a_welcome_that_makes_no_sense_is_refused(tmp_path: Path) -> None:
                 async with connect(identity.directory, hello("h1"), echo):
                     pass
 
-    for answer, error, text in ((frame(encode(Welcome(1, "s", 1e9))), ProtocolError, r"keepalive_s: expected"),
+    for answer, error, text in ((frame(encode(Welcome(PROTOCOL_VERSION, "s", 1e9))), ProtocolError,
+                                 r"keepalive_s: expected"),
                                 (frame(encode(Ping(1))), ProtocolError, "expected Welcome"),
                                 (frame(encode(Refused("go away"))), SessionRefused, "go away"),
                                 (b"HTTP/1.1 400 Bad Request\r\n\r\n", ProtocolError, "not a Sluice frame")):
@@ -462,9 +463,9 @@ def test_hello_with_a_future_version_is_refused_by_its_version(tmp_path: Path) -
         async with rig(tmp_path) as r, r.undisturbed():
             raw = msgpack.unpackb(encode(hello("h1")))
             async with dial(r.address, await _as_host(r, "h1")) as line:
-                line.writer.write(frame(msgpack.packb({**raw, "version": 2, "extra": 1})))
+                line.writer.write(frame(msgpack.packb({**raw, "version": 3, "extra": 1})))
                 reason = refusal(await closed_by_server(line.reader))
-            assert "this side speaks protocol version 1; upgrade the older side; found 2" in reason
+            assert "this side speaks protocol version 2; upgrade the older side; found 3" in reason
 
     asyncio.run(scenario())
 

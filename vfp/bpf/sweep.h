@@ -7,18 +7,11 @@
 #pragma once
 
 #include "flow_table.h"
-#include "parse.h"
+#include "sweep_bindings.h"
 
+#define NSEC_PER_SEC 1000000000ULL
 #define REAP_BATCH (1 << 20)
 #define RECLAIM_BATCH 8	/* of each queue, for one new flow */
-
-struct sweeping {
-	struct sweep *sweep;
-	struct settings *settings;
-	__u64 now;
-	struct budgets left;
-	struct budgets gone;
-};
 
 static __always_inline void count_pair(struct budgets *pairs, const struct flow_key *key, __u16 state)
 {
@@ -28,68 +21,63 @@ static __always_inline void count_pair(struct budgets *pairs, const struct flow_
 		pairs->half_open++;
 }
 
-static __always_inline __u64 tcp_limit(const struct settings *settings, __u16 state)
+/* Those of the first of the flow's ports that has its own. `orphan`: one of its ports is gone. */
+static __always_inline struct timeouts *timeouts_of(const struct flow *f, int *orphan)
 {
-	if (is_reset(state))
-		return settings->tcp_reset_ns;
-	if (is_closed(state))
-		return settings->tcp_time_wait_ns;
-	if (state & (STATE_FIN | STATE_PEER_FIN))
-		return settings->tcp_fin_wait_ns;
-	if (is_established(state))
-		return settings->tcp_established_ns;
-	return state & STATE_ASSURED ? settings->tcp_syn_received_ns : settings->tcp_opening_ns;
-}
+	__u32 number = 0;
 
-static __always_inline __u64 idle_limit(const struct settings *settings, const struct flow_key *key, __u16 state)
-{
-	switch (key->protocol) {
-	case IPPROTO_TCP:
-		return tcp_limit(settings, state);
-	case IPPROTO_UDP:
-		return state & STATE_ASSURED ? settings->udp_ns : settings->udp_new_ns;
-	}
-	return is_icmp(key->family, key->protocol) ? settings->icmp_ns : settings->other_ns;
-}
-
-/* A live flow holds its external port. */
-static __always_inline void stamp_binding(const struct flow_key *key, const struct flow *f, __u64 now)
-{
-	struct external_key external = {.address = f->out.src, .port = f->out.sport, .protocol = key->protocol,
-					.family = key->family};
-	struct external *held;
-
-	if (f->flags & FLOW_REPLY || !(f->out.flags & (SET_SRC | SET_SPORT)))
-		return;
-	held = bpf_map_lookup_elem(&externals, &external);
-	if (held)
-		held->seen_ns = now;
-}
-
-/* Nothing can use a flow of a port that is gone; what comes for it is decided anew. */
-static __always_inline int is_orphan(const struct flow *f)
-{
+	*orphan = 0;
 	for (int i = 0; i < 2; i++) {
 		__u32 id = f->ports[i];
 		struct port *port = id ? bpf_map_lookup_elem(&ports, &id) : 0;
 
-		if (port && !port->ifindex)
-			return 1;
+		if (!port)
+			continue;
+		*orphan |= !port->ifindex;
+		number = number ? number : port->timeouts;
 	}
-	return 0;
+	return bpf_map_lookup_elem(&timeouts, &number);
+}
+
+static __always_inline __u64 tcp_limit(const struct timeouts *times, __u16 state)
+{
+	if (is_reset(state))
+		return times->tcp_reset_ns;
+	if (is_closed(state))
+		return times->tcp_time_wait_ns;
+	if (state & (STATE_FIN | STATE_PEER_FIN))
+		return times->tcp_fin_wait_ns;
+	if (is_established(state))
+		return times->tcp_established_ns;
+	return state & STATE_ASSURED ? times->tcp_syn_received_ns : times->tcp_opening_ns;
+}
+
+static __always_inline __u64 idle_limit(const struct timeouts *times, const struct flow_key *key, __u16 state)
+{
+	switch (key->protocol) {
+	case IPPROTO_TCP:
+		return tcp_limit(times, state);
+	case IPPROTO_UDP:
+		return state & STATE_ASSURED ? times->udp_ns : times->udp_new_ns;
+	}
+	return is_icmp(key->family, key->protocol) ? times->icmp_ns : times->other_ns;
+}
+
+/* When the younger half was used. */
+static __always_inline __u64 last_used(const struct flow *f)
+{
+	struct flow *other;
+
+	if (f->state & STATE_SINGLE)
+		return f->seen_ns;
+	other = bpf_map_lookup_elem(&flows, &f->pair);
+	return other && other->seen_ns > f->seen_ns ? other->seen_ns : f->seen_ns;
 }
 
 /* A pair is as idle as its younger half. */
 static __always_inline int is_idle(const struct flow *f, __u64 limit, __u64 now)
 {
-	struct flow *other;
-
-	if (f->seen_ns + limit > now)
-		return 0;
-	if (f->state & STATE_SINGLE)
-		return 1;
-	other = bpf_map_lookup_elem(&flows, &f->pair);
-	return !other || other->seen_ns + limit <= now;
+	return f->seen_ns + limit <= now && last_used(f) + limit <= now;
 }
 
 static __always_inline void remove_pair(struct sweep *sweep, const struct flow_key *key, const struct flow *f)
@@ -103,39 +91,32 @@ static __always_inline void remove_pair(struct sweep *sweep, const struct flow_k
 static long sweep_flow(void *map, struct flow_key *key, struct flow *f, struct sweeping *sweeping)
 {
 	struct sweep *sweep = sweeping->sweep;
+	struct timeouts *times;
+	__u64 limit;
+	int orphan;
 
 	sweep->flows_seen++;
+	times = timeouts_of(f, &orphan);
+	if (!times)
+		return 0;
+	limit = idle_limit(times, key, f->state);
 	/* The forward half speaks for both; a reply whose forward half is gone is as idle as itself. */
 	if (f->flags & FLOW_REPLY) {
 		struct flow_key own = *key;
 
-		if (f->seen_ns + idle_limit(sweeping->settings, key, f->state) <= sweeping->now &&
-		    !bpf_map_lookup_elem(&flows, &f->pair))
+		if (f->seen_ns + limit <= sweeping->now && !bpf_map_lookup_elem(&flows, &f->pair))
 			bpf_map_delete_elem(&flows, &own);
 		return 0;
 	}
-	if (is_orphan(f) || is_idle(f, idle_limit(sweeping->settings, key, f->state), sweeping->now)) {
+	/* Nothing can use a flow of a port that is gone; what comes for it is decided anew. */
+	if (orphan || is_idle(f, limit, sweeping->now)) {
 		count_pair(&sweeping->gone, key, f->state);
 		remove_pair(sweep, key, f);
 		return 0;
 	}
 	count_pair(&sweeping->left, key, f->state);
-	stamp_binding(key, f, sweeping->now);
-	return 0;
-}
-
-static long sweep_external(void *map, struct external_key *key, struct external *held,
-			   struct sweeping *sweeping)
-{
-	struct external_key own = *key;
-	struct binding_key holder = held->holder;
-
-	sweeping->sweep->bindings_seen++;
-	if (held->seen_ns + sweeping->settings->binding_ns > sweeping->now)
-		return 0;
-	bpf_map_delete_elem(&bindings, &holder);
-	bpf_map_delete_elem(&externals, &own);
-	sweeping->sweep->bindings_removed++;
+	if (f->flags & (FLOW_BOUND | FLOW_BEHIND))
+		stamp_bindings(key, f, sweeping->now);
 	return 0;
 }
 
@@ -147,21 +128,6 @@ static __always_inline int begin(struct sweeping *sweeping, struct sweep *sweep)
 	sweeping->settings = bpf_map_lookup_elem(&config, &zero);
 	sweeping->now = sweep->now_ns ? sweep->now_ns : bpf_ktime_get_ns();
 	return sweeping->settings != 0;
-}
-
-/*
- * What a budget has taken, put right: by as much as what was found is outside of what it was before and after. Pairs that
- * came and went in the meantime are in between.
- */
-static __always_inline void mend(__s64 *taken, __s64 before, __s64 found)
-{
-	__s64 after = *taken;
-	__s64 low = before < after ? before : after, high = before < after ? after : before;
-
-	if (found < low)
-		__sync_fetch_and_add(taken, found - low);
-	else if (found > high)
-		__sync_fetch_and_add(taken, found - high);
 }
 
 SEC("syscall")
@@ -176,61 +142,79 @@ int vfp_sweep(struct sweep *sweep)
 	bpf_for_each_map_elem(&flows, sweep_flow, &sweeping, 0);
 	mend(&taken->half_open, before.half_open - sweeping.gone.half_open, sweeping.left.half_open);
 	mend(&taken->udp, before.udp - sweeping.gone.udp, sweeping.left.udp);
-	bpf_for_each_map_elem(&externals, sweep_external, &sweeping, 0);
+	sweep_bindings(&sweeping);
 	return 0;
 }
 
-/* One that closed and was not used since leaves; one that was opened again is no longer our business. */
+#define LOOK_AGAIN_NS (8 * NSEC_PER_SEC)	/* its time may have become shorter meanwhile */
+
+/* One whose time is over leaves; one that was opened again is no longer our business. */
 static __always_inline void reap_pair(struct sweeping *sweeping, struct closed *closed)
 {
 	struct flow *f = bpf_map_lookup_elem(&flows, &closed->key);
+	struct timeouts *times;
+	__u64 due;
+	int orphan;
 
 	sweeping->sweep->flows_seen++;
 	if (!f || !is_closed(f->state))
 		return;
-	if (is_idle(f, tcp_limit(sweeping->settings, f->state), sweeping->now)) {
+	times = timeouts_of(f, &orphan);
+	if (!times)
+		return;
+	due = last_used(f) + tcp_limit(times, f->state);
+	if (due <= sweeping->now) {
 		remove_pair(sweeping->sweep, &closed->key, f);
 		return;
 	}
+	if (due > sweeping->now + LOOK_AGAIN_NS)
+		due = sweeping->now + LOOK_AGAIN_NS;
+	closed->due_s = due / NSEC_PER_SEC;
 	closed->since_ns = sweeping->now;
 	bpf_map_push_elem(&lingering, closed, BPF_ANY);
+}
+
+/* The queue is in the order in which pairs closed: when the shortest time in use is not over for the first, it is for none. */
+static __always_inline int reap_head(struct sweeping *sweeping, void *queue, __u64 shortest)
+{
+	struct closed closed;
+
+	if (bpf_map_peek_elem(queue, &closed) || closed.since_ns + shortest > sweeping->now)
+		return 1;
+	if (!bpf_map_pop_elem(queue, &closed))
+		reap_pair(sweeping, &closed);
+	return 0;
 }
 
 static long reap_time_wait(__u32 i, void *context)
 {
 	struct sweeping *sweeping = context;
-	struct closed closed;
 
-	if (bpf_map_peek_elem(&time_waits, &closed) ||
-	    closed.since_ns + sweeping->settings->tcp_time_wait_ns > sweeping->now)
-		return 1;
-	if (!bpf_map_pop_elem(&time_waits, &closed))
-		reap_pair(sweeping, &closed);
-	return 0;
+	return reap_head(sweeping, &time_waits, sweeping->settings->reap_time_wait_ns);
 }
 
 static long reap_reset(__u32 i, void *context)
 {
 	struct sweeping *sweeping = context;
-	struct closed closed;
 
-	if (bpf_map_peek_elem(&resets, &closed) ||
-	    closed.since_ns + sweeping->settings->tcp_reset_ns > sweeping->now)
-		return 1;
-	if (!bpf_map_pop_elem(&resets, &closed))
-		reap_pair(sweeping, &closed);
-	return 0;
+	return reap_head(sweeping, &resets, sweeping->settings->reap_reset_ns);
 }
 
+/* Those whose time is longer than the shortest, or that had packets since. What comes here in this run is at the end. */
 static long reap_lingering(__u32 i, void *context)
 {
 	struct sweeping *sweeping = context;
 	struct closed closed;
 
-	if (bpf_map_peek_elem(&lingering, &closed) || closed.since_ns == sweeping->now)
+	if (bpf_map_peek_elem(&lingering, &closed) || closed.since_ns == sweeping->now ||
+	    bpf_map_pop_elem(&lingering, &closed))
 		return 1;
-	if (!bpf_map_pop_elem(&lingering, &closed))
+	if (closed.due_s <= sweeping->now / NSEC_PER_SEC) {
 		reap_pair(sweeping, &closed);
+		return 0;
+	}
+	closed.since_ns = sweeping->now;
+	bpf_map_push_elem(&lingering, &closed, BPF_ANY);
 	return 0;
 }
 

@@ -66,9 +66,9 @@ class Capturing:
     def marked(self, port: int, record: bytes) -> bytes:
         """A port's record with the bit as it must be."""
         value = np.frombuffer(record, PORT).copy()
-        value["flags"] &= ~np.uint32(int(PortFlag.CAPTURE))
+        value["flags"] &= ~np.uint16(int(PortFlag.CAPTURE))
         if port in self._watched:
-            value["flags"] |= np.uint32(int(PortFlag.CAPTURE))
+            value["flags"] |= np.uint16(int(PortFlag.CAPTURE))
         return value.tobytes()
 
     def without(self, record: bytes) -> bytes:

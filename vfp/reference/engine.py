@@ -116,7 +116,9 @@ class Engine:
             DropReason.HALF_OPEN_FULL: half_open or max(flow_entries // 8, 1),
             DropReason.UDP_FULL: udp or max(flow_entries // 4, 1),
         }
-        self._flows = FlowTable(flow_entries, budgets, timeouts or Timeouts())
+        self._timeouts = timeouts or Timeouts()
+        self._flows = FlowTable(flow_entries, budgets, self._timeouts)
+        self._flows.take_ports(self._index.ports)
         self._redecide_cost_s = 1 / redecide_per_s
         self._redecide_s = float("-inf")    # until when the time for re-decisions is spent
         self._fragments = FragmentTable()
@@ -124,6 +126,7 @@ class Engine:
         self.drop_counts: Counter[DropReason] = Counter()
         self.rule_hits: Counter[RuleRef] = Counter()
         self.rule_drops: Counter[RuleRef] = Counter()
+        self.mapping_hits: Counter[str] = Counter()         # by `Mapping.name`
         self.journal = Journal()
         self._answers = AnswerLimit()
 
@@ -149,6 +152,7 @@ class Engine:
         new = Index(new_state)
         changed = changed_ports(self._index, new)
         self._index = new
+        self._flows.take_ports(new.ports)
         self._sets.update(new_state)
         self._generations.update(changed)
         self.journal.forget_meters_but(new.meters())
@@ -169,9 +173,15 @@ class Engine:
 
     def sweep(self, now_s: float) -> int:
         """Age flows and bindings; returns how many flow entries and bindings went."""
-        removed = self._flows.sweep(self._index.ports, now_s)
-        in_use = {key for pair in self._flows.pairs() for key in pair.bindings}
-        return removed + self.bindings.sweep(in_use, now_s)
+        removed = self._flows.sweep(now_s)
+        bindings = {key for pair in self._flows.pairs() for key in pair.bindings}
+        contacts = {contact for pair in self._flows.pairs() for contact in pair.contacts}
+        return removed + self.bindings.sweep(bindings, contacts, now_s, self._binding_idle_s)
+
+    def _binding_idle_s(self, port: int) -> float:
+        """How long a binding of a port stays without flows."""
+        holder = self._index.ports.get(port)
+        return ((holder and holder.timeouts) or self._timeouts).binding_s
 
     def process(self, hook: Hook, number: int, frame: bytes, *, vtep: IPv4Address | None = None,
                 now_s: float) -> Result:
@@ -364,6 +374,8 @@ class _Passage:
     def _decide(self, subject: Subject) -> Decision:
         decision = decide(self.engine._index, self.engine.bindings, self.engine._sets, subject, self.now_s)
         self.engine.rule_hits.update(decision.hits)
+        if decision.mapping is not None and decision.mapping.name:
+            self.engine.mapping_hits[decision.mapping.name] += 1
         return decision
 
     def _store(self, decision: Decision, headers: Headers, old: Pair | None = None) -> Pair:

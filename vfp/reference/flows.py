@@ -9,11 +9,11 @@ Decided here, where `docs/engine.md` is open:
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 
-from vfp.model import Inspect
+from vfp.model import Address, Inspect, Port
 from vfp.reasons import DropReason
 from vfp.reference.bindings import BindingKey
 from vfp.reference.decide import Decision, Half
@@ -71,6 +71,7 @@ class Pair:
     created_s: float
     generations: dict[int, int]             # of the ports that were asked, when they were
     bindings: tuple[BindingKey, ...] = ()
+    contacts: tuple[tuple[BindingKey, Address], ...] = ()
     extras: Extras = NO_EXTRAS
     strict: bool = False                    # TCP segments must fit the connection
     reply_seen: bool = False
@@ -152,6 +153,7 @@ class FlowTable:
         self._capacity = capacity
         self._budgets = budgets
         self._timeouts = timeouts
+        self._ports: Mapping[int, Port] = {}
         self._entries: dict[FlowKey, tuple[Pair, Entry]] = {}
 
     def __len__(self) -> int:
@@ -164,6 +166,10 @@ class FlowTable:
     def pairs(self) -> list[Pair]:
         """All pairs, in the order in which they were made."""
         return list({id(pair): pair for pair, _ in self._entries.values()}.values())
+
+    def take_ports(self, ports: Mapping[int, Port]) -> None:
+        """The ports of a new policy: flows of others are orphans, and those that there are have times of theirs."""
+        self._ports = ports
 
     def put(self, pair: Pair, now_s: float, *, new: bool = True) -> None:
         """Store a pair; others that hold one of its keys are removed. One that is not `new` has its place already.
@@ -203,13 +209,18 @@ class FlowTable:
             self.remove(pair)
 
     def _is_idle(self, pair: Pair, now_s: float) -> bool:
-        return now_s - pair.used_s > pair.idle_limit_s(self._timeouts)
+        return now_s - pair.used_s > pair.idle_limit_s(self._timeouts_of(pair))
 
-    def sweep(self, ports: Container[int], now_s: float) -> int:
-        """Remove pairs that were idle for too long, or of ports not in `ports`; returns how many entries went."""
+    def _timeouts_of(self, pair: Pair) -> Timeouts:
+        """Those of the sender, or else of the receiver, or else the engine's."""
+        ports = (self._ports[port] for port in pair.generations if port in self._ports)
+        return next((port.timeouts for port in ports if port.timeouts is not None), self._timeouts)
+
+    def sweep(self, now_s: float) -> int:
+        """Remove pairs that were idle for too long, or of ports that are gone; returns how many entries went."""
         before = len(self._entries)
         for pair in self.pairs():
-            orphan = any(port not in ports for port in pair.generations)
+            orphan = any(port not in self._ports for port in pair.generations)
             if orphan or self._is_idle(pair, now_s):
                 self.remove(pair)
         return before - len(self._entries)
@@ -225,7 +236,8 @@ def pair_of(decision: Decision, headers: Headers, generations: dict[int, int], n
     forward = Entry(decision.forward, reply=False, used_s=now_s)
     reply = Entry(reply_half, reply=True, used_s=now_s) if reply_half else None
     strict = decision.strict and decision.stateful and forward.half.tuple.protocol == TCP
-    pair = Pair(headers, forward, reply, now_s, generations, decision.bindings, decision.extras, strict,
+    pair = Pair(headers, forward, reply, now_s, generations, decision.bindings, decision.contacts,
+                decision.extras, strict,
                 inspect=decision.inspect)
     if old is not None:
         pair.created_s, pair.reply_seen, pair.sent = old.created_s, old.reply_seen, old.sent

@@ -1,0 +1,132 @@
+"""Which networks make sense, by themselves and beside each other, and which of them the host's stack may know.
+
+Prefixes of different tenants may be the same on one host, and the host may roam into a LAN that has a network's
+prefix. The host's stack can have only one route to an address: among nat networks that overlap, the one with the
+lowest space has it, and none that overlaps what the host itself needs. The others are *shadowed*: their bridge has no
+address.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from ipaddress import ip_network
+from itertools import combinations
+
+from agent.goals import Goals
+from agent.ids import Ids, bridge_alias, bridge_name
+from agent.observed import Observed
+from overlay.layer import endpoint_mtu
+from policy.addresses import gateways, network_prefixes
+from policy.contribution import Fault, ObjectError, mac_bytes
+from southbound.messages import NetworkGoal, key_of
+from vfp.model import Filtering, Prefix
+from vfp.timeouts import Timeouts
+from vswitch.links import BridgeLink
+
+__all__ = ["TIMEOUTS", "Networks", "bridge", "check_networks", "mtu"]
+
+TIMEOUTS = frozenset(one.name.removesuffix("_s") for one in fields(Timeouts))
+_DEFAULT_MTU = 1500
+
+
+@dataclass(frozen=True, slots=True)
+class Networks:
+    """The networks that can be served, by NetworkGoal.id, in the order of their spaces."""
+
+    good: Mapping[str, NetworkGoal]
+    shadowed: frozenset[str]
+    faults: tuple[Fault, ...]
+
+
+def check_networks(goals: Goals, observed: Observed) -> Networks:
+    """Each network stands alone: a bad one is a fault and no more."""
+    good: dict[str, NetworkGoal] = {}
+    shadowed: set[str] = set()
+    faults: list[Fault] = []
+    known: list[Prefix] = []                # that the stack has
+    spaces: dict[int, NetworkGoal] = {}
+    for network in sorted(goals.networks, key=lambda network: (network.space, network.id)):
+        try:
+            prefixes = _check(network)
+            other = spaces.setdefault(network.space, network)
+            if other is not network:
+                raise ObjectError(f"space {network.space} is that of {other.tenant}/{other.name} too")
+            if network.mode == "nat":
+                _refuse_overlap(network, prefixes, good)
+        except ObjectError as error:
+            faults.append(Fault(key_of(network), str(error)))
+            continue
+        good[network.id] = network
+        if network.mode != "nat":
+            continue
+        if network.id in observed.overlaps or _overlap(prefixes, known):
+            shadowed.add(network.id)
+        else:
+            known += prefixes
+    return Networks(good, frozenset(shadowed), tuple(faults))
+
+
+def _check(network: NetworkGoal) -> tuple[Prefix, ...]:
+    prefixes = network_prefixes(network)
+    mac_bytes(network.gateway_mac)
+    if not prefixes:
+        raise ObjectError("0 subnets; a network needs one at least")
+    for one, other in combinations(prefixes, 2):
+        if one.version == other.version and one.overlaps(other):
+            raise ObjectError(f"subnets {one} and {other} overlap; take one out")
+    gateways(network)
+    if network.mode == "nat":
+        _check_nat(network)
+    return prefixes
+
+
+def _check_nat(network: NetworkGoal) -> None:
+    nat = network.nat
+    for text in (*nat.exceptions, *nat.destinations):
+        try:
+            ip_network(text)
+        except ValueError as error:
+            raise ObjectError(f"nat.exceptions or nat.destinations: {error}") from None
+    for name, seconds in nat.timeouts:
+        if name not in TIMEOUTS or not seconds > 0:
+            raise ObjectError(
+                f"nat.timeouts: {name} {seconds}; give seconds above 0 for any of {', '.join(sorted(TIMEOUTS))}"
+            )
+    if nat.filtering not in {one.value for one in Filtering}:
+        raise ObjectError(f"nat.filtering {nat.filtering!r}; use one of {', '.join(Filtering)}")
+
+
+def _overlap(prefixes: tuple[Prefix, ...], others: list[Prefix]) -> bool:
+    return any(one.version == other.version and one.overlaps(other) for one in prefixes for other in others)
+
+
+def _refuse_overlap(network: NetworkGoal, prefixes: tuple[Prefix, ...], good: Mapping[str, NetworkGoal]) -> None:
+    for other in good.values():
+        if other.mode != "nat" or other.tenant != network.tenant:
+            continue
+        for prefix in prefixes:
+            if _overlap((prefix,), list(network_prefixes(other))):
+                raise ObjectError(
+                    f"prefix {prefix} overlaps that of nat network {other.tenant}/{other.name} on this host"
+                )
+
+
+def bridge(network: NetworkGoal, ids: Ids, observed: Observed, shadowed: bool) -> BridgeLink:
+    """The bridge of a nat network. A shadowed one has no address."""
+    return BridgeLink(
+        name=bridge_name(ids.bridges[network.id]),
+        alias=bridge_alias(network.id),
+        mac=network.gateway_mac,
+        addresses=() if shadowed else tuple(str(gateway) for gateway in gateways(network)),
+        mtu_bytes=mtu(network, observed),
+    )
+
+
+def mtu(network: NetworkGoal, observed: Observed) -> int:
+    """The network's MTU, if given; else what its packets' way out of the host carries."""
+    if network.mtu_bytes:
+        return network.mtu_bytes
+    if network.mode == "overlay":
+        return endpoint_mtu(observed.underlay.mtu_bytes if observed.underlay else _DEFAULT_MTU)
+    return observed.uplink.mtu_bytes if observed.uplink else _DEFAULT_MTU

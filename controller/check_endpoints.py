@@ -1,0 +1,93 @@
+"""Checks of an Endpoint: where it is, and the addresses that it asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from controller.check_networks import outside
+from controller.checks import Surroundings, exists
+from controller.documents import Declared
+from controller.errors import Problem
+from controller.network_specs import EndpointSpec, NetworkSpec
+from controller.state import AnyStored, Ref, State, Stored
+from controller.subnets import meant, subnets_of
+
+
+def check_endpoint(document: Declared, old: AnyStored | None, around: Surroundings) -> Iterator[Problem]:
+    """Problems of an Endpoint."""
+    spec, ref, state = document.spec, document.ref, around.state
+    assert isinstance(spec, EndpointSpec)
+    network_ref = Ref("Network", ref.tenant, spec.network)
+    yield from exists(network_ref, "spec.network", around)
+    yield from exists(Ref("Host", "", spec.host), "spec.host", around)
+    was = old.spec if old is not None and isinstance(old.spec, EndpointSpec) else None
+    if was is not None and was.network != spec.network:
+        yield Problem("immutable", f"cannot be changed (it is {was.network})", "spec.network", spec.network,
+                      "delete the endpoint and make it anew")
+        return
+    holder = state.interfaces.get(spec.place)
+    if holder not in (None, ref):
+        if spec.tap is not None:
+            yield Problem("in_use", f"tap device {spec.tap} on {spec.host} is that of {holder}", "spec.tap", spec.tap,
+                          "choose another device")
+        else:
+            yield Problem("in_use", f"interface {spec.interface} in {spec.netns} on {spec.host} is that of {holder}",
+                          "spec.interface", spec.interface, "choose another interface name or namespace")
+    network, host = state.network(network_ref), state.host(spec.host)
+    if network is None:
+        return
+    if network.spec.mode == "nat" and network.spec.host != spec.host:
+        yield Problem("invalid", f"{network_ref} is a nat network of host {network.spec.host}", "spec.host",
+                      spec.host, f"use host {network.spec.host}, or a network of {spec.host}")
+    if network.spec.mode == "overlay" and host is not None and not host.spec.underlay:
+        yield Problem("invalid", f"host {spec.host} has no underlay address, which an overlay endpoint needs",
+                      "spec.host", spec.host, f"set spec.underlay of Host {spec.host}")
+    for field in ("address", "address6"):
+        text = getattr(spec, field)
+        if text and (was is None or getattr(was, field) != text):      # what was asked for before may have moved since
+            yield from _address(ref, text, f"spec.{field}", network, state)
+    if spec.mac:
+        yield from _mac(ref, spec.mac, network, state)
+
+
+def _address(ref: Ref, text: str, where: str, network: Stored[NetworkSpec], state: State) -> Iterator[Problem]:
+    subnets = subnets_of(network)
+    version = 6 if ":" in text else 4
+    own = [subnet for subnet in subnets if subnet.version == version]
+    if not own:
+        yield Problem("family", f"{network.ref} has no IPv{version} subnet", where, text,
+                      f"leave it out, or add an IPv{version} subnet")
+        return
+    found = meant(subnets, text)
+    if found is None:
+        if len(own) == 1:
+            yield from outside(text, own[0].prefix, where, "address")
+        else:
+            yield Problem("outside", f"address is in no subnet of {network.ref}", where, text,
+                          f"use one of {', '.join(str(subnet.prefix) for subnet in own)}")
+        return
+    subnet, address = found
+    wrong = list(outside(address, subnet.prefix, where, "address"))
+    yield from wrong
+    if wrong:
+        return
+    holder = state.addresses.get((network.ref, address))
+    todo = "choose another, or leave it out"
+    if address == subnet.gateway:
+        yield Problem("in_use", f"{address} is the gateway of {network.ref}", where, text, todo)
+    elif subnet.excludes(address):
+        yield Problem("in_use", f"{address} is excluded in subnet {subnet.prefix} of {network.ref}", where, text, todo)
+    elif holder not in (None, ref):
+        yield Problem("in_use", f"{address} is the address of {holder}", where, text, todo)
+
+
+def _mac(ref: Ref, mac: str, network: Stored[NetworkSpec], state: State) -> Iterator[Problem]:
+    holder = state.macs.get((network.ref, mac))
+    if mac == network.assigned.gateway_mac:
+        yield Problem("in_use", f"{mac} is the gateway's MAC in {network.ref}", "spec.mac", mac,
+                      "choose another, or leave it out")
+    elif holder not in (None, ref):
+        yield Problem("in_use", f"{mac} is the MAC of {holder}", "spec.mac", mac, "choose another, or leave it out")
+
+
+__all__ = ["check_endpoint"]
