@@ -280,6 +280,10 @@ def nat_tail(pool: int, uplink: int, prefix: TranslatePrefix | None = None) -> t
     """Where packets of a NAT port go, and what translates them."""
     inside = IPv4Network("10.1.0.0/24")
     return (
+        Layer("host", (), (Group("host", (
+            Rule(0, Match(src=IPv4Network(LOCALHOST)), TranslateSource(pool), "host"),
+            Rule(1, Match(src=IPv6Network(LOCALHOST_6)), TranslateSource(pool), "host 6"),
+        )),), Allow(), Allow()),
         Layer("nat", (Group("nat", (
             Rule(0, Match(ethertype=0x0806), Allow(), "arp"),
             Rule(1, Match(dst=inside), Allow(), "inside"),
@@ -289,11 +293,7 @@ def nat_tail(pool: int, uplink: int, prefix: TranslatePrefix | None = None) -> t
         )), Group("out", (
             *((Rule(0, Match(src=prefix.internal), prefix, "prefix"),) if prefix else ()),
             Rule(1, Match(), TranslateSource(pool), "translate"),
-        ))), (
-            Group("host", (Rule(0, Match(src=IPv4Network(LOCALHOST)), TranslateSource(pool), "host"),
-                           Rule(1, Match(src=IPv6Network(LOCALHOST_6)), TranslateSource(pool), "host 6"))),
-            Group("nat", (Rule(0, Match(), Untranslate(), "untranslate"),)),
-        ), Deny(), Allow()),
+        ))), (Group("nat", (Rule(0, Match(), Untranslate(), "untranslate"),)),), Deny(), Allow()),
         Layer("vnet", (Group("vnet", (
             Rule(0, Match(ethertype=0x0806), AnswerArp(NAT_SPACE), "arp"),
             Rule(1, Match(dst=inside), Forward(NAT_SPACE), "forward"),

@@ -278,7 +278,8 @@ class Traffic:
                 mapping = chance.choice(state.mappings)
                 number = mapping.uplink
                 family, protocol, dst, ports = self._to_mapped(mapping, protocol, ports)
-                if chance.random() < 0.1:
+                local = any(uplink.loopback for uplink in state.uplinks if uplink.id == number)
+                if chance.random() < (0.6 if local else 0.05):
                     src = LOCALHOST
             elif (seen := targets(state)) and chance.random() < 0.4:
                 number, dst = chance.choice(seen)

@@ -37,6 +37,7 @@ import numpy.typing as npt
 
 from vfp.classifier import CompiledGroup
 from vfp.compile import Compiler, Tables
+from vfp.datapath.binding_log import BindingEvent, BindingLog
 from vfp.datapath.bindings import BindingRecord, BindingTables
 from vfp.datapath.capture import Captured, Capturing
 from vfp.datapath.groups import GroupTable
@@ -147,6 +148,7 @@ class Datapath(AbstractContextManager["Datapath"]):
             "sets_generation": int(settings["sets_generation"]),
         }
         self._capturing = Capturing(loaded)
+        self._binding_log = BindingLog(loaded)
         self._ports = PortPrograms(loaded, self._capturing, self._settings["turn"])
         self._sets = SetTable(loaded.map("sets"), loaded.map("set_lengths"), self._settings["turn"])
         self._groups.retire_unused(self._ports.groups_used())
@@ -182,6 +184,7 @@ class Datapath(AbstractContextManager["Datapath"]):
             self._ring.close()
             self._ring = None
         self._capturing.close()
+        self._binding_log.close()
         self._object.close()
 
     def __exit__(
@@ -331,7 +334,11 @@ class Datapath(AbstractContextManager["Datapath"]):
 
     def bindings(self) -> list[BindingRecord]:
         """Every source translation there is."""
-        return self._bindings.records(time.monotonic_ns())
+        return self._bindings.records(time.monotonic_ns())[0]
+
+    def select_bindings(self, pools: Collection[int] | None, limit: int) -> tuple[list[BindingRecord], int]:
+        """At most `limit` source translations of these pools (None: all), and how many there are."""
+        return self._bindings.records(time.monotonic_ns(), pools, limit)
 
     def pool_use(self) -> dict[int, list[tuple[Address, int, int]]]:
         """By pool that has bindings, (external address, protocol, bindings)."""
@@ -437,6 +444,14 @@ class Datapath(AbstractContextManager["Datapath"]):
     def read_events(self) -> list[DropEvent | LogEvent]:
         """Records of packets since the last call; does not wait."""
         return [read_event(raw) for raw in self._events().consume()]
+
+    def bindings_fd(self) -> int:
+        """Readable when `read_binding_events` has something."""
+        return self._binding_log.ring().fd
+
+    def read_binding_events(self) -> list[BindingEvent]:
+        """Records of bindings of pools with `log` since the last call; does not wait."""
+        return self._binding_log.read()
 
     def sweep(self) -> int:
         """`age` and `tidy`; returns how many flows and bindings left."""
