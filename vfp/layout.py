@@ -249,7 +249,7 @@ FLOW = _struct(
     ("icmp_code", "u1"), ("dmac", *_MAC), ("pad", "u4"), ("extras", EXTRAS),
 )
 PORT = _struct(("generation", "u4"), ("ifindex", "u4"), ("mac", *_MAC), ("gateway_mac", *_MAC), ("flags", "u2"),
-               ("timeouts", "u2"))
+               ("timeouts", "u2"), ("born", "u4"))
 STAGE = _struct(("group", "u8"), ("layer", "u1"), ("last", "u1"), ("deny", "u1"), ("kinds", "u1"), ("pad", "u1", 4))
 PROGRAM = _struct(
     ("generation", "u4"), ("out_count", "u1"), ("in_count", "u1"), ("out_fussy", "u1"), ("in_fussy", "u1"),

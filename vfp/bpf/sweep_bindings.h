@@ -215,6 +215,57 @@ static long end_block(void *map, struct block_key *key, struct block *block, str
 	return 0;
 }
 
+static __always_inline int is_gone(__u32 port_id, __u32 pool_id)
+{
+	struct port *port = bpf_map_lookup_elem(&ports, &port_id);
+
+	return !port || !port->ifindex || !bpf_map_lookup_elem(&pools, &pool_id);
+}
+
+static long purge_external(void *map, struct external_key *key, struct external *held, struct sweeping *sweeping)
+{
+	struct releasing r = {.key = *key, .was = *held};
+
+	if (!is_gone(r.was.holder.port, r.was.holder.pool))
+		return 0;
+	unbind(&r, 0);
+	sweeping->sweep->bindings_removed++;
+	return 0;
+}
+
+static long purge_contact(void *map, struct contact_key *key, struct contact *contact, void *context)
+{
+	struct contact_key own = *key;
+
+	if (is_gone(own.inside.port, own.inside.pool))
+		bpf_map_delete_elem(&contacts, &own);
+	return 0;
+}
+
+static long purge_block(void *map, struct block_key *key, struct block *block, void *context)
+{
+	if (is_gone(block->holder.port, block->holder.pool))
+		release_block(key, block);
+	return 0;
+}
+
+static long purge_tenant(void *map, struct tenant_key *key, struct tenant *tenant, void *context)
+{
+	struct tenant_key own = *key;
+
+	if (is_gone(own.port, own.pool))
+		bpf_map_delete_elem(&tenants, &own);
+	return 0;
+}
+
+static __always_inline void purge_bindings(struct sweeping *sweeping)
+{
+	bpf_for_each_map_elem(&externals, purge_external, sweeping, 0);
+	bpf_for_each_map_elem(&contacts, purge_contact, 0, 0);
+	bpf_for_each_map_elem(&blocks, purge_block, 0, 0);
+	bpf_for_each_map_elem(&tenants, purge_tenant, 0, 0);
+}
+
 static __always_inline void sweep_bindings(struct sweeping *sweeping)
 {
 	bpf_for_each_map_elem(&uses, begin_use, 0, 0);

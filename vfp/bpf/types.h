@@ -166,6 +166,7 @@ struct port {
 	__u8 gateway_mac[6];
 	__u16 flags;
 	__u16 timeouts;		/* number in the map of that name; 0: the engine's own */
+	__u32 born;		/* generation at which the id became this port's: flows of older ones are of another */
 };
 
 /* Coarse kinds of packets: a group is not searched for a packet of a kind that none of its rules can match. */

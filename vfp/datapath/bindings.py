@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from vfp.datapath.object import BpfObject
+from vfp.datapath.records import BindingRecord
 from vfp.layout import (
     BINDING,
     BINDING_KEY,
@@ -26,23 +26,9 @@ from vfp.layout import (
 from vfp.model import Address
 from vfp.reference.bindings import BindingKey, Block, External
 
-__all__ = ["BindingRecord", "BindingTables"]
+__all__ = ["BindingTables"]
 
 _USE = np.dtype([("pool", "u4"), ("address", "u1", 16), ("protocol", "u1"), ("family", "u1")])
-
-
-@dataclass(frozen=True, slots=True)
-class BindingRecord:
-    """One live translation."""
-
-    port: int
-    pool: int
-    protocol: int
-    source: Address
-    source_port: int                        # ICMP: the identifier; 0: the protocol has none
-    external: Address
-    external_port: int
-    idle_s: float                           # since a decision used it, or a sweep saw a flow that does
 
 
 class BindingTables:

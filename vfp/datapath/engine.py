@@ -23,6 +23,7 @@ import threading
 import time
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import replace
 from enum import StrEnum
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -35,13 +36,15 @@ import numpy.typing as npt
 
 from vfp.classifier import CompiledGroup
 from vfp.compile import Compiler, Tables
-from vfp.datapath.bindings import BindingRecord, BindingTables
+from vfp.datapath.bindings import BindingTables
 from vfp.datapath.capture import Captured, Capturing
 from vfp.datapath.groups import GroupTable
 from vfp.datapath.limits import Limits
 from vfp.datapath.object import BpfMap, BpfObject, Program
 from vfp.datapath.profiles import TimeoutProfiles
 from vfp.datapath.records import (
+    BindingEvent,
+    BindingRecord,
     DropEvent,
     FlowOrigin,
     FlowRecord,
@@ -50,6 +53,7 @@ from vfp.datapath.records import (
     LogEvent,
     MeterCount,
     RuleHits,
+    read_binding_event,
     read_event,
     read_flows,
     read_meters,
@@ -124,6 +128,7 @@ class Datapath(AbstractContextManager["Datapath"]):
         self._object = loaded
         self._limits = limits
         self._ring: RingBuffer | None = None
+        self._bindings_ring: RingBuffer | None = None
         self._shadow = {name: dict(loaded.map(name).items()) for name in _KEYED}
         self._meters = {int.from_bytes(key, "little") for key, _ in loaded.map("meters").items()}
         self._groups = GroupTable(
@@ -175,9 +180,10 @@ class Datapath(AbstractContextManager["Datapath"]):
 
     def close(self) -> None:
         """Close all descriptors. Idempotent."""
-        if self._ring is not None:
-            self._ring.close()
-            self._ring = None
+        for ring in (self._ring, self._bindings_ring):
+            if ring is not None:
+                ring.close()
+        self._ring = self._bindings_ring = None
         self._capturing.close()
         self._object.close()
 
@@ -197,6 +203,10 @@ class Datapath(AbstractContextManager["Datapath"]):
         """
         tables = self._compiler.compile(state, self._limits.ports)
         with self._one_at_a_time:
+            another = {port.id for port in tables.ports.values() if self._ports.is_another(port)}
+            if another:                         # what the ones before had goes with them, and is not inherited
+                self._apply(replace(tables, ports={
+                    id: port for id, port in tables.ports.items() if id not in another}))
             self._apply(tables)
 
     def _apply(self, tables: Tables) -> None:
@@ -214,6 +224,8 @@ class Datapath(AbstractContextManager["Datapath"]):
         self._profiles.write(timeouts)
         self._settings |= self._profiles.shortest()
         self._write_settings(dirty=True)
+        purge = self._interrupted or bool(
+            self._ports.ids - tables.ports.keys() or self._shadow["pools"].keys() - tables.maps["pools"].keys())
         self._interrupted = True            # until it has come to its end
         self._groups.add(tables.groups.values())
         self._put("rewrites", tables)
@@ -240,6 +252,8 @@ class Datapath(AbstractContextManager["Datapath"]):
             self._hits_of_others = True
         for name in ("spaces", "pools", "rewrites"):
             self._remove(name, tables)
+        if purge:
+            self._run_sweep("vfp_purge")
         self._remove_meters(tables.meters)
         self._sets.drop(tables.sets)
         self._groups.retire_unused(self._ports.groups_used())
@@ -429,6 +443,14 @@ class Datapath(AbstractContextManager["Datapath"]):
         """Records of packets since the last call; does not wait."""
         return [read_event(raw) for raw in self._events().consume()]
 
+    def bindings_fd(self) -> int:
+        """Readable when `read_binding_events` has something."""
+        return self._bindings_log().fd
+
+    def read_binding_events(self) -> list[BindingEvent]:
+        """Beginnings and ends, since the last call, of bindings and blocks of pools with `log`; does not wait."""
+        return [read_binding_event(raw) for raw in self._bindings_log().consume()]
+
     def sweep(self) -> int:
         """`age` and `tidy`; returns how many flows and bindings left."""
         removed = self.age()
@@ -476,6 +498,11 @@ class Datapath(AbstractContextManager["Datapath"]):
         if self._ring is None:
             self._ring = RingBuffer(self._map("events").fd)
         return self._ring
+
+    def _bindings_log(self) -> RingBuffer:
+        if self._bindings_ring is None:
+            self._bindings_ring = RingBuffer(self._map("bindings_log").fd)
+        return self._bindings_ring
 
     def _write_settings(self, dirty: bool) -> None:
         self._map("config").update(_ZERO, pack(SETTINGS, **self._settings, dirty=int(dirty)))
