@@ -282,7 +282,7 @@ _VERDICTS = {
     PlaceKind.INSPECT: Verdict.INSPECT,
 }
 _FORGOTTEN = (
-    "flows", "bindings", "externals", "uses", "tenants", "blocks", "contacts", "fragments", "rule_hits")
+    "flows", "bindings", "externals", "uses", "shares", "blocks", "contacts", "fragments", "rule_hits")
 
 
 class BpfBackend:

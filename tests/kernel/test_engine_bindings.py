@@ -14,7 +14,7 @@ from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.l2 import Ether
 
 from vfp.datapath.engine import Datapath
-from vfp.layout import BLOCK, TALLY, TENANT
+from vfp.layout import BLOCK, TALLY, SHARE
 from vfp.model import (
     Allow,
     EngineState,
@@ -82,7 +82,7 @@ def send(engine: BpfBackend, frame: bytes, hook: Hook = Hook.PORT_OUT, number: i
 
 def tables(engine: BpfBackend) -> dict[str, int]:
     return {name: len(list(engine._datapath._object.map(name).items()))
-            for name in ("bindings", "externals", "contacts", "blocks", "tenants")}
+            for name in ("bindings", "externals", "contacts", "blocks", "shares")}
 
 
 def kinds(engine: BpfBackend) -> list[str]:
@@ -96,7 +96,7 @@ def test_a_port_that_is_gone_leaves_nothing_and_its_records_say_so(engine: BpfBa
     send(engine, udp(20002, 2), number=2)
     assert kinds(engine) == ["bound", "bound"]
     engine.load(host(port(2), pools=(pool,)))
-    assert tables(engine) == {"bindings": 1, "externals": 1, "contacts": 1, "blocks": 0, "tenants": 1}
+    assert tables(engine) == {"bindings": 1, "externals": 1, "contacts": 1, "blocks": 0, "shares": 1}
     (event,) = engine._datapath.read_binding_events()
     assert (event.kind, event.port, event.external_port, event.internal) == (
         "released", 1, 20001, IPv4Address("10.1.0.1"))
@@ -118,7 +118,7 @@ def test_blocks_go_with_their_port_and_with_their_pool(engine: BpfBackend) -> No
     assert engine._datapath.block_holder(block) == (2, 1)
     engine.load(host(pools=()))
     assert kinds(engine) == ["block-released"]
-    assert tables(engine) == {"bindings": 0, "externals": 0, "contacts": 0, "blocks": 0, "tenants": 0}
+    assert tables(engine) == {"bindings": 0, "externals": 0, "contacts": 0, "blocks": 0, "shares": 0}
 
 
 @pytest.mark.parametrize("again", [{"ifindex": 31}, {"mac": bytes.fromhex("02000000000a")}])
@@ -220,11 +220,11 @@ def test_the_sweep_puts_counts_right(engine: BpfBackend) -> None:
     for sport in (1, 2, 3):
         send(engine, udp(sport))
     right = counts(engine)
-    for name, dtype in (("uses", TALLY), ("tenants", TENANT), ("blocks", BLOCK)):
+    for name, dtype in (("uses", TALLY), ("shares", SHARE), ("blocks", BLOCK)):
         table = engine._datapath._object.map(name)
         for key, value in list(table.items()):
             row = np.frombuffer(value, dtype).copy()
-            for tally in ([row] if name == "uses" else [row["bindings"], row["blocks"]] if name == "tenants" else
+            for tally in ([row] if name == "uses" else [row["bindings"], row["blocks"]] if name == "shares" else
                           [row["used"][:, kind] for kind in range(3)]):
                 tally["now"] += 7
             table.update(key, row.tobytes())
@@ -235,10 +235,10 @@ def test_the_sweep_puts_counts_right(engine: BpfBackend) -> None:
 
 def counts(engine: BpfBackend) -> list[tuple[str, bytes, tuple[int, ...]]]:
     found = []
-    for name, dtype in (("uses", TALLY), ("tenants", TENANT), ("blocks", BLOCK)):
+    for name, dtype in (("uses", TALLY), ("shares", SHARE), ("blocks", BLOCK)):
         for key, value in engine._datapath._object.map(name).items():
             row = np.frombuffer(value, dtype)[0]
-            tallies = [row] if name == "uses" else [row["bindings"], row["blocks"]] if name == "tenants" else row["used"]
+            tallies = [row] if name == "uses" else [row["bindings"], row["blocks"]] if name == "shares" else row["used"]
             found.append((name, key, tuple(int(tally["now"]) for tally in tallies)))
     return sorted(found)
 

@@ -492,17 +492,17 @@ struct use_key {
 };
 
 /* A port of ours in a pool. */
-struct tenant_key {
+struct share_key {
 	__u32 port;
 	__u32 pool;
 };
 
-struct tenant {
+struct share {
 	struct tally bindings;
 	struct tally blocks;
 };
 
-/* Ports that one tenant has together. */
+/* Ports that one share has together. */
 struct block_key {
 	struct address address;
 	__u16 first;		/* host byte order */
@@ -512,7 +512,7 @@ struct block_key {
 };
 
 struct block {
-	struct tenant_key holder;
+	struct share_key holder;
 	__u64 seen_ns;		/* when it last gave a port */
 	struct tally used[3];	/* of TCP, UDP, ICMP */
 	__u32 flags;		/* enum external_flags */
