@@ -1,4 +1,4 @@
-"""Bindings in the kernel's engine: nothing is inherited, whatever ends is told, counts come right, a full pool is told at once."""
+"""Bindings in the kernel: nothing is inherited, what ends is told, counts come right, a pool is full when it is."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.l2 import Ether
 
 from vfp.datapath.engine import Datapath
-from vfp.layout import BLOCK, TALLY, SHARE
+from vfp.layout import BLOCK, SHARE, TALLY
 from vfp.model import (
     Allow,
     EngineState,

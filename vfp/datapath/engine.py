@@ -36,15 +36,14 @@ import numpy.typing as npt
 
 from vfp.classifier import CompiledGroup
 from vfp.compile import Compiler, Tables
-from vfp.datapath.bindings import BindingTables
+from vfp.datapath.binding_log import BindingEvent, BindingLog
+from vfp.datapath.bindings import BindingRecord, BindingTables
 from vfp.datapath.capture import Captured, Capturing
 from vfp.datapath.groups import GroupTable
 from vfp.datapath.limits import Limits
 from vfp.datapath.object import BpfMap, BpfObject, Program
 from vfp.datapath.profiles import TimeoutProfiles
 from vfp.datapath.records import (
-    BindingEvent,
-    BindingRecord,
     DropEvent,
     FlowOrigin,
     FlowRecord,
@@ -53,7 +52,6 @@ from vfp.datapath.records import (
     LogEvent,
     MeterCount,
     RuleHits,
-    read_binding_event,
     read_event,
     read_flows,
     read_meters,
@@ -73,6 +71,7 @@ from vfp.layout import (
     MAPPING,
     METER,
     PORT,
+    PREFIX,
     SETTINGS,
     SPACE_KEY,
     SWEEP,
@@ -93,7 +92,7 @@ from vfp.timeouts import Timeouts
 OBJECT = Path(__file__).with_name("vfp.bpf.o")
 
 _ZERO = bytes(4)
-_KEYED = ("links", "pools", "held", "mappings", "spaces", "rewrites")
+_KEYED = ("links", "pools", "held", "mappings", "prefixes", "spaces", "rewrites", "translations")
 _JUMPS = (                                  # enum jump
     "vfp_slow", "vfp_odd", "vfp_related", "vfp_leave", "vfp_reject", "vfp_full", "vfp_stale", "vfp_decided",
     "vfp_inspect", "vfp_come_back",
@@ -128,7 +127,6 @@ class Datapath(AbstractContextManager["Datapath"]):
         self._object = loaded
         self._limits = limits
         self._ring: RingBuffer | None = None
-        self._bindings_ring: RingBuffer | None = None
         self._shadow = {name: dict(loaded.map(name).items()) for name in _KEYED}
         self._meters = {int.from_bytes(key, "little") for key, _ in loaded.map("meters").items()}
         self._groups = GroupTable(
@@ -150,6 +148,7 @@ class Datapath(AbstractContextManager["Datapath"]):
             "sets_generation": int(settings["sets_generation"]),
         }
         self._capturing = Capturing(loaded)
+        self._binding_log = BindingLog(loaded)
         self._ports = PortPrograms(loaded, self._capturing, self._settings["turn"])
         self._groups.retire_unused(self._ports.groups_used())
         self._interrupted = bool(settings["dirty"])
@@ -180,11 +179,11 @@ class Datapath(AbstractContextManager["Datapath"]):
 
     def close(self) -> None:
         """Close all descriptors. Idempotent."""
-        for ring in (self._ring, self._bindings_ring):
-            if ring is not None:
-                ring.close()
-        self._ring = self._bindings_ring = None
+        if self._ring is not None:
+            self._ring.close()
+            self._ring = None
         self._capturing.close()
+        self._binding_log.close()
         self._object.close()
 
     def __exit__(
@@ -229,9 +228,10 @@ class Datapath(AbstractContextManager["Datapath"]):
         self._interrupted = True            # until it has come to its end
         self._groups.add(tables.groups.values())
         self._put("rewrites", tables)
+        self._put("translations", tables)
         self._add_meters(tables.meters)
         left = self._left_behind(tables)
-        for name in ("held", "pools", "spaces", "mappings"):
+        for name in ("held", "pools", "spaces", "mappings", "prefixes"):
             self._put(name, tables)
             self._remove(name, tables, keep=left)
         self._write_uplinks(tables.maps["uplinks"])
@@ -250,7 +250,7 @@ class Datapath(AbstractContextManager["Datapath"]):
         for port_id in self._ports.ids - tables.ports.keys():
             self._ports.drop(port_id)
             self._hits_of_others = True
-        for name in ("spaces", "pools", "rewrites"):
+        for name in ("spaces", "pools", "rewrites", "translations"):
             self._remove(name, tables)
         if purge:
             self._run_sweep("vfp_purge")
@@ -336,7 +336,11 @@ class Datapath(AbstractContextManager["Datapath"]):
 
     def bindings(self) -> list[BindingRecord]:
         """Every source translation there is."""
-        return self._bindings.records(time.monotonic_ns())
+        return self._bindings.records(time.monotonic_ns())[0]
+
+    def select_bindings(self, pools: Collection[int] | None, limit: int) -> tuple[list[BindingRecord], int]:
+        """At most `limit` source translations of these pools (None: all), and how many there are."""
+        return self._bindings.records(time.monotonic_ns(), pools, limit)
 
     def pool_use(self) -> dict[int, list[tuple[Address, int, int]]]:
         """By pool that has bindings, (external address, protocol, bindings)."""
@@ -445,11 +449,11 @@ class Datapath(AbstractContextManager["Datapath"]):
 
     def bindings_fd(self) -> int:
         """Readable when `read_binding_events` has something."""
-        return self._bindings_log().fd
+        return self._binding_log.ring().fd
 
     def read_binding_events(self) -> list[BindingEvent]:
-        """Beginnings and ends, since the last call, of bindings and blocks of pools with `log`; does not wait."""
-        return [read_binding_event(raw) for raw in self._bindings_log().consume()]
+        """Records of bindings of pools with `log` since the last call; does not wait."""
+        return self._binding_log.read()
 
     def sweep(self) -> int:
         """`age` and `tidy`; returns how many flows and bindings left."""
@@ -499,11 +503,6 @@ class Datapath(AbstractContextManager["Datapath"]):
             self._ring = RingBuffer(self._map("events").fd)
         return self._ring
 
-    def _bindings_log(self) -> RingBuffer:
-        if self._bindings_ring is None:
-            self._bindings_ring = RingBuffer(self._map("bindings_log").fd)
-        return self._bindings_ring
-
     def _write_settings(self, dirty: bool) -> None:
         self._map("config").update(_ZERO, pack(SETTINGS, **self._settings, dirty=int(dirty)))
 
@@ -551,7 +550,11 @@ class Datapath(AbstractContextManager["Datapath"]):
             int(np.frombuffer(self._shadow["mappings"][key], MAPPING)[0]["port"])
             for key in self._changed("mappings", tables)
         }
-        inhabitants = self._ports_in(spaces)
+        behind_prefixes = {
+            int(np.frombuffer(self._shadow["prefixes"][key], PREFIX)[0]["space"])
+            for key in self._changed("prefixes", tables)
+        }
+        inhabitants = self._ports_in(spaces | behind_prefixes)
         uplinks_changed = self._uplinks_changed(tables.maps["uplinks"])
         return {
             port.id

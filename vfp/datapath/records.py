@@ -10,13 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from vfp.layout import (
-    BINDING_EVENT,
     EVENT,
     FLOW,
     FLOW_KEY,
     METER,
     ZONE_SHIFT,
-    BindingEventKind,
     EventKind,
     FlowFlag,
     PlaceKind,
@@ -173,54 +171,6 @@ def _is_current(flow: Any, policy: Generations) -> bool:
         return False
     asked = flow["ports"] != 0
     return bool((policy.ports[flow["ports"][asked]] == flow["generations"][asked]).all())
-
-
-@dataclass(frozen=True, slots=True)
-class BindingRecord:
-    """One live translation."""
-
-    port: int
-    pool: int
-    protocol: int
-    source: Address
-    source_port: int                        # ICMP: the identifier; 0: the protocol has none
-    external: Address
-    external_port: int
-    idle_s: float                           # since a decision used it, or a sweep saw a flow that does
-
-
-@dataclass(frozen=True, slots=True)
-class BindingEvent:
-    """A source translation, or a block of ports for some, began or ended."""
-
-    time_s: float                           # CLOCK_MONOTONIC
-    kind: str                               # "bound", "released", "block-taken", "block-released"
-    port: int
-    pool: int
-    protocol: int                           # 0 of a block: it is for all
-    internal: Address                       # of a block: unspecified
-    internal_port: int
-    external: Address
-    external_port: int                      # of a block: its first
-    size: int                               # of a block: how many ports; else 0
-
-
-_BINDING_EVENTS = {
-    BindingEventKind.BOUND: "bound", BindingEventKind.RELEASED: "released",
-    BindingEventKind.BLOCK_TAKEN: "block-taken", BindingEventKind.BLOCK_RELEASED: "block-released",
-}
-
-
-def read_binding_event(raw: bytes) -> BindingEvent:
-    """Decode one record of the ring of bindings."""
-    event: Any = np.frombuffer(raw, BINDING_EVENT, 1)[0]
-    family = int(event["family"])
-    return BindingEvent(
-        time_s=int(event["time_ns"]) / 1e9, kind=_BINDING_EVENTS[BindingEventKind(int(event["kind"]))],
-        port=int(event["port"]), pool=int(event["pool"]), protocol=int(event["protocol"]),
-        internal=unpack_address(event["internal"].tobytes(), family), internal_port=int(event["internal_port"]),
-        external=unpack_address(event["external"].tobytes(), family), external_port=int(event["external_port"]),
-        size=int(event["size"]))
 
 
 def read_meters(keys: npt.NDArray[np.uint8], values: npt.NDArray[np.uint8]) -> dict[int, MeterCount]:
