@@ -171,7 +171,8 @@ class Push:
     async def on_facts(self, session: Session, facts: Facts) -> None:
         """The host's surroundings changed."""
         await self._ledger.save_report(session.host, Report(session.hello.agent, facts.facts))
-        self._moved(session.host)
+        networks = self._ledger.state.nat_networks_on(session.host)     # what overlaps them may have changed
+        self._moved(session.host, [("network", network.uid) for network in networks])
 
     async def on_resync(self, session: Session, resync: Resync) -> None:
         """The agent wants everything."""
@@ -238,7 +239,7 @@ class Push:
         self._progress = asyncio.Event()
         uids = self._ledger.state.uids
         refs = [Ref("Host", "", host), *(uids[uid] for kind, uid in sorted(keys)
-                                         if kind in ("port", "mapping") and uid in uids)]
+                                         if kind in ("network", "port", "mapping") and uid in uids)]
         for listener in self.on_status:
             listener(refs)
 

@@ -29,6 +29,7 @@ from engine_frames import (
     read_ip,
 )
 from engine_hostile import damaged
+from engine_prefixes import targets
 from engine_states import (
     ADDRESSES,
     ALL_MACS,
@@ -282,6 +283,9 @@ class Traffic:
                 local = any(uplink.loopback for uplink in state.uplinks if uplink.id == number)
                 if chance.random() < (0.6 if local else 0.05):
                     src = LOCALHOST
+            elif (seen := targets(state)) and chance.random() < 0.4:
+                number, dst = chance.choice(seen)
+                family = 6
             elif state.pools and chance.random() < 0.7:     # to who is behind a binding
                 pool = chance.choice(state.pools)
                 number = pool.uplink
