@@ -158,6 +158,7 @@ class FlowFlag(IntFlag):
     BEHIND = 1 << 8
     CONTACT = 1 << 9
     CONTACTED = 1 << 10
+    HAIRPIN = 1 << 11
 
 
 class PortFlag(IntFlag):

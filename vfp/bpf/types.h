@@ -93,6 +93,7 @@ enum flow_flags {
 	FLOW_BEHIND = 1 << 8,	/* the binding that is its destination as it came ... */
 	FLOW_CONTACT = 1 << 9,	/* and the contacts of the one ... */
 	FLOW_CONTACTED = 1 << 10,	/* and the other */
+	FLOW_HAIRPIN = 1 << 11,	/* by an external side: that is whom it contacts */
 };
 
 /*
