@@ -16,7 +16,6 @@ from vfp.layout import (
     MAPPING,
     MAPPING_KEY,
     MAX_STAGES,
-    POOL,
     PORT,
     PROGRAM,
     REWRITE,
@@ -46,10 +45,13 @@ from vfp.model import (
     Remote,
     Space,
     ToUplink,
+    TranslatePrefix,
     TranslateSource,
     Untranslate,
     Virtual,
 )
+from vfp.pools import check_pools, compile_pools
+from vfp.prefixes import check_translation, mapping_rows, translation_row
 from vfp.sets import CompiledSet, check_sets, compile_set
 from vfp.timeouts import Timeouts, nanoseconds
 
@@ -58,7 +60,7 @@ __all__ = ["CompiledPort", "Compiler", "Tables", "mapping_cookie", "rule_cookie"
 MAX_TIMEOUT_S = 1 << 31
 
 _IN_ONLY = (Untranslate,)
-_OUT_ONLY = (Forward, ToUplink, AnswerArp, Hairpin)
+_OUT_ONLY = (Forward, ToUplink, AnswerArp, Hairpin, TranslatePrefix)
 _SCTP = 132
 
 
@@ -119,6 +121,7 @@ class Compiler:
         """
         _check_ids(state, max_ports)
         check_sets(state)
+        check_pools(state)
         large: dict[tuple[str, str, int], CompiledGroup] = {}
         same: dict[tuple[str, int], tuple[Group, CompiledGroup]] = {}
 
@@ -153,14 +156,10 @@ class Compiler:
             "uplinks": {
                 _u32(uplink.id): _u32(uplink.ifindex | UPLINK_LOOPBACK * uplink.loopback) for uplink in state.uplinks
             },
-            "pools": {
-                _u32(pool.id): pack(
-                    POOL, address=pack_address(pool.addresses[0]), uplink=pool.uplink, low=pool.ports.low,
-                    high=pool.ports.high, family=pool.addresses[0].version,
-                )
-                for pool in state.pools
-            },
+            **compile_pools(state.pools),
             "mappings": dict(_mappings(state)),
+            "prefixes": mapping_rows(state),
+            "translations": dict(_translations(tables.groups.values())),
             "spaces": {key: value for entries in spaces.values() for key, value in entries.items()},
             "rewrites": {
                 key.to_bytes(8, "little"): pack(REWRITE, **rewrite_fields(rewrite))
@@ -383,6 +382,13 @@ def _space_entries(space: Space) -> Iterator[tuple[bytes, bytes]]:
             values[name][index] = np.frombuffer(value, np.uint8) if isinstance(value, bytes) else value
     for index in range(len(space.entries)):
         yield keys[index].tobytes(), values[index].tobytes()
+
+
+def _translations(groups: Iterable[CompiledGroup]) -> Iterator[tuple[bytes, bytes]]:
+    for group in groups:
+        for key, action in group.translations.items():
+            check_translation(f"layer {group.layer}, group {group.group.name}", action.internal, action.external)
+            yield key.to_bytes(8, "little"), translation_row(action)
 
 
 def _links(state: EngineState) -> dict[bytes, bytes]:

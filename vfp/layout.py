@@ -17,6 +17,7 @@ from vfp.model import Address
 MAX_STAGES = 32
 MAX_TUPLES = 60
 MEMORY_HITS = 8
+POOL_ADDRESSES = 16
 ZONE_SHIFT = 24
 UPLINK_LOOPBACK = 1 << 31
 
@@ -127,6 +128,7 @@ class ActionCode(IntEnum):
     MIRROR = 13
     INSPECT = 14
     HAIRPIN = 15
+    TRANSLATE_PREFIX = 16
 
 
 class Kind(IntFlag):
@@ -152,6 +154,10 @@ class FlowFlag(IntFlag):
     RELEASED = 1 << 4
     FRAGMENT = 1 << 5
     STRICT = 1 << 6
+    BOUND = 1 << 7
+    BEHIND = 1 << 8
+    CONTACT = 1 << 9
+    CONTACTED = 1 << 10
 
 
 class PortFlag(IntFlag):
@@ -160,6 +166,30 @@ class PortFlag(IntFlag):
     STRICT_TCP = 1 << 0
     CAPTURE = 1 << 1
     TAP = 1 << 2
+
+
+class Filter(IntEnum):
+    """Twin of enum filtering."""
+
+    NOBODY = 0
+    ADDRESS = 1
+    ADDRESS_PORT = 2
+
+
+class PoolFlag(IntFlag):
+    """Twin of enum pool_flags."""
+
+    LOG = 1 << 0
+    HOLDS = 1 << 1
+
+
+class BindingEventKind(IntEnum):
+    """Twin of enum binding_event_kind."""
+
+    BOUND = 0
+    RELEASED = 1
+    BLOCK_TAKEN = 2
+    BLOCK_RELEASED = 3
 
 
 class RuleFlag(IntFlag):
@@ -188,6 +218,7 @@ class Ring(IntEnum):
 
     EVENTS = 0
     CAPTURES = 1
+    BINDINGS = 2
 
 
 class LocationKind(IntEnum):
@@ -247,6 +278,10 @@ REWRITE = _struct(
     ("src", *_ADDRESS), ("dst", *_ADDRESS), ("sport", ">u2"), ("dport", ">u2"), ("flags", "u2"), ("src_family", "u1"),
     ("dst_family", "u1"),
 )
+PREFIX = _struct(
+    ("from", *_ADDRESS), ("to", *_ADDRESS), ("adjustment", ">u2"), ("length", "u1"), ("pad", "u1"), ("space", "u4"),
+)
+PREFIX_KEY = _struct(("length", "u4"), ("uplink", "u4"), ("external", *_ADDRESS))
 SPACE_KEY = _struct(("space", "u4"), ("family", "u1"), ("pad", "u1", 3), ("address", *_ADDRESS))
 LOCATION = _struct(("kind", "u1"), ("mac", *_MAC), ("pad", "u1"), ("port", "u4"), ("vni", "u4"), ("vtep", "u4"))
 SET_KEY = _struct(("set", "u4"), ("family", "u1"), ("length", "u1"), ("pad", "u2"), ("address", *_ADDRESS))
@@ -254,8 +289,11 @@ SET_MEMBER = _struct(("expires_ns", "u8"))
 SET_LENGTHS_KEY = _struct(("set", "u4"), ("family", "u1"), ("pad", "u1", 3))
 SET_LENGTHS = _struct(("bits", "u8", 3))
 POOL = _struct(
-    ("address", *_ADDRESS), ("uplink", "u4"), ("low", "u2"), ("high", "u2"), ("family", "u1"), ("pad", "u1", 3)
+    ("addresses", "u1", (POOL_ADDRESSES, 16)), ("uplink", "u4"), ("range", "u4"), ("quota", "u4"), ("low", "u2"),
+    ("high", "u2"), ("block", "u2"), ("held_tcp", "u2"), ("held_udp", "u2"), ("held_echo", "u2"), ("family", "u1"),
+    ("count", "u1"), ("filtering", "u1"), ("flags", "u1"),
 )
+HELD_KEY = _struct(("pool", "u4"), ("port", ">u2"), ("protocol", "u1"), ("pad", "u1"))
 MAPPING_KEY = _struct(
     ("uplink", "u4"), ("external", *_ADDRESS), ("port", ">u2"), ("protocol", "u1"), ("family", "u1")
 )
@@ -267,7 +305,22 @@ BINDING_KEY = _struct(
 )
 BINDING = _struct(("external", *_ADDRESS), ("external_port", ">u2"), ("pad", "u2"))
 EXTERNAL_KEY = _struct(("address", *_ADDRESS), ("port", ">u2"), ("protocol", "u1"), ("family", "u1"))
-EXTERNAL = _struct(("holder", BINDING_KEY), ("pad", "u4"), ("seen_ns", "u8"))
+EXTERNAL = _struct(
+    ("holder", BINDING_KEY), ("range", "u4"), ("seen_ns", "u8"), ("block", "u2"), ("block_size", "u2"), ("flags", "u4")
+)
+TALLY = _struct(("now", "i8"), ("before", "i8"), ("found", "i8"), ("gone", "i8"))
+USE_KEY = _struct(("address", *_ADDRESS), ("range", "u4"), ("protocol", "u1"), ("family", "u1"), ("pad", "u2"))
+TENANT_KEY = _struct(("port", "u4"), ("pool", "u4"))
+TENANT = _struct(("bindings", TALLY), ("blocks", TALLY))
+BLOCK_KEY = _struct(("address", *_ADDRESS), ("first", "u2"), ("size", "u2"), ("family", "u1"), ("pad", "u1", 3))
+BLOCK = _struct(("holder", TENANT_KEY), ("seen_ns", "u8"), ("used", TALLY, 3), ("flags", "u4"), ("pad", "u4"))
+CONTACT_KEY = _struct(("inside", BINDING_KEY), ("remote", *_ADDRESS))
+CONTACT = _struct(("seen_ns", "u8"))
+BINDING_EVENT = _struct(
+    ("time_ns", "u8"), ("port", "u4"), ("pool", "u4"), ("internal", *_ADDRESS), ("external", *_ADDRESS),
+    ("internal_port", ">u2"), ("external_port", ">u2"), ("size", "u2"), ("kind", "u1"), ("protocol", "u1"),
+    ("family", "u1"), ("pad", "u1", 7),
+)
 HIT_KEY = _struct(("cookie", "u8"), ("port", "u4"), ("pad", "u4"))
 HITS = _struct(("hits", "u8"), ("drops", "u8"))
 MEMORY = _struct(
@@ -310,12 +363,14 @@ SWEEP = _struct(
 STRUCTS: dict[str, np.dtype[Any]] = {
     "flow_key": FLOW_KEY, "transposition": TRANSPOSITION, "extras": EXTRAS, "flow": FLOW, "port": PORT, "stage": STAGE,
     "program": PROGRAM, "programs": PROGRAMS, "tuple": TUPLE, "group": GROUP, "bucket": BUCKET, "rule": RULE,
-    "rewrite": REWRITE, "set_key": SET_KEY, "set_member": SET_MEMBER, "set_lengths_key": SET_LENGTHS_KEY,
-    "set_lengths": SET_LENGTHS, "space_key": SPACE_KEY, "location": LOCATION, "pool": POOL, "mapping_key": MAPPING_KEY,
-    "mapping": MAPPING, "binding_key": BINDING_KEY, "binding": BINDING, "external_key": EXTERNAL_KEY,
-    "external": EXTERNAL, "hit_key": HIT_KEY, "hits": HITS, "memory": MEMORY, "timeouts": TIMEOUTS,
-    "settings": SETTINGS, "meter": METER, "event": EVENT, "closed": CLOSED, "budgets": BUDGETS, "sweep": SWEEP,
-    "trace": TRACE, "capture": CAPTURE,
+    "rewrite": REWRITE, "prefix": PREFIX, "prefix_key": PREFIX_KEY, "set_key": SET_KEY, "set_member": SET_MEMBER,
+    "set_lengths_key": SET_LENGTHS_KEY, "set_lengths": SET_LENGTHS, "space_key": SPACE_KEY, "location": LOCATION,
+    "pool": POOL, "mapping_key": MAPPING_KEY, "mapping": MAPPING, "binding_key": BINDING_KEY, "binding": BINDING,
+    "external_key": EXTERNAL_KEY, "external": EXTERNAL, "held_key": HELD_KEY, "tally": TALLY, "use_key": USE_KEY,
+    "tenant_key": TENANT_KEY, "tenant": TENANT, "block_key": BLOCK_KEY, "block": BLOCK, "contact_key": CONTACT_KEY,
+    "contact": CONTACT, "binding_event": BINDING_EVENT, "hit_key": HIT_KEY, "hits": HITS, "memory": MEMORY,
+    "timeouts": TIMEOUTS, "settings": SETTINGS, "meter": METER, "event": EVENT, "closed": CLOSED, "budgets": BUDGETS,
+    "sweep": SWEEP, "trace": TRACE, "capture": CAPTURE,
 }
 
 

@@ -39,29 +39,37 @@ static __always_inline int decide_from_overlay(struct scratch *s, __u32 vni)
 	return run_layers(s, location->port, 1, 1);
 }
 
-/* 127/8, ::1: the host's own, whatever came by a wire with it (RFC 1122 3.2.1.3, RFC 4291 2.5.3). */
-static __always_inline int is_loopback(const struct flow_key *key)
+/* The binding under whose external side a packet came in. */
+static __always_inline int find_sender(struct scratch *s, __u32 uplink)
 {
-	const struct address *src = &key->src;
-
-	if (key->family == 6)
-		return !(src->w[0] | src->w[1] | src->w[2]) && src->w[3] == bpf_htonl(1);
-	return (src->w[0] & bpf_htonl(0xff000000)) == bpf_htonl(127U << 24);
+	s->nat.sought.address = s->h.key.dst;
+	s->nat.sought.port = s->h.key.dport;
+	s->nat.sought.protocol = s->h.key.protocol;
+	s->nat.sought.family = s->h.key.family;
+	s->nat.contact.remote = s->h.key.src;
+	return find_binding(s, uplink);
 }
 
 static __always_inline int decide_from_uplink(struct scratch *s, __u32 uplink)
 {
 	struct decision *d = &s->d;
 	__u32 *link;
+	int reason;
 
-	if (is_loopback(&s->h.key)) {
+	/* The host's own, whatever came by a wire with it. */
+	if (is_loopback(s->h.key.family, &s->h.key.src)) {
 		link = bpf_map_lookup_elem(&uplinks, &uplink);
 		if (!link || !(*link & UPLINK_LOOPBACK))
 			return NO_MAPPING;
 	}
 	s->mapping.uplink = uplink;
-	if (!find_mapping(s))
-		return NO_MAPPING;
+	if (!find_mapping(s)) {
+		reason = find_sender(s, uplink);
+		if (reason == NO_MAPPING && find_prefix(s, uplink))
+			reason = NONE;
+		if (reason)
+			return reason;
+	}
 	d->routed = 1;
 	d->where = PLACE_PORT;
 	return run_layers(s, d->via.port, 1, 1);
@@ -272,6 +280,7 @@ static __always_inline int compose(struct scratch *s)
 	reason = reply_out(s);
 	if (reason)
 		return reason;
+	keep_bindings(s, f);
 	diff(&f->out, &h->key, &d->cur);
 	reverse(&f->pair, &d->cur, reply_zone);
 	r->pair = h->key;

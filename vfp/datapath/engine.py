@@ -35,6 +35,8 @@ import numpy.typing as npt
 
 from vfp.classifier import CompiledGroup
 from vfp.compile import Compiler, Tables
+from vfp.datapath.binding_log import BindingEvent, BindingLog
+from vfp.datapath.bindings import BindingRecord, BindingTables
 from vfp.datapath.capture import Captured, Capturing
 from vfp.datapath.groups import GroupTable
 from vfp.datapath.limits import Limits
@@ -57,7 +59,7 @@ from vfp.datapath.ring import RingBuffer
 from vfp.datapath.select import FlowFilter, FlowPage, select
 from vfp.datapath.sets import SetTable
 from vfp.datapath.switch import PortPrograms
-from vfp.datapath.trace import Traced, dry_run, find_binding, flow_key, is_held
+from vfp.datapath.trace import Traced, dry_run, flow_key
 from vfp.errors import TableFull
 from vfp.layout import (
     FLOW,
@@ -68,6 +70,7 @@ from vfp.layout import (
     MAPPING,
     METER,
     PORT,
+    PREFIX,
     SETTINGS,
     SPACE_KEY,
     SWEEP,
@@ -81,14 +84,14 @@ from vfp.layout import (
 )
 from vfp.model import Address, EngineState, Prefix
 from vfp.reasons import DropReason
-from vfp.reference.bindings import BindingKey, External
+from vfp.reference.bindings import BindingKey, Block, External
 from vfp.reference.packet import FlowTuple
 from vfp.timeouts import Timeouts
 
 OBJECT = Path(__file__).with_name("vfp.bpf.o")
 
 _ZERO = bytes(4)
-_KEYED = ("links", "pools", "mappings", "spaces", "rewrites")
+_KEYED = ("links", "pools", "held", "mappings", "prefixes", "spaces", "rewrites", "translations")
 _JUMPS = (                                  # enum jump
     "vfp_slow", "vfp_odd", "vfp_related", "vfp_leave", "vfp_reject", "vfp_full", "vfp_stale", "vfp_decided",
     "vfp_inspect", "vfp_come_back",
@@ -128,6 +131,7 @@ class Datapath(AbstractContextManager["Datapath"]):
         self._groups = GroupTable(
             loaded.map("groups"), loaded.map("buckets"), loaded.map("filter"), loaded.map("rules")
         )
+        self._bindings = BindingTables(loaded)
         self._sets = SetTable(loaded.map("sets"), loaded.map("set_lengths"))
         self._named: frozenset[int] | None = None       # sets that rules name; None: not known
         self._one_at_a_time = threading.RLock()         # members of sets come from another thread than states
@@ -143,6 +147,7 @@ class Datapath(AbstractContextManager["Datapath"]):
             "sets_generation": int(settings["sets_generation"]),
         }
         self._capturing = Capturing(loaded)
+        self._binding_log = BindingLog(loaded)
         self._ports = PortPrograms(loaded, self._capturing, self._settings["turn"])
         self._groups.retire_unused(self._ports.groups_used())
         self._interrupted = bool(settings["dirty"])
@@ -177,6 +182,7 @@ class Datapath(AbstractContextManager["Datapath"]):
             self._ring.close()
             self._ring = None
         self._capturing.close()
+        self._binding_log.close()
         self._object.close()
 
     def __exit__(
@@ -215,9 +221,10 @@ class Datapath(AbstractContextManager["Datapath"]):
         self._interrupted = True            # until it has come to its end
         self._groups.add(tables.groups.values())
         self._put("rewrites", tables)
+        self._put("translations", tables)
         self._add_meters(tables.meters)
         left = self._left_behind(tables)
-        for name in ("pools", "spaces", "mappings"):
+        for name in ("held", "pools", "spaces", "mappings", "prefixes"):
             self._put(name, tables)
             self._remove(name, tables, keep=left)
         self._write_uplinks(tables.maps["uplinks"])
@@ -236,7 +243,7 @@ class Datapath(AbstractContextManager["Datapath"]):
         for port_id in self._ports.ids - tables.ports.keys():
             self._ports.drop(port_id)
             self._hits_of_others = True
-        for name in ("spaces", "pools", "rewrites"):
+        for name in ("spaces", "pools", "rewrites", "translations"):
             self._remove(name, tables)
         self._remove_meters(tables.meters)
         self._sets.drop(tables.sets)
@@ -318,13 +325,37 @@ class Datapath(AbstractContextManager["Datapath"]):
         """
         return dry_run(self._object, _ZONES[hook], number, frame, vtep)
 
+    def bindings(self) -> list[BindingRecord]:
+        """Every source translation there is."""
+        return self._bindings.records(time.monotonic_ns())[0]
+
+    def select_bindings(self, pools: Collection[int] | None, limit: int) -> tuple[list[BindingRecord], int]:
+        """At most `limit` source translations of these pools (None: all), and how many there are."""
+        return self._bindings.records(time.monotonic_ns(), pools, limit)
+
+    def pool_use(self) -> dict[int, list[tuple[Address, int, int]]]:
+        """By pool that has bindings, (external address, protocol, bindings)."""
+        return self._bindings.use()
+
     def binding(self, key: BindingKey) -> External | None:
         """The external side that a source translation has now."""
-        return find_binding(self._map("bindings"), key)
+        return self._bindings.find(key)
 
-    def is_external_held(self, external: External) -> bool:
-        """Whether a source translation holds an external address and port."""
-        return is_held(self._map("externals"), external)
+    def binding_at(self, external: External) -> BindingKey | None:
+        """Who is behind the external side of a source translation."""
+        return self._bindings.at(external)
+
+    def block_holder(self, block: Block) -> tuple[int, int] | None:
+        """The (port, pool) that has a block of external ports."""
+        return self._bindings.block_holder(block)
+
+    def binding_count(self, port: int, pool: int) -> int:
+        """Bindings that a port has in a pool."""
+        return self._bindings.count(port, pool)
+
+    def has_contact(self, key: BindingKey, remote: Address) -> bool:
+        """Whether the internal side of a binding with address-dependent filtering has sent to an address of late."""
+        return self._bindings.has_contact(key, remote)
 
     def capture(self, ports: Collection[int], packet_bytes: int) -> None:
         """Copy the packets of these ports, up to `packet_bytes` of each, until told otherwise; no port: none."""
@@ -406,6 +437,14 @@ class Datapath(AbstractContextManager["Datapath"]):
     def read_events(self) -> list[DropEvent | LogEvent]:
         """Records of packets since the last call; does not wait."""
         return [read_event(raw) for raw in self._events().consume()]
+
+    def bindings_fd(self) -> int:
+        """Readable when `read_binding_events` has something."""
+        return self._binding_log.ring().fd
+
+    def read_binding_events(self) -> list[BindingEvent]:
+        """Records of bindings of pools with `log` since the last call; does not wait."""
+        return self._binding_log.read()
 
     def sweep(self) -> int:
         """`age` and `tidy`; returns how many flows and bindings left."""
@@ -502,7 +541,11 @@ class Datapath(AbstractContextManager["Datapath"]):
             int(np.frombuffer(self._shadow["mappings"][key], MAPPING)[0]["port"])
             for key in self._changed("mappings", tables)
         }
-        inhabitants = self._ports_in(spaces)
+        behind_prefixes = {
+            int(np.frombuffer(self._shadow["prefixes"][key], PREFIX)[0]["space"])
+            for key in self._changed("prefixes", tables)
+        }
+        inhabitants = self._ports_in(spaces | behind_prefixes)
         uplinks_changed = self._uplinks_changed(tables.maps["uplinks"])
         return {
             port.id

@@ -17,7 +17,7 @@ Decided here, where `docs/engine.md` is open:
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address, IPv6Network
 
 from vfp.model import (
     ETH_P_ARP,
@@ -26,6 +26,7 @@ from vfp.model import (
     AnswerArp,
     Deny,
     Direction,
+    Filtering,
     Forward,
     Hairpin,
     HostStack,
@@ -44,13 +45,15 @@ from vfp.model import (
     Remote,
     Rewrite,
     ToUplink,
+    TranslatePrefix,
     TranslateSource,
     Untranslate,
     Virtual,
 )
 from vfp.reasons import DropReason
+from vfp.reference import prefix
 from vfp.reference import transposition as header
-from vfp.reference.bindings import BindingKey, Bindings, Exhausted
+from vfp.reference.bindings import BindingKey, Bindings, Exhausted, External, OverQuota
 from vfp.reference.extras import NO_EXTRAS, Extras
 from vfp.reference.index import Index
 from vfp.reference.layers import Dropped, Ended, Passed, RuleRef, Step, walk
@@ -65,6 +68,7 @@ from vfp.reference.packet import (
     is_echo_reply,
     is_echo_request,
     is_icmp,
+    is_tracked,
 )
 from vfp.reference.sets import Sets
 from vfp.reference.transposition import Transposition
@@ -109,13 +113,14 @@ class Decision:
     steps: tuple[Step, ...]
     reason: DropReason = DropReason.NONE
     note: str = ""
-    not_ours: bool = False                  # came by an uplink and no mapping wants it
+    not_ours: bool = False                  # came by an uplink, and is for no mapping or binding
     drop_port: int = 0                      # whose layers were running; 0: none
     forward: Half | None = None
     reply: Half | None = None
     stateful: bool = True
     ports: tuple[int, ...] = ()             # whose policies were asked
-    bindings: tuple[BindingKey, ...] = ()
+    bindings: tuple[BindingKey, ...] = ()   # that the flow keeps
+    contacts: tuple[tuple[BindingKey, Address], ...] = ()
     extras: Extras = NO_EXTRAS
     inspect: Inspect | None = None          # user space sees the packets first
     by_set: bool = False                    # a set turned it, or could have
@@ -160,13 +165,16 @@ class _Walk:
     rewrites: Transposition = field(default_factory=Transposition)
     place: Location | Inside | header.ToUplink | header.ToSender | None = None
     mapping: Mapping | None = None
+    image: IPv6Address | None = None        # the image of the destination by its prefix
     rewritten: bool = False
     inspect: Inspect | None = None
     stateless: bool = False
     extras: Extras = NO_EXTRAS
     drop_port: int = 0
     ports: list[int] = field(default_factory=list)
-    used: list[BindingKey] = field(default_factory=list)
+    bound: tuple[BindingKey, External] | None = None    # by which the source was last translated
+    behind: BindingKey | None = None        # the binding under which it came in
+    asked: Address | None = None            # who had to be a contact of it
     steps: list[Step] = field(default_factory=list)
     by_set: bool = False
 
@@ -199,10 +207,11 @@ class _Walk:
             return Decision((), not_ours=True)
         except Dropped as dropped:
             return Decision(tuple(self.steps), dropped.reason, dropped.note, drop_port=self.drop_port,
-                            bindings=tuple(self.used), mapping=self.mapping)
+                            mapping=self.mapping)
+        bindings, contacts = self._in_use()
         stateful = self.rewritten or not self.stateless
         return Decision(tuple(self.steps), drop_port=self.drop_port, forward=forward, reply=reply,
-                        stateful=stateful, ports=tuple(dict.fromkeys(self.ports)), bindings=tuple(self.used),
+                        stateful=stateful, ports=tuple(dict.fromkeys(self.ports)), bindings=bindings, contacts=contacts,
                         extras=self.extras, inspect=self.inspect, by_set=self.by_set,
                         strict=any(self.index.ports[port].strict_tcp for port in self.ports), mapping=self.mapping)
 
@@ -268,14 +277,18 @@ class _Walk:
                           Zone(ZoneKind.PORT, receiver.id), back, vtep=source.vtep)
 
     def _from_uplink(self) -> tuple[Half, Half | None]:
-        uplink = self.subject.zone.number
+        uplink, what = self.subject.zone.number, self.subject.tuple
         link = self.index.uplinks.get(uplink)
         if self.cur.src.is_loopback and not (link and link.loopback):
             raise _NotOurs                  # the host's own address, whatever came by a wire with it
         self.mapping = self._find_mapping(uplink)
+        receiving = self.mapping.port if self.mapping else None
         if self.mapping is None:
+            self.behind = self._binding(uplink, External(what.dst, what.protocol, what.dst_port), what.src)
+            receiving = self.behind.port if self.behind else self._behind_prefix(uplink, what)
+        if receiving is None:
             raise _NotOurs
-        receiver = self._run_layers(self.mapping.port, Direction.IN)
+        receiver = self._run_layers(receiving, Direction.IN)
         if uplink not in self.index.uplinks:
             raise Dropped(DropReason.NO_ROUTE, f"there is no uplink {uplink}")
         return self._pair(
@@ -296,6 +309,15 @@ class _Walk:
         elif is_echo_request(what, headers):
             found = self.index.mapping(uplink, what.protocol, what.dst, what.src_port)
         return found or self.index.mapping(uplink, 0, what.dst, 0)
+
+    def _behind_prefix(self, uplink: int, what: FlowTuple) -> int | None:
+        """The port to which a destination in an external prefix belongs."""
+        mapping = self.index.prefix(uplink, what.dst)
+        if mapping is None or not isinstance(what.dst, IPv6Address) or not is_tracked(what, self.headers):
+            return None
+        self.image = prefix.translate(what.dst, mapping.external, mapping.internal)
+        place = self.index.place(mapping.space, self.image) if self.image else None
+        return place.port if isinstance(place, LocalPort) else None
 
     def _from_stack(self) -> tuple[Half, Half | None]:
         receiver = self._run_layers(self.subject.zone.number, Direction.IN)
@@ -353,6 +375,8 @@ class _Walk:
                 return self._translate_source(port, pool)
             case Hairpin(pool):
                 return self._hairpin(port, pool)
+            case TranslatePrefix(internal, external):
+                return self._translate_prefix(internal, external)
             case Untranslate():
                 return self._untranslate()
             case Forward(space):
@@ -378,8 +402,8 @@ class _Walk:
                 raise Dropped(DropReason.ENGINE_ERROR, f"{type(action).__name__} is not known")
 
     def _translate_source(self, port: int, pool_id: int) -> str:
-        if not self.cur.family or not (self.cur.protocol in (TCP, UDP) or is_echo_request(self.cur, self.headers)):
-            raise Dropped(DropReason.NAT_UNSUPPORTED, "no port or identifier to translate")
+        if not self.cur.family or (is_icmp(self.cur) and not is_echo_request(self.cur, self.headers)):
+            raise Dropped(DropReason.NAT_UNSUPPORTED, "nothing that an answer could come back to")
         pool = self.index.pools.get(pool_id)
         if pool is None:
             raise Dropped(DropReason.ENGINE_ERROR, f"there is no pool {pool_id}")
@@ -388,15 +412,64 @@ class _Walk:
         key = BindingKey(port, pool_id, self.cur.protocol, self.cur.src, self.cur.src_port)
         try:
             external = self.bindings.obtain(key, pool, self.now_s)
+        except OverQuota:
+            raise Dropped(DropReason.NAT_QUOTA, f"{pool.quota} bindings in pool {pool_id} already") from None
         except Exhausted:
             raise Dropped(DropReason.NAT_EXHAUSTED, f"no free port in pool {pool_id}") from None
-        self.used.append(key)
+        self.bound = (key, external)
         self._become(replace(self.cur, src=external.address, src_port=external.port))
         return f"source becomes {external.address}:{external.port}"
 
+    def _translate_prefix(self, internal: IPv6Network, external: IPv6Network) -> str:
+        src = self.cur.src
+        if not isinstance(src, IPv6Address) or self.cur.family != 6 or not is_tracked(self.cur, self.headers):
+            raise Dropped(DropReason.NAT_UNSUPPORTED, "only what may have a flow, in IPv6")
+        image = prefix.translate(src, internal, external) if src in internal else None
+        if image is None:
+            raise Dropped(DropReason.NAT_UNSUPPORTED, f"{src} has no image in {external}")
+        self._become(replace(self.cur, src=image))
+        return f"source becomes {image}"
+
+    def _binding(self, uplink: int, external: External, remote: Address) -> BindingKey | None:
+        """Who is behind the external side of a binding of the uplink's pools, as far as `remote` may know."""
+        key = self.bindings.holder(external) if external.protocol in PROTOCOLS_WITH_PORTS else None
+        pool = self.index.pools.get(key.pool) if key else None
+        if key is None or pool is None or pool.uplink != uplink or key.source.is_loopback:
+            return None
+        if not self.bindings.is_legal(key, external, pool):
+            return None
+        if pool.filtering is Filtering.ADDRESS:
+            self.asked = remote
+        if pool.filtering is Filtering.ADDRESS_PORT or (self.asked and not self.bindings.has_contact(key, remote)):
+            raise Dropped(DropReason.NAT_FILTERED, f"{key.source} has not sent to {remote}")
+        self.bindings.touch(key, self.now_s)
+        return key
+
+    def _in_use(self) -> tuple[tuple[BindingKey, ...], tuple[tuple[BindingKey, Address], ...]]:
+        """The bindings and contacts that a flow of this packet keeps. Whom it goes to is a contact from now on."""
+        bindings, contacts = [], []
+        if self.bound is not None:
+            key, external = self.bound
+            if (self.cur.src, self.cur.src_port) == (external.address, external.port):
+                bindings.append(key)
+                if self.index.pools[key.pool].filtering is Filtering.ADDRESS:
+                    self.bindings.note_contact(key, self.cur.dst, self.now_s)
+                    contacts.append((key, self.cur.dst))
+        if self.behind is not None:
+            bindings.append(self.behind)
+            if self.asked is not None:
+                contacts.append((self.behind, self.asked))
+        return tuple(bindings), tuple(contacts)
+
     def _untranslate(self) -> str:
+        if self.behind is not None:
+            self._become(replace(self.cur, dst=self.behind.source, dst_port=self.behind.source_port))
+            return f"destination becomes {self.behind.source}:{self.behind.source_port}"
+        if self.image is not None:
+            self._become(replace(self.cur, dst=self.image))
+            return f"destination becomes {self.image}"
         if self.mapping is None:
-            return "did not come by a mapping"
+            return "did not come by a mapping, binding or prefix"
         return self._go_inside(self.mapping)
 
     def _hairpin(self, port: int, pool_id: int) -> str:
