@@ -44,7 +44,6 @@ __all__ = ["SourceNat", "host_destinations"]
 UDP = 17
 _EVERYWHERE: dict[int, Prefix] = {4: IPv4Network("0.0.0.0/0"), 6: IPv6Network("::/0")}
 _FIRST_TRANSLATION = 100
-ENGINE_LACKS_HAIRPIN = True                 # until the engine has it
 
 _STATIC = Group("static", (Rule(0, Match(), Untranslate(), "untranslate"),))
 
@@ -107,7 +106,7 @@ def _groups(
     network: NetworkGoal, view: HostView, plan: NatPlan, whole: tuple[tuple[Address, Address], ...]
 ) -> Iterator[Group]:
     hairpins = tuple(_hairpins(network, view, plan))
-    if hairpins and not ENGINE_LACKS_HAIRPIN:
+    if hairpins:
         yield Group("hairpin", hairpins)
     rules = [
         Rule(0, Match(ethertype=ETH_P_ARP), Allow(), "arp"),

@@ -30,6 +30,7 @@ from vfp.model import (
     Deny,
     Forward,
     Group,
+    Hairpin,
     Inspect,
     Log,
     Mark,
@@ -42,6 +43,7 @@ from vfp.model import (
     Rewrite,
     Rule,
     ToUplink,
+    TranslatePrefix,
     TranslateSource,
     Untranslate,
 )
@@ -61,6 +63,8 @@ _CODES: dict[type[Any], ActionCode] = {
     Forward: ActionCode.FORWARD, ToUplink: ActionCode.TO_UPLINK, AnswerArp: ActionCode.ANSWER_ARP,
     Rewrite: ActionCode.REWRITE, Reject: ActionCode.REJECT, Mark: ActionCode.MARK, Meter: ActionCode.METER,
     Log: ActionCode.LOG, Mirror: ActionCode.MIRROR, Inspect: ActionCode.INSPECT,
+    Hairpin: ActionCode.HAIRPIN,
+    TranslatePrefix: ActionCode.TRANSLATE_PREFIX,
 }
 
 Records = npt.NDArray[Any]
@@ -123,15 +127,20 @@ class CompiledGroup:
         """Argument of each rewrite action, by content hash."""
         return {rewrite_key(action): action for action in self.actions if isinstance(action, Rewrite)}
 
+    @property
+    def translations(self) -> dict[int, TranslatePrefix]:
+        """Argument of each translation of a prefix, by content hash."""
+        return {rewrite_key(action): action for action in self.actions if isinstance(action, TranslatePrefix)}
+
 
 def rule_cookie(layer: str, group: str, rule: Rule) -> int:
     """Identity of a rule's hit counter on a port: 64 bits, the same after every restart."""
     return _hash64(f"{layer}\0{group}\0{rule.priority}\0{rule.name}".encode())
 
 
-def rewrite_key(rewrite: Rewrite) -> int:
-    """Key of a rewrite's argument: 64 bits of its content."""
-    return _hash64(repr(rewrite).encode())
+def rewrite_key(action: Rewrite | TranslatePrefix) -> int:
+    """Key of an action's argument: 64 bits of its content."""
+    return _hash64(repr(action).encode())
 
 
 def compile_group(layer: str, group: Group, secret: bytes = b"") -> CompiledGroup:
@@ -344,13 +353,15 @@ def _named_sets(records: Records) -> Counter[int]:
 
 def _argument(action: Action) -> int:
     match action:
-        case TranslateSource(pool=number) | Forward(space=number) | AnswerArp(space=number) | ToUplink(uplink=number):
+        case TranslateSource(pool=number) | Hairpin(pool=number):
+            return number
+        case Forward(space=number) | AnswerArp(space=number) | ToUplink(uplink=number):
             return number
         case Mark(dscp=number) | Meter(meter=number) | Log(every=number) | Mirror(port=number):
             return number
         case Inspect(queue=queue, fail_open=fail_open):
             return queue | fail_open << 8
-        case Rewrite():
+        case Rewrite() | TranslatePrefix():
             return rewrite_key(action)
         case _:
             return 0
@@ -394,6 +405,7 @@ def _records(layer: str, group: str, rules: Sequence[Rule]) -> npt.NDArray[Any]:
     column(If.DST_SET, [m.dst_set is not None for m in matches], {"dst_set": [m.dst_set or 0 for m in matches]})
     column(If.VNI, [m.vni is not None for m in matches], {"vni": [m.vni or 0 for m in matches]})
     column(If.FRAGMENT, [m.fragment is not None for m in matches], {"fragment": [bool(m.fragment) for m in matches]})
+    column(If.MAPPED, [m.mapped is not None for m in matches], {"mapped": [bool(m.mapped) for m in matches]})
     for bit, prefixes, name in (
         (If.SRC, [m.src for m in matches], "src"), (If.DST, [m.dst for m in matches], "dst"),
     ):

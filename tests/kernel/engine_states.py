@@ -7,6 +7,7 @@ from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any
 
+from engine_prefixes import prefix_mappings, translations
 from hypothesis import strategies as st
 
 from vfp.model import (
@@ -18,8 +19,10 @@ from vfp.model import (
     Deny,
     Direction,
     EngineState,
+    Filtering,
     Forward,
     Group,
+    Hairpin,
     HostStack,
     Inspect,
     Layer,
@@ -43,6 +46,7 @@ from vfp.model import (
     Rule,
     Space,
     ToUplink,
+    TranslatePrefix,
     TranslateSource,
     Untranslate,
     Uplink,
@@ -63,7 +67,9 @@ INSIDE = tuple(IPv4Address(f"10.1.0.{n}") for n in range(1, 7))
 GATEWAY = IPv4Address("10.1.0.254")
 EXTERNAL = (IPv4Address("198.51.100.1"), IPv4Address("198.51.100.2"))
 EXTERNAL_6 = IPv6Address("2001:db8::198.51.100.1")
+MORE_6 = IPv6Address("2001:db8::198.51.100.2")
 WORLD = (IPv4Address("203.0.113.1"), IPv4Address("203.0.113.2"))
+LOCALHOST, LOCALHOST_6 = IPv4Address("127.0.0.1"), IPv6Address("::1")
 ADDRESSES = (*INSIDE, GATEWAY, *EXTERNAL, *WORLD, IPv4Address(0))
 VTEPS = (IPv4Address("172.31.0.2"), IPv4Address("172.31.0.3"))
 PREFIXES = tuple(IPv4Network(text) for text in (
@@ -97,7 +103,7 @@ ALL_MACS = (*MACS.values(), GATEWAY_MAC, BROADCAST)
 TRANSPORT_PORTS = (0, 53, 80, 1000, 1001, 8080, 20000, 20001, 20003, 65535)
 RANGES = tuple(PortRange(low, high) for low, high in (
     (80, 80), (53, 80), (1000, 1001), (0, 65535), (20000, 20003), (1001, 8080), (65535, 65535)))
-PROTOCOLS = (1, 6, 17, 47, 132)
+PROTOCOLS = (1, 6, 17, 47, 132, 136)
 PROTOCOLS_6 = (58, 50, 59)
 ETHERTYPES = (0x0800, 0x0806, 0x86DD)
 STATIC_SETS, DYNAMIC_SET = (1, 2), 3
@@ -130,6 +136,7 @@ def matches(draw: st.DrawFn) -> Match:
         "dst_set": pick((*STATIC_SETS, DYNAMIC_SET)),
         "vni": pick(VNIS),
         "fragment": st.booleans(),
+        "mapped": st.booleans(),
         "arp_sender_is_source": st.just(True),
         "nd_sender_is_source": st.just(True),
     }
@@ -168,10 +175,12 @@ def actions(direction: Direction) -> st.SearchStrategy[Action]:
         rewrites, modifiers, modifiers, inspections, st.just(Reject()),
     ]
     if direction is Direction.IN:
-        return st.one_of(*common, st.just(Untranslate()))
+        return st.one_of(*common, st.just(Untranslate()), st.builds(TranslateSource, pick(POOLS)))
     return st.one_of(
         *common,
         st.builds(TranslateSource, pick(POOLS)),
+        translations,
+        st.builds(Hairpin, pick(POOLS)),
         st.builds(Forward, pick(SPACES)),
         st.builds(ToUplink, pick((*UPLINKS, 3))),
         st.builds(AnswerArp, pick(SPACES)),
@@ -267,17 +276,24 @@ def overlay_tail(vni: int) -> tuple[Layer, ...]:
     )),), (), Deny(), Allow()),)
 
 
-def nat_tail(pool: int, uplink: int) -> tuple[Layer, ...]:
+def nat_tail(pool: int, uplink: int, prefix: TranslatePrefix | None = None) -> tuple[Layer, ...]:
     """Where packets of a NAT port go, and what translates them."""
     inside = IPv4Network("10.1.0.0/24")
     return (
+        Layer("host", (), (Group("host", (
+            Rule(0, Match(src=IPv4Network(LOCALHOST)), TranslateSource(pool), "host"),
+            Rule(1, Match(src=IPv6Network(LOCALHOST_6)), TranslateSource(pool), "host 6"),
+        )),), Allow(), Allow()),
         Layer("nat", (Group("nat", (
             Rule(0, Match(ethertype=0x0806), Allow(), "arp"),
             Rule(1, Match(dst=inside), Allow(), "inside"),
             Rule(3, Match(protocol=58, icmp_type=135), Allow(), "nd"),
             Rule(4, Match(dst=PREFIXES_6[1]), Allow(), "inside 6"),
-            Rule(5, Match(), TranslateSource(pool), "translate"),
-        )),), (Group("nat", (Rule(0, Match(), Untranslate(), "untranslate"),)),), Deny(), Allow()),
+            Rule(5, Match(), Hairpin(pool), "hairpin"),
+        )), Group("out", (
+            *((Rule(0, Match(src=prefix.internal), prefix, "prefix"),) if prefix else ()),
+            Rule(1, Match(), TranslateSource(pool), "translate"),
+        ))), (Group("nat", (Rule(0, Match(), Untranslate(), "untranslate"),)),), Deny(), Allow()),
         Layer("vnet", (Group("vnet", (
             Rule(0, Match(ethertype=0x0806), AnswerArp(NAT_SPACE), "arp"),
             Rule(1, Match(dst=inside), Forward(NAT_SPACE), "forward"),
@@ -305,15 +321,17 @@ def ports(draw: st.DrawFn, number: int, plain: bool = False) -> Port:
     """
     own = () if plain else draw(pick((("l0",), ("l1",), ("l0", "l1"))))
     middle = tuple(draw(layers(name)) for name in own)
-    tails = (*(overlay_tail(vni) for vni in VNIS), nat_tail(1, 1), nat_tail(2, 2), nat_tail(1, 1))
+    tails = (*(overlay_tail(vni) for vni in VNIS), nat_tail(1, 1), nat_tail(2, 2),
+             nat_tail(1, 1, draw(translations)))
     tail = draw(pick(tails if plain else (*tails, ())))
     head = (guard(number),) if draw(st.booleans()) else ()
     if draw(pick((False, False, False, True))):
         middle = (*middle, draw(watched))
     asks = tuple(draw(extra_layers(name)) for name in draw(pick(((), (), (), ("x0",), ("x0", "x1")))))
     strict = draw(pick((False,) * 7 + (True,)))
+    tap = draw(pick((False, False, True)))
     return Port(number, f"p{number}", 10 + number, MACS[number], GATEWAY_MAC, head + asks + middle + tail, strict,
-                draw(pick((None, None, *TIMEOUTS))))
+                draw(pick((None, None, *TIMEOUTS))), tap)
 
 
 @st.composite
@@ -342,20 +360,44 @@ def spaces(draw: st.DrawFn, id: int) -> Space:
     return Space(id, tuple(entries))
 
 
+_ANYONE = Filtering.ENDPOINT_INDEPENDENT
+_HELD = ((1, 20000), (6, 20001), (6, 20003), (17, 20000), (58, 20002), (132, 1000))
+_TERMS = (
+    (_ANYONE, 0, 0, ()), (_ANYONE, 0, 0, ()), (_ANYONE, 0, 0, ()), (Filtering.ADDRESS, 0, 0, ()),
+    (Filtering.ADDRESS_PORT, 0, 0, ()), (_ANYONE, 0, 1, ()), (_ANYONE, 0, 0, _HELD), (Filtering.ADDRESS, 2, 3, ()),
+    (_ANYONE, 1, 0, ()), (_ANYONE, 3, 0, _HELD), (_ANYONE, 16, 2, ()),
+)
+
+
 def pools(id: int) -> st.SearchStrategy[Pool]:
     """Small enough to run out."""
     ranges = pick((PortRange(20001, 20001), PortRange(20002, 20003), PortRange(20000, 20003), PortRange(20000, 20099)))
-    addresses = pick((*EXTERNAL, EXTERNAL_6)).map(lambda address: (address,))
-    return st.builds(Pool, st.just(id), pick(UPLINKS), addresses, ranges)
+    addresses = pick(((EXTERNAL[0],), (EXTERNAL[1],), EXTERNAL, EXTERNAL[::-1], (EXTERNAL_6,), (EXTERNAL_6, MORE_6)))
+    def pool(uplink: int, given: tuple[Address, ...], ports: PortRange,
+             terms: tuple[Filtering, int, int, tuple[tuple[int, int], ...]]) -> Pool:
+        filtering, block, quota, held = terms
+        return Pool(id, uplink, given, ports, filtering, min(block, ports.high - ports.low + 1), quota, held)
+
+    return st.builds(pool, pick(UPLINKS), addresses, ranges, pick(_TERMS))
 
 
 def mappings(ports: tuple[int, ...]) -> st.SearchStrategy[tuple[Mapping, ...]]:
     """Fixed inbound translations to ports that exist."""
-    one = pick((EXTERNAL, (EXTERNAL_6,))).flatmap(lambda external: st.builds(
-        Mapping, uplink=pick(UPLINKS), protocol=pick((6, 17)), external=pick(external),
-        external_port=pick((80, 8080, 20000)), port=pick(ports),
-        internal=pick(INSIDE_6 if external[0].version == 6 else INSIDE), internal_port=pick((80, 53))))
-    return st.lists(one, max_size=4, unique_by=lambda m: (m.uplink, m.protocol, m.external, m.external_port)).map(tuple)
+    return st.lists(_mapping(ports), max_size=5, unique_by=lambda m: (m.uplink, m.protocol, m.external, m.external_port)
+                    ).map(tuple)
+
+
+@st.composite
+def _mapping(draw: st.DrawFn, ports: tuple[int, ...]) -> Mapping:
+    """TCP and UDP mostly; SCTP by the same port, ICMP by identifier, and whole addresses."""
+    six = draw(pick((False, False, True)))
+    protocol = draw(pick((6, 6, 17, 17, 132, 58 if six else 1, 0)))
+    outside = draw(pick((80, 8080, 20000))) if protocol else 0
+    inside = draw(pick((80, 53))) if protocol not in (0, 132) else outside
+    return Mapping(
+        uplink=draw(pick(UPLINKS)), protocol=protocol, external=EXTERNAL_6 if six else draw(pick(EXTERNAL)),
+        external_port=outside, port=draw(pick(ports)), internal=draw(pick(INSIDE_6 if six else INSIDE)),
+        internal_port=inside, name=draw(pick(("", "m1", "m2"))))
 
 
 MEMBERS: tuple[Prefix, ...] = (*PREFIXES[1:], *PREFIXES_6[1:], *map(IPv4Network, INSIDE), *map(IPv6Network, INSIDE_6))
@@ -374,9 +416,15 @@ def sets(draw: st.DrawFn) -> tuple[AddressSet, ...]:
     return (*static, AddressSet(DYNAMIC_SET, "dynamic", dynamic=True))
 
 
-def uplink(id: int) -> Uplink:
+def uplink(id: int, loopback: bool = False) -> Uplink:
     """An uplink by its id."""
-    return Uplink(id, f"up{id}", 50 + id)
+    return Uplink(id, f"up{id}", 50 + id, loopback)
+
+
+@st.composite
+def _uplinks(draw: st.DrawFn) -> tuple[Uplink, ...]:
+    """Now and then the second leads to the host's own sockets."""
+    return uplink(1), uplink(2, draw(pick((False, False, True))))
 
 
 @st.composite
@@ -388,10 +436,11 @@ def states(draw: st.DrawFn, plain: bool = False) -> EngineState:
         spaces=tuple(draw(spaces(id)) for id in SPACES),
         pools=tuple(draw(pools(id)) for id in POOLS),
         mappings=draw(mappings(tuple(ids))),
-        uplinks=tuple(uplink(id) for id in UPLINKS),
+        uplinks=draw(_uplinks()),
         tunnel_ifindex=TUNNEL_IFINDEX,
         inspect_ifindex=draw(pick((0, INSPECT_IFINDEX, INSPECT_IFINDEX))),
         sets=draw(sets()),
+        prefixes=draw(prefix_mappings(UPLINKS, SPACES)),
     )
 
 
@@ -430,7 +479,7 @@ def set_states(draw: st.DrawFn) -> EngineState:
 def changes(draw: st.DrawFn, state: EngineState, plain: bool = False) -> EngineState:
     """One thing of a state is different: a port's policy, a place, a pool, the mappings, ..."""
     what = draw(pick(("port", "port", "port", "unport", "place", "place", "place", "unplace", "pool", "pool",
-                      "mappings", "mappings", "uplink", "nothing", "all", "set", "set", "set")))
+                      "mappings", "mappings", "prefixes", "uplink", "nothing", "all", "set", "set", "set")))
     if what == "port":
         number = draw(pick(PORT_IDS))
         others = tuple(port for port in state.ports if port.id != number)
@@ -455,8 +504,10 @@ def changes(draw: st.DrawFn, state: EngineState, plain: bool = False) -> EngineS
             replace(given, members=draw(members())) if given.id == changed else given for given in state.sets))
     if what == "mappings":
         return replace(state, mappings=draw(mappings(tuple(port.id for port in state.ports))))
+    if what == "prefixes":
+        return replace(state, prefixes=draw(prefix_mappings(UPLINKS, SPACES)))
     if what == "uplink":
-        return replace(state, uplinks=tuple(uplink(id) for id in UPLINKS if draw(st.booleans())),
+        return replace(state, uplinks=tuple(each for each in draw(_uplinks()) if draw(st.booleans())),
                        tunnel_ifindex=draw(pick((0, TUNNEL_IFINDEX))),
                        inspect_ifindex=draw(pick((0, INSPECT_IFINDEX))))
     return draw(states(plain)) if what == "all" else state

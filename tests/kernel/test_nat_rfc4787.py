@@ -18,7 +18,6 @@ from nat_rfc_kit import (
     A,
     B,
     Bpf,
-    Filtering,
     Host,
     Reference,
     error,
@@ -33,7 +32,7 @@ from nat_rfc_kit import (
 from scapy.layers.inet import ICMP, IP, UDP
 from scapy.packet import Raw
 
-from vfp.model import PortRange
+from vfp.model import Filtering, PortRange
 from vfp.reasons import DropReason
 
 FILTERINGS = {

@@ -15,7 +15,6 @@ from nat_rfc_kit import (
     A,
     B,
     Bpf,
-    Filtering,
     Host,
     Reference,
     error,
@@ -27,6 +26,7 @@ from nat_rfc_kit import (
 )
 from scapy.layers.inet import IP, TCP
 
+from vfp.model import Filtering
 from vfp.reasons import DropReason
 
 

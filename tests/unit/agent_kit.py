@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, ip_network
@@ -31,16 +32,18 @@ from southbound.messages import (
 )
 from vfp import reference
 from vfp.compile import Compiler, rule_cookie
+from vfp.datapath.binding_log import BindingEvent
+from vfp.datapath.bindings import BindingRecord
 from vfp.datapath.capture import Captured
 from vfp.datapath.engine import Hook
 from vfp.datapath.records import DropEvent, FlowRecord, InspectCounts, LogEvent, RuleHits
 from vfp.datapath.select import FlowFilter, FlowPage
 from vfp.datapath.trace import Traced
 from vfp.layout import PlaceKind, Ring, ZoneKind
-from vfp.model import EngineState, Prefix
+from vfp.model import Address, EngineState, Prefix
 from vfp.reasons import DropReason
 from vfp.reference import Engine, explain_frame
-from vfp.reference.bindings import BindingKey, External
+from vfp.reference.bindings import BindingKey, Block, External
 from vfp.reference.packet import FlowTuple
 from vfp.reference.transposition import ToPort, ToUplink, ToVtep
 from vswitch.errors import NamespaceMissing, UplinkMissing, VSwitchError
@@ -318,6 +321,9 @@ class FakeDatapath:
     wanted: FlowFilter | None = None
     capturing: tuple[frozenset[int], int] = (frozenset(), 0)
     lost_records: int = 0
+    bound: list[BindingRecord] = field(default_factory=list)
+    binding_events: list[BindingEvent] = field(default_factory=list)
+    mapped: dict[str, int] = field(default_factory=dict)
 
     def apply(self, state: EngineState) -> None:
         Compiler().compile(state, self.limit)
@@ -376,8 +382,37 @@ class FakeDatapath:
     def binding(self, key: BindingKey) -> External | None:
         return None
 
-    def is_external_held(self, external: External) -> bool:
-        return external.port in self.held
+    def binding_at(self, external: External) -> BindingKey | None:
+        return BindingKey(99, 1, external.protocol, external.address, 1) if external.port in self.held else None
+
+    def block_holder(self, block: Block) -> tuple[int, int] | None:
+        return None
+
+    def binding_count(self, port: int, pool: int) -> int:
+        return 0
+
+    def has_contact(self, key: BindingKey, remote: Address) -> bool:
+        return False
+
+    def bindings(self) -> list[BindingRecord]:
+        return self.bound
+
+    def pool_use(self) -> dict[int, list[tuple[Address, int, int]]]:
+        counts = Counter((one.pool, one.external, one.protocol) for one in self.bound)
+        found: dict[int, list[tuple[Address, int, int]]] = {}
+        for (pool, address, protocol), count in counts.items():
+            found.setdefault(pool, []).append((address, protocol, count))
+        return found
+
+    def mapping_hits(self) -> dict[str, int]:
+        return self.mapped
+
+    def bindings_fd(self) -> int:
+        return -1
+
+    def read_binding_events(self) -> list[BindingEvent]:
+        events, self.binding_events = self.binding_events, []
+        return events
 
     def capture(self, ports: Collection[int], packet_bytes: int) -> None:
         self.capturing = (frozenset(ports), packet_bytes)

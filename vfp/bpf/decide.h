@@ -39,22 +39,37 @@ static __always_inline int decide_from_overlay(struct scratch *s, __u32 vni)
 	return run_layers(s, location->port, 1, 1);
 }
 
+/* The binding under whose external side a packet came in. */
+static __always_inline int find_sender(struct scratch *s, __u32 uplink)
+{
+	s->nat.sought.address = s->h.key.dst;
+	s->nat.sought.port = s->h.key.dport;
+	s->nat.sought.protocol = s->h.key.protocol;
+	s->nat.sought.family = s->h.key.family;
+	s->nat.contact.remote = s->h.key.src;
+	return find_binding(s, uplink);
+}
+
 static __always_inline int decide_from_uplink(struct scratch *s, __u32 uplink)
 {
 	struct decision *d = &s->d;
-	struct mapping_key key = {
-		.uplink = uplink,
-		.external = s->h.key.dst,
-		.port = s->h.key.dport,
-		.protocol = s->h.key.protocol,
-		.family = s->h.key.family,
-	};
-	struct mapping *mapping = s->h.has_ports ? bpf_map_lookup_elem(&mappings, &key) : 0;
+	__u32 *link;
+	int reason;
 
-	if (!mapping)
-		return NO_MAPPING;
-	d->via = *mapping;
-	d->by_mapping = 1;
+	/* The host's own, whatever came by a wire with it. */
+	if (is_loopback(s->h.key.family, &s->h.key.src)) {
+		link = bpf_map_lookup_elem(&uplinks, &uplink);
+		if (!link || !(*link & UPLINK_LOOPBACK))
+			return NO_MAPPING;
+	}
+	s->mapping.uplink = uplink;
+	if (!find_mapping(s)) {
+		reason = find_sender(s, uplink);
+		if (reason == NO_MAPPING && find_prefix(s, uplink))
+			reason = NONE;
+		if (reason)
+			return reason;
+	}
 	d->routed = 1;
 	d->where = PLACE_PORT;
 	return run_layers(s, d->via.port, 1, 1);
@@ -104,7 +119,7 @@ static __always_inline int to_port(struct transposition *t, __u32 id, int routed
 
 	if (!port || !port->ifindex)
 		return UNKNOWN_PORT;
-	t->place = PLACE_PORT;
+	t->place = port->flags & PORT_TAP ? PLACE_TAP : PLACE_PORT;
 	t->ifindex = port->ifindex;
 	t->flags |= SET_DMAC;
 	copy_mac(t->dmac, port->mac);
@@ -122,7 +137,11 @@ static __always_inline int to_uplink(struct transposition *t, __u32 id)
 	if (!ifindex || !*ifindex)
 		return NO_ROUTE;
 	t->place = PLACE_UPLINK;
-	t->ifindex = *ifindex;
+	t->ifindex = *ifindex & ~UPLINK_LOOPBACK;
+	if (*ifindex & UPLINK_LOOPBACK) {	/* the address of the loopback device is all zeros, as are the MACs here */
+		t->place = PLACE_LOOPBACK;
+		t->flags |= SET_SMAC | SET_DMAC;
+	}
 	return NONE;
 }
 
@@ -261,6 +280,7 @@ static __always_inline int compose(struct scratch *s)
 	reason = reply_out(s);
 	if (reason)
 		return reason;
+	keep_bindings(s, f);
 	diff(&f->out, &h->key, &d->cur);
 	reverse(&f->pair, &d->cur, reply_zone);
 	r->pair = h->key;

@@ -35,6 +35,8 @@ import numpy.typing as npt
 
 from vfp.classifier import CompiledGroup
 from vfp.compile import Compiler, Tables
+from vfp.datapath.binding_log import BindingEvent, BindingLog
+from vfp.datapath.bindings import BindingRecord, BindingTables
 from vfp.datapath.capture import Captured, Capturing
 from vfp.datapath.groups import GroupTable
 from vfp.datapath.limits import Limits
@@ -57,7 +59,7 @@ from vfp.datapath.ring import RingBuffer
 from vfp.datapath.select import FlowFilter, FlowPage, select
 from vfp.datapath.sets import SetTable
 from vfp.datapath.switch import PortPrograms
-from vfp.datapath.trace import Traced, dry_run, find_binding, flow_key, is_held
+from vfp.datapath.trace import Traced, dry_run, flow_key
 from vfp.errors import TableFull
 from vfp.layout import (
     FLOW,
@@ -68,6 +70,7 @@ from vfp.layout import (
     MAPPING,
     METER,
     PORT,
+    PREFIX,
     SETTINGS,
     SPACE_KEY,
     SWEEP,
@@ -81,14 +84,14 @@ from vfp.layout import (
 )
 from vfp.model import Address, EngineState, Prefix
 from vfp.reasons import DropReason
-from vfp.reference.bindings import BindingKey, External
+from vfp.reference.bindings import BindingKey, Block, External
 from vfp.reference.packet import FlowTuple
 from vfp.timeouts import Timeouts
 
 OBJECT = Path(__file__).with_name("vfp.bpf.o")
 
 _ZERO = bytes(4)
-_KEYED = ("links", "pools", "mappings", "spaces", "rewrites")
+_KEYED = ("links", "pools", "held", "mappings", "prefixes", "spaces", "rewrites", "translations")
 _JUMPS = (                                  # enum jump
     "vfp_slow", "vfp_odd", "vfp_related", "vfp_leave", "vfp_reject", "vfp_full", "vfp_stale", "vfp_decided",
     "vfp_inspect", "vfp_come_back",
@@ -128,6 +131,7 @@ class Datapath(AbstractContextManager["Datapath"]):
         self._groups = GroupTable(
             loaded.map("groups"), loaded.map("buckets"), loaded.map("filter"), loaded.map("rules")
         )
+        self._bindings = BindingTables(loaded)
         self._sets = SetTable(loaded.map("sets"), loaded.map("set_lengths"))
         self._named: frozenset[int] | None = None       # sets that rules name; None: not known
         self._one_at_a_time = threading.RLock()         # members of sets come from another thread than states
@@ -143,10 +147,12 @@ class Datapath(AbstractContextManager["Datapath"]):
             "sets_generation": int(settings["sets_generation"]),
         }
         self._capturing = Capturing(loaded)
+        self._binding_log = BindingLog(loaded)
         self._ports = PortPrograms(loaded, self._capturing, self._settings["turn"])
         self._groups.retire_unused(self._ports.groups_used())
         self._interrupted = bool(settings["dirty"])
-        self._hits_of_others = True             # perhaps: of ports that are gone
+        self._hits_of_others = True             # perhaps: of ports or mappings that are gone
+        self._mapping_names: dict[int, str] | None = None       # by cookie; None: not known yet
         self._write_settings(dirty=self._interrupted)
 
     @classmethod
@@ -176,6 +182,7 @@ class Datapath(AbstractContextManager["Datapath"]):
             self._ring.close()
             self._ring = None
         self._capturing.close()
+        self._binding_log.close()
         self._object.close()
 
     def __exit__(
@@ -200,6 +207,8 @@ class Datapath(AbstractContextManager["Datapath"]):
         self._check_room(tables)
         timeouts = self._profiles.plan(tables.ports)
         tables.ports = timeouts.ports
+        self._hits_of_others |= self._mapping_names is None or bool(self._mapping_names.keys() - tables.mapping_names)
+        self._mapping_names = tables.mapping_names
         stale = self._ports_to_bump(tables)
         named = frozenset(number for port in tables.ports.values() for number in port.sets)
         self._sets.expect(tables.sets)
@@ -212,9 +221,10 @@ class Datapath(AbstractContextManager["Datapath"]):
         self._interrupted = True            # until it has come to its end
         self._groups.add(tables.groups.values())
         self._put("rewrites", tables)
+        self._put("translations", tables)
         self._add_meters(tables.meters)
         left = self._left_behind(tables)
-        for name in ("pools", "spaces", "mappings"):
+        for name in ("held", "pools", "spaces", "mappings", "prefixes"):
             self._put(name, tables)
             self._remove(name, tables, keep=left)
         self._write_uplinks(tables.maps["uplinks"])
@@ -233,7 +243,7 @@ class Datapath(AbstractContextManager["Datapath"]):
         for port_id in self._ports.ids - tables.ports.keys():
             self._ports.drop(port_id)
             self._hits_of_others = True
-        for name in ("spaces", "pools", "rewrites"):
+        for name in ("spaces", "pools", "rewrites", "translations"):
             self._remove(name, tables)
         self._remove_meters(tables.meters)
         self._sets.drop(tables.sets)
@@ -315,13 +325,33 @@ class Datapath(AbstractContextManager["Datapath"]):
         """
         return dry_run(self._object, _ZONES[hook], number, frame, vtep)
 
+    def bindings(self) -> list[BindingRecord]:
+        """Every source translation there is."""
+        return self._bindings.records(time.monotonic_ns())
+
+    def pool_use(self) -> dict[int, list[tuple[Address, int, int]]]:
+        """By pool that has bindings, (external address, protocol, bindings)."""
+        return self._bindings.use()
+
     def binding(self, key: BindingKey) -> External | None:
         """The external side that a source translation has now."""
-        return find_binding(self._map("bindings"), key)
+        return self._bindings.find(key)
 
-    def is_external_held(self, external: External) -> bool:
-        """Whether a source translation holds an external address and port."""
-        return is_held(self._map("externals"), external)
+    def binding_at(self, external: External) -> BindingKey | None:
+        """Who is behind the external side of a source translation."""
+        return self._bindings.at(external)
+
+    def block_holder(self, block: Block) -> tuple[int, int] | None:
+        """The (port, pool) that has a block of external ports."""
+        return self._bindings.block_holder(block)
+
+    def binding_count(self, port: int, pool: int) -> int:
+        """Bindings that a port has in a pool."""
+        return self._bindings.count(port, pool)
+
+    def has_contact(self, key: BindingKey, remote: Address) -> bool:
+        """Whether the internal side of a binding with address-dependent filtering has sent to an address of late."""
+        return self._bindings.has_contact(key, remote)
 
     def capture(self, ports: Collection[int], packet_bytes: int) -> None:
         """Copy the packets of these ports, up to `packet_bytes` of each, until told otherwise; no port: none."""
@@ -378,13 +408,19 @@ class Datapath(AbstractContextManager["Datapath"]):
 
     def rule_hits(self) -> dict[tuple[int, int], RuleHits]:
         """(port id, rule cookie) to decisions and drops."""
+        return {key: hits for key, hits in self._hits() if key[0]}
+
+    def mapping_hits(self) -> dict[str, int]:
+        """Decisions by each mapping, by `Mapping.name`; those of one name count together, without one not at all."""
+        counted = {cookie: hits.hits for (port, cookie), hits in self._hits() if not port}
+        return {name: counted.get(cookie, 0) for cookie, name in (self._mapping_names or {}).items()}
+
+    def _hits(self) -> Iterator[tuple[tuple[int, int], RuleHits]]:
         keys, values = self._map("rule_hits").lookup_all()
         key_rows = np.ascontiguousarray(keys).reshape(-1).view(HIT_KEY)
         hit_rows = np.ascontiguousarray(values).reshape(-1).view(HITS)
-        return {
-            (int(key["port"]), int(key["cookie"])): RuleHits(int(hit["hits"]), int(hit["drops"]))
-            for key, hit in zip(key_rows, hit_rows, strict=True)
-        }
+        for key, hit in zip(key_rows, hit_rows, strict=True):
+            yield (int(key["port"]), int(key["cookie"])), RuleHits(int(hit["hits"]), int(hit["drops"]))
 
     def meters(self) -> dict[int, MeterCount]:
         """What each meter that a rule names has counted."""
@@ -397,6 +433,14 @@ class Datapath(AbstractContextManager["Datapath"]):
     def read_events(self) -> list[DropEvent | LogEvent]:
         """Records of packets since the last call; does not wait."""
         return [read_event(raw) for raw in self._events().consume()]
+
+    def bindings_fd(self) -> int:
+        """Readable when `read_binding_events` has something."""
+        return self._binding_log.ring().fd
+
+    def read_binding_events(self) -> list[BindingEvent]:
+        """Records of bindings of pools with `log` since the last call; does not wait."""
+        return self._binding_log.read()
 
     def sweep(self) -> int:
         """`age` and `tidy`; returns how many flows and bindings left."""
@@ -426,10 +470,14 @@ class Datapath(AbstractContextManager["Datapath"]):
         return int(result["flows_removed"]) + int(result["bindings_removed"])
 
     def _forget_hits(self) -> None:
-        """Take out the counters of ports that are gone: their ids will be given again."""
+        """Take out the counters of ports and mappings that are gone: their ids and names will be given again."""
         hits = self._map("rule_hits")
         keys, _ = hits.lookup_all()
-        gone = keys[~np.isin(np.ascontiguousarray(keys).reshape(-1).view(HIT_KEY)["port"], list(self._ports.ids))]
+        rows = np.ascontiguousarray(keys).reshape(-1).view(HIT_KEY)
+        mapped = rows["port"] == 0
+        if self._mapping_names is not None:
+            mapped &= np.isin(rows["cookie"], np.array(list(self._mapping_names), np.uint64))
+        gone = keys[~(mapped | np.isin(rows["port"], list(self._ports.ids)))]
         if len(gone):
             hits.delete_batch(np.ascontiguousarray(gone), len(gone))
         self._hits_of_others = False
@@ -489,7 +537,11 @@ class Datapath(AbstractContextManager["Datapath"]):
             int(np.frombuffer(self._shadow["mappings"][key], MAPPING)[0]["port"])
             for key in self._changed("mappings", tables)
         }
-        inhabitants = self._ports_in(spaces)
+        behind_prefixes = {
+            int(np.frombuffer(self._shadow["prefixes"][key], PREFIX)[0]["space"])
+            for key in self._changed("prefixes", tables)
+        }
+        inhabitants = self._ports_in(spaces | behind_prefixes)
         uplinks_changed = self._uplinks_changed(tables.maps["uplinks"])
         return {
             port.id

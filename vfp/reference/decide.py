@@ -17,7 +17,7 @@ Decided here, where `docs/engine.md` is open:
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address, IPv6Network
 
 from vfp.model import (
     ETH_P_ARP,
@@ -26,7 +26,9 @@ from vfp.model import (
     AnswerArp,
     Deny,
     Direction,
+    Filtering,
     Forward,
+    Hairpin,
     HostStack,
     Inspect,
     LocalPort,
@@ -43,24 +45,30 @@ from vfp.model import (
     Remote,
     Rewrite,
     ToUplink,
+    TranslatePrefix,
     TranslateSource,
     Untranslate,
     Virtual,
 )
 from vfp.reasons import DropReason
+from vfp.reference import prefix
 from vfp.reference import transposition as header
-from vfp.reference.bindings import BindingKey, Bindings, Exhausted
+from vfp.reference.bindings import BindingKey, Bindings, Exhausted, External, OverQuota
 from vfp.reference.extras import NO_EXTRAS, Extras
 from vfp.reference.index import Index
-from vfp.reference.layers import Dropped, RuleRef, Step, walk
+from vfp.reference.layers import Dropped, Ended, Passed, RuleRef, Step, walk
 from vfp.reference.packet import (
     ARP_REQUEST,
     ND_SOLICITATION,
+    PROTOCOLS_WITH_PORTS,
     TCP,
     UDP,
     FlowTuple,
     Headers,
+    is_echo_reply,
     is_echo_request,
+    is_icmp,
+    is_tracked,
 )
 from vfp.reference.sets import Sets
 from vfp.reference.transposition import Transposition
@@ -105,17 +113,19 @@ class Decision:
     steps: tuple[Step, ...]
     reason: DropReason = DropReason.NONE
     note: str = ""
-    not_ours: bool = False                  # came by an uplink and no mapping wants it
+    not_ours: bool = False                  # came by an uplink, and is for no mapping or binding
     drop_port: int = 0                      # whose layers were running; 0: none
     forward: Half | None = None
     reply: Half | None = None
     stateful: bool = True
     ports: tuple[int, ...] = ()             # whose policies were asked
-    bindings: tuple[BindingKey, ...] = ()
+    bindings: tuple[BindingKey, ...] = ()   # that the flow keeps
+    contacts: tuple[tuple[BindingKey, Address], ...] = ()
     extras: Extras = NO_EXTRAS
     inspect: Inspect | None = None          # user space sees the packets first
     by_set: bool = False                    # a set turned it, or could have
     strict: bool = False                    # one of `ports` wants TCP segments to fit
+    mapping: Mapping | None = None          # that was found for its destination, whatever the layers said then
 
     @property
     def hits(self) -> tuple[RuleRef, ...]:
@@ -135,6 +145,13 @@ def decide(index: Index, bindings: Bindings, sets: Sets, subject: Subject, now_s
     return _Walk(index, bindings, sets, subject, now_s).run()
 
 
+@dataclass(frozen=True, slots=True)
+class Inside:
+    """A port that is reached by a hairpin: routed."""
+
+    port: int
+
+
 @dataclass(slots=True)
 class _Walk:
     """A packet under way: the tuple as rewritten so far and what the layers have said."""
@@ -146,15 +163,18 @@ class _Walk:
     now_s: float
     cur: FlowTuple = field(init=False)
     rewrites: Transposition = field(default_factory=Transposition)
-    place: Location | header.ToUplink | header.ToSender | None = None
+    place: Location | Inside | header.ToUplink | header.ToSender | None = None
     mapping: Mapping | None = None
+    image: IPv6Address | None = None        # the image of the destination by its prefix
     rewritten: bool = False
     inspect: Inspect | None = None
     stateless: bool = False
     extras: Extras = NO_EXTRAS
     drop_port: int = 0
     ports: list[int] = field(default_factory=list)
-    used: list[BindingKey] = field(default_factory=list)
+    bound: tuple[BindingKey, External] | None = None    # by which the source was last translated
+    behind: BindingKey | None = None        # the binding under which it came in
+    asked: Address | None = None            # who had to be a contact of it
     steps: list[Step] = field(default_factory=list)
     by_set: bool = False
 
@@ -168,6 +188,10 @@ class _Walk:
     @property
     def vni(self) -> int | None:
         return self.subject.zone.number if self.subject.zone.kind is ZoneKind.OVERLAY else None
+
+    @property
+    def mapped(self) -> bool:
+        return self.mapping is not None
 
     def in_set(self, set: int, address: Address) -> bool:
         self.by_set = True
@@ -183,12 +207,13 @@ class _Walk:
             return Decision((), not_ours=True)
         except Dropped as dropped:
             return Decision(tuple(self.steps), dropped.reason, dropped.note, drop_port=self.drop_port,
-                            bindings=tuple(self.used))
+                            mapping=self.mapping)
+        bindings, contacts = self._in_use()
         stateful = self.rewritten or not self.stateless
         return Decision(tuple(self.steps), drop_port=self.drop_port, forward=forward, reply=reply,
-                        stateful=stateful, ports=tuple(dict.fromkeys(self.ports)), bindings=tuple(self.used),
+                        stateful=stateful, ports=tuple(dict.fromkeys(self.ports)), bindings=bindings, contacts=contacts,
                         extras=self.extras, inspect=self.inspect, by_set=self.by_set,
-                        strict=any(self.index.ports[port].strict_tcp for port in self.ports))
+                        strict=any(self.index.ports[port].strict_tcp for port in self.ports), mapping=self.mapping)
 
     def _decide(self) -> tuple[Half, Half | None]:
         match self.subject.zone.kind:
@@ -211,18 +236,24 @@ class _Walk:
                 receiver = self._run_layers(id, Direction.IN)
                 return self._pair(Transposition(dst_mac=receiver.mac, exit=header.ToPort(receiver.id)),
                                   Zone(ZoneKind.PORT, receiver.id), back)
+            case Inside(id):
+                receiver = self._run_layers(id, Direction.IN)
+                there = Transposition(dst_mac=receiver.mac, src_mac=receiver.gateway_mac, routed=True,
+                                      exit=header.ToPort(receiver.id))
+                return self._pair(there, Zone(ZoneKind.PORT, receiver.id),
+                                  replace(back, src_mac=sender.gateway_mac, routed=True))
             case Remote(vtep, vni, _) as remote:
                 return self._pair(self._into_tunnel(remote), Zone(ZoneKind.OVERLAY, vni), back,
                                   reply_vtep=vtep)
             case HostStack():
                 stack = Transposition(exit=header.ToStack())
                 return self._pair(stack, Zone(ZoneKind.HOST, sender.id), stack)
-            case header.ToUplink(uplink) as exit:
+            case header.ToUplink(uplink):
                 if uplink not in self.index.uplinks:
                     raise Dropped(DropReason.NO_ROUTE, f"there is no uplink {uplink}")
                 if not self.cur.family or self.headers.nd:
                     raise Dropped(DropReason.NO_ROUTE, "cannot be routed")
-                return self._pair(Transposition(routed=True, exit=exit), Zone(ZoneKind.UPLINK, uplink),
+                return self._pair(self._by_uplink(uplink), Zone(ZoneKind.UPLINK, uplink),
                                   replace(back, src_mac=sender.gateway_mac, routed=True))
             case header.ToSender() as exit:
                 return self._half(Transposition(exit=exit)), None
@@ -247,19 +278,46 @@ class _Walk:
 
     def _from_uplink(self) -> tuple[Half, Half | None]:
         uplink, what = self.subject.zone.number, self.subject.tuple
-        if what.family and what.protocol in (TCP, UDP):
-            self.mapping = self.index.mapping(uplink, what.protocol, what.dst, what.dst_port)
+        link = self.index.uplinks.get(uplink)
+        if self.cur.src.is_loopback and not (link and link.loopback):
+            raise _NotOurs                  # the host's own address, whatever came by a wire with it
+        self.mapping = self._find_mapping(uplink)
+        receiving = self.mapping.port if self.mapping else None
         if self.mapping is None:
+            self.behind = self._binding(uplink, External(what.dst, what.protocol, what.dst_port), what.src)
+            receiving = self.behind.port if self.behind else self._behind_prefix(uplink, what)
+        if receiving is None:
             raise _NotOurs
-        receiver = self._run_layers(self.mapping.port, Direction.IN)
+        receiver = self._run_layers(receiving, Direction.IN)
         if uplink not in self.index.uplinks:
             raise Dropped(DropReason.NO_ROUTE, f"there is no uplink {uplink}")
         return self._pair(
             Transposition(src_mac=receiver.gateway_mac, dst_mac=receiver.mac, routed=True,
                           exit=header.ToPort(receiver.id)),
             Zone(ZoneKind.PORT, receiver.id),
-            Transposition(routed=True, exit=header.ToUplink(uplink)),
+            self._by_uplink(uplink),
         )
+
+    def _find_mapping(self, uplink: int) -> Mapping | None:
+        """The mapping of the destination: that of its protocol and port, else that of the whole address."""
+        what, headers = self.cur, self.headers
+        if not what.family or (is_icmp(what) and not (is_echo_request(what, headers) or is_echo_reply(what, headers))):
+            return None
+        found = None
+        if what.protocol in PROTOCOLS_WITH_PORTS:
+            found = self.index.mapping(uplink, what.protocol, what.dst, what.dst_port)
+        elif is_echo_request(what, headers):
+            found = self.index.mapping(uplink, what.protocol, what.dst, what.src_port)
+        return found or self.index.mapping(uplink, 0, what.dst, 0)
+
+    def _behind_prefix(self, uplink: int, what: FlowTuple) -> int | None:
+        """The port to which a destination in an external prefix belongs."""
+        mapping = self.index.prefix(uplink, what.dst)
+        if mapping is None or not isinstance(what.dst, IPv6Address) or not is_tracked(what, self.headers):
+            return None
+        self.image = prefix.translate(what.dst, mapping.external, mapping.internal)
+        place = self.index.place(mapping.space, self.image) if self.image else None
+        return place.port if isinstance(place, LocalPort) else None
 
     def _from_stack(self) -> tuple[Half, Half | None]:
         receiver = self._run_layers(self.subject.zone.number, Direction.IN)
@@ -274,6 +332,11 @@ class _Walk:
         self.ports.append(id)
         walk(port, direction, self, self.steps)
         return port
+
+    def _by_uplink(self, uplink: int) -> Transposition:
+        """The loopback device, whose address is all zeros, has no neighbours."""
+        routed = Transposition(routed=True, exit=header.ToUplink(uplink))
+        return replace(routed, src_mac=bytes(6), dst_mac=bytes(6)) if self.index.uplinks[uplink].loopback else routed
 
     def _into_tunnel(self, remote: Remote) -> Transposition:
         if not self.index.has_tunnel:
@@ -307,7 +370,13 @@ class _Walk:
             case Pass():
                 return ""
             case TranslateSource(pool):
+                if direction is Direction.IN and self.subject.zone.kind is not ZoneKind.UPLINK:
+                    raise Dropped(DropReason.NAT_UNSUPPORTED, "did not come by an uplink")
                 return self._translate_source(port, pool)
+            case Hairpin(pool):
+                return self._hairpin(port, pool)
+            case TranslatePrefix(internal, external):
+                return self._translate_prefix(internal, external)
             case Untranslate():
                 return self._untranslate()
             case Forward(space):
@@ -333,8 +402,8 @@ class _Walk:
                 raise Dropped(DropReason.ENGINE_ERROR, f"{type(action).__name__} is not known")
 
     def _translate_source(self, port: int, pool_id: int) -> str:
-        if not self.cur.family or not (self.cur.protocol in (TCP, UDP) or is_echo_request(self.cur, self.headers)):
-            raise Dropped(DropReason.NAT_UNSUPPORTED, "no port or identifier to translate")
+        if not self.cur.family or (is_icmp(self.cur) and not is_echo_request(self.cur, self.headers)):
+            raise Dropped(DropReason.NAT_UNSUPPORTED, "nothing that an answer could come back to")
         pool = self.index.pools.get(pool_id)
         if pool is None:
             raise Dropped(DropReason.ENGINE_ERROR, f"there is no pool {pool_id}")
@@ -343,17 +412,88 @@ class _Walk:
         key = BindingKey(port, pool_id, self.cur.protocol, self.cur.src, self.cur.src_port)
         try:
             external = self.bindings.obtain(key, pool, self.now_s)
+        except OverQuota:
+            raise Dropped(DropReason.NAT_QUOTA, f"{pool.quota} bindings in pool {pool_id} already") from None
         except Exhausted:
             raise Dropped(DropReason.NAT_EXHAUSTED, f"no free port in pool {pool_id}") from None
-        self.used.append(key)
+        self.bound = (key, external)
         self._become(replace(self.cur, src=external.address, src_port=external.port))
         return f"source becomes {external.address}:{external.port}"
 
+    def _translate_prefix(self, internal: IPv6Network, external: IPv6Network) -> str:
+        src = self.cur.src
+        if not isinstance(src, IPv6Address) or self.cur.family != 6 or not is_tracked(self.cur, self.headers):
+            raise Dropped(DropReason.NAT_UNSUPPORTED, "only what may have a flow, in IPv6")
+        image = prefix.translate(src, internal, external) if src in internal else None
+        if image is None:
+            raise Dropped(DropReason.NAT_UNSUPPORTED, f"{src} has no image in {external}")
+        self._become(replace(self.cur, src=image))
+        return f"source becomes {image}"
+
+    def _binding(self, uplink: int, external: External, remote: Address) -> BindingKey | None:
+        """Who is behind the external side of a binding of the uplink's pools, as far as `remote` may know."""
+        key = self.bindings.holder(external) if external.protocol in PROTOCOLS_WITH_PORTS else None
+        pool = self.index.pools.get(key.pool) if key else None
+        if key is None or pool is None or pool.uplink != uplink or key.source.is_loopback:
+            return None
+        if not self.bindings.is_legal(key, external, pool):
+            return None
+        if pool.filtering is Filtering.ADDRESS:
+            self.asked = remote
+        if pool.filtering is Filtering.ADDRESS_PORT or (self.asked and not self.bindings.has_contact(key, remote)):
+            raise Dropped(DropReason.NAT_FILTERED, f"{key.source} has not sent to {remote}")
+        self.bindings.touch(key, self.now_s)
+        return key
+
+    def _in_use(self) -> tuple[tuple[BindingKey, ...], tuple[tuple[BindingKey, Address], ...]]:
+        """The bindings and contacts that a flow of this packet keeps. Whom it goes to is a contact from now on."""
+        bindings, contacts = [], []
+        if self.bound is not None:
+            key, external = self.bound
+            if (self.cur.src, self.cur.src_port) == (external.address, external.port):
+                bindings.append(key)
+                if self.index.pools[key.pool].filtering is Filtering.ADDRESS:
+                    self.bindings.note_contact(key, self.cur.dst, self.now_s)
+                    contacts.append((key, self.cur.dst))
+        if self.behind is not None:
+            bindings.append(self.behind)
+            if self.asked is not None:
+                contacts.append((self.behind, self.asked))
+        return tuple(bindings), tuple(contacts)
+
     def _untranslate(self) -> str:
+        if self.behind is not None:
+            self._become(replace(self.cur, dst=self.behind.source, dst_port=self.behind.source_port))
+            return f"destination becomes {self.behind.source}:{self.behind.source_port}"
+        if self.image is not None:
+            self._become(replace(self.cur, dst=self.image))
+            return f"destination becomes {self.image}"
         if self.mapping is None:
-            return "did not come by a mapping"
-        self._become(replace(self.cur, dst=self.mapping.internal, dst_port=self.mapping.internal_port))
-        return f"destination becomes {self.mapping.internal}:{self.mapping.internal_port}"
+            return "did not come by a mapping, binding or prefix"
+        return self._go_inside(self.mapping)
+
+    def _hairpin(self, port: int, pool_id: int) -> str:
+        """To the external side of a mapping: as if by the way out and in again (RFC 4787 REQ-9)."""
+        pool = self.index.pools.get(pool_id)
+        if pool is None:
+            raise Dropped(DropReason.ENGINE_ERROR, f"there is no pool {pool_id}")
+        mapping = self._find_mapping(pool.uplink)
+        if mapping is None:
+            raise Passed(f"nothing of uplink {pool.uplink} is behind {self.cur.dst}")
+        self.mapping = mapping
+        note = self._translate_source(port, pool_id)
+        note = f"{note}, {self._go_inside(mapping)}, at port {mapping.port}"
+        self.place = Inside(mapping.port)
+        raise Ended(note)
+
+    def _go_inside(self, mapping: Mapping) -> str:
+        inside = replace(self.cur, dst=mapping.internal)
+        if mapping.protocol and is_icmp(self.cur):
+            inside = replace(inside, src_port=mapping.internal_port)
+        elif mapping.protocol:
+            inside = replace(inside, dst_port=mapping.internal_port)
+        self._become(inside)
+        return f"destination becomes {mapping.internal}" + (f":{mapping.internal_port}" if mapping.protocol else "")
 
     def _forward(self, space: int) -> str:
         place = self.index.place(space, self.cur.dst)

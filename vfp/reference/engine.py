@@ -126,6 +126,7 @@ class Engine:
         self.drop_counts: Counter[DropReason] = Counter()
         self.rule_hits: Counter[RuleRef] = Counter()
         self.rule_drops: Counter[RuleRef] = Counter()
+        self.mapping_hits: Counter[str] = Counter()         # by `Mapping.name`
         self.journal = Journal()
         self._answers = AnswerLimit()
 
@@ -173,8 +174,9 @@ class Engine:
     def sweep(self, now_s: float) -> int:
         """Age flows and bindings; returns how many flow entries and bindings went."""
         removed = self._flows.sweep(now_s)
-        in_use = {key for pair in self._flows.pairs() for key in pair.bindings}
-        return removed + self.bindings.sweep(in_use, now_s, self._binding_idle_s)
+        bindings = {key for pair in self._flows.pairs() for key in pair.bindings}
+        contacts = {contact for pair in self._flows.pairs() for contact in pair.contacts}
+        return removed + self.bindings.sweep(bindings, contacts, now_s, self._binding_idle_s)
 
     def _binding_idle_s(self, port: int) -> float:
         """How long a binding of a port stays without flows."""
@@ -372,6 +374,8 @@ class _Passage:
     def _decide(self, subject: Subject) -> Decision:
         decision = decide(self.engine._index, self.engine.bindings, self.engine._sets, subject, self.now_s)
         self.engine.rule_hits.update(decision.hits)
+        if decision.mapping is not None and decision.mapping.name:
+            self.engine.mapping_hits[decision.mapping.name] += 1
         return decision
 
     def _store(self, decision: Decision, headers: Headers, old: Pair | None = None) -> Pair:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from ipaddress import IPv6Address
 
 from vfp.model import (
     Address,
     AnswerArp,
     EngineState,
     Forward,
+    Hairpin,
     LocalPort,
     Location,
     Mapping,
     Meter,
     Pool,
     Port,
+    PrefixMapping,
     Rule,
     TranslateSource,
 )
@@ -40,17 +43,24 @@ class Index:
         return self._places.get((space, address))
 
     def mapping(self, uplink: int, protocol: int, external: Address, port: int) -> Mapping | None:
-        """The fixed inbound translation for what arrives at an uplink."""
+        """The fixed inbound translation for what arrives at an uplink. Protocol and port 0: of a whole address."""
         return self._mappings.get((uplink, protocol, external, port))
+
+    def prefix(self, uplink: int, destination: Address) -> PrefixMapping | None:
+        """The prefix translation for what arrives at an uplink; the longest prefix counts."""
+        found = [mapping for mapping in self.state.prefixes if mapping.uplink == uplink
+                 and isinstance(destination, IPv6Address) and destination in mapping.external]
+        return max(found, key=lambda mapping: mapping.external.prefixlen, default=None)
 
     def meters(self) -> set[int]:
         """Those that rules name."""
         return {rule.action.meter for port in self.state.ports for rule in rules_of(port)
                 if isinstance(rule.action, Meter)}
 
-    def links(self) -> tuple[int, dict[int, int]]:
+    def links(self) -> tuple[int, dict[int, tuple[int, bool]]]:
         """Interfaces other than those of ports: the tunnel device, and uplinks by id."""
-        return self.state.tunnel_ifindex, {uplink.id: uplink.ifindex for uplink in self.state.uplinks}
+        return self.state.tunnel_ifindex, {
+            uplink.id: (uplink.ifindex, uplink.loopback) for uplink in self.state.uplinks}
 
     def places(self) -> dict[tuple[int, Address], Location]:
         """All entries of all spaces."""
@@ -69,7 +79,8 @@ def changed_ports(old: Index, new: Index) -> set[int]:
 
     Those whose own record or layers changed (or that are gone); that belong to a space of which an entry
     changed or is gone: their rules name the space, or an entry of it is theirs; that translate by a pool, or
-    receive by a mapping, that changed or is gone. What is only added concerns no flow. Names do not count.
+    receive by a mapping, or by a prefix into their space, that changed or is gone. What is only added concerns no
+    flow. Names do not count.
     """
     before = {id: replace(port, name="") for id, port in old.ports.items()}
     after_ports = {id: replace(port, name="") for id, port in new.ports.items()}
@@ -84,11 +95,15 @@ def changed_ports(old: Index, new: Index) -> set[int]:
             match rule.action:
                 case Forward(space) | AnswerArp(space) if space in spaces:
                     changed.add(port.id)
-                case TranslateSource(pool) if pool in pools:
+                case TranslateSource(pool) | Hairpin(pool) if pool in pools:
                     changed.add(port.id)
     for (space, _), location in old.places().items():
         if space in spaces and isinstance(location, LocalPort):
             changed.add(location.port)
+    kept_prefixes = set(new.state.prefixes)
+    behind = {mapping.space for mapping in old.state.prefixes if mapping not in kept_prefixes}
+    changed |= {location.port for (space, _), location in old.places().items()
+                if space in behind and isinstance(location, LocalPort)}
     kept = set(new.state.mappings)
     changed |= {mapping.port for mapping in old.state.mappings if mapping not in kept}
     return changed
