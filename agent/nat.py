@@ -5,7 +5,7 @@ Pure, but for what it asks the engine. Networks are named `tenant/name`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -32,7 +32,9 @@ _HOST_ITSELF = "lo"                         # in place of a network's uid, in na
 class NatSeam(Protocol):
     """What is asked of the engine; see `vfp.datapath.engine.Datapath`."""
 
-    def bindings(self) -> Sequence[BindingRecord]: ...  # noqa: D102
+    def select_bindings(  # noqa: D102
+        self, pools: Collection[int] | None, limit: int
+    ) -> tuple[list[BindingRecord], int]: ...
     def pool_use(self) -> Mapping[int, Sequence[tuple[Address, int, int]]]: ...  # noqa: D102
     def mapping_hits(self) -> Mapping[str, int]: ...  # noqa: D102
 
@@ -68,14 +70,12 @@ class NatSight:
             if asked in ("", section):
                 found[section] = [row for row in make() if network in ("", row["network"])]
         if asked in ("", "bindings"):
-            bindings = datapath.bindings()
             owners = self.owners()
-            if network:
-                bindings = [one for one in bindings if owners.get(one.pool) == network]
+            pools = {pool for pool, owner in owners.items() if owner == network} if network else None
+            bindings, found["total"] = datapath.select_bindings(pools, limit)
             names = {port.id: port.name for port in self.built.engine.ports}
-            rows = [_binding(one, names.get(one.port, ""), owners.get(one.pool, "")) for one in bindings[:limit]]
+            rows = (_binding(one, names.get(one.port, ""), owners.get(one.pool, "")) for one in bindings)
             found["bindings"] = sorted(rows, key=_in_order)
-            found["total"] = len(bindings)
         return found
 
     def owners(self) -> dict[int, str]:

@@ -76,7 +76,9 @@ class DatapathSeam(Protocol):
         self, hook: Hook, number: int, frame: bytes, vtep: IPv4Address | None = None
     ) -> Traced: ...
     def binding(self, key: BindingKey) -> External | None: ...  # noqa: D102
-    def bindings(self) -> Sequence[BindingRecord]: ...  # noqa: D102
+    def select_bindings(  # noqa: D102
+        self, pools: Collection[int] | None, limit: int
+    ) -> tuple[list[BindingRecord], int]: ...
     def pool_use(self) -> Mapping[int, Sequence[tuple[Address, int, int]]]: ...  # noqa: D102
     def mapping_hits(self) -> Mapping[str, int]: ...  # noqa: D102
     def bindings_fd(self) -> int: ...  # noqa: D102

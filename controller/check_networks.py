@@ -175,7 +175,7 @@ def _free(ref: Ref, prefix: Prefix, where: str, host: str, around: Surroundings)
     for other, subnet in of_networks(state, host, ref):
         network = state.network(other)
         mine = other.tenant == ref.tenant and network is not None and network.spec.mode == "nat"
-        if (mine or other == ref) and touch(subnet.prefix, prefix):
+        if mine and touch(subnet.prefix, prefix):
             yield Problem("overlap", f"overlaps {subnet.prefix} of {other} on the same host {host}", where,
                           str(prefix), "choose a prefix that overlaps none of the tenant's nat networks there, or auto")
     own = state.network(ref)

@@ -394,8 +394,9 @@ class FakeDatapath:
     def has_contact(self, key: BindingKey, remote: Address) -> bool:
         return False
 
-    def bindings(self) -> list[BindingRecord]:
-        return self.bound
+    def select_bindings(self, pools: Collection[int] | None, limit: int) -> tuple[list[BindingRecord], int]:
+        found = [one for one in self.bound if pools is None or one.pool in pools]
+        return found[:limit], len(found)
 
     def pool_use(self) -> dict[int, list[tuple[Address, int, int]]]:
         counts = Counter((one.pool, one.external, one.protocol) for one in self.bound)

@@ -83,7 +83,8 @@ def test_prefixes_say_where_they_are_and_how_they_fare(site: Site) -> None:
     assert rows == {
         "default/nat1": {
             "network": "default/nat1", "prefix": "192.168.1.0/24", "gateway": "192.168.1.1",
-            "bridge": bridges[FRONT.id], "endpoints": 1, "translation": "as the uplink", "status": "overlap with wlan0 192.168.1.0/25"},
+            "bridge": bridges[FRONT.id], "endpoints": 1,
+            "translation": "as the uplink", "status": "overlap with wlan0 192.168.1.0/25"},
         "default/nat2": {
             "network": "default/nat2", "prefix": "192.168.2.0/24", "gateway": "192.168.2.1", "bridge": bridges[BACK.id],
             "endpoints": 1, "translation": f"as {SECOND_ADDRESS}", "status": "ready"},

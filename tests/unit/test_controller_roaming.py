@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from ipaddress import ip_address, ip_network
+from ipaddress import ip_address, ip_interface, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from controller_kit import FACTS, Parts, endpoint, host, mapping, nat, with_part
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_controller_planner import BASE, HOSTS, built
+from test_controller_push import Fabric, on_fabric
 
 from controller.ipam import range_of
 from controller.overlaps import overlaps
@@ -22,7 +24,8 @@ from controller.roaming import Roaming
 from controller.state import Ref, State
 from controller.store import Report
 from controller.subnets import subnets_of
-from southbound.messages import HostFacts
+from controller.watch import Filter
+from southbound.messages import Delta, Facts, HostFacts, MappingGoal, PortGoal
 
 OFFICE = nat("office", "", onOverlap="renumber", subnets=[
     {"prefix": "172.17.0.0/24", "gateway": "172.17.0.254", "exclude": ["172.17.0.3"], "allocate": ["172.17.0.0/28"]},
@@ -289,3 +292,49 @@ def offsets_of(state: State) -> dict[tuple[Ref, int], tuple[int, int]]:
             ((place, subnet),) = [(i, s) for i, s in enumerate(subnets_of(network)) if address in s.prefix]
             found[endpoint_ref, address.version] = (place, int(address) - int(subnet.prefix.network_address))
     return found
+
+
+def test_its_host_is_told_of_a_move_in_one_message_and_watchers_of_every_phase(tmp_path: Path) -> None:
+    async def body(fabric: Fabric) -> None:
+        h1 = await fabric.agent("h1")
+        parts = fabric.parts
+        phases: list[str] = []
+
+        async def follow() -> None:
+            async for text in parts.watches.stream(Filter("Network"), None):
+                if text.startswith("event"):
+                    shown = json.loads(text.partition("data: ")[2]).get("resource", {}).get("status", {})
+                    phases.append(shown.get("phase", ""))
+
+        async with h1.connected():
+            assert (await parts.apply(*WORLD, wait=5)).json()["pending"] == []
+            watching = asyncio.create_task(follow())
+            told = len(h1.messages)
+            assert (await status(parts, "networks/office"))["phase"] == "Ready"
+            assert h1.session is not None
+            await h1.session.send(Facts(roamed(WLAN)))
+
+            async def moved() -> bool:
+                found = await status(parts, "networks/office")
+                return bool(found["phase"] == "Ready" and "renumbered" in found["message"])
+
+            await until(moved)
+            (message,) = h1.messages[told:]
+            assert isinstance(message, Delta)
+            assert sorted((goal.kind, getattr(goal, "name", "")) for goal in message.put) == [
+                ("mapping", "www"), ("network", "office"), ("port", "vm"), ("port", "web")]
+            assert message.remove == ()
+            prefix = ip_network(prefixes(await status(parts, "networks/office"))[0])
+            vm = next(g for g in h1.goals.values() if isinstance(g, PortGoal) and g.name == "vm")
+            (www,) = [g for g in h1.goals.values() if isinstance(g, MappingGoal)]
+            assert ip_interface(vm.address).network == prefix
+            assert www.internal_address == vm.address.partition("/")[0]
+
+            async def heard() -> bool:
+                return "Degraded" in phases and phases[-1] == "Ready"
+
+            await until(heard)
+            parts.watches.close()
+            await watching
+
+    on_fabric(tmp_path, body)

@@ -327,7 +327,11 @@ class Datapath(AbstractContextManager["Datapath"]):
 
     def bindings(self) -> list[BindingRecord]:
         """Every source translation there is."""
-        return self._bindings.records(time.monotonic_ns())
+        return self._bindings.records(time.monotonic_ns())[0]
+
+    def select_bindings(self, pools: Collection[int] | None, limit: int) -> tuple[list[BindingRecord], int]:
+        """At most `limit` source translations of these pools (None: all), and how many there are."""
+        return self._bindings.records(time.monotonic_ns(), pools, limit)
 
     def pool_use(self) -> dict[int, list[tuple[Address, int, int]]]:
         """By pool that has bindings, (external address, protocol, bindings)."""
