@@ -39,6 +39,7 @@ class NatSeam(Protocol):
         self, pools: Collection[int] | None, limit: int
     ) -> tuple[list[BindingRecord], int]: ...
     def pool_use(self) -> Mapping[int, Sequence[tuple[Address, int, int]]]: ...  # noqa: D102
+    def block_use(self) -> Mapping[int, Sequence[tuple[Address, int]]]: ...  # noqa: D102
     def mapping_hits(self) -> Mapping[str, int]: ...  # noqa: D102
 
 
@@ -66,7 +67,7 @@ class NatSight:
         found: Row = {}
         makers: dict[str, Callable[[], Iterable[Row]]] = {
             "prefixes": self._prefixes,
-            "pools": lambda: self._pools(datapath.pool_use()),
+            "pools": lambda: self._pools(datapath.pool_use(), datapath.block_use()),
             "mappings": lambda: self._mappings(datapath.mapping_hits()),
         }
         for section, make in makers.items():
@@ -115,13 +116,22 @@ class NatSight:
             return str(self.overlaps[network.id])
         return "hidden from the host: another network has its prefix" if network.id in self.built.shadowed else "ready"
 
-    def _pools(self, use: Mapping[int, Sequence[tuple[Address, int, int]]]) -> Iterator[Row]:
-        """A row for each external address. `percent`: of the ports that are taken most, by whichever pool."""
+    def _pools(
+        self, use: Mapping[int, Sequence[tuple[Address, int, int]]], blocks: Mapping[int, Sequence[tuple[Address, int]]]
+    ) -> Iterator[Row]:
+        """A row for each external address.
+
+        `percent`: of its ports, by the protocol of which most are taken, or of its blocks, by whichever pool.
+        """
         taken: dict[tuple[Address, str], int] = {}
         for uses in use.values():
             for address, protocol, count in uses:
                 kind = (address, _KINDS.get(protocol, "other"))
                 taken[kind] = taken.get(kind, 0) + count
+        given: dict[Address, int] = {}
+        for each in blocks.values():
+            for address, count in each:
+                given[address] = given.get(address, 0) + count
         uplinks = {uplink.id: uplink.name for uplink in self.built.engine.uplinks}
         owners = self.owners()
         for pool in sorted(self.built.engine.pools, key=lambda pool: (owners.get(pool.id, ""), pool.id)):
@@ -131,11 +141,14 @@ class NatSight:
                     if at == address:
                         own[_KINDS.get(protocol, "other")] += count
                 full = max(taken.get((address, kind), 0) / room for kind, room in _room(pool).items())
+                own_blocks = sum(count for at, count in blocks.get(pool.id, ()) if at == address)
+                if pool.block:
+                    full = max(full, given.get(address, 0) / max(1, _size(pool) // pool.block))
                 yield {
                     "network": owners.get(pool.id, ""), "pool": pool.id, "uplink": uplinks.get(pool.uplink, ""),
                     "address": str(address), "ports": f"{pool.ports.low}-{pool.ports.high}", **own,
                     "percent": round(min(full, 1.0) * 100, 1), "filtering": pool.filtering.value,
-                    "block": pool.block, "quota": pool.quota, "log": pool.log,
+                    "block": pool.block, "blocks": own_blocks, "quota": pool.quota, "log": pool.log,
                 }
 
     def _mappings(self, hits: Mapping[str, int]) -> Iterator[Row]:
@@ -200,12 +213,16 @@ def clock(time_s: float | None = None) -> str:
 
 def _room(pool: Pool) -> dict[str, int]:
     """Ports that a pool's address has, by protocol."""
-    size = pool.ports.high - pool.ports.low + 1
+    size = _size(pool)
     held: dict[str, int] = {}
     for protocol, _ in pool.held:
         kind = _KINDS.get(protocol, "other")
         held[kind] = held.get(kind, 0) + 1
     return {kind: max(1, size - held.get(kind, 0)) for kind in ("tcp", "udp", "icmp")}
+
+
+def _size(pool: Pool) -> int:
+    return pool.ports.high - pool.ports.low + 1
 
 
 def _translation(network: NetworkGoal, six: bool) -> str:

@@ -168,6 +168,10 @@ def _used(row: Row) -> Any:
     return styled(f"{percent:.1f}%", style)
 
 
+def _blocks(row: Row) -> Any:
+    return plain(f"{row.get('blocks') or 0} of {row['block']} ports" if row.get("block") else "-")
+
+
 def _idle(row: Row) -> Any:
     return plain(f"{float(row.get('idle_s') or 0):.0f}s")
 
@@ -195,7 +199,7 @@ _COLUMNS: dict[Section, list[Column]] = {
         ("OTHER", _number("other")),
         ("USED", _used),
         ("FILTERING", _cell("filtering")),
-        ("BLOCK", _cell("block")),
+        ("BLOCKS", _blocks),
         ("QUOTA", _cell("quota")),
     ],
     Section.MAPPINGS: [

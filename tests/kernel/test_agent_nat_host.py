@@ -144,6 +144,23 @@ def test_nat_is_shown_and_its_records_are_told(host: Machine, programs: list[sub
     assert host.controller.ask("nat", section="bindings")["bindings"] == []
 
 
+def test_blocks_are_shown_and_told(host: Machine) -> None:
+    host.controller.tell(HOST, replace(BACK, nat=NatGoal(block=64, quota=100, log=True)), APP)
+    follow = {"stream": "s", "kind": "bindings"}
+    host.controller.ask("follow", after=None, **follow)
+    for port in (40001, 40002):
+        udp(APP.netns, port)
+    (pool,) = [one for one in host.controller.ask("nat", section="pools")["pools"] if one["udp"]]
+    assert (pool["udp"], pool["block"], pool["blocks"], pool["quota"]) == (2, 64, 1, 100)
+    assert pool["percent"] == 0.5           # of 199 blocks
+    (record,) = host.controller.ask("follow", after=0, **follow)["records"]
+    first, last = map(int, record["external_ports"].split("-"))
+    assert (record["event"], record["endpoint"], last - first) == ("block-taken", "default/app", 63)
+    found = host.controller.ask("nat", section="bindings")["bindings"]
+    assert len(found) == 2
+    assert all(first <= one["external_port"] <= last for one in found)
+
+
 def test_networks_come_and_go_and_flows_of_others_do_not_notice(
     host: Machine, programs: list[subprocess.Popen[str]]
 ) -> None:
@@ -160,7 +177,7 @@ def test_networks_come_and_go_and_flows_of_others_do_not_notice(
         assert "slb" in "".join(host.links())
         host.controller.change(remove=(("network", BACK.id), ("port", APP.id), ("mapping", MAP.id)))
     assert talk.poll() is None
-    (after,) = [one for one in host.controller.ask("nat", section="bindings")["bindings"] if one["network"]]
+    (after,) = host.controller.ask("nat", section="bindings")["bindings"]
     assert (after["external_port"], after["source_port"]) == (before["external_port"], before["source_port"])
     count, longest = talk.communicate("", timeout=10)[0].split()
     assert int(count) > 10

@@ -23,8 +23,8 @@ ANSWER = {
     ],
     "pools": [
         {"network": "default/front", "uplink": "lan0", "address": "172.16.0.10", "ports": "20000-32767", "tcp": 12000,
-         "udp": 3, "icmp": 0, "other": 1, "percent": 94.0, "filtering": "endpoint-independent", "block": 0,
-         "quota": 64},
+         "udp": 3, "icmp": 0, "other": 1, "percent": 94.0, "filtering": "endpoint-independent", "block": 256,
+         "blocks": 3, "quota": 64},
     ],
     "mappings": [
         {"mapping": "default/web", "network": "default/front", "protocol": "tcp", "external_ports": "82",
@@ -79,7 +79,8 @@ def test_without_a_word_all_four_are_shown(monkeypatch: pytest.MonkeyPatch) -> N
     assert [line[0] for line in lines if len(line) == 1] == ["Prefixes", "Pools", "Mappings", "Bindings"]
     text = [" ".join(line) for line in lines]
     assert "h1 default/front 192.168.250.0/24 192.168.250.1 2 as the uplink ready" in text
-    assert "h1 default/front lan0 172.16.0.10 20000-32767 12000 3 0 1 94.0% endpoint-independent - 64" in text
+    pool = "h1 default/front lan0 172.16.0.10 20000-32767 12000 3 0 1 94.0% endpoint-independent 3 of 256 ports 64"
+    assert pool in text
     assert "h1 default/web tcp 172.16.0.10:82, [fd01::1]:82 default/web 192.168.250.10:80 41 open" in text
     assert "h1 default/whole any - default/vm 192.168.250.11 0 closed" in text
     assert "h1 default/web default/front tcp 192.168.250.10:40000 172.16.0.10:20001 2s" in text

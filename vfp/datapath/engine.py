@@ -353,6 +353,10 @@ class Datapath(AbstractContextManager["Datapath"]):
         """By pool that has bindings, (external address, protocol, bindings)."""
         return self._bindings.use()
 
+    def block_use(self) -> dict[int, list[tuple[Address, int]]]:
+        """By pool that has given blocks of ports, (external address, blocks)."""
+        return self._bindings.block_use()
+
     def binding(self, key: BindingKey) -> External | None:
         """The external side that a source translation has now."""
         return self._bindings.find(key)
