@@ -158,6 +158,7 @@ class FlowFlag(IntFlag):
     BEHIND = 1 << 8
     CONTACT = 1 << 9
     CONTACTED = 1 << 10
+    HAIRPIN = 1 << 11
 
 
 class PortFlag(IntFlag):
@@ -285,7 +286,7 @@ PREFIX_KEY = _struct(("length", "u4"), ("uplink", "u4"), ("external", *_ADDRESS)
 SPACE_KEY = _struct(("space", "u4"), ("family", "u1"), ("pad", "u1", 3), ("address", *_ADDRESS))
 LOCATION = _struct(("kind", "u1"), ("mac", *_MAC), ("pad", "u1"), ("port", "u4"), ("vni", "u4"), ("vtep", "u4"))
 SET_KEY = _struct(("set", "u4"), ("family", "u1"), ("length", "u1"), ("pad", "u2"), ("address", *_ADDRESS))
-SET_MEMBER = _struct(("expires_ns", "u8"))
+SET_MEMBER = _struct(("expires_ns", "u8"), ("turns", "u4"), ("pad", "u4"))
 SET_LENGTHS_KEY = _struct(("set", "u4"), ("family", "u1"), ("pad", "u1", 3))
 SET_LENGTHS = _struct(("bits", "u8", 3))
 POOL = _struct(

@@ -429,6 +429,34 @@ found:
 	return NONE;
 }
 
+/* The holder of the external side `s->nat.sought`, and its pool, one of the uplink's. */
+static __always_inline struct external *holder_at(struct scratch *s, __u32 uplink, struct pool **its_pool)
+{
+	struct external *held;
+	struct pool *pool;
+	__u32 id;
+
+	if (!has_ports(s->nat.sought.protocol))
+		return 0;
+	held = bpf_map_lookup_elem(&externals, &s->nat.sought);
+	if (!held || is_loopback(held->holder.family, &held->holder.src))	/* the host's own */
+		return 0;
+	id = held->holder.pool;
+	pool = bpf_map_lookup_elem(&pools, &id);
+	if (!pool || pool->uplink != uplink || !is_legal(&s->nat.gone.block, pool, &s->nat.sought, &held->holder))
+		return 0;
+	*its_pool = pool;
+	return held;
+}
+
+/* Whether anybody is there. Not static, for the verifier. */
+__noinline int is_bound(struct scratch *s, __u32 uplink)
+{
+	struct pool *pool;
+
+	return s && holder_at(s, uplink, &pool);
+}
+
 /*
  * Who is behind the external side `s->nat.sought`, of a binding of the uplink's pools, for a remote, which the caller puts
  * into `s->nat.contact.remote`? Into `s->d.via`. Returns NONE, NO_MAPPING: nobody, or NAT_FILTERED (RFC 4787 5).
@@ -438,19 +466,12 @@ __noinline int find_binding(struct scratch *s, __u32 uplink)
 	struct external *held;
 	struct decision *d;
 	struct pool *pool;
-	__u32 id;
 
 	if (!s)
 		return ENGINE_ERROR;
 	d = &s->d;
-	if (!has_ports(s->nat.sought.protocol))
-		return NO_MAPPING;
-	held = bpf_map_lookup_elem(&externals, &s->nat.sought);
-	if (!held || is_loopback(held->holder.family, &held->holder.src))	/* the host's own */
-		return NO_MAPPING;
-	id = held->holder.pool;
-	pool = bpf_map_lookup_elem(&pools, &id);
-	if (!pool || pool->uplink != uplink || !is_legal(&s->nat.gone.block, pool, &s->nat.sought, &held->holder))
+	held = holder_at(s, uplink, &pool);
+	if (!held)
 		return NO_MAPPING;
 	s->nat.contact.inside = held->holder;
 	if (pool->filtering == FILTER_ADDRESS_PORT)
@@ -481,7 +502,7 @@ static __always_inline void keep_bindings(struct scratch *s, struct flow *f)
 	if (!(d->bound & FLOW_CONTACT) || is_dry(s))
 		return;
 	s->nat.contact.inside = s->binding;
-	s->nat.contact.remote = d->cur.dst;
+	s->nat.contact.remote = d->bound & FLOW_HAIRPIN ? s->h.key.dst : d->cur.dst;
 	/* No room: what comes from there later is filtered. */
 	bpf_map_update_elem(&contacts, &s->nat.contact, &now, BPF_ANY);
 }

@@ -43,7 +43,7 @@ static __noinline int stamp_bindings(const struct flow_key *key, const struct fl
 	if (f->flags & FLOW_BOUND) {
 		kept.external.address = f->out.src;
 		kept.external.port = f->out.sport;
-		stamp(&kept, &f->out.dst, f->flags & FLOW_CONTACT, now);
+		stamp(&kept, f->flags & FLOW_HAIRPIN ? &key->dst : &f->out.dst, f->flags & FLOW_CONTACT, now);
 	}
 	if (f->flags & FLOW_BEHIND) {
 		kept.external.address = key->dst;

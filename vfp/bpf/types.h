@@ -93,6 +93,7 @@ enum flow_flags {
 	FLOW_BEHIND = 1 << 8,	/* the binding that is its destination as it came ... */
 	FLOW_CONTACT = 1 << 9,	/* and the contacts of the one ... */
 	FLOW_CONTACTED = 1 << 10,	/* and the other */
+	FLOW_HAIRPIN = 1 << 11,	/* by an external side: that is whom it contacts */
 };
 
 /*
@@ -386,6 +387,8 @@ struct set_key {
 
 struct set_member {
 	__u64 expires_ns;	/* of CLOCK_MONOTONIC; 0: never */
+	__u32 turns;		/* of `struct programs`, as bits: in which it is a member */
+	__u32 pad;
 };
 
 struct set_lengths_key {
