@@ -95,7 +95,6 @@ def test_a_hairpin_leaves_with_a_named_address_of_the_sender() -> None:
     assert (there.verdict, Ether(there.frame)[IP].src) == (Verdict.REDIRECT_PORT, SECOND_ADDRESS)
 
 
-@pytest.mark.xfail(strict=True, reason="the engine finds only mappings yet")
 def test_the_external_side_of_a_binding_is_reached_from_inside() -> None:
     made, run = host_of(NAT_1, NAT_2, WEB, DB)
     first = Ether(out(run, made, WEB, ip(WEB, "172.16.0.80", udp())).frame)
