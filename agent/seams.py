@@ -15,9 +15,9 @@ from vfp.datapath.records import DropEvent, FlowRecord, InspectCounts, LogEvent,
 from vfp.datapath.select import FlowFilter, FlowPage
 from vfp.datapath.trace import Traced
 from vfp.layout import Ring
-from vfp.model import EngineState, Prefix
+from vfp.model import Address, EngineState, Prefix
 from vfp.reasons import DropReason
-from vfp.reference.bindings import BindingKey, External
+from vfp.reference.bindings import BindingKey, Block, External
 from vfp.reference.packet import FlowTuple
 from vswitch.links import (
     BridgeLink,
@@ -74,7 +74,10 @@ class DatapathSeam(Protocol):
         self, hook: Hook, number: int, frame: bytes, vtep: IPv4Address | None = None
     ) -> Traced: ...
     def binding(self, key: BindingKey) -> External | None: ...  # noqa: D102
-    def is_external_held(self, external: External) -> bool: ...  # noqa: D102
+    def binding_at(self, external: External) -> BindingKey | None: ...  # noqa: D102
+    def block_holder(self, block: Block) -> tuple[int, int] | None: ...  # noqa: D102
+    def binding_count(self, port: int, pool: int) -> int: ...  # noqa: D102
+    def has_contact(self, key: BindingKey, remote: Address) -> bool: ...  # noqa: D102
     def capture(self, ports: Collection[int], packet_bytes: int) -> None: ...  # noqa: D102
     def captures_fd(self) -> int: ...  # noqa: D102
     def read_captures(self) -> list[Captured]: ...  # noqa: D102

@@ -53,7 +53,7 @@ def trace(current: Callable[[], tuple[Built, Places]], datapath: DatapathSeam, a
         port = arguments.asked_port(built, args, required=args.get("vni") is None)
         hook, number = arguments.entrance(port, args)
         frame = arguments.data(args, "frame") or _imagined(built, hook, number, args)
-        bindings = PeekedBindings(datapath.binding, datapath.is_external_held)
+        bindings = PeekedBindings(datapath)
         members = {given.id: datapath.members(given.id) for given in built.engine.sets if given.dynamic}
         explained = explain_frame(built.engine, hook, number, frame, time.monotonic(), bindings=bindings,
                                   members=members)

@@ -15,7 +15,6 @@ from vfp.layout import (
     MAPPING,
     MAPPING_KEY,
     MAX_STAGES,
-    POOL,
     PORT,
     PROGRAM,
     REWRITE,
@@ -46,6 +45,7 @@ from vfp.model import (
     Untranslate,
     Virtual,
 )
+from vfp.pools import check_pools, compile_pools
 from vfp.sets import CompiledSet, check_sets, compile_set
 from vfp.timeouts import Timeouts, nanoseconds
 
@@ -113,6 +113,7 @@ class Compiler:
         """
         _check_ids(state, max_ports)
         check_sets(state)
+        check_pools(state)
         large: dict[tuple[str, str, int], CompiledGroup] = {}
         same: dict[tuple[str, int], tuple[Group, CompiledGroup]] = {}
 
@@ -145,13 +146,7 @@ class Compiler:
         tables.maps = {
             "links": _links(state),
             "uplinks": {_u32(uplink.id): _u32(uplink.ifindex) for uplink in state.uplinks},
-            "pools": {
-                _u32(pool.id): pack(
-                    POOL, address=pack_address(pool.addresses[0]), uplink=pool.uplink, low=pool.ports.low,
-                    high=pool.ports.high, family=pool.addresses[0].version,
-                )
-                for pool in state.pools
-            },
+            **compile_pools(state.pools),
             "mappings": dict(_mappings(state)),
             "spaces": {key: value for entries in spaces.values() for key, value in entries.items()},
             "rewrites": {

@@ -17,6 +17,7 @@ from vfp.model import Address
 MAX_STAGES = 32
 MAX_TUPLES = 60
 MEMORY_HITS = 8
+POOL_ADDRESSES = 16
 ZONE_SHIFT = 24
 
 _ADDRESS = ("u1", 16)
@@ -142,6 +143,10 @@ class FlowFlag(IntFlag):
     RELEASED = 1 << 4
     FRAGMENT = 1 << 5
     STRICT = 1 << 6
+    BOUND = 1 << 7
+    BEHIND = 1 << 8
+    CONTACT = 1 << 9
+    CONTACTED = 1 << 10
 
 
 class PortFlag(IntFlag):
@@ -149,6 +154,30 @@ class PortFlag(IntFlag):
 
     STRICT_TCP = 1 << 0
     CAPTURE = 1 << 1
+
+
+class Filter(IntEnum):
+    """Twin of enum filtering."""
+
+    NOBODY = 0
+    ADDRESS = 1
+    ADDRESS_PORT = 2
+
+
+class PoolFlag(IntFlag):
+    """Twin of enum pool_flags."""
+
+    LOG = 1 << 0
+    HOLDS = 1 << 1
+
+
+class BindingEventKind(IntEnum):
+    """Twin of enum binding_event_kind."""
+
+    BOUND = 0
+    RELEASED = 1
+    BLOCK_TAKEN = 2
+    BLOCK_RELEASED = 3
 
 
 class RuleFlag(IntFlag):
@@ -177,6 +206,7 @@ class Ring(IntEnum):
 
     EVENTS = 0
     CAPTURES = 1
+    BINDINGS = 2
 
 
 class LocationKind(IntEnum):
@@ -243,8 +273,11 @@ SET_MEMBER = _struct(("expires_ns", "u8"))
 SET_LENGTHS_KEY = _struct(("set", "u4"), ("family", "u1"), ("pad", "u1", 3))
 SET_LENGTHS = _struct(("bits", "u8", 3))
 POOL = _struct(
-    ("address", *_ADDRESS), ("uplink", "u4"), ("low", "u2"), ("high", "u2"), ("family", "u1"), ("pad", "u1", 3)
+    ("addresses", "u1", (POOL_ADDRESSES, 16)), ("uplink", "u4"), ("range", "u4"), ("quota", "u4"), ("low", "u2"),
+    ("high", "u2"), ("block", "u2"), ("held_tcp", "u2"), ("held_udp", "u2"), ("held_echo", "u2"), ("family", "u1"),
+    ("count", "u1"), ("filtering", "u1"), ("flags", "u1"),
 )
+HELD_KEY = _struct(("pool", "u4"), ("port", ">u2"), ("protocol", "u1"), ("pad", "u1"))
 MAPPING_KEY = _struct(
     ("uplink", "u4"), ("external", *_ADDRESS), ("port", ">u2"), ("protocol", "u1"), ("family", "u1")
 )
@@ -254,7 +287,22 @@ BINDING_KEY = _struct(
 )
 BINDING = _struct(("external", *_ADDRESS), ("external_port", ">u2"), ("pad", "u2"))
 EXTERNAL_KEY = _struct(("address", *_ADDRESS), ("port", ">u2"), ("protocol", "u1"), ("family", "u1"))
-EXTERNAL = _struct(("holder", BINDING_KEY), ("pad", "u4"), ("seen_ns", "u8"))
+EXTERNAL = _struct(
+    ("holder", BINDING_KEY), ("range", "u4"), ("seen_ns", "u8"), ("block", "u2"), ("block_size", "u2"), ("flags", "u4")
+)
+TALLY = _struct(("now", "i8"), ("before", "i8"), ("found", "i8"), ("gone", "i8"))
+USE_KEY = _struct(("address", *_ADDRESS), ("range", "u4"), ("protocol", "u1"), ("family", "u1"), ("pad", "u2"))
+TENANT_KEY = _struct(("port", "u4"), ("pool", "u4"))
+TENANT = _struct(("bindings", TALLY), ("blocks", TALLY))
+BLOCK_KEY = _struct(("address", *_ADDRESS), ("first", "u2"), ("size", "u2"), ("family", "u1"), ("pad", "u1", 3))
+BLOCK = _struct(("holder", TENANT_KEY), ("seen_ns", "u8"), ("used", TALLY, 3), ("flags", "u4"), ("pad", "u4"))
+CONTACT_KEY = _struct(("inside", BINDING_KEY), ("remote", *_ADDRESS))
+CONTACT = _struct(("seen_ns", "u8"))
+BINDING_EVENT = _struct(
+    ("time_ns", "u8"), ("port", "u4"), ("pool", "u4"), ("internal", *_ADDRESS), ("external", *_ADDRESS),
+    ("internal_port", ">u2"), ("external_port", ">u2"), ("size", "u2"), ("kind", "u1"), ("protocol", "u1"),
+    ("family", "u1"), ("pad", "u1", 7),
+)
 HIT_KEY = _struct(("cookie", "u8"), ("port", "u4"), ("pad", "u4"))
 HITS = _struct(("hits", "u8"), ("drops", "u8"))
 MEMORY = _struct(
@@ -300,7 +348,9 @@ STRUCTS: dict[str, np.dtype[Any]] = {
     "rewrite": REWRITE, "set_key": SET_KEY, "set_member": SET_MEMBER, "set_lengths_key": SET_LENGTHS_KEY,
     "set_lengths": SET_LENGTHS, "space_key": SPACE_KEY, "location": LOCATION, "pool": POOL, "mapping_key": MAPPING_KEY,
     "mapping": MAPPING, "binding_key": BINDING_KEY, "binding": BINDING, "external_key": EXTERNAL_KEY,
-    "external": EXTERNAL, "hit_key": HIT_KEY, "hits": HITS, "memory": MEMORY, "timeouts": TIMEOUTS,
+    "external": EXTERNAL, "held_key": HELD_KEY, "tally": TALLY, "use_key": USE_KEY, "tenant_key": TENANT_KEY,
+    "tenant": TENANT, "block_key": BLOCK_KEY, "block": BLOCK, "contact_key": CONTACT_KEY, "contact": CONTACT,
+    "binding_event": BINDING_EVENT, "hit_key": HIT_KEY, "hits": HITS, "memory": MEMORY, "timeouts": TIMEOUTS,
     "settings": SETTINGS, "meter": METER, "event": EVENT, "closed": CLOSED, "budgets": BUDGETS, "sweep": SWEEP,
     "trace": TRACE, "capture": CAPTURE,
 }

@@ -58,6 +58,19 @@ class Flow:
     place: tuple[str, int, int]             # kind; interface or VNI; VTEP
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class Bound:
+    """One source translation, without time."""
+
+    port: int
+    pool: int
+    protocol: int
+    source: str
+    source_port: int
+    external: str
+    external_port: int
+
+
 @dataclass(frozen=True, slots=True)
 class Logged:
     """A packet that a rule of `port` wanted told."""
@@ -115,6 +128,9 @@ class Backend(Protocol):
     def flows(self) -> list[Flow]:
         """All entries, sorted."""
 
+    def bindings(self) -> list[Bound]:
+        """All bindings, sorted."""
+
     def drop_counts(self) -> Counter[DropReason]:
         """Drops since the last `reset`."""
 
@@ -170,6 +186,12 @@ class ReferenceBackend:
                  view.bytes, self._place(view.transposition.exit))
             for view in self.engine.flows(0.0))
 
+    def bindings(self) -> list[Bound]:
+        return sorted(
+            Bound(each.key.port, each.key.pool, each.key.protocol, str(each.key.source), each.key.source_port,
+                  str(each.external.address), each.external.port)
+            for each in self.engine.bindings.live())
+
     def _place(self, exit: Exit | None) -> tuple[str, int, int]:
         match exit:
             case ToPort(id):
@@ -212,6 +234,7 @@ def _cookie(ref: RuleRef) -> int:
 
 
 PORT_IFINDEX, UPLINK_IFINDEX = 10, 50    # as `engine_states` gives them
+_MARK_INSPECTED = 0x51CE1A57                # of what enters the stack again (transpose.h)
 _MARK_OFFSET = 8                            # of mark in struct __sk_buff
 _CB_OFFSET = 48                             # of cb[0] in struct __sk_buff
 _SK_BUFF_BYTES = 192
@@ -220,7 +243,7 @@ _VERDICTS = {
     PlaceKind.UPLINK: Verdict.REDIRECT_UPLINK, PlaceKind.TUNNEL: Verdict.TUNNEL, PlaceKind.REPLY: Verdict.REPLY,
     PlaceKind.INSPECT: Verdict.INSPECT,
 }
-_FORGOTTEN = ("flows", "bindings", "externals", "fragments")
+_FORGOTTEN = ("flows", "bindings", "externals", "uses", "tenants", "blocks", "contacts", "fragments")
 
 
 class BpfBackend:
@@ -263,7 +286,7 @@ class BpfBackend:
         run = self._probe.test_run(frame, ctx=bytes(context))
         place, reason, target = struct.unpack_from("=III", run.ctx, _CB_OFFSET + 8)
         mark, = struct.unpack_from("=I", run.ctx, _MARK_OFFSET)
-        mirror = mark - PORT_IFINDEX if mark else 0
+        mirror = mark - PORT_IFINDEX if mark and mark != _MARK_INSPECTED else 0
         if place != PlaceKind.NONE and reason:
             base = {PlaceKind.PORT: PORT_IFINDEX, PlaceKind.UPLINK: UPLINK_IFINDEX}.get(PlaceKind(place), 0)
             return Outcome(Verdict.DROP.value, DropReason(reason), target - base, run.data,
@@ -292,6 +315,12 @@ class BpfBackend:
                 int(record.zone_kind) << 24 | record.zone, record.protocol, str(record.src), str(record.dst),
                 record.src_port, record.dst_port, record.reply, record.state, record.packets, record.bytes, where))
         return sorted(flows)
+
+    def bindings(self) -> list[Bound]:
+        return sorted(
+            Bound(each.port, each.pool, each.protocol, str(each.source), each.source_port, str(each.external),
+                  each.external_port)
+            for each in self._datapath.bindings())
 
     def drop_counts(self) -> Counter[DropReason]:
         return self._all_drops() - self._drops

@@ -18,6 +18,7 @@ from vfp.model import (
     Deny,
     Direction,
     EngineState,
+    Filtering,
     Forward,
     Group,
     HostStack,
@@ -63,6 +64,7 @@ INSIDE = tuple(IPv4Address(f"10.1.0.{n}") for n in range(1, 7))
 GATEWAY = IPv4Address("10.1.0.254")
 EXTERNAL = (IPv4Address("198.51.100.1"), IPv4Address("198.51.100.2"))
 EXTERNAL_6 = IPv6Address("2001:db8::198.51.100.1")
+MORE_6 = IPv6Address("2001:db8::198.51.100.2")
 WORLD = (IPv4Address("203.0.113.1"), IPv4Address("203.0.113.2"))
 ADDRESSES = (*INSIDE, GATEWAY, *EXTERNAL, *WORLD, IPv4Address(0))
 VTEPS = (IPv4Address("172.31.0.2"), IPv4Address("172.31.0.3"))
@@ -342,11 +344,25 @@ def spaces(draw: st.DrawFn, id: int) -> Space:
     return Space(id, tuple(entries))
 
 
+_ANYONE = Filtering.ENDPOINT_INDEPENDENT
+_HELD = ((1, 20000), (6, 20001), (6, 20003), (17, 20000), (58, 20002), (132, 1000))
+_TERMS = (
+    (_ANYONE, 0, 0, ()), (_ANYONE, 0, 0, ()), (_ANYONE, 0, 0, ()), (Filtering.ADDRESS, 0, 0, ()),
+    (Filtering.ADDRESS_PORT, 0, 0, ()), (_ANYONE, 0, 1, ()), (_ANYONE, 0, 0, _HELD), (Filtering.ADDRESS, 2, 3, ()),
+    (_ANYONE, 1, 0, ()), (_ANYONE, 3, 0, _HELD), (_ANYONE, 16, 2, ()),
+)
+
+
 def pools(id: int) -> st.SearchStrategy[Pool]:
     """Small enough to run out."""
     ranges = pick((PortRange(20001, 20001), PortRange(20002, 20003), PortRange(20000, 20003), PortRange(20000, 20099)))
-    addresses = pick((*EXTERNAL, EXTERNAL_6)).map(lambda address: (address,))
-    return st.builds(Pool, st.just(id), pick(UPLINKS), addresses, ranges)
+    addresses = pick(((EXTERNAL[0],), (EXTERNAL[1],), EXTERNAL, EXTERNAL[::-1], (EXTERNAL_6,), (EXTERNAL_6, MORE_6)))
+    def pool(uplink: int, given: tuple[Address, ...], ports: PortRange,
+             terms: tuple[Filtering, int, int, tuple[tuple[int, int], ...]]) -> Pool:
+        filtering, block, quota, held = terms
+        return Pool(id, uplink, given, ports, filtering, min(block, ports.high - ports.low + 1), quota, held)
+
+    return st.builds(pool, pick(UPLINKS), addresses, ranges, pick(_TERMS))
 
 
 def mappings(ports: tuple[int, ...]) -> st.SearchStrategy[tuple[Mapping, ...]]:

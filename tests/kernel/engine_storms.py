@@ -33,7 +33,8 @@ _COARSE_NS = 20_000_000                     # by which the clock that the progra
 _DRIFT_NS = 50_000_000
 
 # Tables whose values have moments of the kernel's clock, in fields whose names end in `_ns`, and the values' structs.
-_STAMPED = {"flows": "flow", "externals": "external", "fragments": "fragment", "sets": "set_member"}
+_STAMPED = {"flows": "flow", "externals": "external", "blocks": "block", "contacts": "contact",
+            "fragments": "fragment", "sets": "set_member"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,13 +173,14 @@ class Duel:
                     each.sweep(self._now_s)
 
     def compare_tables(self) -> None:
-        """Raises `Difference` if flows are not the same."""
+        """Raises `Difference` if flows or bindings are not the same."""
         self._compare("flows")
+        self._compare("bindings")
         self._backend.settle()
 
     def compare_all(self) -> None:
-        """Raises `Difference` if flows or counters are not the same."""
-        for what in ("flows", "drop_counts", "rule_hits"):
+        """Raises `Difference` if flows, bindings or counters are not the same."""
+        for what in ("flows", "bindings", "drop_counts", "rule_hits"):
             self._compare(what)
 
     @property

@@ -259,6 +259,11 @@ class Traffic:
                 number, family, protocol, dst = (
                     mapping.uplink, mapping.external.version, mapping.protocol, mapping.external)
                 ports = ports[0], mapping.external_port
+            elif state.pools and chance.random() < 0.7:     # to who is behind a binding
+                pool = chance.choice(state.pools)
+                number, dst, protocol = pool.uplink, chance.choice(pool.addresses), chance.choice((TCP, UDP, UDP, SCTP))
+                family, low = dst.version, pool.ports.low
+                ports = ports[0], chance.choice((low, low + 1, min(low + 2, pool.ports.high), ports[1]))
         src, dst = self._twin(src, family), dst if dst.version == family else self._twin(dst, family)
         if chance.random() < 0.1:
             src, macs = self._address(family), (chance.choice(ALL_MACS), chance.choice(ALL_MACS))

@@ -48,6 +48,7 @@ def replay(history: History, backend: Backend) -> ReferenceBackend:
                 for each in (reference, backend):
                     each.sweep(time.monotonic() + seconds)
         assert backend.flows() == reference.flows()
+        assert backend.bindings() == reference.bindings()
     assert backend.drop_counts() == reference.drop_counts()
     assert backend.rule_hits() == reference.rule_hits()
     assert backend.meters() == reference.meters()
@@ -81,6 +82,7 @@ def test_the_kernel_ages_what_the_reference_ages(bpf: BpfBackend, history: Histo
     reference.sweep(now_s)
     bpf.sweep(now_s)
     assert bpf.flows() == reference.flows()
+    assert bpf.bindings() == reference.bindings()
 
 
 def test_the_reference_agrees_with_itself() -> None:

@@ -66,7 +66,7 @@ def look(state: EngineState, datapath: Datapath, hook: Hook, number: int, frame:
     before = tables(datapath)
     traced = datapath.trace(DatapathHook(hook.value), number, frame, vtep)
     explained = explain_frame(state, hook, number, frame, time.monotonic(), vtep=vtep,
-                              bindings=PeekedBindings(datapath.binding, datapath.is_external_held),
+                              bindings=PeekedBindings(datapath),
                               members={given.id: datapath.members(given.id) for given in state.sets if given.dynamic})
     note(f"trace {hook} {number} {vtep} {frame.hex()}: {traced}")
     note(f"  explained: {explained.to_dict()}")

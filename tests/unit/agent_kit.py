@@ -37,10 +37,10 @@ from vfp.datapath.records import DropEvent, FlowRecord, InspectCounts, LogEvent,
 from vfp.datapath.select import FlowFilter, FlowPage
 from vfp.datapath.trace import Traced
 from vfp.layout import PlaceKind, Ring, ZoneKind
-from vfp.model import EngineState, Prefix
+from vfp.model import Address, EngineState, Prefix
 from vfp.reasons import DropReason
 from vfp.reference import Engine, explain_frame
-from vfp.reference.bindings import BindingKey, External
+from vfp.reference.bindings import BindingKey, Block, External
 from vfp.reference.packet import FlowTuple
 from vfp.reference.transposition import ToPort, ToUplink, ToVtep
 from vswitch.errors import NamespaceMissing, UplinkMissing, VSwitchError
@@ -376,8 +376,17 @@ class FakeDatapath:
     def binding(self, key: BindingKey) -> External | None:
         return None
 
-    def is_external_held(self, external: External) -> bool:
-        return external.port in self.held
+    def binding_at(self, external: External) -> BindingKey | None:
+        return BindingKey(99, 1, external.protocol, external.address, 1) if external.port in self.held else None
+
+    def block_holder(self, block: Block) -> tuple[int, int] | None:
+        return None
+
+    def binding_count(self, port: int, pool: int) -> int:
+        return 0
+
+    def has_contact(self, key: BindingKey, remote: Address) -> bool:
+        return False
 
     def capture(self, ports: Collection[int], packet_bytes: int) -> None:
         self.capturing = (frozenset(ports), packet_bytes)

@@ -1,6 +1,7 @@
 """Traces: the same decision, told."""
 
 import json
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, ip_address
 from typing import Any
 
@@ -9,9 +10,9 @@ from reference_kit import A_1, A_2, A_9, EXTERNAL, GATEWAY_MAC, MAC_9, N_3, VNI,
 from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.l2 import Ether
 
-from vfp.model import Allow, Deny, EngineState, Pool, PortRange
+from vfp.model import Address, Allow, Deny, EngineState, Pool, PortRange
 from vfp.reference import Hook, explain, probe
-from vfp.reference.bindings import BindingKey, Exhausted, External, PeekedBindings, candidates
+from vfp.reference.bindings import BindingKey, Block, Exhausted, External, OverQuota, PeekedBindings, candidates
 from vfp.reference.craft import frame_of
 from vfp.reference.packet import parse
 
@@ -90,14 +91,40 @@ def test_a_ping_is_probed_as_a_request() -> None:
 def test_a_table_of_bindings_that_is_elsewhere_gives_the_port_that_is_free_there() -> None:
     key = BindingKey(1, 1, 6, IPv4Address("192.168.1.5"), 20001)
     pool = Pool(1, 1, (EXTERNAL,), PortRange(20000, 20009))
-    held = {20001, candidates(key, pool)[1]}
-    table = PeekedBindings(lambda key: None, lambda external: external.port in held)
-    assert table.obtain(key, pool, 0.0).port == candidates(key, pool)[2]
+    tries = list(candidates(key, pool))
+    table = PeekedBindings(Elsewhere(None, {20001, tries[1]}))
+    assert table.obtain(key, pool, 0.0).port == tries[2]
     known = External(EXTERNAL, 6, 20003)
-    assert PeekedBindings(lambda key: known, lambda external: True).obtain(key, pool, 0.0) == known
+    assert PeekedBindings(Elsewhere(known, set(tries))).obtain(key, pool, 0.0) == known
     with pytest.raises(Exhausted):
-        PeekedBindings(lambda key: External(EXTERNAL, 6, 30000), lambda external: True).obtain(key, pool, 0.0)
+        PeekedBindings(Elsewhere(External(EXTERNAL, 6, 30000), set(tries))).obtain(key, pool, 0.0)
+    with pytest.raises(OverQuota):
+        PeekedBindings(Elsewhere(None, set(), count=3)).obtain(key, replace(pool, quota=3), 0.0)
     assert len(table) == 0
+
+
+@dataclass
+class Elsewhere:
+    """Somebody else's tables."""
+
+    known: External | None
+    held: set[int]
+    count: int = 0
+
+    def binding(self, key: BindingKey) -> External | None:
+        return self.known
+
+    def binding_at(self, external: External) -> BindingKey | None:
+        return BindingKey(9, 1, 6, EXTERNAL, 1) if external.port in self.held else None
+
+    def block_holder(self, block: Block) -> tuple[int, int] | None:
+        return None
+
+    def binding_count(self, port: int, pool: int) -> int:
+        return self.count
+
+    def has_contact(self, key: BindingKey, remote: Address) -> bool:
+        return False
 
 
 @pytest.mark.parametrize(("protocol", "more"), [

@@ -23,7 +23,6 @@ from reference_kit import (
     udp,
 )
 from scapy.layers.inet import ICMP, IP, TCP, UDP
-from scapy.layers.sctp import SCTP
 from scapy.packet import Raw
 
 from vfp.model import Pool, PortRange
@@ -49,8 +48,8 @@ def test_the_hash_is_fnv_1a_over_the_key() -> None:
     for byte in bytes([3, 0, 0, 0, 6, 192, 168, 0, 3, 0x03, 0xE8]):
         value = (value ^ byte) * 16777619 % 2**32
     assert binding_hash(key) == value
-    assert candidates(key, Pool(1, 1, (EXTERNAL,), PortRange(20000, 20009)))[:2] == [
-        20000 + value % 10, 20000 + (value + 1) % 10]
+    tries = list(candidates(key, Pool(1, 1, (EXTERNAL,), PortRange(20000, 20009))))
+    assert tries == [20000 + (value + n) % 10 for n in range(10)]
 
 
 def test_out_and_back_is_the_identity_but_for_ttl_and_macs() -> None:
@@ -85,12 +84,10 @@ def test_one_binding_serves_all_remotes_and_prefers_the_source_port() -> None:
 
 
 @pytest.mark.parametrize("data", [
-    frame(N_3, WORLD, SCTP(sport=1, dport=2)),
-    frame(N_3, WORLD, Raw(bytes(8)), proto=47),
     frame(N_3, WORLD, ICMP(type=3) / bytes(28)),
     arp(N_3, WORLD, mac=MAC_3),
-], ids=["sctp", "gre", "icmp error", "arp"])
-def test_what_has_no_port_cannot_be_translated(data: bytes) -> None:
+], ids=["icmp error", "arp"])
+def test_what_nobody_answers_cannot_be_translated(data: bytes) -> None:
     assert out(Engine(host()), data).reason is DropReason.NAT_UNSUPPORTED
 
 

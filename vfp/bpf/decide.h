@@ -39,6 +39,17 @@ static __always_inline int decide_from_overlay(struct scratch *s, __u32 vni)
 	return run_layers(s, location->port, 1, 1);
 }
 
+/* The binding under whose external side a packet came in. */
+static __always_inline int find_sender(struct scratch *s, __u32 uplink)
+{
+	s->nat.sought.address = s->h.key.dst;
+	s->nat.sought.port = s->h.key.dport;
+	s->nat.sought.protocol = s->h.key.protocol;
+	s->nat.sought.family = s->h.key.family;
+	s->nat.contact.remote = s->h.key.src;
+	return find_binding(s, uplink);
+}
+
 static __always_inline int decide_from_uplink(struct scratch *s, __u32 uplink)
 {
 	struct decision *d = &s->d;
@@ -50,11 +61,16 @@ static __always_inline int decide_from_uplink(struct scratch *s, __u32 uplink)
 		.family = s->h.key.family,
 	};
 	struct mapping *mapping = s->h.has_ports ? bpf_map_lookup_elem(&mappings, &key) : 0;
+	int reason;
 
-	if (!mapping)
-		return NO_MAPPING;
-	d->via = *mapping;
-	d->by_mapping = 1;
+	if (mapping) {
+		d->via = *mapping;
+		d->by_mapping = 1;
+	} else {
+		reason = find_sender(s, uplink);
+		if (reason)
+			return reason;
+	}
 	d->routed = 1;
 	d->where = PLACE_PORT;
 	return run_layers(s, d->via.port, 1, 1);
@@ -261,6 +277,7 @@ static __always_inline int compose(struct scratch *s)
 	reason = reply_out(s);
 	if (reason)
 		return reason;
+	keep_bindings(s, f);
 	diff(&f->out, &h->key, &d->cur);
 	reverse(&f->pair, &d->cur, reply_zone);
 	r->pair = h->key;

@@ -152,7 +152,7 @@ __noinline int act(struct scratch *s, struct rule *r, __u32 port, int slot)
 	case ACTION_TRANSLATE_SOURCE:
 		return translate_source(s, port, r->arg);
 	case ACTION_UNTRANSLATE:
-		if (d->by_mapping) {
+		if (d->by_mapping || d->by_binding) {
 			d->cur.dst = d->via.internal;
 			d->cur.dport = d->via.internal_port;
 			d->translated = 1;

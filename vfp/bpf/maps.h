@@ -25,7 +25,8 @@ enum jump {
 enum ring {
 	RING_EVENTS = 0,
 	RING_CAPTURES = 1,
-	RINGS = 2,
+	RING_BINDINGS = 2,
+	RINGS = 3,
 };
 
 #define MAP(name_, type_, key_, value_, entries_, flags_)	\
@@ -78,6 +79,16 @@ MAP(mappings, BPF_MAP_TYPE_HASH, struct mapping_key, struct mapping, 65536, BPF_
 MAP(bindings, BPF_MAP_TYPE_HASH, struct binding_key, struct binding, 65536, BPF_F_NO_PREALLOC);
 /* ... and from outside: the one that reserves the port. */
 MAP(externals, BPF_MAP_TYPE_HASH, struct external_key, struct external, 65536, BPF_F_NO_PREALLOC);
+/* External ports that pools never give. */
+MAP(held, BPF_MAP_TYPE_HASH, struct held_key, __u8, 65536, BPF_F_NO_PREALLOC);
+/* How many bindings there are at an address: a full one is not searched. */
+MAP(uses, BPF_MAP_TYPE_HASH, struct use_key, struct tally, 16384, BPF_F_NO_PREALLOC);
+/* How many a port of ours has in a pool. */
+MAP(tenants, BPF_MAP_TYPE_HASH, struct tenant_key, struct tenant, 65536, BPF_F_NO_PREALLOC);
+/* External ports that are given out together. */
+MAP(blocks, BPF_MAP_TYPE_HASH, struct block_key, struct block, 65536, BPF_F_NO_PREALLOC);
+/* Whom bindings with address-dependent filtering know. */
+MAP(contacts, BPF_MAP_TYPE_HASH, struct contact_key, struct contact, 65536, BPF_F_NO_PREALLOC);
 /* Datagrams that come in fragments. */
 MAP(fragments, BPF_MAP_TYPE_LRU_HASH, struct fragment_key, struct fragment, 8192, 0);
 /* Decisions of late. */
@@ -117,6 +128,12 @@ struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
 	__uint(max_entries, 1 << 20);
 } captures SEC(".maps");
+
+/* Bindings and blocks that began or ended, for who must keep records. */
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 1 << 20);
+} bindings_log SEC(".maps");
 
 /* Packets that were dropped, or that a rule wants told. */
 struct {

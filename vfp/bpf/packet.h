@@ -86,7 +86,10 @@ struct decision {
 	__u8 inspect;
 	__u8 queue;			/* of the last rule that said so ... */
 	__u8 fail_open;			/* ... and whether all of them did */
-	__u8 pad[2];
+	__u8 by_binding;		/* `via` is of a binding, and not of a mapping */
+	__u8 pad;
+	__u16 bound;			/* FLOW_BOUND, FLOW_CONTACT: if it leaves from `s->external` */
+	__u16 behind;			/* FLOW_BEHIND, FLOW_CONTACTED */
 	__u32 sets_generation;		/* when the decision began */
 	struct location place;
 };
@@ -100,6 +103,41 @@ struct asked {
 	__u32 found;
 };
 
+/* Room to count and to release a binding in: the sweep has its own. */
+struct releasing {
+	struct external_key key;
+	struct external was;
+	struct use_key use;
+	struct tenant_key tenant;
+	struct block_key block;
+};
+
+/* Blocks, and ports of one, in one loop: two would be one call too deep. */
+struct block_search {
+	__u32 start;		/* block that is tried first ... */
+	__u32 count;		/* ... of so many */
+	__u32 low;
+	__u32 size;
+	__u32 holds;
+	__u32 number;		/* blocks done */
+	__u32 port;		/* ports of this one done, plus one; 0: it was not looked at */
+	__u32 offset;		/* port that is tried first */
+	__s32 own;		/* blocks of ours that were not met yet */
+	__u32 taking;		/* 0: in our own; 1: in a new one */
+	int outcome;
+};
+
+/* Where a binding is looked for. */
+struct binding_scratch {
+	struct external_key sought;	/* `find_binding`: whose external side ... */
+	struct contact_key contact;	/* ... and for which remote */
+	struct held_key held;
+	struct block block;
+	struct block_search search;
+	struct binding made;
+	struct releasing gone;
+};
+
 struct scratch {
 	struct headers pkt;		/* the packet in hand */
 	struct headers h;		/* the tuple being decided: the packet's, or its flow's forward one */
@@ -110,6 +148,7 @@ struct scratch {
 	struct binding_key binding;
 	struct external_key external;
 	struct external holder;
+	struct binding_scratch nat;
 	struct hit_key hit[MEMORY_HITS];
 	struct fragment_key fragment;
 	struct flow_key related;	/* of the flow that an ICMP error is about, as its packets come here */
@@ -147,6 +186,10 @@ struct scratch {
 		enum rule_flags rule_flags;
 		enum event_kind event_kind;
 		struct capture capture;
+		struct binding_event binding_event;
+		enum filtering filtering;
+		enum pool_flags pool_flags;
+		enum binding_event_kind binding_event_kind;
 		enum capture_stage capture_stage;
 		enum ring ring;
 	} twins[0];

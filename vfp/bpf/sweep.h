@@ -7,19 +7,11 @@
 #pragma once
 
 #include "flow_table.h"
-#include "parse.h"
+#include "sweep_bindings.h"
 
 #define NSEC_PER_SEC 1000000000ULL
 #define REAP_BATCH (1 << 20)
 #define RECLAIM_BATCH 8	/* of each queue, for one new flow */
-
-struct sweeping {
-	struct sweep *sweep;
-	struct settings *settings;
-	__u64 now;
-	struct budgets left;
-	struct budgets gone;
-};
 
 static __always_inline void count_pair(struct budgets *pairs, const struct flow_key *key, __u16 state)
 {
@@ -69,20 +61,6 @@ static __always_inline __u64 idle_limit(const struct timeouts *times, const stru
 		return state & STATE_ASSURED ? times->udp_ns : times->udp_new_ns;
 	}
 	return is_icmp(key->family, key->protocol) ? times->icmp_ns : times->other_ns;
-}
-
-/* A live flow holds its external port. */
-static __always_inline void stamp_binding(const struct flow_key *key, const struct flow *f, __u64 now)
-{
-	struct external_key external = {.address = f->out.src, .port = f->out.sport, .protocol = key->protocol,
-					.family = key->family};
-	struct external *held;
-
-	if (f->flags & FLOW_REPLY || !(f->out.flags & (SET_SRC | SET_SPORT)))
-		return;
-	held = bpf_map_lookup_elem(&externals, &external);
-	if (held)
-		held->seen_ns = now;
 }
 
 /* When the younger half was used. */
@@ -137,32 +115,8 @@ static long sweep_flow(void *map, struct flow_key *key, struct flow *f, struct s
 		return 0;
 	}
 	count_pair(&sweeping->left, key, f->state);
-	stamp_binding(key, f, sweeping->now);
-	return 0;
-}
-
-/* Of a source translation of this port. */
-static __always_inline __u64 binding_limit(__u32 id)
-{
-	struct port *port = bpf_map_lookup_elem(&ports, &id);
-	__u32 number = port ? port->timeouts : 0;
-	struct timeouts *times = bpf_map_lookup_elem(&timeouts, &number);
-
-	return times ? times->binding_ns : 0;
-}
-
-static long sweep_external(void *map, struct external_key *key, struct external *held,
-			   struct sweeping *sweeping)
-{
-	struct external_key own = *key;
-	struct binding_key holder = held->holder;
-
-	sweeping->sweep->bindings_seen++;
-	if (held->seen_ns + binding_limit(holder.port) > sweeping->now)
-		return 0;
-	bpf_map_delete_elem(&bindings, &holder);
-	bpf_map_delete_elem(&externals, &own);
-	sweeping->sweep->bindings_removed++;
+	if (f->flags & (FLOW_BOUND | FLOW_BEHIND))
+		stamp_bindings(key, f, sweeping->now);
 	return 0;
 }
 
@@ -174,21 +128,6 @@ static __always_inline int begin(struct sweeping *sweeping, struct sweep *sweep)
 	sweeping->settings = bpf_map_lookup_elem(&config, &zero);
 	sweeping->now = sweep->now_ns ? sweep->now_ns : bpf_ktime_get_ns();
 	return sweeping->settings != 0;
-}
-
-/*
- * What a budget has taken, put right: by as much as what was found is outside of what it was before and after. Pairs that
- * came and went in the meantime are in between.
- */
-static __always_inline void mend(__s64 *taken, __s64 before, __s64 found)
-{
-	__s64 after = *taken;
-	__s64 low = before < after ? before : after, high = before < after ? after : before;
-
-	if (found < low)
-		__sync_fetch_and_add(taken, found - low);
-	else if (found > high)
-		__sync_fetch_and_add(taken, found - high);
 }
 
 SEC("syscall")
@@ -203,7 +142,7 @@ int vfp_sweep(struct sweep *sweep)
 	bpf_for_each_map_elem(&flows, sweep_flow, &sweeping, 0);
 	mend(&taken->half_open, before.half_open - sweeping.gone.half_open, sweeping.left.half_open);
 	mend(&taken->udp, before.udp - sweeping.gone.udp, sweeping.left.udp);
-	bpf_for_each_map_elem(&externals, sweep_external, &sweeping, 0);
+	sweep_bindings(&sweeping);
 	return 0;
 }
 

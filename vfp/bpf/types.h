@@ -6,7 +6,7 @@
 
 #define MAX_STAGES 32		/* groups of all layers of a port, one direction */
 #define MAX_TUPLES 60		/* masks of one group: an element of `groups` is just under 2 KiB */
-#define NAT_PROBES 64		/* external ports tried for a new binding */
+#define POOL_ADDRESSES 16
 #define FRAGMENT_RANGES 4	/* parts of a datagram with holes between them */
 #define MEMORIES 1024		/* decisions remembered, by CPU */
 #define MEMORY_HITS 8		/* rules of a remembered decision */
@@ -86,6 +86,11 @@ enum flow_flags {
 	FLOW_RELEASED = 1 << 4,	/* user space has seen enough */
 	FLOW_FRAGMENT = 1 << 5,	/* made by a fragment */
 	FLOW_STRICT = 1 << 6,	/* TCP segments must fit the connection */
+	/* Of the forward half, what it keeps alive: */
+	FLOW_BOUND = 1 << 7,	/* the binding that is its source as it leaves ... */
+	FLOW_BEHIND = 1 << 8,	/* the binding that is its destination as it came ... */
+	FLOW_CONTACT = 1 << 9,	/* and the contacts of the one ... */
+	FLOW_CONTACTED = 1 << 10,	/* and the other */
 };
 
 /*
@@ -368,13 +373,41 @@ struct set_lengths {
 	__u64 bits[3];
 };
 
+/* Who may send to the external side of a binding (RFC 4787 5). */
+enum filtering {
+	FILTER_NOBODY = 0,	/* endpoint-independent */
+	FILTER_ADDRESS = 1,	/* who was sent to */
+	FILTER_ADDRESS_PORT = 2,	/* nobody but by a flow */
+};
+
+enum pool_flags {
+	POOL_LOG = 1 << 0,	/* tell what begins and ends */
+	POOL_HOLDS = 1 << 1,	/* some ports are in `held` */
+};
+
 struct pool {
-	struct address address;
+	struct address addresses[POOL_ADDRESSES];
 	__u32 uplink;
+	__u32 range;		/* number of the ports that it gives: pools with the same ports have the same */
+	__u32 quota;		/* bindings of one port of ours; 0: no limit */
 	__u16 low;		/* host byte order, inclusive */
 	__u16 high;
+	__u16 block;		/* ports in a block; 0: no blocks */
+	__u16 held_tcp;		/* ports of the range that are in `held` */
+	__u16 held_udp;
+	__u16 held_echo;
 	__u8 family;
-	__u8 pad[3];
+	__u8 count;		/* addresses */
+	__u8 filtering;		/* enum filtering */
+	__u8 flags;		/* enum pool_flags */
+};
+
+/* A port that a pool never gives. */
+struct held_key {
+	__u32 pool;
+	__be16 port;
+	__u8 protocol;
+	__u8 pad;
 };
 
 struct mapping_key {
@@ -415,11 +448,96 @@ struct external_key {
 	__u8 family;
 };
 
+enum external_flags {
+	EXTERNAL_TOLD = 1 << 0,	/* its beginning was: its end will be */
+};
+
 /* Who holds an external port; the sweep stamps `seen_ns` while a flow uses it. */
 struct external {
 	struct binding_key holder;
-	__u32 pad;
+	__u32 range;		/* of the pool, when it was given */
 	__u64 seen_ns;
+	__u16 block;		/* first port of the block that it is in ... */
+	__u16 block_size;	/* ... 0: it is in none */
+	__u32 flags;		/* enum external_flags */
+};
+
+/* A number that is kept by atomic additions. The sweep puts right what races made wrong. */
+struct tally {
+	__s64 now;
+	__s64 before;		/* these are the sweep's: when it began ... */
+	__s64 found;		/* ... what it saw and left ... */
+	__s64 gone;		/* ... and took away */
+};
+
+/* Bindings at an address, by the ports that may be given. */
+struct use_key {
+	struct address address;
+	__u32 range;
+	__u8 protocol;
+	__u8 family;
+	__u16 pad;
+};
+
+/* A port of ours in a pool. */
+struct tenant_key {
+	__u32 port;
+	__u32 pool;
+};
+
+struct tenant {
+	struct tally bindings;
+	struct tally blocks;
+};
+
+/* Ports that one tenant has together. */
+struct block_key {
+	struct address address;
+	__u16 first;		/* host byte order */
+	__u16 size;
+	__u8 family;
+	__u8 pad[3];
+};
+
+struct block {
+	struct tenant_key holder;
+	__u64 seen_ns;		/* when it last gave a port */
+	struct tally used[3];	/* of TCP, UDP, ICMP */
+	__u32 flags;		/* enum external_flags */
+	__u32 pad;
+};
+
+/* Whom the internal side of a binding has sent to. */
+struct contact_key {
+	struct binding_key inside;
+	struct address remote;
+};
+
+struct contact {
+	__u64 seen_ns;
+};
+
+enum binding_event_kind {
+	BINDING_BOUND = 0,
+	BINDING_RELEASED = 1,
+	BINDING_BLOCK_TAKEN = 2,
+	BINDING_BLOCK_RELEASED = 3,
+};
+
+/* One record of the `bindings_log` ring. */
+struct binding_event {
+	__u64 time_ns;
+	__u32 port;
+	__u32 pool;
+	struct address internal;	/* of a block: nobody's */
+	struct address external;
+	__be16 internal_port;
+	__be16 external_port;	/* of a block: its first */
+	__u16 size;		/* of a block: ports */
+	__u8 kind;		/* enum binding_event_kind */
+	__u8 protocol;
+	__u8 family;
+	__u8 pad[7];
 };
 
 /* Which datagram a fragment is of. IPv6 does not count the protocol in (RFC 8200 4.5): 0. */

@@ -35,6 +35,7 @@ import numpy.typing as npt
 
 from vfp.classifier import CompiledGroup
 from vfp.compile import Compiler, Tables
+from vfp.datapath.bindings import BindingRecord, BindingTables
 from vfp.datapath.capture import Captured, Capturing
 from vfp.datapath.groups import GroupTable
 from vfp.datapath.limits import Limits
@@ -57,7 +58,7 @@ from vfp.datapath.ring import RingBuffer
 from vfp.datapath.select import FlowFilter, FlowPage, select
 from vfp.datapath.sets import SetTable
 from vfp.datapath.switch import PortPrograms
-from vfp.datapath.trace import Traced, dry_run, find_binding, flow_key, is_held
+from vfp.datapath.trace import Traced, dry_run, flow_key
 from vfp.errors import TableFull
 from vfp.layout import (
     FLOW,
@@ -81,14 +82,14 @@ from vfp.layout import (
 )
 from vfp.model import Address, EngineState, Prefix
 from vfp.reasons import DropReason
-from vfp.reference.bindings import BindingKey, External
+from vfp.reference.bindings import BindingKey, Block, External
 from vfp.reference.packet import FlowTuple
 from vfp.timeouts import Timeouts
 
 OBJECT = Path(__file__).with_name("vfp.bpf.o")
 
 _ZERO = bytes(4)
-_KEYED = ("links", "pools", "mappings", "spaces", "rewrites")
+_KEYED = ("links", "pools", "held", "mappings", "spaces", "rewrites")
 _JUMPS = (                                  # enum jump
     "vfp_slow", "vfp_odd", "vfp_related", "vfp_leave", "vfp_reject", "vfp_full", "vfp_stale", "vfp_decided",
     "vfp_inspect", "vfp_come_back",
@@ -128,6 +129,7 @@ class Datapath(AbstractContextManager["Datapath"]):
         self._groups = GroupTable(
             loaded.map("groups"), loaded.map("buckets"), loaded.map("filter"), loaded.map("rules")
         )
+        self._bindings = BindingTables(loaded)
         self._sets = SetTable(loaded.map("sets"), loaded.map("set_lengths"))
         self._named: frozenset[int] | None = None       # sets that rules name; None: not known
         self._one_at_a_time = threading.RLock()         # members of sets come from another thread than states
@@ -214,7 +216,7 @@ class Datapath(AbstractContextManager["Datapath"]):
         self._put("rewrites", tables)
         self._add_meters(tables.meters)
         left = self._left_behind(tables)
-        for name in ("pools", "spaces", "mappings"):
+        for name in ("held", "pools", "spaces", "mappings"):
             self._put(name, tables)
             self._remove(name, tables, keep=left)
         self._write_uplinks(tables.maps["uplinks"])
@@ -315,13 +317,33 @@ class Datapath(AbstractContextManager["Datapath"]):
         """
         return dry_run(self._object, _ZONES[hook], number, frame, vtep)
 
+    def bindings(self) -> list[BindingRecord]:
+        """Every source translation there is."""
+        return self._bindings.records(time.monotonic_ns())
+
+    def pool_use(self) -> dict[int, list[tuple[Address, int, int]]]:
+        """By pool that has bindings, (external address, protocol, bindings)."""
+        return self._bindings.use()
+
     def binding(self, key: BindingKey) -> External | None:
         """The external side that a source translation has now."""
-        return find_binding(self._map("bindings"), key)
+        return self._bindings.find(key)
 
-    def is_external_held(self, external: External) -> bool:
-        """Whether a source translation holds an external address and port."""
-        return is_held(self._map("externals"), external)
+    def binding_at(self, external: External) -> BindingKey | None:
+        """Who is behind the external side of a source translation."""
+        return self._bindings.at(external)
+
+    def block_holder(self, block: Block) -> tuple[int, int] | None:
+        """The (port, pool) that has a block of external ports."""
+        return self._bindings.block_holder(block)
+
+    def binding_count(self, port: int, pool: int) -> int:
+        """Bindings that a port has in a pool."""
+        return self._bindings.count(port, pool)
+
+    def has_contact(self, key: BindingKey, remote: Address) -> bool:
+        """Whether the internal side of a binding with address-dependent filtering has sent to an address of late."""
+        return self._bindings.has_contact(key, remote)
 
     def capture(self, ports: Collection[int], packet_bytes: int) -> None:
         """Copy the packets of these ports, up to `packet_bytes` of each, until told otherwise; no port: none."""

@@ -31,10 +31,10 @@ class Limits:
 
     flows: int = field(default_factory=_flows_here)     # halves: a connection has two
     rules: int = 262144                     # a change of a whole group needs room for old and new side by side
-    bindings: int = 65536
+    bindings: int = 524288
     ports: int = 4096
     space_entries: int = 131072
-    mappings: int = 65536
+    mappings: int = 262144
     meters: int = 4096
     sets: int = 4096
     set_members: int = 131072               # of all sets; a change needs room for old and new side by side
@@ -48,8 +48,8 @@ class Limits:
         closing = max(self.flows // 8, 1024)
         return {
             "flows": self.flows, "rules": self.rules, "buckets": self.rules, "filter": filter_words(self.rules),
-            "bindings": self.bindings,
-            "externals": self.bindings, "ports": self.ports, "programs": self.ports, "links": self.ports + 256,
+            "bindings": self.bindings, "externals": self.bindings, "contacts": self.bindings,
+            "ports": self.ports, "programs": self.ports, "links": self.ports + 256,
             "spaces": self.space_entries, "mappings": self.mappings, "meters": self.meters, "rule_hits": self.rules,
             "timeouts": self.timeouts,
             "sets": self.set_members, "set_lengths": 2 * self.sets,

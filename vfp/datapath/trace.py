@@ -12,26 +12,20 @@ from typing import Any
 import numpy as np
 
 from vfp.datapath.errors import DatapathError
-from vfp.datapath.map import BpfMap
 from vfp.datapath.object import BpfObject
 from vfp.layout import (
-    BINDING,
-    BINDING_KEY,
-    EXTERNAL_KEY,
     FLOW_KEY,
     TRACE,
     PlaceKind,
     ZoneKind,
     pack,
     pack_address,
-    unpack_address,
     zone,
 )
 from vfp.reasons import DropReason
-from vfp.reference.bindings import BindingKey, External
 from vfp.reference.packet import FlowTuple
 
-__all__ = ["Traced", "dry_run", "find_binding", "flow_key", "is_held"]
+__all__ = ["Traced", "dry_run", "flow_key"]
 
 SINCE = (6, 3)                              # test runs keep softirqs out, which use the same per-CPU scratch
 
@@ -82,21 +76,3 @@ def flow_key(kind: ZoneKind, number: int, what: FlowTuple) -> bytes:
     return pack(FLOW_KEY, zone=zone(kind, number), family=what.family, protocol=what.protocol,
                 src=pack_address(what.src), dst=pack_address(what.dst), sport=what.src_port, dport=what.dst_port)
 
-
-def find_binding(bindings: BpfMap, key: BindingKey) -> External | None:
-    """The external side of a binding."""
-    raw = bindings.lookup(pack(
-        BINDING_KEY, port=key.port, pool=key.pool, src=pack_address(key.source), sport=key.source_port,
-        protocol=key.protocol, family=key.source.version))
-    if raw is None:
-        return None
-    found: Any = np.frombuffer(raw, BINDING)[0]
-    address = unpack_address(found["external"].tobytes(), key.source.version)
-    return External(address, key.protocol, int(found["external_port"]))
-
-
-def is_held(externals: BpfMap, external: External) -> bool:
-    """Whether somebody has that external address and port."""
-    return externals.lookup(pack(
-        EXTERNAL_KEY, address=pack_address(external.address), port=external.port, protocol=external.protocol,
-        family=external.address.version)) is not None

@@ -1,28 +1,34 @@
 """Source translation bindings: endpoint-independent mapping (RFC 4787 REQ-1).
 
-One internal (port, protocol, address, transport port) has one external port in a pool, whomever it talks to.
+One internal (port, protocol, address, transport port) has one external side in a pool, whomever it talks to.
 
 Decided here, where `docs/engine.md` is open:
 
-- A binding whose external address or port no longer belongs to its pool is not used again; it is replaced.
-- After the source port itself there are as many candidates as the pool is large, at most 64.
+- A binding whose external side no longer belongs to its pool is not used again; it is replaced. A port that somebody
+  else holds now (`Pool.held`) still does: it is only not given again.
+- A port of ours that has no binding, quota or block any more has left no trace.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 from vfp.model import Address, Pool
+from vfp.reference.packet import ICMP, ICMPV6, TCP, UDP
 
-PROBES = 64
 FNV_OFFSET = 2166136261
 FNV_PRIME = 16777619
 
 
 class Exhausted(Exception):
-    """Every candidate port of the pool is taken."""
+    """No address of the pool has a port for this."""
+
+
+class OverQuota(Exception):
+    """The port has as many bindings as it may have in the pool."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +51,20 @@ class External:
     port: int
 
 
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Ports that are given out to one port of ours together."""
+
+    address: Address
+    first: int
+    size: int
+
+    def __contains__(self, external: External) -> bool:
+        """Whether it is a port of the block."""
+        ours = external.address == self.address and has_range(external.address.version, external.protocol)
+        return ours and self.first <= external.port < self.first + self.size
+
+
 @dataclass(slots=True)
 class Binding:
     """One live translation."""
@@ -52,14 +72,26 @@ class Binding:
     key: BindingKey
     external: External
     used_s: float                           # last decision, or last sweep that found a flow using it
+    block: Block | None = None
+
+
+@dataclass(slots=True)
+class _Held:
+    """Who has a block, and when it last gave a port."""
+
+    port: int
+    pool: int
+    used_s: float
 
 
 class Bindings:
-    """All live translations; an external tuple has at most one holder."""
+    """All live translations; an external tuple has at most one holder, and a block as well."""
 
     def __init__(self) -> None:
         self._by_key: dict[BindingKey, Binding] = {}
         self._holders: dict[External, BindingKey] = {}
+        self._blocks: dict[Block, _Held] = {}
+        self._contacts: dict[tuple[BindingKey, Address], float] = {}
 
     def __len__(self) -> int:
         return len(self._by_key)
@@ -68,28 +100,86 @@ class Bindings:
         """All bindings."""
         return list(self._by_key.values())
 
+    def blocks(self) -> dict[Block, tuple[int, int]]:
+        """Blocks in use, and the (port, pool) that has each."""
+        return {block: (held.port, held.pool) for block, held in self._blocks.items()}
+
+    # What a decision asks. `PeekedBindings` answers these from elsewhere.
+
+    def find(self, key: BindingKey) -> External | None:
+        """The external side that `key` has."""
+        binding = self._by_key.get(key)
+        return binding.external if binding else None
+
+    def holder(self, external: External) -> BindingKey | None:
+        """Who is behind an external side."""
+        return self._holders.get(external)
+
+    def holder_of_block(self, block: Block) -> tuple[int, int] | None:
+        """The (port, pool) that has a block."""
+        held = self._blocks.get(block)
+        return (held.port, held.pool) if held else None
+
+    def count(self, port: int, pool: int) -> int:
+        """Bindings that a port has in a pool."""
+        return sum((key.port, key.pool) == (port, pool) for key in self._by_key)
+
+    def has_contact(self, key: BindingKey, remote: Address) -> bool:
+        """Whether the internal side has sent to an address of the world, of late."""
+        return (key, remote) in self._contacts
+
+    # What a decision does. `PeekedBindings` does none of it.
+
+    def touch(self, key: BindingKey, now_s: float) -> None:
+        """A decision has used it."""
+        self._by_key[key].used_s = now_s
+
+    def note_contact(self, key: BindingKey, remote: Address, now_s: float) -> None:
+        """The internal side has sent to an address."""
+        self._contacts[key, remote] = now_s
+
     def obtain(self, key: BindingKey, pool: Pool, now_s: float) -> External:
         """The external side of `key`: the one it has, or a new one.
 
         Raises:
-            Exhausted: all candidates are held by others.
+            OverQuota: the port may have no more; Exhausted: everything that would do is held.
         """
-        binding = self._by_key.get(key)
-        if binding is not None:
-            if _is_legal(binding.external, pool):
-                binding.used_s = now_s
-                return binding.external
-            self._remove(binding)
-        for port in candidates(key, pool):
-            external = External(pool.addresses[0], key.protocol, port)
-            if external not in self._holders:
-                self._by_key[key] = Binding(key, external, now_s)
-                self._holders[external] = key
-                return external
+        known = self.find(key)
+        if known is not None:
+            if self.is_legal(key, known, pool):
+                self.touch(key, now_s)
+                return known
+            self._release(key)
+        if pool.quota and self.count(key.port, pool.id) >= pool.quota:
+            raise OverQuota
+        for address in addresses(key, pool):
+            found = self._free_at(address, key, pool)
+            if found is not None:
+                self._bind(key, *found, now_s)
+                return found[0]
         raise Exhausted
 
-    def sweep(self, in_use: set[BindingKey], now_s: float, idle_s: Callable[[int], float]) -> int:
-        """Remove bindings that no flow has used for longer than `idle_s` of their port; returns how many."""
+    def is_legal(self, key: BindingKey, external: External, pool: Pool) -> bool:
+        """Whether the pool, as it is now, might have given it."""
+        if external.address not in pool.addresses:
+            return False
+        if not has_range(key.source.version, key.protocol):
+            return True
+        if not pool.ports.low <= external.port <= pool.ports.high:
+            return False
+        return not pool.block or any(external in block for block in self._own_blocks(external.address, key, pool))
+
+    def sweep(self, in_use: Container[BindingKey], contacts: Container[tuple[BindingKey, Address]], now_s: float,
+              idle_s: Callable[[int], float]) -> int:
+        """Remove bindings, contacts and blocks that nothing has used for longer than `idle_s` of their port.
+
+        Returns how many bindings went.
+        """
+        for contact, used_s in list(self._contacts.items()):
+            if contact in contacts:
+                self._contacts[contact] = now_s
+            elif now_s - used_s > idle_s(contact[0].port):
+                del self._contacts[contact]
         idle = []
         for binding in self.live():
             if binding.key in in_use:
@@ -97,51 +187,137 @@ class Bindings:
             elif now_s - binding.used_s > idle_s(binding.key.port):
                 idle.append(binding)
         for binding in idle:
-            self._remove(binding)
+            self._release(binding.key)
+        full = {binding.block for binding in self.live()}
+        for block, held in list(self._blocks.items()):
+            if block not in full and now_s - held.used_s > idle_s(held.port):
+                del self._blocks[block]
         return len(idle)
 
-    def _remove(self, binding: Binding) -> None:
-        del self._by_key[binding.key]
-        del self._holders[binding.external]
+    def _bind(self, key: BindingKey, external: External, block: Block | None, now_s: float) -> None:
+        if block is not None:
+            self._blocks[block] = _Held(key.port, key.pool, now_s)
+        self._by_key[key] = Binding(key, external, now_s, block)
+        self._holders[external] = key
+
+    def _release(self, key: BindingKey) -> None:
+        del self._holders[self._by_key.pop(key).external]
+
+    def _free_at(self, address: Address, key: BindingKey, pool: Pool) -> tuple[External, Block | None] | None:
+        """What `key` may have at an address, and the block that it is in."""
+        if pool.block and has_range(key.source.version, key.protocol):
+            own = self._own_blocks(address, key, pool)
+            new = (block for block in blocks(address, key.port, pool) if self.holder_of_block(block) is None)
+            for block in (*own, *new):
+                if (external := self._free_of(block_candidates(key, block), address, key, pool)) is not None:
+                    return external, block
+            return None
+        external = self._free_of(candidates(key, pool), address, key, pool)
+        return (external, None) if external is not None else None
+
+    def _own_blocks(self, address: Address, key: BindingKey, pool: Pool) -> list[Block]:
+        return [block for block in blocks(address, key.port, pool)
+                if self.holder_of_block(block) == (key.port, key.pool)]
+
+    def _free_of(self, ports: Iterable[int], address: Address, key: BindingKey, pool: Pool) -> External | None:
+        for port in ports:
+            external = External(address, key.protocol, port)
+            if (key.protocol, port) not in pool.held and self.holder(external) is None:
+                return external
+        return None
+
+
+class BindingTables(Protocol):
+    """The bindings of an engine elsewhere, such as the kernel's (`vfp.datapath.bindings`)."""
+
+    def binding(self, key: BindingKey) -> External | None: ...  # noqa: D102
+    def binding_at(self, external: External) -> BindingKey | None: ...  # noqa: D102
+    def block_holder(self, block: Block) -> tuple[int, int] | None: ...  # noqa: D102
+    def binding_count(self, port: int, pool: int) -> int: ...  # noqa: D102
+    def has_contact(self, key: BindingKey, remote: Address) -> bool: ...  # noqa: D102
 
 
 class PeekedBindings(Bindings):
-    """The bindings of an engine elsewhere, such as the kernel's: looked at, never made."""
+    """Bindings that are elsewhere: looked at, never made."""
 
-    def __init__(self, find: Callable[[BindingKey], External | None], is_held: Callable[[External], bool]) -> None:
+    def __init__(self, tables: BindingTables) -> None:
         super().__init__()
-        self._find = find
-        self._is_held = is_held
+        self._tables = tables
 
-    def obtain(self, key: BindingKey, pool: Pool, now_s: float) -> External:
-        """What `key` has, or would get now."""
-        known = self._find(key)
-        if known is not None and _is_legal(known, pool):
-            return known
-        for port in candidates(key, pool):
-            external = External(pool.addresses[0], key.protocol, port)
-            if not self._is_held(external):
-                return external
-        raise Exhausted
+    def find(self, key: BindingKey) -> External | None:
+        """As `Bindings`, like all below."""
+        return self._tables.binding(key)
+
+    def holder(self, external: External) -> BindingKey | None:  # noqa: D102
+        return self._tables.binding_at(external)
+
+    def holder_of_block(self, block: Block) -> tuple[int, int] | None:  # noqa: D102
+        return self._tables.block_holder(block)
+
+    def count(self, port: int, pool: int) -> int:  # noqa: D102
+        return self._tables.binding_count(port, pool)
+
+    def has_contact(self, key: BindingKey, remote: Address) -> bool:  # noqa: D102
+        return self._tables.has_contact(key, remote)
+
+    def touch(self, key: BindingKey, now_s: float) -> None:
+        """Nothing."""
+
+    def note_contact(self, key: BindingKey, remote: Address, now_s: float) -> None:
+        """Nothing."""
+
+    def _bind(self, key: BindingKey, external: External, block: Block | None, now_s: float) -> None:
+        """Nothing."""
+
+    def _release(self, key: BindingKey) -> None:
+        """Nothing."""
 
 
-def candidates(key: BindingKey, pool: Pool) -> list[int]:
-    """External ports in the order in which they are tried."""
+def has_range(family: int, protocol: int) -> bool:
+    """Whether the pool's range counts: what has a port or identifier that can be changed."""
+    return protocol in (TCP, UDP, ICMPV6 if family == 6 else ICMP)
+
+
+def addresses(key: BindingKey, pool: Pool) -> list[Address]:
+    """The pool's addresses in the order in which they are tried: an internal address keeps to one (RFC 4787 REQ-2)."""
+    start = fnv1a(struct.pack("<I", key.port) + key.source.packed) % len(pool.addresses)
+    return [*pool.addresses[start:], *pool.addresses[:start]]
+
+
+def candidates(key: BindingKey, pool: Pool) -> Iterator[int]:
+    """External ports of an address in the order in which they are tried, if there are no blocks."""
+    if not has_range(key.source.version, key.protocol):
+        yield key.source_port
+        return
     low, size = pool.ports.low, pool.ports.high - pool.ports.low + 1
-    own = [key.source_port] if pool.ports.low <= key.source_port <= pool.ports.high else []
+    if low <= key.source_port <= pool.ports.high:
+        yield key.source_port
     start = binding_hash(key)
-    return own + [low + (start + i) % size for i in range(min(PROBES, size))]
+    yield from (low + (start + i) % size for i in range(size))
+
+
+def blocks(address: Address, port: int, pool: Pool) -> list[Block]:
+    """The whole blocks of an address in the order in which a port of ours tries them."""
+    count = (pool.ports.high - pool.ports.low + 1) // pool.block
+    start = fnv1a(struct.pack("<I", port))
+    return [Block(address, pool.ports.low + (start + i) % count * pool.block, pool.block) for i in range(count)]
+
+
+def block_candidates(key: BindingKey, block: Block) -> Iterator[int]:
+    """Ports of a block in the order in which they are tried."""
+    start = binding_hash(key)
+    return (block.first + (start + i) % block.size for i in range(block.size))
 
 
 def binding_hash(key: BindingKey) -> int:
-    """FNV-1a, 32 bits, of port (u32 LE), protocol (u8), source and source port (network order)."""
-    value = FNV_OFFSET
+    """FNV-1a of port (u32 LE), protocol (u8), source and source port (network order)."""
     port = struct.pack("!H", key.source_port)
-    data = struct.pack("<IB", key.port, key.protocol) + key.source.packed + port
+    return fnv1a(struct.pack("<IB", key.port, key.protocol) + key.source.packed + port)
+
+
+def fnv1a(data: bytes) -> int:
+    """FNV-1a, 32 bits."""
+    value = FNV_OFFSET
     for byte in data:
         value = ((value ^ byte) * FNV_PRIME) & 0xFFFFFFFF
     return value
-
-
-def _is_legal(external: External, pool: Pool) -> bool:
-    return external.address == pool.addresses[0] and pool.ports.low <= external.port <= pool.ports.high

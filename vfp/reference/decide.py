@@ -26,6 +26,7 @@ from vfp.model import (
     AnswerArp,
     Deny,
     Direction,
+    Filtering,
     Forward,
     HostStack,
     Inspect,
@@ -49,18 +50,20 @@ from vfp.model import (
 )
 from vfp.reasons import DropReason
 from vfp.reference import transposition as header
-from vfp.reference.bindings import BindingKey, Bindings, Exhausted
+from vfp.reference.bindings import BindingKey, Bindings, Exhausted, External, OverQuota
 from vfp.reference.extras import NO_EXTRAS, Extras
 from vfp.reference.index import Index
 from vfp.reference.layers import Dropped, RuleRef, Step, walk
 from vfp.reference.packet import (
     ARP_REQUEST,
     ND_SOLICITATION,
+    PROTOCOLS_WITH_PORTS,
     TCP,
     UDP,
     FlowTuple,
     Headers,
     is_echo_request,
+    is_icmp,
 )
 from vfp.reference.sets import Sets
 from vfp.reference.transposition import Transposition
@@ -105,13 +108,14 @@ class Decision:
     steps: tuple[Step, ...]
     reason: DropReason = DropReason.NONE
     note: str = ""
-    not_ours: bool = False                  # came by an uplink and no mapping wants it
+    not_ours: bool = False                  # came by an uplink, and is for no mapping or binding
     drop_port: int = 0                      # whose layers were running; 0: none
     forward: Half | None = None
     reply: Half | None = None
     stateful: bool = True
     ports: tuple[int, ...] = ()             # whose policies were asked
-    bindings: tuple[BindingKey, ...] = ()
+    bindings: tuple[BindingKey, ...] = ()   # that the flow keeps
+    contacts: tuple[tuple[BindingKey, Address], ...] = ()
     extras: Extras = NO_EXTRAS
     inspect: Inspect | None = None          # user space sees the packets first
     by_set: bool = False                    # a set turned it, or could have
@@ -154,7 +158,9 @@ class _Walk:
     extras: Extras = NO_EXTRAS
     drop_port: int = 0
     ports: list[int] = field(default_factory=list)
-    used: list[BindingKey] = field(default_factory=list)
+    bound: tuple[BindingKey, External] | None = None    # by which the source was last translated
+    behind: BindingKey | None = None        # the binding under which it came in
+    asked: Address | None = None            # who had to be a contact of it
     steps: list[Step] = field(default_factory=list)
     by_set: bool = False
 
@@ -182,11 +188,11 @@ class _Walk:
         except _NotOurs:
             return Decision((), not_ours=True)
         except Dropped as dropped:
-            return Decision(tuple(self.steps), dropped.reason, dropped.note, drop_port=self.drop_port,
-                            bindings=tuple(self.used))
+            return Decision(tuple(self.steps), dropped.reason, dropped.note, drop_port=self.drop_port)
+        bindings, contacts = self._in_use()
         stateful = self.rewritten or not self.stateless
         return Decision(tuple(self.steps), drop_port=self.drop_port, forward=forward, reply=reply,
-                        stateful=stateful, ports=tuple(dict.fromkeys(self.ports)), bindings=tuple(self.used),
+                        stateful=stateful, ports=tuple(dict.fromkeys(self.ports)), bindings=bindings, contacts=contacts,
                         extras=self.extras, inspect=self.inspect, by_set=self.by_set,
                         strict=any(self.index.ports[port].strict_tcp for port in self.ports))
 
@@ -249,9 +255,14 @@ class _Walk:
         uplink, what = self.subject.zone.number, self.subject.tuple
         if what.family and what.protocol in (TCP, UDP):
             self.mapping = self.index.mapping(uplink, what.protocol, what.dst, what.dst_port)
-        if self.mapping is None:
-            raise _NotOurs
-        receiver = self._run_layers(self.mapping.port, Direction.IN)
+        if self.mapping is not None:
+            receiving = self.mapping.port
+        else:
+            self.behind = self._binding(uplink, External(what.dst, what.protocol, what.dst_port), what.src)
+            if self.behind is None:
+                raise _NotOurs
+            receiving = self.behind.port
+        receiver = self._run_layers(receiving, Direction.IN)
         if uplink not in self.index.uplinks:
             raise Dropped(DropReason.NO_ROUTE, f"there is no uplink {uplink}")
         return self._pair(
@@ -333,8 +344,8 @@ class _Walk:
                 raise Dropped(DropReason.ENGINE_ERROR, f"{type(action).__name__} is not known")
 
     def _translate_source(self, port: int, pool_id: int) -> str:
-        if not self.cur.family or not (self.cur.protocol in (TCP, UDP) or is_echo_request(self.cur, self.headers)):
-            raise Dropped(DropReason.NAT_UNSUPPORTED, "no port or identifier to translate")
+        if not self.cur.family or (is_icmp(self.cur) and not is_echo_request(self.cur, self.headers)):
+            raise Dropped(DropReason.NAT_UNSUPPORTED, "nothing that an answer could come back to")
         pool = self.index.pools.get(pool_id)
         if pool is None:
             raise Dropped(DropReason.ENGINE_ERROR, f"there is no pool {pool_id}")
@@ -343,15 +354,49 @@ class _Walk:
         key = BindingKey(port, pool_id, self.cur.protocol, self.cur.src, self.cur.src_port)
         try:
             external = self.bindings.obtain(key, pool, self.now_s)
+        except OverQuota:
+            raise Dropped(DropReason.NAT_QUOTA, f"{pool.quota} bindings in pool {pool_id} already") from None
         except Exhausted:
             raise Dropped(DropReason.NAT_EXHAUSTED, f"no free port in pool {pool_id}") from None
-        self.used.append(key)
+        self.bound = (key, external)
         self._become(replace(self.cur, src=external.address, src_port=external.port))
         return f"source becomes {external.address}:{external.port}"
 
+    def _binding(self, uplink: int, external: External, remote: Address) -> BindingKey | None:
+        """Who is behind the external side of a binding of the uplink's pools, as far as `remote` may know."""
+        key = self.bindings.holder(external) if external.protocol in PROTOCOLS_WITH_PORTS else None
+        pool = self.index.pools.get(key.pool) if key else None
+        if key is None or pool is None or pool.uplink != uplink or not self.bindings.is_legal(key, external, pool):
+            return None
+        if pool.filtering is Filtering.ADDRESS:
+            self.asked = remote
+        if pool.filtering is Filtering.ADDRESS_PORT or (self.asked and not self.bindings.has_contact(key, remote)):
+            raise Dropped(DropReason.NAT_FILTERED, f"{key.source} has not sent to {remote}")
+        self.bindings.touch(key, self.now_s)
+        return key
+
+    def _in_use(self) -> tuple[tuple[BindingKey, ...], tuple[tuple[BindingKey, Address], ...]]:
+        """The bindings and contacts that a flow of this packet keeps. Whom it goes to is a contact from now on."""
+        bindings, contacts = [], []
+        if self.bound is not None:
+            key, external = self.bound
+            if (self.cur.src, self.cur.src_port) == (external.address, external.port):
+                bindings.append(key)
+                if self.index.pools[key.pool].filtering is Filtering.ADDRESS:
+                    self.bindings.note_contact(key, self.cur.dst, self.now_s)
+                    contacts.append((key, self.cur.dst))
+        if self.behind is not None:
+            bindings.append(self.behind)
+            if self.asked is not None:
+                contacts.append((self.behind, self.asked))
+        return tuple(bindings), tuple(contacts)
+
     def _untranslate(self) -> str:
+        if self.behind is not None:
+            self._become(replace(self.cur, dst=self.behind.source, dst_port=self.behind.source_port))
+            return f"destination becomes {self.behind.source}:{self.behind.source_port}"
         if self.mapping is None:
-            return "did not come by a mapping"
+            return "did not come by a mapping or binding"
         self._become(replace(self.cur, dst=self.mapping.internal, dst_port=self.mapping.internal_port))
         return f"destination becomes {self.mapping.internal}:{self.mapping.internal_port}"
 

@@ -173,8 +173,9 @@ class Engine:
     def sweep(self, now_s: float) -> int:
         """Age flows and bindings; returns how many flow entries and bindings went."""
         removed = self._flows.sweep(now_s)
-        in_use = {key for pair in self._flows.pairs() for key in pair.bindings}
-        return removed + self.bindings.sweep(in_use, now_s, self._binding_idle_s)
+        bindings = {key for pair in self._flows.pairs() for key in pair.bindings}
+        contacts = {contact for pair in self._flows.pairs() for contact in pair.contacts}
+        return removed + self.bindings.sweep(bindings, contacts, now_s, self._binding_idle_s)
 
     def _binding_idle_s(self, port: int) -> float:
         """How long a binding of a port stays without flows."""

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 
-from vfp.model import Inspect, Port
+from vfp.model import Address, Inspect, Port
 from vfp.reasons import DropReason
 from vfp.reference.bindings import BindingKey
 from vfp.reference.decide import Decision, Half
@@ -71,6 +71,7 @@ class Pair:
     created_s: float
     generations: dict[int, int]             # of the ports that were asked, when they were
     bindings: tuple[BindingKey, ...] = ()
+    contacts: tuple[tuple[BindingKey, Address], ...] = ()
     extras: Extras = NO_EXTRAS
     strict: bool = False                    # TCP segments must fit the connection
     reply_seen: bool = False
@@ -235,7 +236,8 @@ def pair_of(decision: Decision, headers: Headers, generations: dict[int, int], n
     forward = Entry(decision.forward, reply=False, used_s=now_s)
     reply = Entry(reply_half, reply=True, used_s=now_s) if reply_half else None
     strict = decision.strict and decision.stateful and forward.half.tuple.protocol == TCP
-    pair = Pair(headers, forward, reply, now_s, generations, decision.bindings, decision.extras, strict,
+    pair = Pair(headers, forward, reply, now_s, generations, decision.bindings, decision.contacts,
+                decision.extras, strict,
                 inspect=decision.inspect)
     if old is not None:
         pair.created_s, pair.reply_seen, pair.sent = old.created_s, old.reply_seen, old.sent
