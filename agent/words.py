@@ -70,6 +70,8 @@ def match_text(match: Match, sets: Mapping[int, str] = MappingProxyType({})) -> 
         words.append(f"vni {match.vni}")
     if match.fragment is not None:
         words.append("fragment" if match.fragment else "no fragment")
+    if match.mapped is not None:
+        words.append("mapped" if match.mapped else "not mapped")
     if match.arp_sender_is_source or match.nd_sender_is_source:
         words.append("sender = smac")
     return " ".join(words) or "any"

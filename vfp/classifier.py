@@ -30,6 +30,7 @@ from vfp.model import (
     Deny,
     Forward,
     Group,
+    Hairpin,
     Inspect,
     Log,
     Mark,
@@ -61,6 +62,7 @@ _CODES: dict[type[Any], ActionCode] = {
     Forward: ActionCode.FORWARD, ToUplink: ActionCode.TO_UPLINK, AnswerArp: ActionCode.ANSWER_ARP,
     Rewrite: ActionCode.REWRITE, Reject: ActionCode.REJECT, Mark: ActionCode.MARK, Meter: ActionCode.METER,
     Log: ActionCode.LOG, Mirror: ActionCode.MIRROR, Inspect: ActionCode.INSPECT,
+    Hairpin: ActionCode.HAIRPIN,
 }
 
 Records = npt.NDArray[Any]
@@ -344,7 +346,9 @@ def _named_sets(records: Records) -> Counter[int]:
 
 def _argument(action: Action) -> int:
     match action:
-        case TranslateSource(pool=number) | Forward(space=number) | AnswerArp(space=number) | ToUplink(uplink=number):
+        case TranslateSource(pool=number) | Hairpin(pool=number):
+            return number
+        case Forward(space=number) | AnswerArp(space=number) | ToUplink(uplink=number):
             return number
         case Mark(dscp=number) | Meter(meter=number) | Log(every=number) | Mirror(port=number):
             return number
@@ -394,6 +398,7 @@ def _records(layer: str, group: str, rules: Sequence[Rule]) -> npt.NDArray[Any]:
     column(If.DST_SET, [m.dst_set is not None for m in matches], {"dst_set": [m.dst_set or 0 for m in matches]})
     column(If.VNI, [m.vni is not None for m in matches], {"vni": [m.vni or 0 for m in matches]})
     column(If.FRAGMENT, [m.fragment is not None for m in matches], {"fragment": [bool(m.fragment) for m in matches]})
+    column(If.MAPPED, [m.mapped is not None for m in matches], {"mapped": [bool(m.mapped) for m in matches]})
     for bit, prefixes, name in (
         (If.SRC, [m.src for m in matches], "src"), (If.DST, [m.dst for m in matches], "dst"),
     ):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -21,6 +22,7 @@ from vfp.layout import (
     SPACE_KEY,
     STAGE,
     TIMEOUTS,
+    UPLINK_LOOPBACK,
     LocationKind,
     PortFlag,
     pack,
@@ -32,10 +34,12 @@ from vfp.model import (
     EngineState,
     Forward,
     Group,
+    Hairpin,
     HostStack,
     Layer,
     LocalPort,
     Location,
+    Mapping,
     Meter,
     Port,
     Remote,
@@ -49,12 +53,13 @@ from vfp.pools import check_pools, compile_pools
 from vfp.sets import CompiledSet, check_sets, compile_set
 from vfp.timeouts import Timeouts, nanoseconds
 
-__all__ = ["CompiledPort", "Compiler", "Tables", "rule_cookie"]
+__all__ = ["CompiledPort", "Compiler", "Tables", "mapping_cookie", "rule_cookie"]
 
 MAX_TIMEOUT_S = 1 << 31
 
 _IN_ONLY = (Untranslate,)
-_OUT_ONLY = (Forward, ToUplink, AnswerArp, TranslateSource)
+_OUT_ONLY = (Forward, ToUplink, AnswerArp, Hairpin)
+_SCTP = 132
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +87,7 @@ class Tables:
     tunnel_ifindex: int = 0
     meters: frozenset[int] = frozenset()    # that rules name
     inspect_ifindex: int = 0
+    mapping_names: dict[int, str] = field(default_factory=dict)     # by the cookie of their hits
 
 
 EDITABLE = 256
@@ -145,7 +151,9 @@ class Compiler:
         spaces = {space: self._spaces.get(space) or dict(_space_entries(space)) for space in state.spaces}
         tables.maps = {
             "links": _links(state),
-            "uplinks": {_u32(uplink.id): _u32(uplink.ifindex) for uplink in state.uplinks},
+            "uplinks": {
+                _u32(uplink.id): _u32(uplink.ifindex | UPLINK_LOOPBACK * uplink.loopback) for uplink in state.uplinks
+            },
             **compile_pools(state.pools),
             "mappings": dict(_mappings(state)),
             "spaces": {key: value for entries in spaces.values() for key, value in entries.items()},
@@ -155,6 +163,7 @@ class Compiler:
                 for key, rewrite in group.rewrites.items()
             },
         }
+        tables.mapping_names = {mapping_cookie(name): name for name in {m.name for m in state.mappings} if name}
         for content in [content for content, group in self._groups.items() if id(group) not in small]:
             del self._groups[content]
         self._same, self._large, self._spaces = same, large, spaces
@@ -220,11 +229,40 @@ def _check_ids(state: EngineState, max_ports: int) -> None:
             raise CompileError(
                 f"mapping {mapping.external}:{mapping.external_port}: port {mapping.port} does not exist"
             )
-        if mapping.external.version != mapping.internal.version:
-            raise CompileError(
-                f"mapping {mapping.external}:{mapping.external_port}: internal address {mapping.internal} is not of "
-                f"the same family; a mapping does not translate between IPv4 and IPv6"
-            )
+        _check_mapping(mapping)
+
+
+_MAPPABLE = {0: "any", 1: "ICMP", 6: "TCP", 17: "UDP", 58: "ICMPv6", 132: "SCTP"}
+
+
+def _check_mapping(mapping: Mapping) -> None:
+    which = f"mapping {mapping.external}:{mapping.external_port}"
+    if mapping.external.version != mapping.internal.version:
+        raise CompileError(
+            f"{which}: internal address {mapping.internal} is not of the same family; a mapping does not translate "
+            f"between IPv4 and IPv6"
+        )
+    if mapping.protocol not in _MAPPABLE or {1: 6, 58: 4}.get(mapping.protocol) == mapping.external.version:
+        known = ", ".join(f"{number} ({name})" for number, name in _MAPPABLE.items())
+        raise CompileError(
+            f"{which}: protocol {mapping.protocol} cannot be mapped in IPv{mapping.external.version}; use one of "
+            f"{known}"
+        )
+    for port in (mapping.external_port, mapping.internal_port):
+        if not 0 <= port <= 65535:
+            raise CompileError(f"{which}: port {port} is out of range; use 0..65535")
+    if not mapping.protocol and (mapping.external_port or mapping.internal_port):
+        raise CompileError(f"{which}: a mapping of any protocol has no ports; give 0 for both")
+    if mapping.protocol == _SCTP and mapping.external_port != mapping.internal_port:
+        raise CompileError(
+            f"{which}: internal port {mapping.internal_port} is another one, but SCTP's checksum covers its ports, so "
+            f"they cannot be rewritten; use the same port"
+        )
+
+
+def mapping_cookie(name: str) -> int:
+    """Under which the hits of all mappings of one name are counted; 0: they are not."""
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little") | 1 if name else 0
 
 
 def _check_named_sets(tables: Tables) -> None:
@@ -252,11 +290,11 @@ def _compile_port(port: Port, compiled: Callable[[str, Group], CompiledGroup]) -
     return CompiledPort(
         id=port.id,
         record=pack(PORT, ifindex=port.ifindex, mac=port.mac, gateway_mac=port.gateway_mac,
-                    flags=PortFlag.STRICT_TCP if port.strict_tcp else 0),
+                    flags=PortFlag.STRICT_TCP * port.strict_tcp | PortFlag.TAP * port.tap),
         program=program.tobytes(),
         groups=frozenset(out_groups | in_groups),
         spaces=frozenset(action.space for action in actions if isinstance(action, Forward | AnswerArp)),
-        pools=frozenset(action.pool for action in actions if isinstance(action, TranslateSource)),
+        pools=frozenset(action.pool for action in actions if isinstance(action, TranslateSource | Hairpin)),
         sets=frozenset(number for group in (*out_groups.values(), *in_groups.values()) for number in group.sets),
         timeouts=None if port.timeouts is None else _timeouts(port.name, port.timeouts),
     )
@@ -360,5 +398,6 @@ def _mappings(state: EngineState) -> Iterator[tuple[bytes, bytes]]:
             protocol=mapping.protocol, family=mapping.external.version,
         )
         yield key, pack(
-            MAPPING, internal=pack_address(mapping.internal), port=mapping.port, internal_port=mapping.internal_port
+            MAPPING, internal=pack_address(mapping.internal), port=mapping.port, internal_port=mapping.internal_port,
+            whole=mapping.protocol == 0, cookie=mapping_cookie(mapping.name),
         )

@@ -19,6 +19,7 @@ MAX_TUPLES = 60
 MEMORY_HITS = 8
 POOL_ADDRESSES = 16
 ZONE_SHIFT = 24
+UPLINK_LOOPBACK = 1 << 31
 
 _ADDRESS = ("u1", 16)
 _MAC = ("u1", 6)
@@ -47,6 +48,13 @@ class PlaceKind(IntEnum):
     TUNNEL = 4
     REPLY = 5
     INSPECT = 6
+    LOOPBACK = 7
+    TAP = 8
+
+    @property
+    def of_model(self) -> PlaceKind:
+        """What the model knows: a tap is a port, the way to the host's own sockets an uplink."""
+        return {PlaceKind.LOOPBACK: PlaceKind.UPLINK, PlaceKind.TAP: PlaceKind.PORT}.get(self, self)
 
 
 class Set(IntFlag):
@@ -98,6 +106,7 @@ class If(IntFlag):
     DST_SET = 1 << 15
     VNI = 1 << 16
     FRAGMENT = 1 << 17
+    MAPPED = 1 << 18
 
 
 class ActionCode(IntEnum):
@@ -118,6 +127,7 @@ class ActionCode(IntEnum):
     LOG = 12
     MIRROR = 13
     INSPECT = 14
+    HAIRPIN = 15
 
 
 class Kind(IntFlag):
@@ -154,6 +164,7 @@ class PortFlag(IntFlag):
 
     STRICT_TCP = 1 << 0
     CAPTURE = 1 << 1
+    TAP = 1 << 2
 
 
 class Filter(IntEnum):
@@ -260,7 +271,7 @@ RULE = _struct(
     ("src_len", "u1"), ("dst_len", "u1"), ("family", "u1"), ("protocol", "u1"), ("icmp_type", "u1"),
     ("icmp_code", "u1"), ("cookie", "u8"), ("arg", "u8"), ("src_set", "u4"), ("dst_set", "u4"), ("vni", "u4"),
     ("smac", *_MAC), ("dmac", *_MAC), ("tcp_mask", "u1"), ("tcp_value", "u1"), ("dscp", "u1"), ("fragment", "u1"),
-    ("action", "u1"), ("flags", "u1"), ("pad", "u1", 2),
+    ("action", "u1"), ("flags", "u1"), ("mapped", "u1"), ("pad", "u1"),
 )
 REWRITE = _struct(
     ("src", *_ADDRESS), ("dst", *_ADDRESS), ("sport", ">u2"), ("dport", ">u2"), ("flags", "u2"), ("src_family", "u1"),
@@ -281,7 +292,9 @@ HELD_KEY = _struct(("pool", "u4"), ("port", ">u2"), ("protocol", "u1"), ("pad", 
 MAPPING_KEY = _struct(
     ("uplink", "u4"), ("external", *_ADDRESS), ("port", ">u2"), ("protocol", "u1"), ("family", "u1")
 )
-MAPPING = _struct(("internal", *_ADDRESS), ("port", "u4"), ("internal_port", ">u2"), ("pad", "u2"))
+MAPPING = _struct(
+    ("internal", *_ADDRESS), ("port", "u4"), ("internal_port", ">u2"), ("whole", "u1"), ("pad", "u1"), ("cookie", "u8")
+)
 BINDING_KEY = _struct(
     ("port", "u4"), ("pool", "u4"), ("src", *_ADDRESS), ("sport", ">u2"), ("protocol", "u1"), ("family", "u1")
 )

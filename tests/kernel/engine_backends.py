@@ -137,6 +137,9 @@ class Backend(Protocol):
     def rule_hits(self) -> Counter[tuple[int, int, str]]:
         """(port, cookie, "hits" or "drops") to a count since the last `reset`."""
 
+    def mapping_hits(self) -> Counter[str]:
+        """Decisions by name of a mapping of the policy in force, since it first was in it."""
+
     def meters(self) -> dict[int, MeterCount]:
         """What each meter has counted, if anything."""
 
@@ -214,6 +217,10 @@ class ReferenceBackend:
                 counts[ref.port, _cookie(ref), what] += count
         return +counts
 
+    def mapping_hits(self) -> Counter[str]:
+        named = {mapping.name for mapping in self.engine.state.mappings}
+        return Counter({name: count for name, count in self.engine.mapping_hits.items() if name in named})
+
     def meters(self) -> dict[int, MeterCount]:
         packets, octets = self.engine.journal.packets, self.engine.journal.bytes
         return {meter: MeterCount(packets[meter, False], octets[meter, False], packets[meter, True],
@@ -243,7 +250,8 @@ _VERDICTS = {
     PlaceKind.UPLINK: Verdict.REDIRECT_UPLINK, PlaceKind.TUNNEL: Verdict.TUNNEL, PlaceKind.REPLY: Verdict.REPLY,
     PlaceKind.INSPECT: Verdict.INSPECT,
 }
-_FORGOTTEN = ("flows", "bindings", "externals", "uses", "tenants", "blocks", "contacts", "fragments")
+_FORGOTTEN = (
+    "flows", "bindings", "externals", "uses", "tenants", "blocks", "contacts", "fragments", "rule_hits")
 
 
 class BpfBackend:
@@ -291,7 +299,7 @@ class BpfBackend:
             base = {PlaceKind.PORT: PORT_IFINDEX, PlaceKind.UPLINK: UPLINK_IFINDEX}.get(PlaceKind(place), 0)
             return Outcome(Verdict.DROP.value, DropReason(reason), target - base, run.data,
                            told=PlaceKind(place).name.lower())
-        verdict = _VERDICTS[PlaceKind(place)]
+        verdict = _VERDICTS[PlaceKind(place).of_model]
         if verdict is Verdict.REDIRECT_PORT:
             target -= PORT_IFINDEX
         elif verdict is Verdict.REDIRECT_UPLINK:
@@ -327,6 +335,9 @@ class BpfBackend:
 
     def rule_hits(self) -> Counter[tuple[int, int, str]]:
         return self._all_hits() - self._hits
+
+    def mapping_hits(self) -> Counter[str]:
+        return +Counter(self._datapath.mapping_hits())
 
     def meters(self) -> dict[int, MeterCount]:
         return {meter: count for meter, count in self._datapath.meters().items()

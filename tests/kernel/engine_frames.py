@@ -8,7 +8,7 @@ from ipaddress import IPv4Address, IPv6Address
 
 from vfp.model import Address
 
-ICMP, TCP, UDP, GRE, ICMPV6, SCTP = 1, 6, 17, 47, 58, 132
+ICMP, TCP, UDP, GRE, ICMPV6, SCTP, UDPLITE = 1, 6, 17, 47, 58, 132, 136
 _OF_ICMPV6 = {8: 128, 0: 129, 3: 1, 11: 3, 12: 4, 5: 2}      # the type that means the same, or nearly
 FIN, SYN, RST, ACK = 0x01, 0x02, 0x04, 0x10
 
@@ -91,6 +91,8 @@ class IpFrame:
             return rest[:2] + checksum(self._pseudo(len(rest)) * six + rest) + rest[4:]
         if self.protocol == SCTP:
             return ports + bytes(8) + self.payload
+        if self.protocol == UDPLITE:        # coverage 0: all of it (RFC 3828)
+            return self._summed(ports + bytes(4), 6)
         return self.payload
 
     def _summed(self, header: bytes, at: int) -> bytes:
@@ -194,7 +196,7 @@ def read_ip(frame: bytes) -> IpFrame | None:
 
 
 def _read_ipv6(frame: bytes) -> IpFrame | None:
-    if len(frame) < 62 or frame[14] >> 4 != 6 or frame[20] not in (TCP, UDP, SCTP, ICMPV6, GRE):
+    if len(frame) < 62 or frame[14] >> 4 != 6 or frame[20] not in (TCP, UDP, SCTP, ICMPV6, GRE, UDPLITE):
         return None
     protocol, kind = frame[20], frame[54]
     ports = struct.unpack_from("!HH", frame, 54) if protocol in (TCP, UDP, SCTP) else (0, 0)

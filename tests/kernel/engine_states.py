@@ -21,6 +21,7 @@ from vfp.model import (
     Filtering,
     Forward,
     Group,
+    Hairpin,
     HostStack,
     Inspect,
     Layer,
@@ -66,6 +67,7 @@ EXTERNAL = (IPv4Address("198.51.100.1"), IPv4Address("198.51.100.2"))
 EXTERNAL_6 = IPv6Address("2001:db8::198.51.100.1")
 MORE_6 = IPv6Address("2001:db8::198.51.100.2")
 WORLD = (IPv4Address("203.0.113.1"), IPv4Address("203.0.113.2"))
+LOCALHOST, LOCALHOST_6 = IPv4Address("127.0.0.1"), IPv6Address("::1")
 ADDRESSES = (*INSIDE, GATEWAY, *EXTERNAL, *WORLD, IPv4Address(0))
 VTEPS = (IPv4Address("172.31.0.2"), IPv4Address("172.31.0.3"))
 PREFIXES = tuple(IPv4Network(text) for text in (
@@ -99,7 +101,7 @@ ALL_MACS = (*MACS.values(), GATEWAY_MAC, BROADCAST)
 TRANSPORT_PORTS = (0, 53, 80, 1000, 1001, 8080, 20000, 20001, 20003, 65535)
 RANGES = tuple(PortRange(low, high) for low, high in (
     (80, 80), (53, 80), (1000, 1001), (0, 65535), (20000, 20003), (1001, 8080), (65535, 65535)))
-PROTOCOLS = (1, 6, 17, 47, 132)
+PROTOCOLS = (1, 6, 17, 47, 132, 136)
 PROTOCOLS_6 = (58, 50, 59)
 ETHERTYPES = (0x0800, 0x0806, 0x86DD)
 STATIC_SETS, DYNAMIC_SET = (1, 2), 3
@@ -132,6 +134,7 @@ def matches(draw: st.DrawFn) -> Match:
         "dst_set": pick((*STATIC_SETS, DYNAMIC_SET)),
         "vni": pick(VNIS),
         "fragment": st.booleans(),
+        "mapped": st.booleans(),
         "arp_sender_is_source": st.just(True),
         "nd_sender_is_source": st.just(True),
     }
@@ -170,10 +173,11 @@ def actions(direction: Direction) -> st.SearchStrategy[Action]:
         rewrites, modifiers, modifiers, inspections, st.just(Reject()),
     ]
     if direction is Direction.IN:
-        return st.one_of(*common, st.just(Untranslate()))
+        return st.one_of(*common, st.just(Untranslate()), st.builds(TranslateSource, pick(POOLS)))
     return st.one_of(
         *common,
         st.builds(TranslateSource, pick(POOLS)),
+        st.builds(Hairpin, pick(POOLS)),
         st.builds(Forward, pick(SPACES)),
         st.builds(ToUplink, pick((*UPLINKS, 3))),
         st.builds(AnswerArp, pick(SPACES)),
@@ -278,8 +282,12 @@ def nat_tail(pool: int, uplink: int) -> tuple[Layer, ...]:
             Rule(1, Match(dst=inside), Allow(), "inside"),
             Rule(3, Match(protocol=58, icmp_type=135), Allow(), "nd"),
             Rule(4, Match(dst=PREFIXES_6[1]), Allow(), "inside 6"),
-            Rule(5, Match(), TranslateSource(pool), "translate"),
-        )),), (Group("nat", (Rule(0, Match(), Untranslate(), "untranslate"),)),), Deny(), Allow()),
+            Rule(5, Match(), Hairpin(pool), "hairpin"),
+        )), Group("out", (Rule(0, Match(), TranslateSource(pool), "translate"),))), (
+            Group("host", (Rule(0, Match(src=IPv4Network(LOCALHOST)), TranslateSource(pool), "host"),
+                           Rule(1, Match(src=IPv6Network(LOCALHOST_6)), TranslateSource(pool), "host 6"))),
+            Group("nat", (Rule(0, Match(), Untranslate(), "untranslate"),)),
+        ), Deny(), Allow()),
         Layer("vnet", (Group("vnet", (
             Rule(0, Match(ethertype=0x0806), AnswerArp(NAT_SPACE), "arp"),
             Rule(1, Match(dst=inside), Forward(NAT_SPACE), "forward"),
@@ -314,8 +322,9 @@ def ports(draw: st.DrawFn, number: int, plain: bool = False) -> Port:
         middle = (*middle, draw(watched))
     asks = tuple(draw(extra_layers(name)) for name in draw(pick(((), (), (), ("x0",), ("x0", "x1")))))
     strict = draw(pick((False,) * 7 + (True,)))
+    tap = draw(pick((False, False, True)))
     return Port(number, f"p{number}", 10 + number, MACS[number], GATEWAY_MAC, head + asks + middle + tail, strict,
-                draw(pick((None, None, *TIMEOUTS))))
+                draw(pick((None, None, *TIMEOUTS))), tap)
 
 
 @st.composite
@@ -367,11 +376,21 @@ def pools(id: int) -> st.SearchStrategy[Pool]:
 
 def mappings(ports: tuple[int, ...]) -> st.SearchStrategy[tuple[Mapping, ...]]:
     """Fixed inbound translations to ports that exist."""
-    one = pick((EXTERNAL, (EXTERNAL_6,))).flatmap(lambda external: st.builds(
-        Mapping, uplink=pick(UPLINKS), protocol=pick((6, 17)), external=pick(external),
-        external_port=pick((80, 8080, 20000)), port=pick(ports),
-        internal=pick(INSIDE_6 if external[0].version == 6 else INSIDE), internal_port=pick((80, 53))))
-    return st.lists(one, max_size=4, unique_by=lambda m: (m.uplink, m.protocol, m.external, m.external_port)).map(tuple)
+    return st.lists(_mapping(ports), max_size=5, unique_by=lambda m: (m.uplink, m.protocol, m.external, m.external_port)
+                    ).map(tuple)
+
+
+@st.composite
+def _mapping(draw: st.DrawFn, ports: tuple[int, ...]) -> Mapping:
+    """TCP and UDP mostly; SCTP by the same port, ICMP by identifier, and whole addresses."""
+    six = draw(pick((False, False, True)))
+    protocol = draw(pick((6, 6, 17, 17, 132, 58 if six else 1, 0)))
+    outside = draw(pick((80, 8080, 20000))) if protocol else 0
+    inside = draw(pick((80, 53))) if protocol not in (0, 132) else outside
+    return Mapping(
+        uplink=draw(pick(UPLINKS)), protocol=protocol, external=EXTERNAL_6 if six else draw(pick(EXTERNAL)),
+        external_port=outside, port=draw(pick(ports)), internal=draw(pick(INSIDE_6 if six else INSIDE)),
+        internal_port=inside, name=draw(pick(("", "m1", "m2"))))
 
 
 MEMBERS: tuple[Prefix, ...] = (*PREFIXES[1:], *PREFIXES_6[1:], *map(IPv4Network, INSIDE), *map(IPv6Network, INSIDE_6))
@@ -390,9 +409,15 @@ def sets(draw: st.DrawFn) -> tuple[AddressSet, ...]:
     return (*static, AddressSet(DYNAMIC_SET, "dynamic", dynamic=True))
 
 
-def uplink(id: int) -> Uplink:
+def uplink(id: int, loopback: bool = False) -> Uplink:
     """An uplink by its id."""
-    return Uplink(id, f"up{id}", 50 + id)
+    return Uplink(id, f"up{id}", 50 + id, loopback)
+
+
+@st.composite
+def _uplinks(draw: st.DrawFn) -> tuple[Uplink, ...]:
+    """Now and then the second leads to the host's own sockets."""
+    return uplink(1), uplink(2, draw(pick((False, False, True))))
 
 
 @st.composite
@@ -404,7 +429,7 @@ def states(draw: st.DrawFn, plain: bool = False) -> EngineState:
         spaces=tuple(draw(spaces(id)) for id in SPACES),
         pools=tuple(draw(pools(id)) for id in POOLS),
         mappings=draw(mappings(tuple(ids))),
-        uplinks=tuple(uplink(id) for id in UPLINKS),
+        uplinks=draw(_uplinks()),
         tunnel_ifindex=TUNNEL_IFINDEX,
         inspect_ifindex=draw(pick((0, INSPECT_IFINDEX, INSPECT_IFINDEX))),
         sets=draw(sets()),
@@ -472,7 +497,7 @@ def changes(draw: st.DrawFn, state: EngineState, plain: bool = False) -> EngineS
     if what == "mappings":
         return replace(state, mappings=draw(mappings(tuple(port.id for port in state.ports))))
     if what == "uplink":
-        return replace(state, uplinks=tuple(uplink(id) for id in UPLINKS if draw(st.booleans())),
+        return replace(state, uplinks=tuple(each for each in draw(_uplinks()) if draw(st.booleans())),
                        tunnel_ifindex=draw(pick((0, TUNNEL_IFINDEX))),
                        inspect_ifindex=draw(pick((0, INSPECT_IFINDEX))))
     return draw(states(plain)) if what == "all" else state

@@ -10,6 +10,7 @@ from engine_frames import (
     ACK,
     FIN,
     ICMP,
+    ICMPV6,
     RST,
     SCTP,
     SYN,
@@ -32,6 +33,8 @@ from engine_states import (
     GATEWAY_MAC,
     INSIDE,
     INSIDE_6,
+    LOCALHOST,
+    LOCALHOST_6,
     MACS,
     PORT_IDS,
     PREFIXES,
@@ -285,18 +288,28 @@ ALL_NODES = IPv6Address("ff02::1")
 
 
 def _world(mapping: Mapping) -> st.SearchStrategy[Address]:
-    return pick(tuple(six(address) for address in WORLD) if mapping.external.version == 6 else WORLD)
+    if mapping.external.version == 6:
+        return pick((*map(six, WORLD), LOCALHOST_6))
+    return pick((*WORLD, LOCALHOST))
 
 
 @st.composite
-def _mapped(draw: st.DrawFn, mapping: Mapping) -> Send:
-    """From the world to what a mapping offers there."""
+def _mapped(draw: st.DrawFn, mapping: Mapping, inside: int | None = None) -> Send:
+    """From the world, or from a port of ours, to what a mapping offers there."""
+    protocol = ICMP if mapping.protocol == ICMPV6 else mapping.protocol or draw(pick((*PROTOCOLS, TCP)))
+    outside = mapping.external_port if mapping.protocol else draw(pick(TRANSPORT_PORTS))
     frame = IpFrame(
         src_mac=GATEWAY_MAC, dst_mac=BROADCAST, src=draw(_world(mapping)), dst=mapping.external,
-        protocol=mapping.protocol, src_port=draw(pick(TRANSPORT_PORTS)), dst_port=mapping.external_port,
+        protocol=protocol, src_port=outside if protocol == ICMP else draw(pick(TRANSPORT_PORTS)), dst_port=outside,
         tcp_flags=draw(pick(FLAGS)), ttl=draw(pick((64, 64, 64, 1))))
+    hook, number = Hook.UPLINK_IN, mapping.uplink
+    if inside is not None:                  # an endpoint of ours, by the outside address
+        hook, number = Hook.PORT_OUT, inside
+        own = INSIDE[inside - 1]
+        frame = replace(frame, src=six(own) if frame.src.version == 6 else own, src_mac=MACS[inside],
+                        dst_mac=GATEWAY_MAC)
     data = draw(_odd(frame)) if draw(one_in(6)) else frame.build()
-    return Send(Hook.UPLINK_IN, mapping.uplink, data)
+    return Send(hook, number, data)
 
 
 @st.composite
@@ -323,6 +336,8 @@ def sends(draw: st.DrawFn, state: EngineState) -> Send:
     anything = draw(one_in(10))
     every = pick(ADDRESSES)
     if hook is Hook.PORT_OUT:
+        if state.mappings and number == own and draw(one_in(5)):
+            return draw(_mapped(draw(pick(state.mappings)), own))
         src, dst = st.just(INSIDE[own - 1]), pick((*INSIDE, *INSIDE, GATEWAY, *WORLD, *EXTERNAL))
         macs = st.just(MACS[own]), pick((GATEWAY_MAC, *ALL_MACS))
     elif hook is Hook.PORT_IN:

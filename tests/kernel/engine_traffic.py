@@ -12,7 +12,22 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any
 
-from engine_frames import ACK, FIN, ICMP, ICMPV6, RST, SCTP, SYN, TCP, UDP, ArpFrame, IpFrame, nd_frame, read_ip
+from engine_frames import (
+    ACK,
+    FIN,
+    ICMP,
+    ICMPV6,
+    RST,
+    SCTP,
+    SYN,
+    TCP,
+    UDP,
+    UDPLITE,
+    ArpFrame,
+    IpFrame,
+    nd_frame,
+    read_ip,
+)
 from engine_hostile import damaged
 from engine_states import (
     ADDRESSES,
@@ -22,6 +37,8 @@ from engine_states import (
     GATEWAY,
     GATEWAY_MAC,
     INSIDE,
+    LOCALHOST,
+    LOCALHOST_6,
     MACS,
     TRANSPORT_PORTS,
     UPLINKS,
@@ -33,7 +50,7 @@ from engine_states import (
 )
 from engine_steps import ALL_NODES, FLAGS, HOMES, Again, Answer, Complain, Continue, Rehome, Send, Step, Wait
 
-from vfp.model import Address, EngineState, LocalPort, PortRange, Remote
+from vfp.model import Address, EngineState, LocalPort, Mapping, PortRange, Remote
 from vfp.reference import Hook
 
 PSH, URG, ECE, CWR = 0x08, 0x20, 0x40, 0x80
@@ -236,7 +253,7 @@ class Traffic:
         number = chance.choice(tuple(port.id for port in state.ports) * 5 + (9,))
         vtep: IPv4Address | None = None
         family, own = chance.choice(self._families), min(number, 4)
-        protocol = chance.choice((TCP, TCP, TCP, UDP, UDP, ICMP, 47, SCTP, chance.randrange(256)))
+        protocol = chance.choice((TCP, TCP, TCP, UDP, UDP, ICMP, 47, SCTP, UDPLITE, chance.randrange(256)))
         ports = self._port(), self._port()
         src: Address
         dst: Address
@@ -245,6 +262,8 @@ class Traffic:
                 return Send(hook, number, self._asks(own))
             src, dst = INSIDE[own - 1], chance.choice((*INSIDE, *INSIDE, GATEWAY, *WORLD, *EXTERNAL))
             macs = MACS[own], chance.choice((GATEWAY_MAC, *ALL_MACS))
+            if state.mappings and chance.random() < 0.15:
+                family, protocol, dst, ports = self._to_mapped(chance.choice(state.mappings), protocol, ports)
         elif hook is Hook.PORT_IN:
             src, dst = chance.choice((GATEWAY, *INSIDE)), INSIDE[own - 1]
             macs = GATEWAY_MAC, MACS[own]
@@ -256,20 +275,31 @@ class Traffic:
             src, dst, macs = chance.choice(WORLD), chance.choice(EXTERNAL), (GATEWAY_MAC, chance.choice(ALL_MACS))
             if state.mappings and chance.random() < 0.75:
                 mapping = chance.choice(state.mappings)
-                number, family, protocol, dst = (
-                    mapping.uplink, mapping.external.version, mapping.protocol, mapping.external)
-                ports = ports[0], mapping.external_port
+                number = mapping.uplink
+                family, protocol, dst, ports = self._to_mapped(mapping, protocol, ports)
+                if chance.random() < 0.1:
+                    src = LOCALHOST
             elif state.pools and chance.random() < 0.7:     # to who is behind a binding
                 pool = chance.choice(state.pools)
                 number, dst, protocol = pool.uplink, chance.choice(pool.addresses), chance.choice((TCP, UDP, UDP, SCTP))
                 family, low = dst.version, pool.ports.low
                 ports = ports[0], chance.choice((low, low + 1, min(low + 2, pool.ports.high), ports[1]))
-        src, dst = self._twin(src, family), dst if dst.version == family else self._twin(dst, family)
+        src = LOCALHOST_6 if src == LOCALHOST and family == 6 else self._twin(src, family)
+        dst = dst if dst.version == family else self._twin(dst, family)
         if chance.random() < 0.1:
             src, macs = self._address(family), (chance.choice(ALL_MACS), chance.choice(ALL_MACS))
         if chance.random() < 0.15:
             dst = self._address(family)
         return Send(hook, number, self._ip(macs, src, dst, protocol, ports), vtep)
+
+    def _to_mapped(self, mapping: Mapping, protocol: int, ports: tuple[int, int]
+                   ) -> tuple[int, int, Address, tuple[int, int]]:
+        """Family, protocol, destination and ports that a mapping is for."""
+        if mapping.protocol in (ICMP, ICMPV6):
+            ports = mapping.external_port, 0
+        elif mapping.protocol:
+            ports = ports[0], mapping.external_port
+        return mapping.external.version, mapping.protocol or protocol, mapping.external, ports
 
     def _encapsulated(self, state: EngineState) -> tuple[int, IPv4Address, Address, Address]:
         """VNI, outer source and inner addresses, mostly those that the space knows."""

@@ -51,6 +51,7 @@ def replay(history: History, backend: Backend) -> ReferenceBackend:
         assert backend.bindings() == reference.bindings()
     assert backend.drop_counts() == reference.drop_counts()
     assert backend.rule_hits() == reference.rule_hits()
+    assert backend.mapping_hits() == reference.mapping_hits()
     assert backend.meters() == reference.meters()
     assert backend.logs() == reference.logs()
     return reference

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, event, given, settings
 from vfp.reasons import DropReason
 from vfp.reference import Engine, Hook, Result, Verdict
 from vfp.reference.extensions import Malformed
-from vfp.reference.packet import ICMP, ICMPV6, TCP, TCP_RST, UDP, Part, parse
+from vfp.reference.packet import ICMP, ICMPV6, TCP, TCP_RST, UDP, UDPLITE, Part, parse
 from vfp.reference.zones import zone_of
 
 RELAXED = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
@@ -28,7 +28,7 @@ def has_right_checksums(frame: bytes) -> bool:
     header = frame[14:start]
     if not six and checksum(header[:10] + b"\0\0" + header[12:]) != header[10:12]:
         return False
-    at = {TCP: 16, UDP: 6, ICMPV6 if six else ICMP: 2}.get(packet.tuple.protocol)
+    at = {TCP: 16, UDP: 6, UDPLITE: 6, ICMPV6 if six else ICMP: 2}.get(packet.tuple.protocol)
     if at is None or packet.part is not Part.WHOLE:
         return True
     body = frame[start:start + packet.length]

@@ -29,7 +29,5 @@ static __always_inline int reply_arp(struct __sk_buff *skb, struct scratch *s)
 		return drop_early(skb, s, ENGINE_ERROR);
 	if (report(skb, s, PLACE_REPLY, NONE, 0))
 		return TC_ACT_OK;
-	if (skb->pkt_type != PACKET_HOST)
-		bpf_skb_change_type(skb, PACKET_HOST);
-	return bpf_redirect_peer(skb->ifindex, 0);
+	return back_to_port(skb, s);
 }

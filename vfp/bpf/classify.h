@@ -34,11 +34,12 @@ static __always_inline int in_prefix(const struct address *address, const struct
 
 /* What few rules ask for: one test lets all others pass by. */
 #define IF_SELDOM (IF_DMAC | IF_ICMP_TYPE | IF_ICMP_CODE | IF_TCP_FLAGS | IF_DSCP | IF_ARP_SENDER | IF_ND_SENDER | IF_VNI | \
-		   IF_FRAGMENT | IF_SRC_SET | IF_DST_SET)
+		   IF_FRAGMENT | IF_MAPPED | IF_SRC_SET | IF_DST_SET)
 
-static __always_inline int seldom_matches(const struct rule *r, const struct headers *h, const struct flow_key *cur,
+static __always_inline int seldom_matches(const struct rule *r, const struct headers *h, const struct decision *d,
 					  __u8 family)
 {
+	const struct flow_key *cur = &d->cur;
 	__u32 conditions = r->conditions;
 
 	if (conditions & (IF_ICMP_TYPE | IF_ICMP_CODE) && !is_icmp(h->key.family, cur->protocol))
@@ -62,6 +63,8 @@ static __always_inline int seldom_matches(const struct rule *r, const struct hea
 		return 0;
 	if (conditions & IF_FRAGMENT && (!h->key.family || r->fragment != h->fragment))
 		return 0;
+	if (conditions & IF_MAPPED && r->mapped != d->by_mapping)
+		return 0;
 	return !(conditions & (IF_SRC_SET | IF_DST_SET)) || family;
 }
 
@@ -82,8 +85,9 @@ __noinline int sets_match(struct scratch *s, const struct rule *r)
 }
 
 /* All conditions of `r` hold for the headers with the tuple as rewritten so far, but for those on sets. */
-static __always_inline int rule_matches(const struct rule *r, const struct headers *h, const struct flow_key *cur)
+static __always_inline int rule_matches(const struct rule *r, const struct headers *h, const struct decision *d)
 {
+	const struct flow_key *cur = &d->cur;
 	__u32 conditions = r->conditions;
 	/* An ARP tuple carries IPv4 addresses. */
 	__u8 family = h->ethertype == ETH_P_ARP ? 4 : h->key.family;
@@ -112,7 +116,7 @@ static __always_inline int rule_matches(const struct rule *r, const struct heade
 	}
 	if (conditions & IF_SMAC && !same_mac(r->smac, h->smac))
 		return 0;
-	return !(conditions & IF_SELDOM) || seldom_matches(r, h, cur, family);
+	return !(conditions & IF_SELDOM) || seldom_matches(r, h, d, family);
 }
 
 static long try_rule(__u32 i, void *context)
@@ -127,7 +131,7 @@ static long try_rule(__u32 i, void *context)
 		return 1;
 	if (search->version - r->born >= r->died - r->born)
 		return 0;
-	if (!rule_matches(r, &search->s->h, &search->s->d.cur))
+	if (!rule_matches(r, &search->s->h, &search->s->d))
 		return 0;
 	if (r->conditions & (IF_SRC_SET | IF_DST_SET)) {
 		if (r->priority < search->asked)

@@ -53,20 +53,17 @@ static __always_inline int find_sender(struct scratch *s, __u32 uplink)
 static __always_inline int decide_from_uplink(struct scratch *s, __u32 uplink)
 {
 	struct decision *d = &s->d;
-	struct mapping_key key = {
-		.uplink = uplink,
-		.external = s->h.key.dst,
-		.port = s->h.key.dport,
-		.protocol = s->h.key.protocol,
-		.family = s->h.key.family,
-	};
-	struct mapping *mapping = s->h.has_ports ? bpf_map_lookup_elem(&mappings, &key) : 0;
+	__u32 *link;
 	int reason;
 
-	if (mapping) {
-		d->via = *mapping;
-		d->by_mapping = 1;
-	} else {
+	/* The host's own, whatever came by a wire with it. */
+	if (is_loopback(s->h.key.family, &s->h.key.src)) {
+		link = bpf_map_lookup_elem(&uplinks, &uplink);
+		if (!link || !(*link & UPLINK_LOOPBACK))
+			return NO_MAPPING;
+	}
+	s->mapping.uplink = uplink;
+	if (!find_mapping(s)) {
 		reason = find_sender(s, uplink);
 		if (reason)
 			return reason;
@@ -120,7 +117,7 @@ static __always_inline int to_port(struct transposition *t, __u32 id, int routed
 
 	if (!port || !port->ifindex)
 		return UNKNOWN_PORT;
-	t->place = PLACE_PORT;
+	t->place = port->flags & PORT_TAP ? PLACE_TAP : PLACE_PORT;
 	t->ifindex = port->ifindex;
 	t->flags |= SET_DMAC;
 	copy_mac(t->dmac, port->mac);
@@ -138,7 +135,11 @@ static __always_inline int to_uplink(struct transposition *t, __u32 id)
 	if (!ifindex || !*ifindex)
 		return NO_ROUTE;
 	t->place = PLACE_UPLINK;
-	t->ifindex = *ifindex;
+	t->ifindex = *ifindex & ~UPLINK_LOOPBACK;
+	if (*ifindex & UPLINK_LOOPBACK) {	/* the address of the loopback device is all zeros, as are the MACs here */
+		t->place = PLACE_LOOPBACK;
+		t->flags |= SET_SMAC | SET_DMAC;
+	}
 	return NONE;
 }
 

@@ -38,6 +38,8 @@
 #define ND_TARGET_LINK 2
 #define ND_OPTIONS_MAX 8
 
+#define UDPLITE_BYTES 8			/* its header (RFC 3828); its checksum is where UDP's is */
+
 #define ICMP_ECHOREPLY 0
 #define ICMP_DEST_UNREACH 3
 #define ICMP_SOURCE_QUENCH 4
@@ -107,6 +109,14 @@ static __always_inline __be32 mask32(int bits)
 static __always_inline int is_multicast(const struct address *address)
 {
 	return (address->w[0] & bpf_htonl(0xff000000)) == bpf_htonl(0xff000000);
+}
+
+/* 127/8, ::1 (RFC 1122 3.2.1.3, RFC 4291 2.5.3) */
+static __always_inline int is_loopback(__u8 family, const struct address *address)
+{
+	if (family == 6)
+		return !(address->w[0] | address->w[1] | address->w[2]) && address->w[3] == bpf_htonl(1);
+	return (address->w[0] & bpf_htonl(0xff000000)) == bpf_htonl(127U << 24);
 }
 
 static __always_inline int is_unspecified(const struct address *address)

@@ -131,6 +131,89 @@ static __always_inline int rewrite(struct scratch *s, __u64 id)
 	return NONE;
 }
 
+/* What the world sends to is somewhere else in here. Of an echo request the port is the identifier. */
+static __always_inline void go_inside(struct scratch *s)
+{
+	struct decision *d = &s->d;
+
+	d->cur.dst = d->via.internal;
+	d->translated = 1;
+	if (d->via.whole)
+		return;
+	if (is_icmp(d->cur.family, d->cur.protocol))
+		d->cur.sport = d->via.internal_port;
+	else
+		d->cur.dport = d->via.internal_port;
+}
+
+/*
+ * The static mapping of an external destination, `s->mapping.uplink` being whose: that of the protocol and port, or that of
+ * the whole address. Found: it is in `via`. Not static, for the verifier.
+ */
+__noinline int find_mapping(struct scratch *s)
+{
+	struct mapping *mapping = 0;
+	struct mapping_key *key;
+	struct decision *d;
+
+	if (!s)
+		return 0;
+	d = &s->d;
+	key = &s->mapping;
+	key->external = d->cur.dst;
+	key->family = d->cur.family;
+	key->protocol = d->cur.protocol;
+	key->port = is_echo_request(&s->h) ? d->cur.sport : d->cur.dport;
+	if (!s->h.tracked)
+		return 0;
+	if (s->h.has_ports || is_echo_request(&s->h))
+		mapping = bpf_map_lookup_elem(&mappings, key);
+	if (!mapping) {
+		key->protocol = 0;
+		key->port = 0;
+		mapping = bpf_map_lookup_elem(&mappings, key);
+	}
+	if (!mapping)
+		return 0;
+	d->via = *mapping;
+	d->by_mapping = 1;
+	d->by_sport |= mapping->whole;	/* one of its ports may be added */
+	if (d->via.cookie) {
+		note_hit(s, 0, d->via.cookie);
+		if (!is_dry(s))
+			count_hit(s, 0, d->via.cookie, 0);
+	}
+	return 1;
+}
+
+/* What `act` says beside a drop reason: the walk goes on as after Pass; it ends here. */
+#define ACT_PASSED (-1)
+#define ACT_ENDED (-2)
+
+/* To the external side of a mapping: it is reached from inside, as if by the way out and in again (RFC 4787 REQ-9). */
+static __always_inline int hairpin(struct scratch *s, __u32 port, __u32 pool_id)
+{
+	struct pool *pool = bpf_map_lookup_elem(&pools, &pool_id);
+	struct decision *d = &s->d;
+	int reason;
+
+	if (!pool)
+		return ENGINE_ERROR;
+	s->mapping.uplink = pool->uplink;
+	if (!find_mapping(s)) {
+		d->by_sport = 1;	/* one that is added concerns no flow, but new ones */
+		return ACT_PASSED;
+	}
+	reason = translate_source(s, port, pool_id);
+	if (reason)
+		return reason;
+	go_inside(s);
+	d->where = PLACE_PORT;
+	d->place.port = d->via.port;
+	d->routed = 1;
+	return ACT_ENDED;
+}
+
 /*
  * What a rule says. Not static, for the verifier, like `sets_match`; and so that its keys are off the stack while rules
  * are searched, which is where the stack is deepest: of 512 bytes, each call taking a multiple of 32.
@@ -150,13 +233,15 @@ __noinline int act(struct scratch *s, struct rule *r, __u32 port, int slot)
 		d->cookie = r->cookie;
 		return DENIED;
 	case ACTION_TRANSLATE_SOURCE:
+		/* In, it is for what else had an address that the endpoint cannot answer: the host's own of loopback. */
+		if (slot && ZONE_KIND(s->h.key.zone) != ZONE_UPLINK)
+			return NAT_UNSUPPORTED;
 		return translate_source(s, port, r->arg);
+	case ACTION_HAIRPIN:
+		return hairpin(s, port, r->arg);
 	case ACTION_UNTRANSLATE:
-		if (d->by_mapping || d->by_binding) {
-			d->cur.dst = d->via.internal;
-			d->cur.dport = d->via.internal_port;
-			d->translated = 1;
-		}
+		if (d->by_mapping || d->by_binding)
+			go_inside(s);
 		return NONE;
 	case ACTION_FORWARD:
 		return find_place(s, r->arg);
@@ -204,11 +289,13 @@ static long run_stage(__u32 i, void *context)
 		count_hit(s, walk->port, r->cookie, r->action == ACTION_DENY || r->action == ACTION_REJECT);
 		if (r->action != ACTION_PASS) {
 			reason = act(s, r, walk->port, walk->slot);
-			if (reason != NONE) {
+			if (reason == ACT_ENDED)
+				return 1;
+			if (reason > NONE) {
 				s->d.reason = reason;
 				return 1;
 			}
-			if (!(r->flags & RULE_CONTINUE)) {
+			if (reason != ACT_PASSED && !(r->flags & RULE_CONTINUE)) {
 				walk->decided = stage->layer + 1U;
 				return 0;
 			}

@@ -446,7 +446,7 @@ __noinline int find_binding(struct scratch *s, __u32 uplink)
 	if (!has_ports(s->nat.sought.protocol))
 		return NO_MAPPING;
 	held = bpf_map_lookup_elem(&externals, &s->nat.sought);
-	if (!held)
+	if (!held || is_loopback(held->holder.family, &held->holder.src))	/* the host's own */
 		return NO_MAPPING;
 	id = held->holder.pool;
 	pool = bpf_map_lookup_elem(&pools, &id);

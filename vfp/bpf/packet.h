@@ -71,14 +71,14 @@ struct decision {
 	__u32 turn;			/* read once: one policy judges the packet at all ports */
 	__u8 reason;
 	__u8 layer;
-	__u8 by_mapping;
+	__u8 by_mapping;		/* it came by a static mapping, which is in `via` */
 	__u8 stateless;
 	__u8 translated;
 	__u8 strict;			/* a port that was asked wants TCP to fit */
 	__u8 routed;
 	__u8 arp;			/* answer with place.mac */
 	__u8 where;			/* enum place */
-	__u8 by_sport;			/* another source port might be decided otherwise */
+	__u8 by_sport;			/* another source port, or a later packet, might be decided otherwise */
 	__u8 by_set;			/* a condition on a set was decisive, or could have been */
 	__u8 hits;			/* rules that matched; those in `hit` */
 	__u8 marked;			/* packets leave with `dscp` */
@@ -149,6 +149,7 @@ struct scratch {
 	struct external_key external;
 	struct external holder;
 	struct binding_scratch nat;
+	struct mapping_key mapping;
 	struct hit_key hit[MEMORY_HITS];
 	struct fragment_key fragment;
 	struct flow_key related;	/* of the flow that an ICMP error is about, as its packets come here */

@@ -168,6 +168,8 @@ static __always_inline int parse_transport(struct __sk_buff *skb, struct scratch
 		h->has_ports = 1;
 		return NONE;
 	}
+	case IPPROTO_UDPLITE:		/* goes by its addresses, but they are in its checksum */
+		return left < UDPLITE_BYTES ? truncated : NONE;
 	case IPPROTO_ICMP:
 	case IPPROTO_ICMPV6: {
 		struct icmp_header *icmp = l4;

@@ -74,26 +74,6 @@ struct {
 	__uint(max_entries, 1);
 } answers SEC(".maps");
 
-/*
- * An answer to what came from the host's stack comes to it by the ingress of the same link, where vfp_port_out would
- * take it for the endpoint's. What an endpoint sends has no mark: the kernel clears it between namespaces.
- */
-static __always_inline __u32 answer_mark(void)
-{
-	__u32 zero = 0;
-	struct settings *settings = bpf_map_lookup_elem(&config, &zero);
-
-	return settings ? (__u32)settings->secret[0] | 1 : 0;
-}
-
-static __always_inline int is_answer(struct __sk_buff *skb)
-{
-	if (!skb->mark || skb->mark != answer_mark())
-		return 0;
-	skb->mark = 0;
-	return 1;
-}
-
 /* RFC 1122 3.2.2, RFC 4443 2.4 (e); what is not known to be no error counts as one, and neighbours are not told. */
 static __always_inline int is_no_question(const struct headers *h)
 {
@@ -323,9 +303,7 @@ static __always_inline int send_back(struct __sk_buff *skb, struct scratch *s)
 		if (!port)
 			return TC_ACT_SHOT;
 		report(skb, s, PLACE_PORT, REJECTED, port->ifindex);
-		if (skb->pkt_type != PACKET_HOST)
-			bpf_skb_change_type(skb, PACKET_HOST);
-		return bpf_redirect_peer(port->ifindex, 0);
+		return to_endpoint(skb, s, port->ifindex, port->flags & PORT_TAP);
 	case ZONE_OVERLAY:
 		if (!settings || !settings->tunnel_ifindex || into_tunnel(skb, &tunnel))
 			return TC_ACT_SHOT;
@@ -335,13 +313,13 @@ static __always_inline int send_back(struct __sk_buff *skb, struct scratch *s)
 		uplink = bpf_map_lookup_elem(&uplinks, &number);
 		if (!uplink || !*uplink)
 			return TC_ACT_SHOT;
-		report(skb, s, PLACE_UPLINK, REJECTED, *uplink);
+		report(skb, s, PLACE_UPLINK, REJECTED, *uplink & ~UPLINK_LOOPBACK);
+		if (*uplink & UPLINK_LOOPBACK)
+			return past_hook(skb, s, *uplink & ~UPLINK_LOOPBACK, BPF_F_INGRESS);
 		return bpf_redirect_neigh(*uplink, 0, 0, 0);
 	case ZONE_HOST:
 		report(skb, s, PLACE_STACK, REJECTED, 0);
-		if (!s->probe)
-			skb->mark = answer_mark();
-		return bpf_redirect(skb->ifindex, BPF_F_INGRESS);
+		return past_hook(skb, s, skb->ifindex, BPF_F_INGRESS);
 	}
 	return TC_ACT_SHOT;
 }

@@ -42,10 +42,15 @@ static __always_inline int read_quoted_ports(struct __sk_buff *skb, struct scrat
 		__be16 ports[QUOTED_TRANSPORT / 2];
 	} head;
 
-	if (!is_icmp(key->family, q->protocol) && !has_ports(q->protocol))
+	if (!is_icmp(key->family, q->protocol) && !has_ports(q->protocol) && q->protocol != IPPROTO_UDPLITE)
 		return 1;
 	if (q->l4 + QUOTED_TRANSPORT > end || bpf_skb_load_bytes(skb, q->l4, &head, sizeof(head)))
 		return 0;
+	if (q->protocol == IPPROTO_UDPLITE) {
+		q->check = q->l4 + offsetof(struct udphdr, check);
+		q->pseudo = 1;
+		return 1;
+	}
 	if (!has_ports(q->protocol)) {
 		int six = key->family == 6;
 
@@ -181,7 +186,7 @@ static __always_inline int set_quoted_port(struct __sk_buff *skb, const struct q
 static __always_inline int translate_quotation(struct __sk_buff *skb, struct scratch *s, const struct quotation *q,
 					       const struct transposition *t)
 {
-	__u64 udp = q->protocol == IPPROTO_UDP ? BPF_F_MARK_MANGLED_0 : 0;
+	__u64 udp = is_udp(q->protocol) ? BPF_F_MARK_MANGLED_0 : 0;
 	__be16 sport = q->is_reply ? t->sport : t->dport;
 	struct quoted was, is;
 	__s64 change;

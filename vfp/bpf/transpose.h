@@ -16,6 +16,12 @@
 #define MARK_INSPECTED 0x51ce1a57	/* of a packet that enters again at its link */
 #define IPV6_SRC (L3 + offsetof(struct ipv6_header, src))
 
+/* Zero is "none" in its checksum (RFC 768), or cannot be (RFC 3828). */
+static __always_inline int is_udp(__u8 protocol)
+{
+	return protocol == IPPROTO_UDP || protocol == IPPROTO_UDPLITE;
+}
+
 /* Of an echo: the source port of a request, the destination port of a reply. */
 static __always_inline int set_identifier(struct __sk_buff *skb, struct scratch *s, const struct transposition *t)
 {
@@ -60,13 +66,13 @@ static __always_inline int set_ports(struct __sk_buff *skb, struct scratch *s, c
 static __always_inline int set_ipv6_addresses(struct __sk_buff *skb, struct scratch *s, const struct transposition *t)
 {
 	const struct flow_key *key = &s->pkt.key;
-	__u64 udp = key->protocol == IPPROTO_UDP ? BPF_F_MARK_MANGLED_0 : 0;
+	__u64 udp = is_udp(key->protocol) ? BPF_F_MARK_MANGLED_0 : 0;
 	__s64 change = bpf_csum_diff((__be32 *)&key->src, 32, (__be32 *)&t->src, 32, 0);
 	__u32 check = 0;
 
 	if (key->protocol == IPPROTO_TCP)
 		check = s->l4 + offsetof(struct tcphdr, check);
-	else if (key->protocol == IPPROTO_UDP)
+	else if (udp)
 		check = s->l4 + offsetof(struct udphdr, check);
 	else if (key->protocol == IPPROTO_ICMPV6)
 		check = s->l4 + offsetof(struct icmp_header, check);
@@ -85,8 +91,8 @@ static __always_inline int set_addresses(struct __sk_buff *skb, struct scratch *
 	__be32 to[2] = {t->src.w[0], t->dst.w[0]};
 	__s64 change = bpf_csum_diff(from, sizeof(from), to, sizeof(to), 0);
 
-	if (s->fragment_kind != LATER_FRAGMENT && (key->protocol == IPPROTO_TCP || key->protocol == IPPROTO_UDP)) {
-		__u64 udp = key->protocol == IPPROTO_UDP ? BPF_F_MARK_MANGLED_0 : 0;
+	if (s->fragment_kind != LATER_FRAGMENT && (key->protocol == IPPROTO_TCP || is_udp(key->protocol))) {
+		__u64 udp = is_udp(key->protocol) ? BPF_F_MARK_MANGLED_0 : 0;
 		__u32 check = s->l4 + (udp ? offsetof(struct udphdr, check) : offsetof(struct tcphdr, check));
 
 		if (bpf_l4_csum_replace(skb, check, 0, change, BPF_F_PSEUDO_HDR | udp))
@@ -188,6 +194,53 @@ static __always_inline int into_tunnel(struct __sk_buff *skb, const struct trans
 }
 
 /*
+ * What the engine itself sends by way of a link that has a hook of it: an answer that the host's stack gets by ingress of
+ * a port's link, what goes to the host's sockets by that of the loopback device, and to a tap by its egress. The hook knows
+ * it by its mark. What an endpoint sends has none: the kernel clears it between namespaces, and a tap gives none.
+ */
+static __always_inline __u32 engine_mark(void)
+{
+	__u32 zero = 0;
+	struct settings *settings = bpf_map_lookup_elem(&config, &zero);
+
+	return settings ? (__u32)settings->secret[0] | 1 : 0;
+}
+
+static __always_inline int is_engines(struct __sk_buff *skb)
+{
+	if (!skb->mark || skb->mark != engine_mark())
+		return 0;
+	skb->mark = 0;
+	return 1;
+}
+
+static __always_inline int past_hook(struct __sk_buff *skb, const struct scratch *s, __u32 ifindex, __u64 flags)
+{
+	if (!s->probe)
+		skb->mark = engine_mark();
+	return bpf_redirect(ifindex, flags);
+}
+
+static __always_inline int to_endpoint(struct __sk_buff *skb, const struct scratch *s, __u32 ifindex, int tap)
+{
+	if (tap)
+		return past_hook(skb, s, ifindex, 0);
+	/* The frame was addressed to the endpoint, not to the link it came in on. */
+	if (skb->pkt_type != PACKET_HOST)
+		bpf_skb_change_type(skb, PACKET_HOST);
+	return bpf_redirect_peer(ifindex, 0);
+}
+
+/* An answer to what a port asked. */
+static __always_inline int back_to_port(struct __sk_buff *skb, const struct scratch *s)
+{
+	__u32 id = ZONE_NUMBER(s->pkt.key.zone);
+	struct port *port = bpf_map_lookup_elem(&ports, &id);
+
+	return to_endpoint(skb, s, skb->ifindex, port && port->flags & PORT_TAP);
+}
+
+/*
  * To the host's stack after inspection: at the link where it came from, as the stack expects it there. Endpoints cannot
  * forge the mark: it does not cross from their namespace.
  */
@@ -211,7 +264,7 @@ static __always_inline int transpose(struct __sk_buff *skb, struct scratch *s, c
 		if (s->ttl <= 1)
 			return drop_early(skb, s, TTL_EXCEEDED);
 		/* Sent to everyone on its link, so no router's to pass on (RFC 1812 5.3.4); the kernel would not, either. */
-		if (t->place == PLACE_UPLINK && s->pkt.dmac[0] & 1)
+		if ((t->place == PLACE_UPLINK || t->place == PLACE_LOOPBACK) && s->pkt.dmac[0] & 1)
 			return drop_early(skb, s, NO_ROUTE);
 	}
 	reason = rewrite_packet(skb, s, t);
@@ -223,10 +276,7 @@ static __always_inline int transpose(struct __sk_buff *skb, struct scratch *s, c
 	}
 	switch (t->place) {
 	case PLACE_PORT:
-		/* The frame was addressed to the endpoint, not to the link it came in on. */
-		if (skb->pkt_type != PACKET_HOST)
-			bpf_skb_change_type(skb, PACKET_HOST);
-		return bpf_redirect_peer(t->ifindex, 0);
+		return to_endpoint(skb, s, t->ifindex, 0);
 	case PLACE_TUNNEL:
 		if (into_tunnel(skb, t))
 			return drop_early(skb, s, ENGINE_ERROR);
@@ -237,6 +287,10 @@ static __always_inline int transpose(struct __sk_buff *skb, struct scratch *s, c
 		if (s->inspected && !s->probe)	/* whose mark says where a copy went */
 			return enter_again(skb, s);
 		return TC_ACT_UNSPEC;	/* let the filters of others see it */
+	case PLACE_TAP:
+		return past_hook(skb, s, t->ifindex, 0);
+	case PLACE_LOOPBACK:
+		return past_hook(skb, s, t->ifindex, BPF_F_INGRESS);
 	}
 	return drop_early(skb, s, ENGINE_ERROR);
 }

@@ -47,6 +47,8 @@ enum place {
 	PLACE_TUNNEL = 4,	/* VXLAN device with a tunnel key */
 	PLACE_REPLY = 5,	/* answered on the spot */
 	PLACE_INSPECT = 6,	/* user space sees it first */
+	PLACE_LOOPBACK = 7,	/* uplink to the host's own sockets */
+	PLACE_TAP = 8,		/* local port whose machine is behind the device itself */
 };
 
 enum transposition_flags {
@@ -152,7 +154,10 @@ struct flow {
 enum port_flags {
 	PORT_STRICT_TCP = 1 << 0,
 	PORT_CAPTURE = 1 << 1,		/* somebody looks at its packets */
+	PORT_TAP = 1 << 2,		/* no veth */
 };
+
+#define UPLINK_LOOPBACK (1U << 31)	/* in a value of `uplinks`, beside the interface index */
 
 struct port {
 	__u32 generation;
@@ -256,6 +261,7 @@ enum rule_condition {
 	IF_DST_SET = 1 << 15,
 	IF_VNI = 1 << 16,
 	IF_FRAGMENT = 1 << 17,
+	IF_MAPPED = 1 << 18,
 };
 
 enum rule_action {
@@ -274,6 +280,7 @@ enum rule_action {
 	ACTION_LOG = 12,
 	ACTION_MIRROR = 13,
 	ACTION_INSPECT = 14,
+	ACTION_HAIRPIN = 15,
 };
 
 enum rule_flags {
@@ -313,7 +320,8 @@ struct rule {
 	__u8 fragment;		/* what IF_FRAGMENT wants: 0 or 1 */
 	__u8 action;
 	__u8 flags;
-	__u8 pad[2];
+	__u8 mapped;		/* what IF_MAPPED wants: 0 or 1 */
+	__u8 pad;
 };
 
 struct rewrite {
@@ -410,10 +418,11 @@ struct held_key {
 	__u8 pad;
 };
 
+/* Protocol and port 0: any protocol, and its ports stay. */
 struct mapping_key {
 	__u32 uplink;
 	struct address external;
-	__be16 port;
+	__be16 port;		/* of ICMP: the identifier of an echo request */
 	__u8 protocol;
 	__u8 family;
 };
@@ -422,7 +431,9 @@ struct mapping {
 	struct address internal;
 	__u32 port;
 	__be16 internal_port;
-	__u16 pad;
+	__u8 whole;		/* of any protocol: the port stays */
+	__u8 pad;
+	__u64 cookie;		/* of its hits, at port 0; 0: not counted */
 };
 
 /* Internal side of a source translation (endpoint-independent: the remote is no part of it). */

@@ -24,7 +24,7 @@ static __always_inline int enter_link(struct __sk_buff *skb, __u32 kind)
 		return TC_ACT_SHOT;
 	if (kind == ZONE_HOST && is_copy(skb, s))
 		return TC_ACT_UNSPEC;
-	if (kind == ZONE_PORT && is_answer(skb))
+	if (is_engines(skb))
 		return TC_ACT_UNSPEC;
 	s->probe = NO_PROBE;
 	s->forgetful = 0;

@@ -148,7 +148,8 @@ class Datapath(AbstractContextManager["Datapath"]):
         self._ports = PortPrograms(loaded, self._capturing, self._settings["turn"])
         self._groups.retire_unused(self._ports.groups_used())
         self._interrupted = bool(settings["dirty"])
-        self._hits_of_others = True             # perhaps: of ports that are gone
+        self._hits_of_others = True             # perhaps: of ports or mappings that are gone
+        self._mapping_names: dict[int, str] | None = None       # by cookie; None: not known yet
         self._write_settings(dirty=self._interrupted)
 
     @classmethod
@@ -202,6 +203,8 @@ class Datapath(AbstractContextManager["Datapath"]):
         self._check_room(tables)
         timeouts = self._profiles.plan(tables.ports)
         tables.ports = timeouts.ports
+        self._hits_of_others |= self._mapping_names is None or bool(self._mapping_names.keys() - tables.mapping_names)
+        self._mapping_names = tables.mapping_names
         stale = self._ports_to_bump(tables)
         named = frozenset(number for port in tables.ports.values() for number in port.sets)
         self._sets.expect(tables.sets)
@@ -400,13 +403,19 @@ class Datapath(AbstractContextManager["Datapath"]):
 
     def rule_hits(self) -> dict[tuple[int, int], RuleHits]:
         """(port id, rule cookie) to decisions and drops."""
+        return {key: hits for key, hits in self._hits() if key[0]}
+
+    def mapping_hits(self) -> dict[str, int]:
+        """Decisions by each mapping, by `Mapping.name`; those of one name count together, without one not at all."""
+        counted = {cookie: hits.hits for (port, cookie), hits in self._hits() if not port}
+        return {name: counted.get(cookie, 0) for cookie, name in (self._mapping_names or {}).items()}
+
+    def _hits(self) -> Iterator[tuple[tuple[int, int], RuleHits]]:
         keys, values = self._map("rule_hits").lookup_all()
         key_rows = np.ascontiguousarray(keys).reshape(-1).view(HIT_KEY)
         hit_rows = np.ascontiguousarray(values).reshape(-1).view(HITS)
-        return {
-            (int(key["port"]), int(key["cookie"])): RuleHits(int(hit["hits"]), int(hit["drops"]))
-            for key, hit in zip(key_rows, hit_rows, strict=True)
-        }
+        for key, hit in zip(key_rows, hit_rows, strict=True):
+            yield (int(key["port"]), int(key["cookie"])), RuleHits(int(hit["hits"]), int(hit["drops"]))
 
     def meters(self) -> dict[int, MeterCount]:
         """What each meter that a rule names has counted."""
@@ -448,10 +457,14 @@ class Datapath(AbstractContextManager["Datapath"]):
         return int(result["flows_removed"]) + int(result["bindings_removed"])
 
     def _forget_hits(self) -> None:
-        """Take out the counters of ports that are gone: their ids will be given again."""
+        """Take out the counters of ports and mappings that are gone: their ids and names will be given again."""
         hits = self._map("rule_hits")
         keys, _ = hits.lookup_all()
-        gone = keys[~np.isin(np.ascontiguousarray(keys).reshape(-1).view(HIT_KEY)["port"], list(self._ports.ids))]
+        rows = np.ascontiguousarray(keys).reshape(-1).view(HIT_KEY)
+        mapped = rows["port"] == 0
+        if self._mapping_names is not None:
+            mapped &= np.isin(rows["cookie"], np.array(list(self._mapping_names), np.uint64))
+        gone = keys[~(mapped | np.isin(rows["port"], list(self._ports.ids)))]
         if len(gone):
             hits.delete_batch(np.ascontiguousarray(gone), len(gone))
         self._hits_of_others = False

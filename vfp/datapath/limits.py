@@ -50,8 +50,8 @@ class Limits:
             "flows": self.flows, "rules": self.rules, "buckets": self.rules, "filter": filter_words(self.rules),
             "bindings": self.bindings, "externals": self.bindings, "contacts": self.bindings,
             "ports": self.ports, "programs": self.ports, "links": self.ports + 256,
-            "spaces": self.space_entries, "mappings": self.mappings, "meters": self.meters, "rule_hits": self.rules,
-            "timeouts": self.timeouts,
+            "spaces": self.space_entries, "mappings": self.mappings, "meters": self.meters,
+            "rule_hits": self.rules + self.mappings, "timeouts": self.timeouts,
             "sets": self.set_members, "set_lengths": 2 * self.sets,
             "time_waits": closing, "resets": closing, "lingering": closing,
         }

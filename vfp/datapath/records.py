@@ -159,7 +159,7 @@ def read_flows(keys: npt.NDArray[np.uint8], values: npt.NDArray[np.uint8], now_n
             reply=bool(flow["flags"] & FlowFlag.REPLY), state=flow_state(int(flow["state"]), protocol),
             packets=int(flow["packets"]), bytes=int(flow["bytes"]),
             idle_s=max(0, now_ns - int(flow["seen_ns"])) / 1e9, age_s=max(0, now_ns - int(flow["created_ns"])) / 1e9,
-            place=PlaceKind(int(flow["out"]["place"])).name.lower(),
+            place=PlaceKind(int(flow["out"]["place"])).of_model.name.lower(),
             ports=(int(flow["ports"][0]), int(flow["ports"][1])), ifindex=int(flow["out"]["ifindex"]),
             vtep=int(flow["out"]["vtep"]), vni=int(flow["out"]["vni"]),
             current=policy is None or _is_current(flow, policy),

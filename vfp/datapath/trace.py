@@ -67,7 +67,7 @@ def dry_run(loaded: BpfObject, kind: ZoneKind, number: int, frame: bytes, vtep: 
     hits = tuple((int(hit["port"]), int(hit["cookie"])) for hit in met["hits"][: int(met["count"])])
     layer = int(met["layer"])
     tunnel = IPv4Address(outer) if place == PlaceKind.TUNNEL else None
-    return Traced(PlaceKind(place), DropReason(reason), target, tunnel, run.data, hits, int(met["cookie"]),
+    return Traced(PlaceKind(place).of_model, DropReason(reason), target, tunnel, run.data, hits, int(met["cookie"]),
                   int(met["port"]), None if layer == _NO_LAYER else layer)
 
 

@@ -28,6 +28,7 @@ from vfp.model import (
     Direction,
     Filtering,
     Forward,
+    Hairpin,
     HostStack,
     Inspect,
     LocalPort,
@@ -53,7 +54,7 @@ from vfp.reference import transposition as header
 from vfp.reference.bindings import BindingKey, Bindings, Exhausted, External, OverQuota
 from vfp.reference.extras import NO_EXTRAS, Extras
 from vfp.reference.index import Index
-from vfp.reference.layers import Dropped, RuleRef, Step, walk
+from vfp.reference.layers import Dropped, Ended, Passed, RuleRef, Step, walk
 from vfp.reference.packet import (
     ARP_REQUEST,
     ND_SOLICITATION,
@@ -62,6 +63,7 @@ from vfp.reference.packet import (
     UDP,
     FlowTuple,
     Headers,
+    is_echo_reply,
     is_echo_request,
     is_icmp,
 )
@@ -120,6 +122,7 @@ class Decision:
     inspect: Inspect | None = None          # user space sees the packets first
     by_set: bool = False                    # a set turned it, or could have
     strict: bool = False                    # one of `ports` wants TCP segments to fit
+    mapping: Mapping | None = None          # that was found for its destination, whatever the layers said then
 
     @property
     def hits(self) -> tuple[RuleRef, ...]:
@@ -139,6 +142,13 @@ def decide(index: Index, bindings: Bindings, sets: Sets, subject: Subject, now_s
     return _Walk(index, bindings, sets, subject, now_s).run()
 
 
+@dataclass(frozen=True, slots=True)
+class Inside:
+    """A port that is reached by a hairpin: routed."""
+
+    port: int
+
+
 @dataclass(slots=True)
 class _Walk:
     """A packet under way: the tuple as rewritten so far and what the layers have said."""
@@ -150,7 +160,7 @@ class _Walk:
     now_s: float
     cur: FlowTuple = field(init=False)
     rewrites: Transposition = field(default_factory=Transposition)
-    place: Location | header.ToUplink | header.ToSender | None = None
+    place: Location | Inside | header.ToUplink | header.ToSender | None = None
     mapping: Mapping | None = None
     rewritten: bool = False
     inspect: Inspect | None = None
@@ -175,6 +185,10 @@ class _Walk:
     def vni(self) -> int | None:
         return self.subject.zone.number if self.subject.zone.kind is ZoneKind.OVERLAY else None
 
+    @property
+    def mapped(self) -> bool:
+        return self.mapping is not None
+
     def in_set(self, set: int, address: Address) -> bool:
         self.by_set = True
         return self.sets.has(set, address, self.now_s, again=self.subject.again)
@@ -188,13 +202,14 @@ class _Walk:
         except _NotOurs:
             return Decision((), not_ours=True)
         except Dropped as dropped:
-            return Decision(tuple(self.steps), dropped.reason, dropped.note, drop_port=self.drop_port)
+            return Decision(tuple(self.steps), dropped.reason, dropped.note, drop_port=self.drop_port,
+                            mapping=self.mapping)
         bindings, contacts = self._in_use()
         stateful = self.rewritten or not self.stateless
         return Decision(tuple(self.steps), drop_port=self.drop_port, forward=forward, reply=reply,
                         stateful=stateful, ports=tuple(dict.fromkeys(self.ports)), bindings=bindings, contacts=contacts,
                         extras=self.extras, inspect=self.inspect, by_set=self.by_set,
-                        strict=any(self.index.ports[port].strict_tcp for port in self.ports))
+                        strict=any(self.index.ports[port].strict_tcp for port in self.ports), mapping=self.mapping)
 
     def _decide(self) -> tuple[Half, Half | None]:
         match self.subject.zone.kind:
@@ -217,18 +232,24 @@ class _Walk:
                 receiver = self._run_layers(id, Direction.IN)
                 return self._pair(Transposition(dst_mac=receiver.mac, exit=header.ToPort(receiver.id)),
                                   Zone(ZoneKind.PORT, receiver.id), back)
+            case Inside(id):
+                receiver = self._run_layers(id, Direction.IN)
+                there = Transposition(dst_mac=receiver.mac, src_mac=receiver.gateway_mac, routed=True,
+                                      exit=header.ToPort(receiver.id))
+                return self._pair(there, Zone(ZoneKind.PORT, receiver.id),
+                                  replace(back, src_mac=sender.gateway_mac, routed=True))
             case Remote(vtep, vni, _) as remote:
                 return self._pair(self._into_tunnel(remote), Zone(ZoneKind.OVERLAY, vni), back,
                                   reply_vtep=vtep)
             case HostStack():
                 stack = Transposition(exit=header.ToStack())
                 return self._pair(stack, Zone(ZoneKind.HOST, sender.id), stack)
-            case header.ToUplink(uplink) as exit:
+            case header.ToUplink(uplink):
                 if uplink not in self.index.uplinks:
                     raise Dropped(DropReason.NO_ROUTE, f"there is no uplink {uplink}")
                 if not self.cur.family or self.headers.nd:
                     raise Dropped(DropReason.NO_ROUTE, "cannot be routed")
-                return self._pair(Transposition(routed=True, exit=exit), Zone(ZoneKind.UPLINK, uplink),
+                return self._pair(self._by_uplink(uplink), Zone(ZoneKind.UPLINK, uplink),
                                   replace(back, src_mac=sender.gateway_mac, routed=True))
             case header.ToSender() as exit:
                 return self._half(Transposition(exit=exit)), None
@@ -253,8 +274,10 @@ class _Walk:
 
     def _from_uplink(self) -> tuple[Half, Half | None]:
         uplink, what = self.subject.zone.number, self.subject.tuple
-        if what.family and what.protocol in (TCP, UDP):
-            self.mapping = self.index.mapping(uplink, what.protocol, what.dst, what.dst_port)
+        link = self.index.uplinks.get(uplink)
+        if self.cur.src.is_loopback and not (link and link.loopback):
+            raise _NotOurs                  # the host's own address, whatever came by a wire with it
+        self.mapping = self._find_mapping(uplink)
         if self.mapping is not None:
             receiving = self.mapping.port
         else:
@@ -269,8 +292,20 @@ class _Walk:
             Transposition(src_mac=receiver.gateway_mac, dst_mac=receiver.mac, routed=True,
                           exit=header.ToPort(receiver.id)),
             Zone(ZoneKind.PORT, receiver.id),
-            Transposition(routed=True, exit=header.ToUplink(uplink)),
+            self._by_uplink(uplink),
         )
+
+    def _find_mapping(self, uplink: int) -> Mapping | None:
+        """The mapping of the destination: that of its protocol and port, else that of the whole address."""
+        what, headers = self.cur, self.headers
+        if not what.family or (is_icmp(what) and not (is_echo_request(what, headers) or is_echo_reply(what, headers))):
+            return None
+        found = None
+        if what.protocol in PROTOCOLS_WITH_PORTS:
+            found = self.index.mapping(uplink, what.protocol, what.dst, what.dst_port)
+        elif is_echo_request(what, headers):
+            found = self.index.mapping(uplink, what.protocol, what.dst, what.src_port)
+        return found or self.index.mapping(uplink, 0, what.dst, 0)
 
     def _from_stack(self) -> tuple[Half, Half | None]:
         receiver = self._run_layers(self.subject.zone.number, Direction.IN)
@@ -285,6 +320,11 @@ class _Walk:
         self.ports.append(id)
         walk(port, direction, self, self.steps)
         return port
+
+    def _by_uplink(self, uplink: int) -> Transposition:
+        """The loopback device, whose address is all zeros, has no neighbours."""
+        routed = Transposition(routed=True, exit=header.ToUplink(uplink))
+        return replace(routed, src_mac=bytes(6), dst_mac=bytes(6)) if self.index.uplinks[uplink].loopback else routed
 
     def _into_tunnel(self, remote: Remote) -> Transposition:
         if not self.index.has_tunnel:
@@ -318,7 +358,11 @@ class _Walk:
             case Pass():
                 return ""
             case TranslateSource(pool):
+                if direction is Direction.IN and self.subject.zone.kind is not ZoneKind.UPLINK:
+                    raise Dropped(DropReason.NAT_UNSUPPORTED, "did not come by an uplink")
                 return self._translate_source(port, pool)
+            case Hairpin(pool):
+                return self._hairpin(port, pool)
             case Untranslate():
                 return self._untranslate()
             case Forward(space):
@@ -366,7 +410,9 @@ class _Walk:
         """Who is behind the external side of a binding of the uplink's pools, as far as `remote` may know."""
         key = self.bindings.holder(external) if external.protocol in PROTOCOLS_WITH_PORTS else None
         pool = self.index.pools.get(key.pool) if key else None
-        if key is None or pool is None or pool.uplink != uplink or not self.bindings.is_legal(key, external, pool):
+        if key is None or pool is None or pool.uplink != uplink or key.source.is_loopback:
+            return None
+        if not self.bindings.is_legal(key, external, pool):
             return None
         if pool.filtering is Filtering.ADDRESS:
             self.asked = remote
@@ -397,8 +443,30 @@ class _Walk:
             return f"destination becomes {self.behind.source}:{self.behind.source_port}"
         if self.mapping is None:
             return "did not come by a mapping or binding"
-        self._become(replace(self.cur, dst=self.mapping.internal, dst_port=self.mapping.internal_port))
-        return f"destination becomes {self.mapping.internal}:{self.mapping.internal_port}"
+        return self._go_inside(self.mapping)
+
+    def _hairpin(self, port: int, pool_id: int) -> str:
+        """To the external side of a mapping: as if by the way out and in again (RFC 4787 REQ-9)."""
+        pool = self.index.pools.get(pool_id)
+        if pool is None:
+            raise Dropped(DropReason.ENGINE_ERROR, f"there is no pool {pool_id}")
+        mapping = self._find_mapping(pool.uplink)
+        if mapping is None:
+            raise Passed(f"nothing of uplink {pool.uplink} is behind {self.cur.dst}")
+        self.mapping = mapping
+        note = self._translate_source(port, pool_id)
+        note = f"{note}, {self._go_inside(mapping)}, at port {mapping.port}"
+        self.place = Inside(mapping.port)
+        raise Ended(note)
+
+    def _go_inside(self, mapping: Mapping) -> str:
+        inside = replace(self.cur, dst=mapping.internal)
+        if mapping.protocol and is_icmp(self.cur):
+            inside = replace(inside, src_port=mapping.internal_port)
+        elif mapping.protocol:
+            inside = replace(inside, dst_port=mapping.internal_port)
+        self._become(inside)
+        return f"destination becomes {mapping.internal}" + (f":{mapping.internal_port}" if mapping.protocol else "")
 
     def _forward(self, space: int) -> str:
         place = self.index.place(space, self.cur.dst)

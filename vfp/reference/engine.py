@@ -126,6 +126,7 @@ class Engine:
         self.drop_counts: Counter[DropReason] = Counter()
         self.rule_hits: Counter[RuleRef] = Counter()
         self.rule_drops: Counter[RuleRef] = Counter()
+        self.mapping_hits: Counter[str] = Counter()         # by `Mapping.name`
         self.journal = Journal()
         self._answers = AnswerLimit()
 
@@ -373,6 +374,8 @@ class _Passage:
     def _decide(self, subject: Subject) -> Decision:
         decision = decide(self.engine._index, self.engine.bindings, self.engine._sets, subject, self.now_s)
         self.engine.rule_hits.update(decision.hits)
+        if decision.mapping is not None and decision.mapping.name:
+            self.engine.mapping_hits[decision.mapping.name] += 1
         return decision
 
     def _store(self, decision: Decision, headers: Headers, old: Pair | None = None) -> Pair:

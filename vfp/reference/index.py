@@ -10,6 +10,7 @@ from vfp.model import (
     AnswerArp,
     EngineState,
     Forward,
+    Hairpin,
     LocalPort,
     Location,
     Mapping,
@@ -40,7 +41,7 @@ class Index:
         return self._places.get((space, address))
 
     def mapping(self, uplink: int, protocol: int, external: Address, port: int) -> Mapping | None:
-        """The fixed inbound translation for what arrives at an uplink."""
+        """The fixed inbound translation for what arrives at an uplink. Protocol and port 0: of a whole address."""
         return self._mappings.get((uplink, protocol, external, port))
 
     def meters(self) -> set[int]:
@@ -48,9 +49,10 @@ class Index:
         return {rule.action.meter for port in self.state.ports for rule in rules_of(port)
                 if isinstance(rule.action, Meter)}
 
-    def links(self) -> tuple[int, dict[int, int]]:
+    def links(self) -> tuple[int, dict[int, tuple[int, bool]]]:
         """Interfaces other than those of ports: the tunnel device, and uplinks by id."""
-        return self.state.tunnel_ifindex, {uplink.id: uplink.ifindex for uplink in self.state.uplinks}
+        return self.state.tunnel_ifindex, {
+            uplink.id: (uplink.ifindex, uplink.loopback) for uplink in self.state.uplinks}
 
     def places(self) -> dict[tuple[int, Address], Location]:
         """All entries of all spaces."""
@@ -84,7 +86,7 @@ def changed_ports(old: Index, new: Index) -> set[int]:
             match rule.action:
                 case Forward(space) | AnswerArp(space) if space in spaces:
                     changed.add(port.id)
-                case TranslateSource(pool) if pool in pools:
+                case TranslateSource(pool) | Hairpin(pool) if pool in pools:
                     changed.add(port.id)
     for (space, _), location in old.places().items():
         if space in spaces and isinstance(location, LocalPort):

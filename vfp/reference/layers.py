@@ -64,6 +64,10 @@ class Surroundings(Protocol):
     def vni(self) -> int | None:
         """The VNI that the packet came with over the overlay."""
 
+    @property
+    def mapped(self) -> bool:
+        """Whether the packet came by a static mapping."""
+
     def in_set(self, set: int, address: Address) -> bool:
         """Whether an address is in a set; being asked is remembered."""
 
@@ -72,9 +76,10 @@ class Surroundings(Protocol):
 
 
 class _Nowhere:
-    """No overlay, no sets."""
+    """No overlay, no mapping, no sets."""
 
     vni = None
+    mapped = False
 
     def in_set(self, set: int, address: Address) -> bool:
         return False
@@ -141,6 +146,8 @@ def _mismatch_of_packet(match: Match, headers: Headers, cur: FlowTuple, around: 
         return f"VNI {around.vni} is not {match.vni}" if around.vni is not None else "not from the overlay"
     if match.fragment is not None and not (is_ip and match.fragment == headers.fragment):
         return ("a fragment" if headers.fragment else "no fragment") if is_ip else "not IP"
+    if match.mapped is not None and match.mapped != around.mapped:
+        return "came by a mapping" if around.mapped else "did not come by a mapping"
     return ""
 
 
@@ -190,18 +197,37 @@ class Dropped(Exception):
         self.note = note
 
 
+class Passed(Exception):
+    """The action found nothing to do: as `Pass`. `note` says why, for people."""
+
+    def __init__(self, note: str) -> None:
+        super().__init__(note)
+        self.note = note
+
+
+class Ended(Exception):
+    """The action leads out of this port: no later layer of it runs. `note` says where, for people."""
+
+    def __init__(self, note: str) -> None:
+        super().__init__(note)
+        self.note = note
+
+
 def walk(port: Port, direction: Direction, traveller: Traveller, steps: list[Step]) -> None:
-    """Take a packet through a port's layers in one direction; every step taken is appended to `steps`.
+    """Take a packet through a port's layers in one direction, or to the action that ends the walk; every step taken is
+    appended to `steps`.
 
     Raises:
         Dropped: by a rule's action or a layer's default; the last of `steps` is the one that did it.
     """
     for layer in port.layers if direction is Direction.OUT else reversed(port.layers):
-        _pass_layer(port.id, direction, layer, traveller, steps)
+        if not _pass_layer(port.id, direction, layer, traveller, steps):
+            return
 
 
 def _pass_layer(port: int, direction: Direction, layer: Layer, traveller: Traveller,
-                steps: list[Step]) -> None:
+                steps: list[Step]) -> bool:
+    """Whether the walk goes on."""
     out = direction is Direction.OUT
     for group in layer.groups_out if out else layer.groups_in:
         for rule, why_not in search(group, traveller.headers, traveller.cur, traveller):
@@ -216,17 +242,24 @@ def _pass_layer(port: int, direction: Direction, layer: Layer, traveller: Travel
             try:
                 note = traveller.act(RuleRef(port, layer.name, group.name, rule), direction,
                                      stateful=rule.stateful or not rule.terminating)
+            except Passed as passed:
+                steps.append(replace(step, note=passed.note))
+                break
+            except Ended as ended:
+                steps.append(replace(step, note=ended.note))
+                return False
             except Dropped as dropped:
                 steps.append(replace(step, note=dropped.note))
                 raise
             steps.append(replace(step, note=note))
             if rule.terminating:
-                return
+                return True
     default = layer.default_out if out else layer.default_in
     steps.append(Step(port, direction, layer.name, matched=True, action=name_of(default),
                       note="no rule decided; the layer's default holds"))
     if isinstance(default, Deny):
         raise Dropped(DropReason.LAYER_DEFAULT)
+    return True
 
 
 def name_of(action: Action) -> str:

@@ -36,6 +36,7 @@ ICMP = 1
 TCP = 6
 UDP = 17
 SCTP = 132
+UDPLITE = 136
 ICMPV6 = 58
 PROTOCOLS_WITH_PORTS = (TCP, UDP, SCTP)
 
@@ -336,6 +337,8 @@ def _parse_transport(family: int, protocol: int, payload: bytes, first: bool,
         if len(payload) < 12:
             raise truncated
         return headers, ports
+    if protocol == UDPLITE and len(payload) < 8:
+        raise truncated
     if (family, protocol) in ((4, ICMP), (6, ICMPV6)):
         if len(payload) < 8:
             raise truncated

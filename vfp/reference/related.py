@@ -14,6 +14,7 @@ from vfp.reference.packet import (
     PROTOCOLS_WITH_PORTS,
     TCP,
     UDP,
+    UDPLITE,
     FlowTuple,
     Packet,
     Part,
@@ -74,7 +75,7 @@ def _quoted_ipv4(frame: bytes, at: int) -> Quotation | None:
 
 def _quoted_transport(frame: bytes, ip: int, at: int, what: FlowTuple) -> Quotation | None:
     protocol = what.protocol
-    if protocol not in PROTOCOLS_WITH_PORTS and not is_icmp(what):
+    if protocol not in (*PROTOCOLS_WITH_PORTS, UDPLITE) and not is_icmp(what):
         return Quotation(what, ip, None, None)
     head = frame[at:at + QUOTED_TRANSPORT_BYTES]
     if len(head) < QUOTED_TRANSPORT_BYTES:
@@ -86,6 +87,8 @@ def _quoted_transport(frame: bytes, ip: int, at: int, what: FlowTuple) -> Quotat
         if head[0] == (ICMPV6_ECHO_REPLY if six else ICMP_ECHO_REPLY):
             return Quotation(what.with_ports(0, identifier), ip, None, at + 4, at + 2, pseudo=six)
         return None
+    if protocol == UDPLITE:
+        return Quotation(what, ip, None, None, at + 6, pseudo=True)
     check = {UDP: at + 6, TCP: at + 16 if at + 18 <= len(frame) else None}.get(protocol)
     what = what.with_ports(int.from_bytes(head[0:2], "big"), int.from_bytes(head[2:4], "big"))
     return Quotation(what, ip, at, at + 2, check, pseudo=True)
@@ -129,7 +132,7 @@ def _put(out: bytearray, at: int, new: bytes, checksums: list[int], quoted: Quot
     out[at:at + len(new)] = new
     for where in checksums:
         value = int.from_bytes(out[where:where + 2], "big")
-        udp = quoted.sent.protocol == UDP and where == quoted.check
+        udp = quoted.sent.protocol in (UDP, UDPLITE) and where == quoted.check
         if udp and value == 0:
             continue                        # RFC 768: not computed
         value = update_checksum(value, old, new)

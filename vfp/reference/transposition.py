@@ -12,7 +12,7 @@ from typing import Generic, TypeVar
 
 from vfp.model import Address
 from vfp.reasons import DropReason
-from vfp.reference.packet import ETHERNET_BYTES, ICMPV6, TCP, UDP, FlowTuple, Packet, Part, is_icmp
+from vfp.reference.packet import ETHERNET_BYTES, ICMPV6, TCP, UDP, UDPLITE, FlowTuple, Packet, Part, is_icmp
 
 T = TypeVar("T", Address, int)
 
@@ -209,9 +209,10 @@ def _rewrite_addresses(out: bytearray, packet: Packet, by: Transposition) -> Non
         if change is None:
             continue
         sums = [] if six else [ETHERNET_BYTES + 10]
-        if packet.part is not Part.LATER and packet.tuple.protocol in ((TCP, UDP, ICMPV6) if six else (TCP, UDP)):
+        covering = (TCP, UDP, UDPLITE, ICMPV6) if six else (TCP, UDP, UDPLITE)
+        if packet.part is not Part.LATER and packet.tuple.protocol in covering:
             sums += _transport_checksum(out, packet)
-        _put(out, ETHERNET_BYTES + offset, change.becomes.packed, sums, udp=packet.tuple.protocol == UDP)
+        _put(out, ETHERNET_BYTES + offset, change.becomes.packed, sums, udp=packet.tuple.protocol in (UDP, UDPLITE))
 
 
 def _rewrite_ports(out: bytearray, packet: Packet, by: Transposition) -> None:
@@ -228,14 +229,17 @@ def _rewrite_ports(out: bytearray, packet: Packet, by: Transposition) -> None:
 
 
 def _transport_checksum(out: bytearray, packet: Packet) -> list[int]:
-    """Where the transport checksum is; nowhere when UDP has none (RFC 768: zero means not computed)."""
+    """Where the transport checksum is; nowhere when UDP has none (RFC 768: zero means not computed).
+
+    UDP-Lite must have one (RFC 3828 3.1), so a zero is no sender's, and stays.
+    """
     start = packet.transport
     if is_icmp(packet.tuple):
         return [start + 2]
     match packet.tuple.protocol:
         case 6:
             return [start + 16]
-        case 17:
+        case 17 | 136:
             return [start + 6] if out[start + 6:start + 8] != b"\0\0" else []
         case _:
             return []
