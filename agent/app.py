@@ -47,6 +47,7 @@ REAP_EVERY_S = 1.0
 SWEEP_SHARE = 0.04          # of one core, at most, for looking at every flow
 EXPIRE_EVERY_S = 5.0
 _COPY_PAUSE_S = 0.01
+_RINGS = {"drops": Ring.EVENTS, "capture": Ring.CAPTURES, "bindings": Ring.BINDINGS}    # by kind of stream
 _DRAIN_PAUSE_S = 0.1        # between two emptyings of the event ring, so that a flood of drops costs little
 
 
@@ -104,7 +105,10 @@ async def serve(config: Config) -> None:
         egress = owned.enter_context(Egress(datapath, config.clamp))
         reconciler = Reconciler(switch, datapath, disk, disk.load().ids, config.limits.ports, egress, config.timeouts)
         host = Host(worker, switch, reconciler, disk)
-        inspector = Inspector(identity.host, datapath, lambda: host.outcome.built if host.outcome else None)
+        inspector = Inspector(
+            identity.host, datapath, lambda: host.outcome.built if host.outcome else None,
+            lambda: host.goals, lambda: host.overlaps,
+        )
         await host.start()
         try:
             await _all(identity, host, inspector, datapath, worker, ager, egress)
@@ -121,8 +125,8 @@ async def _all(
     async def set_capture(ports: frozenset[int], packet_bytes: int) -> None:
         await worker.run(datapath.capture, ports, packet_bytes)
 
-    async def lost() -> tuple[int, int]:
-        return await worker.run(datapath.lost, Ring.EVENTS), await worker.run(datapath.lost, Ring.CAPTURES)
+    async def lost() -> dict[str, int]:
+        return {kind: await worker.run(datapath.lost, ring) for kind, ring in _RINGS.items()}
 
     def tell(rows: list[dict[str, Any]], lost_events: int) -> None:    # in the worker's thread
         loop.call_soon_threadsafe(streams.drops, rows, lost_events)
@@ -154,6 +158,7 @@ async def _all(
         tasks.create_task(_expire(egress, worker))
         tasks.create_task(_collect(inspector, datapath, worker))
         tasks.create_task(_copy(streams, datapath, worker))
+        tasks.create_task(_record(streams, inspector, datapath, worker))
         tasks.create_task(streams.keep())
 
 
@@ -218,6 +223,16 @@ async def _copy(streams: Streams, datapath: Datapath, worker: Worker) -> None:
         await _readable(descriptor)
         packets = await worker.run(datapath.read_captures)
         streams.captured(packets, await worker.run(datapath.lost, Ring.CAPTURES))
+        await asyncio.sleep(_COPY_PAUSE_S)
+
+
+async def _record(streams: Streams, inspector: Inspector, datapath: Datapath, worker: Worker) -> None:
+    """Take records of bindings as they come, whether somebody follows or not: they are of now. Never ends."""
+    descriptor = await worker.run(datapath.bindings_fd)
+    while True:
+        await _readable(descriptor)
+        rows = await worker.run(inspector.read_bindings)
+        streams.bindings(rows, await worker.run(datapath.lost, Ring.BINDINGS))
         await asyncio.sleep(_COPY_PAUSE_S)
 
 

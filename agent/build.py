@@ -112,12 +112,7 @@ def wanted(goals: Goals, observed: Observed) -> Wanted:
     )
 
 
-_ENGINE_LACKS_LOOPBACK = True       # until the engine has it
-
-
 def _needs_loopback(goals: Goals, networks: Networks) -> bool:
-    if _ENGINE_LACKS_LOOPBACK:
-        return False
     nat = any(network.mode == "nat" for network in networks.good.values())
     return nat and bool(goals.mappings or networks.shadowed)
 

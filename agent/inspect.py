@@ -1,4 +1,5 @@
-"""Answers to the controller's questions about the inside: trace, flows, drops, logs, rules. Blocking; for the worker.
+"""Answers to the controller's questions about the inside: trace, flows, drops, logs, rules,
+nat. Blocking; for the worker.
 
 `trace` is a dry run of the reference engine on the state that was programmed last (and of the kernel's programs on
 its tables); the rest comes from the kernel's tables, with ids put back into names.
@@ -14,7 +15,10 @@ from agent import arguments
 from agent.arguments import Args
 from agent.build import Built
 from agent.errors import BadQuery
+from agent.goals import Goals
 from agent.names import Names, Place, Row, event_row, packet_row, places
+from agent.nat import NatSight, record_rows
+from agent.overlaps import Overlap
 from agent.seams import DatapathSeam
 from agent.trace import trace
 from agent.words import action_text, match_text
@@ -33,12 +37,20 @@ _ORDERS = ("order", "hits", "drops")
 
 
 class Inspector:
-    """Looks into one host's engine. `built`: what was programmed last, or None; `host`: our name."""
+    """Looks into one host's engine. `built`: what was programmed last, or None; `host`: our name.
 
-    def __init__(self, host: str, datapath: DatapathSeam, built: Callable[[], Built | None]) -> None:
+    `goals`, `overlaps`: what it was made of, and the networks that the host's surroundings overlap.
+    """
+
+    def __init__(
+        self, host: str, datapath: DatapathSeam, built: Callable[[], Built | None],
+        goals: Callable[[], Goals] = Goals, overlaps: Callable[[], Mapping[str, Overlap]] = dict,
+    ) -> None:
         self._host = host
         self._datapath = datapath
         self._built = built
+        self._goals = goals
+        self._overlaps = overlaps
         self._recent: deque[tuple[float, DropEvent]] = deque(maxlen=RECENT_DROPS)
         self._logs: deque[tuple[float, LogEvent]] = deque(maxlen=RECENT_LOGS)
         self._places: tuple[Built, dict[tuple[int, int], Place]] | None = None
@@ -75,6 +87,7 @@ class Inspector:
             "drops": self._drops,
             "logs": self._logged,
             "rules": self._rules,
+            "nat": self._nat,
         }
         if what not in questions:
             raise BadQuery(f"this agent does not know {what!r}; it knows {', '.join(questions)}")
@@ -147,6 +160,20 @@ class Inspector:
             if port is None or event.port == port.id
         ]
         return {"logs": rows[: _limit(args) or None], "total": len(rows)}
+
+    def _nat(self, built: Built, args: Args) -> Row:
+        return self._sight(built).answer(self._datapath, args)
+
+    def read_bindings(self) -> list[Row]:
+        """Take the records of bindings that have come, as rows for who follows."""
+        events = self._datapath.read_binding_events()
+        built = self._built()
+        if built is None:
+            return []
+        return record_rows(self._sight(built), events, time.time() - time.monotonic())
+
+    def _sight(self, built: Built) -> NatSight:
+        return NatSight(self._goals(), built, self._overlaps())
 
     def _rules(self, built: Built, args: Args) -> Row:
         port = arguments.asked_port(built, args)

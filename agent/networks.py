@@ -8,6 +8,7 @@ address.
 
 from __future__ import annotations
 
+from bisect import bisect_right, insort
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from ipaddress import ip_network
@@ -44,7 +45,8 @@ def check_networks(goals: Goals, observed: Observed) -> Networks:
     good: dict[str, NetworkGoal] = {}
     shadowed: set[str] = set()
     faults: list[Fault] = []
-    known: list[Prefix] = []                # that the stack has
+    known = _Disjoint()                     # what the stack has
+    tenants: dict[str, _Disjoint] = {}
     spaces: dict[int, NetworkGoal] = {}
     for network in sorted(goals.networks, key=lambda network: (network.space, network.id)):
         try:
@@ -53,17 +55,18 @@ def check_networks(goals: Goals, observed: Observed) -> Networks:
             if other is not network:
                 raise ObjectError(f"space {network.space} is that of {other.tenant}/{other.name} too")
             if network.mode == "nat":
-                _refuse_overlap(network, prefixes, good)
+                _refuse_overlap(prefixes, tenants.setdefault(network.tenant, _Disjoint()))
         except ObjectError as error:
             faults.append(Fault(key_of(network), str(error)))
             continue
         good[network.id] = network
         if network.mode != "nat":
             continue
-        if network.id in observed.overlaps or _overlap(prefixes, known):
+        tenants[network.tenant].add(prefixes, network)
+        if network.id in observed.overlaps or any(map(known.holder, prefixes)):
             shadowed.add(network.id)
         else:
-            known += prefixes
+            known.add(prefixes, network)
     return Networks(good, frozenset(shadowed), tuple(faults))
 
 
@@ -97,19 +100,37 @@ def _check_nat(network: NetworkGoal) -> None:
         raise ObjectError(f"nat.filtering {nat.filtering!r}; use one of {', '.join(Filtering)}")
 
 
-def _overlap(prefixes: tuple[Prefix, ...], others: list[Prefix]) -> bool:
-    return any(one.version == other.version and one.overlaps(other) for one in prefixes for other in others)
+class _Disjoint:
+    """Prefixes of which no two overlap, and whose they are."""
 
+    def __init__(self) -> None:
+        self._ranges: list[tuple[int, int, int]] = []               # version, first and last address; sorted
+        self._holders: dict[tuple[int, int, int], NetworkGoal] = {}
 
-def _refuse_overlap(network: NetworkGoal, prefixes: tuple[Prefix, ...], good: Mapping[str, NetworkGoal]) -> None:
-    for other in good.values():
-        if other.mode != "nat" or other.tenant != network.tenant:
-            continue
+    def holder(self, prefix: Prefix) -> NetworkGoal | None:
+        """Whose prefix overlaps this one."""
+        version, first, last = _range(prefix)
+        at = bisect_right(self._ranges, (version, last, 1 << 128))
+        if at and (found := self._ranges[at - 1])[0] == version and found[2] >= first:
+            return self._holders[found]
+        return None
+
+    def add(self, prefixes: tuple[Prefix, ...], network: NetworkGoal) -> None:
+        """Prefixes that overlap none so far."""
         for prefix in prefixes:
-            if _overlap((prefix,), list(network_prefixes(other))):
-                raise ObjectError(
-                    f"prefix {prefix} overlaps that of nat network {other.tenant}/{other.name} on this host"
-                )
+            insort(self._ranges, _range(prefix))
+            self._holders[_range(prefix)] = network
+
+
+def _range(prefix: Prefix) -> tuple[int, int, int]:
+    return (prefix.version, int(prefix.network_address), int(prefix.broadcast_address))
+
+
+def _refuse_overlap(prefixes: tuple[Prefix, ...], taken: _Disjoint) -> None:
+    for prefix in prefixes:
+        other = taken.holder(prefix)
+        if other is not None:
+            raise ObjectError(f"prefix {prefix} overlaps that of nat network {other.tenant}/{other.name} on this host")
 
 
 def bridge(network: NetworkGoal, ids: Ids, observed: Observed, shadowed: bool) -> BridgeLink:

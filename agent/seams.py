@@ -9,6 +9,8 @@ from collections.abc import AsyncGenerator, Collection, Iterable, Mapping, Seque
 from ipaddress import IPv4Address
 from typing import Protocol
 
+from vfp.datapath.binding_log import BindingEvent
+from vfp.datapath.bindings import BindingRecord
 from vfp.datapath.capture import Captured
 from vfp.datapath.engine import Hook
 from vfp.datapath.records import DropEvent, FlowRecord, InspectCounts, LogEvent, RuleHits
@@ -74,6 +76,13 @@ class DatapathSeam(Protocol):
         self, hook: Hook, number: int, frame: bytes, vtep: IPv4Address | None = None
     ) -> Traced: ...
     def binding(self, key: BindingKey) -> External | None: ...  # noqa: D102
+    def select_bindings(  # noqa: D102
+        self, pools: Collection[int] | None, limit: int
+    ) -> tuple[list[BindingRecord], int]: ...
+    def pool_use(self) -> Mapping[int, Sequence[tuple[Address, int, int]]]: ...  # noqa: D102
+    def mapping_hits(self) -> Mapping[str, int]: ...  # noqa: D102
+    def bindings_fd(self) -> int: ...  # noqa: D102
+    def read_binding_events(self) -> Sequence[BindingEvent]: ...  # noqa: D102
     def binding_at(self, external: External) -> BindingKey | None: ...  # noqa: D102
     def block_holder(self, block: Block) -> tuple[int, int] | None: ...  # noqa: D102
     def binding_count(self, port: int, pool: int) -> int: ...  # noqa: D102

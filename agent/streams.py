@@ -1,4 +1,4 @@
-"""What goes on as it goes on: drops and captured packets for whoever follows, in bounded buffers.
+"""What goes on as it goes on: drops, captured packets and records of bindings for whoever follows, in bounded buffers.
 
 Who follows asks again and again with the number of the last record that it has; a question waits until there is a newer
 one. Asking is also the sign of life: a stream that nobody asks for is closed after `LEASE_S`, and with the last capture
@@ -33,8 +33,8 @@ MAX_STREAMS = 8                             # each keeps one of the session's qu
 BUFFER_BYTES = 4 << 20
 ANSWER_BYTES = 1 << 20
 
-_DROPS, _CAPTURE = "drops", "capture"
-_ROW_BYTES = 400                            # of a drop, as text
+_DROPS, _CAPTURE, _BINDINGS = "drops", "capture", "bindings"
+_ROW_BYTES = 400                            # of a drop or binding, as text
 _STAGES = {"before": CaptureStage.BEFORE, "after": CaptureStage.AFTER}
 
 SetCapture = Callable[[frozenset[int], int], Awaitable[None]]
@@ -50,6 +50,7 @@ class _Stream:
     number: int = 0                         # of the port
     packet_bytes: int = 0
     stage: str = ""
+    network: str = ""
     asked_s: float = 0.0
     waiting: int = 0
     next: int = 1
@@ -97,8 +98,8 @@ class Streams:
     """All followers of one host. `built` raises `BadQuery` as long as nothing is programmed."""
 
     def __init__(self, built: Callable[[], Built], set_capture: SetCapture,
-                 lost: Callable[[], Awaitable[tuple[int, int]]], changed: Callable[[], None] = lambda: None) -> None:
-        """`lost` tells what the kernel could not tell: events, captures. `changed`: somebody came or went."""
+                 lost: Callable[[], Awaitable[Numbers]], changed: Callable[[], None] = lambda: None) -> None:
+        """`lost` tells what the kernel could not tell, by kind of stream. `changed`: somebody came or went."""
         self._changed = changed
         self._built = built
         self._set_capture = set_capture
@@ -117,8 +118,9 @@ class Streams:
         """{records, last, lost}: what came after record `after`, as soon as there is something, or nothing.
 
         Args:
-            args: stream (any text that nobody else has), kind (drops, capture), after (None: begin, and do not
-                wait); `port` and, for a capture, `bytes` and `stage` (before, after) say what to tell of.
+            args: stream (any text that nobody else has), kind (drops, capture, bindings), after (None: begin, and do
+                not wait); `port` and, for a capture, `bytes` and `stage` (before, after) say what to tell of, for
+                bindings `network` (tenant/name).
 
         Raises:
             BadQuery: an argument is wrong, the port is not here, or too many follow already.
@@ -183,10 +185,19 @@ class Streams:
                         record = _record(stream, packet, epoch_s)
                         stream.put(record, len(record["data"]) + _ROW_BYTES)
 
+    def bindings(self, rows: list[Row], lost: int) -> None:
+        """Bindings began or ended; `lost` as the kernel counts."""
+        for stream in self._open.values():
+            if stream.kind == _BINDINGS:
+                stream.lose(lost)
+                for row in rows:
+                    if stream.network in ("", row["network"]):
+                        stream.put(row, _ROW_BYTES)
+
     async def _begin(self, name: str, args: Args) -> _Stream:
-        kind = arguments.word(args, "kind", (_DROPS, _CAPTURE))
+        kind = arguments.word(args, "kind", (_DROPS, _CAPTURE, _BINDINGS))
         if len(self._open) >= MAX_STREAMS:
-            raise BadQuery(f"{MAX_STREAMS} captures and watches run on this host already; end one")
+            raise BadQuery(f"{MAX_STREAMS} captures, watches and logs run on this host already; end one")
         if args.get("after") is not None:
             raise BadQuery("the stream was given up: nobody asked for it, or the agent was restarted; begin anew")
         built = self._built()
@@ -195,8 +206,8 @@ class Streams:
         stream.packet_bytes = min(arguments.number(args, "bytes") or MAX_BYTES, MAX_BYTES)
         stream.stage = arguments.word(args, "stage", tuple(_STAGES))
         stream.asked_s = time.monotonic()
-        events, captures = await self._lost()
-        stream.lose(captures if kind == _CAPTURE else events)
+        stream.network = arguments.word(args, "network")
+        stream.lose((await self._lost())[stream.kind])
         self._open[name] = stream
         self._began.set()
         self._changed()

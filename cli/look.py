@@ -130,12 +130,12 @@ def drops(
         hosts = answers.get("hosts") or []
         if endpoint is None:
             print("By reason")
-            show(_rows(hosts, "reasons"), _DROP_REASONS, output, "no drops")
+            show(rows_of(hosts, "reasons"), _DROP_REASONS, output, "no drops")
         print("By rule" if endpoint else "\nBy rule")
-        show(_rows(hosts, "rules"), _DROP_RULES, output, "no drops by a rule")
+        show(rows_of(hosts, "rules"), _DROP_RULES, output, "no drops by a rule")
         print("\nLatest")
-        show(_rows(hosts, "recent"), _DROP_EVENTS, output, "none seen")
-    _complain(answers)
+        show(rows_of(hosts, "recent"), _DROP_EVENTS, output, "none seen")
+    complain(answers)
 
 
 def logs(
@@ -163,7 +163,7 @@ def _show(
     answers = _ask(what, endpoint, host, tenant, api, wanted)
     hosts = answers.get("hosts") or []
     if output is Format.TABLE:
-        show(_rows(hosts, what), columns, output, f"no {what}")
+        show(rows_of(hosts, what), columns, output, f"no {what}")
     else:
         dump(answers, output)
     for answer in hosts:
@@ -171,7 +171,7 @@ def _show(
         if total > shown:
             text = f"{shown} of {total} {what} of host {answer.get('host')} are shown; --limit shows more"
             print(text, file=sys.stderr)
-    _complain(answers)
+    complain(answers)
 
 
 def _path(endpoint: str | None, tenant: str | None) -> str:
@@ -197,12 +197,12 @@ def _ask(
                 return client.drops(host=host, endpoint=path)
 
 
-def _rows(hosts: list[Row], field: str) -> list[dict[str, Any]]:
+def rows_of(hosts: list[Row], field: str) -> list[dict[str, Any]]:
     """The rows of all hosts in one list, each with its host."""
     return [{"host": answer.get("host", ""), **row} for answer in hosts for row in answer.get(field) or []]
 
 
-def _complain(answers: Mapping[str, Any]) -> None:
+def complain(answers: Mapping[str, Any]) -> None:
     """Hosts that could not answer: the listing is not whole, and the status must say so."""
     faults = [
         Fault(

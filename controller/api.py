@@ -13,6 +13,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated, Any, TypeVar
 
@@ -30,6 +31,7 @@ from controller.follow import Follows
 from controller.inside import TraceRequest, inside, known, place_of, trace
 from controller.ledger import Ledger, Outcome, missing
 from controller.listeners import look_again
+from controller.nat_api import nat_routes
 from controller.pki import Pki
 from controller.push import Push
 from controller.resources import API_VERSION, DEFAULT_TENANT, RESOURCES
@@ -307,6 +309,7 @@ def _lookers(controller: Controller) -> APIRouter:
         args = {"kind": "capture", "port": uid, "bytes": snaplen, "stage": stage}
         return await _follow(controller, [host], args, patient=False, seconds=seconds)
 
+    router.include_router(nat_routes(controller, partial(_follow, controller), REFUSALS))
     for what, summary in (("flows", "Live flows"), ("drops", "Drops by reason and rule"),
                           ("logs", "Packets that rules have logged"),
                           ("rules", "Programmed rules with their counters")):

@@ -27,6 +27,7 @@ from controller.ledger import Ledger
 from controller.listen import ApiServer, api_token, guarded, remove_socket, tcp_socket, unix_socket
 from controller.pki import Pki
 from controller.push import KEEPALIVE_S, Push
+from controller.roaming import Roaming
 from controller.status import Statuses
 from controller.store import SqliteStore
 from controller.watch import Watches
@@ -98,6 +99,7 @@ async def serve(config: Config, stop: asyncio.Event, started: Callable[[Started]
         store = await asyncio.to_thread(SqliteStore, config.state_dir / "sluice.db")
         ledger = Ledger(store)
         stack.push_async_callback(ledger.close)
+        stack.push_async_callback(Roaming(ledger).close)
         controller = _assembled(ledger, pki)
         server = SouthboundServer(address.strip("[]"), int(port), pki.server_context(), controller.push,
                                   keepalive_s=config.keepalive_s)

@@ -125,8 +125,13 @@ def _subnets(ref: Ref, spec: NetworkSpec, old: Stored[NetworkSpec] | None, state
     for i, subnet in enumerate(spec.subnets):
         if i not in settled:
             assert spec.host is not None, "checked before"
-            prefix = chosen(state, spec.host, ref, facts.get(spec.host), subnet.length,
-                            [ip_network(each.prefix) for each in settled.values()])
+            try:
+                prefix = chosen(state, spec.host, ref, facts.get(spec.host), subnet.length,
+                                [ip_network(each.prefix) for each in settled.values()])
+            except ipam.Exhausted as error:
+                raise ipam.Exhausted(str(error), f"spec.subnets[{i}].prefix", "auto",
+                                     f"free one, give a prefix, or add to spec.autoPrefixes of Host {spec.host}"
+                                     ) from None
             settled[i] = Subnet(str(prefix), ipam.default_gateway(prefix))
     return tuple(settled[i] for i in range(len(spec.subnets)))
 
@@ -166,7 +171,8 @@ def _address(network: Stored[NetworkSpec], subnets: Sequence[InUse], version: in
     if number is None:
         count = sum(high - low + 1 for low, high in ring)
         prefixes = ", ".join(str(subnet.prefix) for subnet in subnets if subnet.version == version)
-        raise ipam.Exhausted(f"all {count} addresses that {prefixes} has to give are in use")
+        raise ipam.Exhausted(f"all {count} addresses that {prefixes} has to give are in use",
+                             "spec.address6" if version == 6 else "spec.address", "nothing")
     state.cursors[key] = number
     return ipam.text_of(number, version)
 
@@ -206,7 +212,11 @@ def _external_port(ref: Ref, spec: StaticMappingSpec, old: Stored[StaticMappingS
         if first <= begin and end <= last and not any(map(taken, range(begin, end + 1))):
             return begin
     key = f"port/{name}"
-    port = ipam.next_ports((first, last), spec.size, state.cursors.get(key, 0), taken)
+    try:
+        port = ipam.next_ports((first, last), spec.size, state.cursors.get(key, 0), taken)
+    except ipam.Exhausted as error:
+        raise ipam.Exhausted(f"{error} (mappingPorts of Host {name})", "spec.externalPort", "auto",
+                             "free some, give a port, or more mappingPorts") from None
     state.cursors[key] = port + spec.size - 1
     return port
 

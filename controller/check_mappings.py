@@ -73,8 +73,9 @@ def _external_address(spec: StaticMappingSpec, host: str, around: Surroundings) 
     facts, address = around.facts.get(host), spec.external_address
     if address in ANY_ADDRESSES or facts is None:
         return
-    own = [a for a in own_addresses(facts) if ip_address(a).version == spec.version]
-    if address not in own:
+    if address not in own_addresses(facts):
+        own = [a for a in own_addresses(facts)
+               if ip_address(a).version == spec.version and not ip_address(a).is_loopback]
         yield Problem("outside", f"is not an address of host {host}", "spec.externalAddress", address,
                       f"use one of {', '.join(own[:6])}, or {'::' if spec.version == 6 else '0.0.0.0'}")
 
@@ -99,12 +100,12 @@ def _whole(ref: Ref, spec: StaticMappingSpec, host: str, around: Surroundings) -
 
 
 def primary_addresses(facts: HostFacts) -> set[str]:
-    """The first address of each family of each interface."""
-    first: dict[tuple[str, int], str] = {}
+    """The first IPv4 address of each interface, and the only IPv6 one; the kernel does not order those."""
+    held: dict[tuple[str, int], list[str]] = {}
     for interface, text in facts.addresses:
         address = text.partition("/")[0]
-        first.setdefault((interface, ip_address(address).version), address)
-    return set(first.values())
+        held.setdefault((interface, ip_address(address).version), []).append(address)
+    return {its[0] for (_, version), its in held.items() if version == 4 or len(its) == 1}
 
 
 def _ports(ref: Ref, spec: StaticMappingSpec, ports: Range, host: str, around: Surroundings) -> Iterator[Problem]:

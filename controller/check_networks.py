@@ -175,7 +175,7 @@ def _free(ref: Ref, prefix: Prefix, where: str, host: str, around: Surroundings)
     for other, subnet in of_networks(state, host, ref):
         network = state.network(other)
         mine = other.tenant == ref.tenant and network is not None and network.spec.mode == "nat"
-        if (mine or other == ref) and touch(subnet.prefix, prefix):
+        if mine and touch(subnet.prefix, prefix):
             yield Problem("overlap", f"overlaps {subnet.prefix} of {other} on the same host {host}", where,
                           str(prefix), "choose a prefix that overlaps none of the tenant's nat networks there, or auto")
     own = state.network(ref)
@@ -203,9 +203,10 @@ def _nat(ref: Ref, spec: NetworkSpec, nat: NatSpec, host: str, around: Surroundi
         if version not in versions:
             yield Problem("family", f"is IPv{version}, and the network has no IPv{version} subnet", where, address,
                           "leave it out, or add a subnet of its family")
-        elif facts is not None and address not in (own := own_addresses(facts)):
+        elif facts is not None and address not in own_addresses(facts):
+            own = [a for a in map(ip_address, own_addresses(facts)) if a.version == version and not a.is_loopback]
             yield Problem("outside", f"is not an address of host {host}", where, address,
-                          f"use one of {', '.join(a for a in own[:8] if ip_address(a).version == version)}")
+                          f"use one of {', '.join(map(str, own[:6]))}, or add it to an interface of {host}")
         for mapping in whole_address_mappings(around, host):
             if mapping[1] == address:
                 yield Problem("in_use", f"all of {address} is mapped by {mapping[0]}", where, address,

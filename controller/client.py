@@ -286,6 +286,19 @@ class Client:
         """
         return self._inside("rules", host, endpoint, wanted)
 
+    def nat(self, host: str = "", network: str = "", **wanted: str | int) -> dict[str, Any]:
+        """NAT of a host, of a network `tenant/name`, or of all.
+
+        Returns {hosts: [{host, error, prefixes, pools, mappings, bindings, total}]}; `total`: bindings.
+
+        `wanted`: section (one of the four), limit (bindings of a host).
+        """
+        return self._inside("nat", host, "", {"network": network, **wanted})
+
+    def nat_log(self, host: str = "", network: str = "") -> Iterator[dict[str, Any]]:
+        """Bindings as they begin and end, of networks with `log`: as `watch_drops`."""
+        yield from self._stream("/v1/nat/log", {"host": host, "network": network})
+
     def watch_drops(self, host: str = "", endpoint: str = "") -> Iterator[dict[str, Any]]:
         """Drops as they happen: {type: records, host, records, lost} or {type: error, host, message}."""
         yield from self._stream("/v1/drops/watch", {"host": host, "endpoint": endpoint})

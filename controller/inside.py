@@ -1,4 +1,4 @@
-"""Look inside: traces across hosts, and flows, drops and rules of hosts, asked of agents."""
+"""Look inside: traces across hosts, and flows, drops, rules and NAT of hosts, asked of agents."""
 
 from __future__ import annotations
 
@@ -123,6 +123,37 @@ async def inside(push: Push, state: State, what: str, host: str, endpoint: str,
     return {"hosts": await asyncio.gather(*(_one(push, name, what, args) for name in names))}
 
 
+async def nat(push: Push, state: State, host: str, network: str, args: Mapping[str, Any]) -> dict[str, Any]:
+    """Ask about NAT: one host, the host of a network, or every connected one; as `inside`."""
+    host, name = nat_place(state, host, network)
+    return await inside(push, state, "nat", host, "", {**args, **({"network": name} if name else {})})
+
+
+def nat_place(state: State, host: str, network: str) -> tuple[str, str]:
+    """The host to ask (empty: all) and `tenant/name` of the network (empty: all).
+
+    Raises:
+        NotFound: there is no such network or host. Invalid: the network is no nat network, or on another host.
+    """
+    if not network:
+        if host:
+            known(state, host)
+        return host, ""
+    prefix, _, name = network.rpartition("/")
+    ref = Ref("Network", prefix or DEFAULT_TENANT, name)
+    found = state.network(ref)
+    if found is None:
+        problem = missing(ref, state)
+        raise NotFound(Problem(problem.code, problem.message, "network", network, problem.todo))
+    if found.spec.mode != "nat" or found.spec.host is None:
+        raise Invalid(Problem("invalid", f"network {ref.tenant}/{ref.name} has mode {found.spec.mode}", "network",
+                              network, "name a network with mode nat"))
+    if host and host != found.spec.host:
+        raise Invalid(Problem("invalid", f"network {ref.tenant}/{ref.name} is on host {found.spec.host}", "host", host,
+                              "leave one of the two out"))
+    return found.spec.host, f"{ref.tenant}/{ref.name}"
+
+
 def known(state: State, host: str) -> None:
     """Raise `NotFound` unless the host is declared."""
     if state.host(host) is None:
@@ -197,4 +228,4 @@ def place_of(state: State, host: str, endpoint: str) -> tuple[str, str]:
     return host, ""
 
 
-__all__ = ["TraceRequest", "endpoint_named", "inside", "known", "place_of", "trace"]
+__all__ = ["TraceRequest", "endpoint_named", "inside", "known", "nat", "nat_place", "place_of", "trace"]

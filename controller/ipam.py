@@ -23,7 +23,12 @@ Range = tuple[int, int]
 
 
 class Exhausted(Exception):
-    """Nothing is free; the text says of what."""
+    """Nothing is free; the text says of what. `field`, `found` and `todo` say who asked for it, as in a `Problem`."""
+
+    def __init__(self, text: str, field: str = "spec", found: str = "",
+                 todo: str = "free some, or choose by hand") -> None:
+        super().__init__(text)
+        self.field, self.found, self.todo = field, found, todo
 
 
 def next_free(ring: Sequence[Range], after: int, taken: Callable[[int], bool]) -> int | None:

@@ -20,6 +20,7 @@ from controller.checks import Surroundings
 from controller.documents import Declared, parse, render
 from controller.errors import NotFound, Outdated, Problem, on, refusal
 from controller.ipam import Exhausted
+from controller.renumber import renumber
 from controller.resources import RESOURCES, EndpointSpec, NetworkSpec, StaticMappingSpec, TenantSpec
 from controller.state import DEFAULT_TENANT_REF, AnyStored, Change, Ref, State, Stored
 from controller.store import Commit, Event, Report, Store
@@ -64,6 +65,7 @@ class Ledger:
         self._lock = asyncio.Lock()
         self._writes: set[asyncio.Task[Outcome]] = set()
         self.on_commit: list[Callable[[Outcome, State], None]] = []
+        self.on_report: list[Callable[[str], None]] = []        # with the host whose report differs from the last
         self.identity = store.identity
         self.reports: dict[str, Report] = store.reports()
         self.state = store.load()
@@ -105,6 +107,15 @@ class Ledger:
         if self.reports.get(host) != report:
             self.reports[host] = report
             await self.in_store_thread(self._store.save_report, host, report)
+            for listener in self.on_report:
+                listener(host)
+
+    async def renumber(self, host: str) -> Outcome:
+        """Move the networks of a host that it has come to overlap, as far as they are to move, in one revision.
+
+        The items are the networks that moved. Raises `StoreError`.
+        """
+        return await self._write(lambda: self._renumber(host), False)
 
     async def add_token(self, secret_hash: str, host: str, ttl_s: float) -> float:
         """Keep a join token; returns when it expires (seconds since 1970)."""
@@ -180,7 +191,7 @@ class Ledger:
                         before = changes[change.ref].before if change.ref in changes else change.before
                         changes[change.ref] = Change(before, change.after)
                 except Exhausted as error:
-                    found = [Problem("exhausted", str(error), "spec", todo="free some, or choose by hand")]
+                    found = [Problem("exhausted", str(error), error.field, error.found, error.todo)]
             if found:
                 refused.add(each.ref)
                 problems += on(str(each.ref), found)
@@ -189,6 +200,14 @@ class Ledger:
         if problems:
             raise refusal(_without_echoes(problems, parsed))
         return fork, [items[each.ref] for each in declared], list(changes.values())
+
+    def _renumber(self, host: str) -> tuple[State, list[Item], list[Change]]:
+        fork = self.state.fork()
+        fork.revision += 1
+        changes = renumber(fork, host, self.facts.get(host))
+        items = [Item(change.ref, "configured", change.after) for change in changes
+                 if change.after is not None and change.ref.kind == "Network"]
+        return fork, items, changes
 
     def _delete(self, refs: Sequence[Ref], missing_ok: bool,
                 if_match: int | None) -> tuple[State, list[Item], list[Change]]:

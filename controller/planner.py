@@ -44,7 +44,7 @@ class NetworkPlan:
     local: Mapping[str, Mapping[Key, Goal]]
     remotes: Mapping[Key, tuple[str, RemoteGoal]]         # host where it lives, goal for the others
     tiers: Mapping[Ref, AclTier] = field(default_factory=dict)
-    sources: Mapping[Key, object] = field(default_factory=dict)   # stored endpoint of each port goal
+    sources: Mapping[Key, object] = field(default_factory=dict)   # stored object of each port and mapping goal
 
     def for_host(self, host: str) -> Iterator[tuple[Key, Goal]]:
         """Everything that a host with a port here must know of the network."""
@@ -205,7 +205,11 @@ def _network_plan(state: State, network: Stored[NetworkSpec], old: NetworkPlan |
     for mapping in mappings:
         target = state.endpoint(Ref("Endpoint", mapping.ref.tenant, mapping.spec.endpoint))
         if target is not None:
-            local[target.spec.host]["mapping", mapping.uid] = _mapping_goal(mapping, target)
+            host, key = target.spec.host, ("mapping", mapping.uid)
+            same = (kept is not None and kept.sources.get(key) is mapping
+                    and kept.sources.get(("port", target.uid)) is target)
+            local[host][key] = kept.local[host][key] if kept is not None and same else _mapping_goal(mapping, target)
+            sources[key] = mapping
     return NetworkPlan(goal, local, remotes, acl.tiers, sources)
 
 

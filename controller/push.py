@@ -14,6 +14,7 @@ from typing import Any
 import structlog
 
 from controller.errors import Problem, Refused, Unavailable
+from controller.facts import readable
 from controller.ledger import Ledger, Outcome
 from controller.link import Link
 from controller.pki import Pki, PkiError
@@ -144,7 +145,7 @@ class Push:
         """A session begins: say what the host lacks, and keep saying it."""
         host = session.host
         if self._ledger.state.host(host) is not None:
-            await self._ledger.save_report(host, Report(hello.agent, hello.facts))
+            await self._ledger.save_report(host, Report(hello.agent, readable(hello.facts)))
         if self._ledger.state.host(host) is None:       # asked again: it may have gone while we saved
             raise HelloRefused(f"host {host} is not declared (any more); apply a Host {host}, or run "
                                "`sluice agent purge` on it")
@@ -170,8 +171,9 @@ class Push:
 
     async def on_facts(self, session: Session, facts: Facts) -> None:
         """The host's surroundings changed."""
-        await self._ledger.save_report(session.host, Report(session.hello.agent, facts.facts))
-        self._moved(session.host)
+        await self._ledger.save_report(session.host, Report(session.hello.agent, readable(facts.facts)))
+        networks = self._ledger.state.nat_networks_on(session.host)     # what overlaps them may have changed
+        self._moved(session.host, [("network", network.uid) for network in networks])
 
     async def on_resync(self, session: Session, resync: Resync) -> None:
         """The agent wants everything."""
@@ -238,7 +240,7 @@ class Push:
         self._progress = asyncio.Event()
         uids = self._ledger.state.uids
         refs = [Ref("Host", "", host), *(uids[uid] for kind, uid in sorted(keys)
-                                         if kind in ("port", "mapping") and uid in uids)]
+                                         if kind in ("network", "port", "mapping") and uid in uids)]
         for listener in self.on_status:
             listener(refs)
 

@@ -67,10 +67,10 @@ class Statuses:
         if spec.mode == "nat" and spec.host is not None:
             # A host may come to overlap a network after it was accepted: it roams, or a VPN goes up.
             facts = self._ledger.facts.get(spec.host)
-            found = dict.fromkeys(str(each) for subnet in assigned.subnets
+            found = dict.fromkeys(f"overlap with {each}" for subnet in assigned.subnets
                                   for each in overlaps(ip_network(subnet.prefix), facts))
             if found:
-                phase, messages = "Degraded", dict.fromkeys(f"overlap with {each}" for each in found)
+                phase, messages = "Degraded", found
         return NetworkStatus.model_construct(
             phase=phase, message="; ".join((*messages, *([assigned.moved] if assigned.moved else []))),
             subnets=tuple(SubnetStatus.model_construct(prefix=each.prefix, gateway=each.gateway)

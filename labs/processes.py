@@ -106,6 +106,7 @@ class Background:
     log: Path                               # standard error
     out: Path                               # standard output
     began_s: float
+    written: tuple[int, int] = (0, 0)       # bytes that an earlier run of this name left in `out` and `log`
 
 
 class Processes:
@@ -153,21 +154,21 @@ class Processes:
         logs.mkdir(exist_ok=True)
         stem = spec.name.replace("/", "-")
         log, out = logs / f"{stem}.log", logs / f"{stem}.out"
-        written = log.stat().st_size if log.exists() else 0
+        written = _size(out), _size(log)
         try:
             process = Child(inside(spec.namespace, spec.command), self._environment, out, log)
         except OSError as error:
             raise StepFailed(f"cannot start {spec.name}: {error}") from error
-        self._running[spec.name] = Background(spec, process, log, out, time.monotonic())
+        self._running[spec.name] = Background(spec, process, log, out, time.monotonic(), written)
         start = started_at(process.pid)
         if start is not None:
             self._journal.add_process(Identity(spec.name, process.pid, start))
-        await self._until_ready(self._running[spec.name], written)
+        await self._until_ready(self._running[spec.name])
 
-    async def _until_ready(self, background: Background, written: int) -> None:
+    async def _until_ready(self, background: Background) -> None:
         spec, process = background.spec, background.process
         deadline = time.monotonic() + spec.ready.timeout_s
-        while missing := _missing(spec.ready, process.pid, background, written):
+        while missing := _missing(spec.ready, process.pid, background):
             if process.returncode is not None:
                 raise StepFailed(f"{spec.name} ended at once, exit status {process.returncode}",
                                  self.output(spec.name))
@@ -207,8 +208,7 @@ class Processes:
             raise StepFailed(f"{name} was not done after {timeout_s:g} s", self.output(name)) from None
         self._journal.forget_process(background.process.pid)
         return Outcome(background.spec.command, background.process.returncode or 0,
-                       background.out.read_text(errors="replace"), background.log.read_text(errors="replace"),
-                       background.began_s, time.monotonic())
+                       *_written(background), background.began_s, time.monotonic())
 
     def output(self, name: str) -> str:
         """The last lines that a background program wrote."""
@@ -327,7 +327,18 @@ def _signal_group(pid: int, number: signal.Signals) -> None:
         return
 
 
-def _missing(ready: Ready, pid: int, background: Background, written: int) -> str:
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _written(background: Background) -> tuple[str, str]:
+    """What this run of a program wrote to standard output and standard error."""
+    out, log = (path.read_bytes()[skip:].decode(errors="replace")
+                for path, skip in zip((background.out, background.log), background.written, strict=True))
+    return out, log
+
+
+def _missing(ready: Ready, pid: int, background: Background) -> str:
     """What a program lacks to count as ready; empty: nothing."""
     namespace = background.spec.namespace
     if namespace and _network(pid) != (NETNS / namespace).stat().st_ino:
@@ -338,10 +349,8 @@ def _missing(ready: Ready, pid: int, background: Background, written: int) -> st
     for port in ready.udp:
         if port not in _bound(pid, "udp"):
             return f"nothing is bound to UDP port {port}"
-    if ready.log:
-        text = background.log.read_bytes()[written:] + background.out.read_bytes()
-        if not re.search(ready.log, text.decode(errors="replace"), re.MULTILINE):
-            return f"its output does not show {ready.log!r}"
+    if ready.log and not re.search(ready.log, "".join(_written(background)), re.MULTILINE):
+        return f"its output does not show {ready.log!r}"
     return ""
 
 

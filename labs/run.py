@@ -180,7 +180,8 @@ def _site(lab: Lab, path: Path) -> Site:
     record = Journal(lab.name, str(path.resolve()))
     running = processes.Processes(record, environment(record))
     site = Site(lab, record, running, places(lab))
-    site.saved.update(lab=lab.name, work=str(site.work), api=record.api, socket=record.api.removeprefix("unix:"))
+    site.saved.update(lab=lab.name, work=str(site.work), logs=str(record.directory / "logs"), api=record.api,
+                      socket=record.api.removeprefix("unix:"))
     return site
 
 

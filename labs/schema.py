@@ -163,7 +163,7 @@ class Start(Model):
 
 
 class Finish(Model):
-    """Wait for a background process to end (after a signal, if one is given) and check its output."""
+    """Wait for a background process to end (after a signal, if one is given and it still runs) and check its output."""
 
     finish: str
     signal: Signal | None = None

@@ -127,7 +127,7 @@ _numbers = itertools.count(1)
 
 async def _finish(site: Site, action: Finish, names: Names) -> str:
     name = fill_text(action.finish, names)
-    if action.signal:
+    if action.signal and site.processes.alive(name):
         await site.processes.kill(name, signal.Signals[f"SIG{action.signal}"])
     outcome = await site.processes.finish(name, action.timeout_s)
     judge(action.check, outcome, names)

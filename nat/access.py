@@ -10,10 +10,10 @@ host.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from ipaddress import IPv4Network, IPv6Network, ip_network
+from ipaddress import IPv4Network, IPv6Network
 
 from nat.pools import gateway_pool, host_source
-from policy.addresses import ETHERTYPES, ND_TYPES, Interface, gateways, nd, own_addresses, to_prefix
+from policy.addresses import ETHERTYPES, ND_TYPES, Interface, gateways, host_prefix, nd, own_addresses, to_prefix
 from policy.contribution import HostView, Tables
 from southbound.messages import NetworkGoal, PortGoal
 from vfp.model import ETH_P_ARP, Allow, Group, Layer, Match, Prefix, Rewrite, Rule, TranslateSource
@@ -64,7 +64,7 @@ def _to_gateway(network: NetworkGoal, view: HostView) -> Iterator[Rule]:
     for number, gateway in enumerate(gateways(network), 10):
         address = host_source(view, gateway.version)
         if address is not None:
-            rules.append(Rule(number, to_prefix(ip_network(gateway.ip)), Rewrite(dst=address), "gateway"))
+            rules.append(Rule(number, to_prefix(host_prefix(gateway.ip)), Rewrite(dst=address), "gateway"))
     if rules:
         yield Rule(0, Match(ethertype=ETH_P_ARP), Allow(), "arp")
         yield from (Rule(0, nd(icmp_type), Allow(), "nd") for icmp_type in ND_TYPES)

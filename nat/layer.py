@@ -15,7 +15,7 @@ from ipaddress import IPv4Network, IPv6Network, ip_network
 from nat.mappings import VXLAN_PORT, Expander
 from nat.plan import NatPlan, make_plan, one_to_one
 from nat.pools import Choice
-from policy.addresses import ETHERTYPES, LINK_LOCAL, ND_TYPES, nd, network_prefixes, to_prefix
+from policy.addresses import ETHERTYPES, LINK_LOCAL, ND_TYPES, host_prefix, nd, network_prefixes, to_prefix
 from policy.contribution import HostView, ObjectError, Tables
 from southbound.messages import NetworkGoal, PortGoal
 from vfp.model import (
@@ -44,7 +44,6 @@ __all__ = ["SourceNat", "host_destinations"]
 UDP = 17
 _EVERYWHERE: dict[int, Prefix] = {4: IPv4Network("0.0.0.0/0"), 6: IPv6Network("::/0")}
 _FIRST_TRANSLATION = 100
-ENGINE_LACKS_HAIRPIN = True                 # until the engine has it
 
 _STATIC = Group("static", (Rule(0, Match(), Untranslate(), "untranslate"),))
 
@@ -107,7 +106,7 @@ def _groups(
     network: NetworkGoal, view: HostView, plan: NatPlan, whole: tuple[tuple[Address, Address], ...]
 ) -> Iterator[Group]:
     hairpins = tuple(_hairpins(network, view, plan))
-    if hairpins and not ENGINE_LACKS_HAIRPIN:
+    if hairpins:
         yield Group("hairpin", hairpins)
     rules = [
         Rule(0, Match(ethertype=ETH_P_ARP), Allow(), "arp"),
@@ -130,13 +129,13 @@ def _hairpins(network: NetworkGoal, view: HostView, plan: NatPlan) -> Iterator[R
         chosen = plan.choices.get((network.id, one.version), ())
         same = next((choice for choice in chosen if one.ip in choice.addresses), None)
         for choice in (same or chosen[-1],) if chosen else ():
-            yield Rule(number, to_prefix(ip_network(one.ip)), Hairpin(view.pool_ids[choice.name]), f"hairpin-{one.ip}")
+            yield Rule(number, to_prefix(host_prefix(one.ip)), Hairpin(view.pool_ids[choice.name]), f"hairpin-{one.ip}")
 
 
 def _to_host(network: NetworkGoal, view: HostView, plan: NatPlan) -> Iterator[Rule]:
     """The stack knows the endpoints by its bridge; those that are shadowed it knows by an address of its own."""
     for address in host_destinations(network, view):
-        match = to_prefix(ip_network(address))
+        match = to_prefix(host_prefix(address))
         if network.id not in view.shadowed:
             yield Rule(20, match, Allow(), "host")
         elif (network.id, address.version) in plan.to_host:
@@ -162,7 +161,7 @@ def _translations(
         actions = list(_actions(network, view, plan, version))
         for internal, external in whole:
             if internal.version == version:
-                own = Match(ethertype=ETHERTYPES[version], src=ip_network(internal))
+                own = Match(ethertype=ETHERTYPES[version], src=host_prefix(internal))
                 actions.insert(0, (own, Rewrite(src=external), "one-to-one"))
         for match, action, name in actions:
             for scope in scopes:

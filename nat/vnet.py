@@ -8,10 +8,11 @@ the host by the loopback uplink.
 
 from __future__ import annotations
 
-from ipaddress import IPv4Network, IPv6Network, ip_network
+from collections.abc import Iterator
+from ipaddress import IPv4Network, IPv6Network
 
 from nat.layer import host_destinations
-from policy.addresses import LINK_LOCAL, gateways, held_addresses, nd, network_prefixes, to_prefix
+from policy.addresses import LINK_LOCAL, gateways, held_addresses, host_prefix, nd, network_prefixes, to_prefix
 from policy.contribution import Fault, HostView, ObjectError, Tables, mac_bytes
 from southbound.messages import NetworkGoal, PortGoal, key_of
 from vfp.model import (
@@ -54,6 +55,7 @@ class NatVnet:
     def __init__(self) -> None:
         self._view: HostView | None = None
         self._layers: dict[str, Layer] = {}                         # by NetworkGoal.id: its ports share one
+        self._walls: list[tuple[str, Rule]] = []                    # against other networks; NetworkGoal.id of each
 
     def layer(self, port: PortGoal, view: HostView) -> Layer | None:
         """ARP and ND from the space, own prefixes and host by the space, the rest by the uplink."""
@@ -61,9 +63,9 @@ class NatVnet:
         if network.mode != "nat":
             return None
         if self._view is not view:
-            self._view, self._layers = view, {}
+            self._view, self._layers, self._walls = view, {}, list(_walls(view))
         if network.id not in self._layers:
-            self._layers[network.id] = _layer(network, view)
+            self._layers[network.id] = _layer(network, view, self._walls)
         return self._layers[network.id]
 
     def tables(self, view: HostView) -> Tables:
@@ -79,7 +81,7 @@ class NatVnet:
         return Tables(spaces=tuple(spaces), faults=tuple(faults))
 
 
-def _layer(network: NetworkGoal, view: HostView) -> Layer:
+def _layer(network: NetworkGoal, view: HostView, walls: list[tuple[str, Rule]]) -> Layer:
     inside = Forward(network.space)
     rules = [
         Rule(0, Match(ethertype=ETH_P_ARP), AnswerArp(network.space), "arp"),
@@ -87,12 +89,12 @@ def _layer(network: NetworkGoal, view: HostView) -> Layer:
         *(Rule(10, to_prefix(prefix), inside, "inside") for prefix in (*network_prefixes(network), LINK_LOCAL)),
     ]
     for address in host_destinations(network, view):
-        match = to_prefix(ip_network(address))
+        match = to_prefix(host_prefix(address))
         if network.id not in view.shadowed:
             rules.append(Rule(20, match, inside, "host"))
         elif view.loopback:
             rules.append(Rule(5, match, ToUplink(view.loopback), "host"))
-    rules += [Rule(30, to_prefix(prefix), Deny(), "other-network") for prefix in _other_prefixes(network, view)]
+    rules += {rule.match.dst: rule for other, rule in walls if other != network.id}.values()
     rules += [Rule(40, to_prefix(prefix), Deny(), "not-routed") for prefix in _NOT_ROUTED]
     if view.uplink is not None:
         outside = ToUplink(view.uplink.id)
@@ -100,12 +102,12 @@ def _layer(network: NetworkGoal, view: HostView) -> Layer:
     return Layer("vnet", (Group("route", tuple(rules)),), default_out=Deny(), default_in=Allow())
 
 
-def _other_prefixes(network: NetworkGoal, view: HostView) -> list[Prefix]:
-    found: set[Prefix] = set()
-    for other in view.networks.values():
-        if other.mode == "nat" and other.id != network.id:
-            found.update(network_prefixes(other))
-    return sorted(found, key=lambda prefix: (prefix.version, str(prefix)))
+def _walls(view: HostView) -> Iterator[tuple[str, Rule]]:
+    """Rules are made once for all networks: there may be hundreds of each."""
+    for network in view.networks.values():
+        if network.mode == "nat":
+            for prefix in network_prefixes(network):
+                yield network.id, Rule(30, to_prefix(prefix), Deny(), "other-network")
 
 
 def _space(network: NetworkGoal, view: HostView) -> Space:

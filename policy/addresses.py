@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 from ipaddress import (
     IPv4Interface,
+    IPv4Network,
     IPv6Address,
     IPv6Interface,
     IPv6Network,
@@ -24,6 +25,7 @@ __all__ = [
     "Interface",
     "gateways",
     "held_addresses",
+    "host_prefix",
     "link_local",
     "nd",
     "network_prefixes",
@@ -68,18 +70,18 @@ def held_addresses(port: PortGoal) -> tuple[Address, ...]:
     Raises:
         ObjectError: as `own_addresses`, or the MAC is none.
     """
-    own: list[Address] = [address.ip for address in own_addresses(port)]
-    if any(address.version == 6 for address in own):
-        own.append(link_local(mac_bytes(port.mac)))
-    return tuple(own)
+    own = tuple(address.ip for address in own_addresses(port))
+    return (*own, link_local(mac_bytes(port.mac))) if any(address.version == 6 for address in own) else own
 
 
+@lru_cache(maxsize=16_384)
 def link_local(mac: bytes) -> IPv6Address:
     """The link-local address that an interface makes from its MAC (RFC 4291 appendix A, RFC 2464 section 5)."""
     identifier = bytes((mac[0] ^ 2, *mac[1:3], 0xFF, 0xFE, *mac[3:]))
     return IPv6Address(LINK_LOCAL.network_address.packed[:8] + identifier)
 
 
+@lru_cache(maxsize=4096)
 def network_prefixes(network: NetworkGoal) -> tuple[Prefix, ...]:
     """The prefixes of a network's subnets.
 
@@ -96,6 +98,7 @@ def network_prefixes(network: NetworkGoal) -> tuple[Prefix, ...]:
     return tuple(prefixes)
 
 
+@lru_cache(maxsize=4096)
 def gateways(network: NetworkGoal) -> tuple[Interface, ...]:
     """The gateway of each subnet, with the subnet's prefix length.
 
@@ -113,6 +116,12 @@ def gateways(network: NetworkGoal) -> tuple[Interface, ...]:
         kind = IPv4Interface if address.version == 4 else IPv6Interface
         found.append(kind((address, prefix.prefixlen)))
     return tuple(found)
+
+
+@lru_cache(maxsize=16_384)
+def host_prefix(address: Address) -> Prefix:
+    """The prefix that has this address alone. (By number: by text takes five times as long.)"""
+    return IPv4Network(int(address)) if address.version == 4 else IPv6Network(int(address))
 
 
 def nd(icmp_type: int) -> Match:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from ipaddress import IPv4Interface, IPv6Interface
 from typing import Protocol
 
@@ -74,10 +75,15 @@ class HostView:
     shadowed: frozenset[str] = frozenset()                      # NetworkGoal.id of those the host's stack knows not
     timeouts: Timeouts = field(default_factory=Timeouts)        # of the engine
 
+    _by_network: dict[str, list[PortGoal]] = field(init=False, repr=False, compare=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for port in sorted(self.ports.values(), key=lambda port: self.port_ids[port.id]):
+            self._by_network.setdefault(port.network, []).append(port)
+
     def ports_of(self, network: NetworkGoal) -> list[PortGoal]:
         """The network's ports on this host, by port id."""
-        found = [port for port in self.ports.values() if port.network == network.id]
-        return sorted(found, key=lambda port: self.port_ids[port.id])
+        return self._by_network.get(network.id, [])
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +125,7 @@ class Contributor(Protocol):
         ...
 
 
+@lru_cache(maxsize=16_384)
 def mac_bytes(text: str) -> bytes:
     """`02:00:00:00:00:07` as 6 bytes.
 

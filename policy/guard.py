@@ -15,9 +15,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import lru_cache
 from ipaddress import ip_network
 
-from policy.addresses import ETHERTYPES, ICMPV6, ND_TYPES, held_addresses, nd
+from policy.addresses import ETHERTYPES, ICMPV6, ND_TYPES, held_addresses, host_prefix, nd
 from policy.contribution import HostView, Tables, mac_bytes
 from southbound.messages import PortGoal
 from vfp.model import (
@@ -49,25 +50,25 @@ class Guard:
 
     def layer(self, port: PortGoal, view: HostView) -> Layer:
         """Own MAC and own addresses out; anything in."""
-        mac, held = mac_bytes(port.mac), held_addresses(port)
-        by_family = {version: [a for a in held if a.version == version] for version in (4, 6)}
-        rules = [*_roles(by_family)]
-        if by_family[4]:
-            rules += _arp(mac, by_family[4])
-        if by_family[6]:
-            rules += _discovery(mac, by_family[6])
-        for address in held:
-            match = Match(ethertype=ETHERTYPES[address.version], src_mac=mac, src=_host(address))
-            rules.append(Rule(40, match, Allow(), f"own-ipv{address.version}"))
-        return Layer("guard", groups_out=(Group("own", tuple(rules)),), default_out=Deny(), default_in=Allow())
+        return _layer(mac_bytes(port.mac), held_addresses(port))
 
     def tables(self, view: HostView) -> Tables:
         """Guard needs no tables."""
         return Tables()
 
 
-def _host(address: Address) -> Prefix:
-    return ip_network(address)
+@lru_cache(maxsize=8192)                   # the same object each time: the engine's compiler knows its group by that
+def _layer(mac: bytes, held: tuple[Address, ...]) -> Layer:
+    by_family = {version: [a for a in held if a.version == version] for version in (4, 6)}
+    rules = [*_roles(by_family)]
+    if by_family[4]:
+        rules += _arp(mac, by_family[4])
+    if by_family[6]:
+        rules += _discovery(mac, by_family[6])
+    for address in held:
+        match = Match(ethertype=ETHERTYPES[address.version], src_mac=mac, src=host_prefix(address))
+        rules.append(Rule(40, match, Allow(), f"own-ipv{address.version}"))
+    return Layer("guard", groups_out=(Group("own", tuple(rules)),), default_out=Deny(), default_in=Allow())
 
 
 def _roles(by_family: dict[int, list[Address]]) -> Iterator[Rule]:
@@ -85,7 +86,7 @@ def _arp(mac: bytes, own: list[Address]) -> Iterator[Rule]:
         return Match(ethertype=ETH_P_ARP, src_mac=mac, src=sender, arp_sender_is_source=True)
 
     for address in own:
-        yield Rule(20, claiming(_host(address)), Allow(), "own-arp")
+        yield Rule(20, claiming(host_prefix(address)), Allow(), "own-arp")
     yield Rule(20, claiming(_NOBODY), Allow(), "arp-probe")
 
 
@@ -94,7 +95,7 @@ def _discovery(mac: bytes, own: list[Address]) -> Iterator[Rule]:
     for icmp_type in ND_TYPES:
         speaks = replace(nd(icmp_type), src_mac=mac, nd_sender_is_source=True)
         for address in own:
-            yield Rule(20, replace(speaks, src=_host(address)), Allow(), "own-nd")
+            yield Rule(20, replace(speaks, src=host_prefix(address)), Allow(), "own-nd")
         if icmp_type == _SOLICITATION:
             yield Rule(20, replace(speaks, src=_NOBODY_6), Allow(), "nd-probe")
     for icmp_type in ND_TYPES:              # before the endpoint's own IPv6, which would let them pass

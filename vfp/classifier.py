@@ -43,6 +43,7 @@ from vfp.model import (
     Rewrite,
     Rule,
     ToUplink,
+    TranslatePrefix,
     TranslateSource,
     Untranslate,
 )
@@ -63,6 +64,7 @@ _CODES: dict[type[Any], ActionCode] = {
     Rewrite: ActionCode.REWRITE, Reject: ActionCode.REJECT, Mark: ActionCode.MARK, Meter: ActionCode.METER,
     Log: ActionCode.LOG, Mirror: ActionCode.MIRROR, Inspect: ActionCode.INSPECT,
     Hairpin: ActionCode.HAIRPIN,
+    TranslatePrefix: ActionCode.TRANSLATE_PREFIX,
 }
 
 Records = npt.NDArray[Any]
@@ -125,15 +127,20 @@ class CompiledGroup:
         """Argument of each rewrite action, by content hash."""
         return {rewrite_key(action): action for action in self.actions if isinstance(action, Rewrite)}
 
+    @property
+    def translations(self) -> dict[int, TranslatePrefix]:
+        """Argument of each translation of a prefix, by content hash."""
+        return {rewrite_key(action): action for action in self.actions if isinstance(action, TranslatePrefix)}
+
 
 def rule_cookie(layer: str, group: str, rule: Rule) -> int:
     """Identity of a rule's hit counter on a port: 64 bits, the same after every restart."""
     return _hash64(f"{layer}\0{group}\0{rule.priority}\0{rule.name}".encode())
 
 
-def rewrite_key(rewrite: Rewrite) -> int:
-    """Key of a rewrite's argument: 64 bits of its content."""
-    return _hash64(repr(rewrite).encode())
+def rewrite_key(action: Rewrite | TranslatePrefix) -> int:
+    """Key of an action's argument: 64 bits of its content."""
+    return _hash64(repr(action).encode())
 
 
 def compile_group(layer: str, group: Group, secret: bytes = b"") -> CompiledGroup:
@@ -354,7 +361,7 @@ def _argument(action: Action) -> int:
             return number
         case Inspect(queue=queue, fail_open=fail_open):
             return queue | fail_open << 8
-        case Rewrite():
+        case Rewrite() | TranslatePrefix():
             return rewrite_key(action)
         case _:
             return 0

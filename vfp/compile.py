@@ -45,11 +45,13 @@ from vfp.model import (
     Remote,
     Space,
     ToUplink,
+    TranslatePrefix,
     TranslateSource,
     Untranslate,
     Virtual,
 )
 from vfp.pools import check_pools, compile_pools
+from vfp.prefixes import check_translation, mapping_rows, translation_row
 from vfp.sets import CompiledSet, check_sets, compile_set
 from vfp.timeouts import Timeouts, nanoseconds
 
@@ -58,7 +60,7 @@ __all__ = ["CompiledPort", "Compiler", "Tables", "mapping_cookie", "rule_cookie"
 MAX_TIMEOUT_S = 1 << 31
 
 _IN_ONLY = (Untranslate,)
-_OUT_ONLY = (Forward, ToUplink, AnswerArp, Hairpin)
+_OUT_ONLY = (Forward, ToUplink, AnswerArp, Hairpin, TranslatePrefix)
 _SCTP = 132
 
 
@@ -156,6 +158,8 @@ class Compiler:
             },
             **compile_pools(state.pools),
             "mappings": dict(_mappings(state)),
+            "prefixes": mapping_rows(state),
+            "translations": dict(_translations(tables.groups.values())),
             "spaces": {key: value for entries in spaces.values() for key, value in entries.items()},
             "rewrites": {
                 key.to_bytes(8, "little"): pack(REWRITE, **rewrite_fields(rewrite))
@@ -378,6 +382,13 @@ def _space_entries(space: Space) -> Iterator[tuple[bytes, bytes]]:
             values[name][index] = np.frombuffer(value, np.uint8) if isinstance(value, bytes) else value
     for index in range(len(space.entries)):
         yield keys[index].tobytes(), values[index].tobytes()
+
+
+def _translations(groups: Iterable[CompiledGroup]) -> Iterator[tuple[bytes, bytes]]:
+    for group in groups:
+        for key, action in group.translations.items():
+            check_translation(f"layer {group.layer}, group {group.group.name}", action.internal, action.external)
+            yield key.to_bytes(8, "little"), translation_row(action)
 
 
 def _links(state: EngineState) -> dict[bytes, bytes]:

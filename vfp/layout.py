@@ -128,6 +128,7 @@ class ActionCode(IntEnum):
     MIRROR = 13
     INSPECT = 14
     HAIRPIN = 15
+    TRANSLATE_PREFIX = 16
 
 
 class Kind(IntFlag):
@@ -277,6 +278,10 @@ REWRITE = _struct(
     ("src", *_ADDRESS), ("dst", *_ADDRESS), ("sport", ">u2"), ("dport", ">u2"), ("flags", "u2"), ("src_family", "u1"),
     ("dst_family", "u1"),
 )
+PREFIX = _struct(
+    ("from", *_ADDRESS), ("to", *_ADDRESS), ("adjustment", ">u2"), ("length", "u1"), ("pad", "u1"), ("space", "u4"),
+)
+PREFIX_KEY = _struct(("length", "u4"), ("uplink", "u4"), ("external", *_ADDRESS))
 SPACE_KEY = _struct(("space", "u4"), ("family", "u1"), ("pad", "u1", 3), ("address", *_ADDRESS))
 LOCATION = _struct(("kind", "u1"), ("mac", *_MAC), ("pad", "u1"), ("port", "u4"), ("vni", "u4"), ("vtep", "u4"))
 SET_KEY = _struct(("set", "u4"), ("family", "u1"), ("length", "u1"), ("pad", "u2"), ("address", *_ADDRESS))
@@ -358,14 +363,14 @@ SWEEP = _struct(
 STRUCTS: dict[str, np.dtype[Any]] = {
     "flow_key": FLOW_KEY, "transposition": TRANSPOSITION, "extras": EXTRAS, "flow": FLOW, "port": PORT, "stage": STAGE,
     "program": PROGRAM, "programs": PROGRAMS, "tuple": TUPLE, "group": GROUP, "bucket": BUCKET, "rule": RULE,
-    "rewrite": REWRITE, "set_key": SET_KEY, "set_member": SET_MEMBER, "set_lengths_key": SET_LENGTHS_KEY,
-    "set_lengths": SET_LENGTHS, "space_key": SPACE_KEY, "location": LOCATION, "pool": POOL, "mapping_key": MAPPING_KEY,
-    "mapping": MAPPING, "binding_key": BINDING_KEY, "binding": BINDING, "external_key": EXTERNAL_KEY,
-    "external": EXTERNAL, "held_key": HELD_KEY, "tally": TALLY, "use_key": USE_KEY, "tenant_key": TENANT_KEY,
-    "tenant": TENANT, "block_key": BLOCK_KEY, "block": BLOCK, "contact_key": CONTACT_KEY, "contact": CONTACT,
-    "binding_event": BINDING_EVENT, "hit_key": HIT_KEY, "hits": HITS, "memory": MEMORY, "timeouts": TIMEOUTS,
-    "settings": SETTINGS, "meter": METER, "event": EVENT, "closed": CLOSED, "budgets": BUDGETS, "sweep": SWEEP,
-    "trace": TRACE, "capture": CAPTURE,
+    "rewrite": REWRITE, "prefix": PREFIX, "prefix_key": PREFIX_KEY, "set_key": SET_KEY, "set_member": SET_MEMBER,
+    "set_lengths_key": SET_LENGTHS_KEY, "set_lengths": SET_LENGTHS, "space_key": SPACE_KEY, "location": LOCATION,
+    "pool": POOL, "mapping_key": MAPPING_KEY, "mapping": MAPPING, "binding_key": BINDING_KEY, "binding": BINDING,
+    "external_key": EXTERNAL_KEY, "external": EXTERNAL, "held_key": HELD_KEY, "tally": TALLY, "use_key": USE_KEY,
+    "tenant_key": TENANT_KEY, "tenant": TENANT, "block_key": BLOCK_KEY, "block": BLOCK, "contact_key": CONTACT_KEY,
+    "contact": CONTACT, "binding_event": BINDING_EVENT, "hit_key": HIT_KEY, "hits": HITS, "memory": MEMORY,
+    "timeouts": TIMEOUTS, "settings": SETTINGS, "meter": METER, "event": EVENT, "closed": CLOSED, "budgets": BUDGETS,
+    "sweep": SWEEP, "trace": TRACE, "capture": CAPTURE,
 }
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any
 
+from engine_prefixes import prefix_mappings, translations
 from hypothesis import strategies as st
 
 from vfp.model import (
@@ -45,6 +46,7 @@ from vfp.model import (
     Rule,
     Space,
     ToUplink,
+    TranslatePrefix,
     TranslateSource,
     Untranslate,
     Uplink,
@@ -177,6 +179,7 @@ def actions(direction: Direction) -> st.SearchStrategy[Action]:
     return st.one_of(
         *common,
         st.builds(TranslateSource, pick(POOLS)),
+        translations,
         st.builds(Hairpin, pick(POOLS)),
         st.builds(Forward, pick(SPACES)),
         st.builds(ToUplink, pick((*UPLINKS, 3))),
@@ -273,21 +276,24 @@ def overlay_tail(vni: int) -> tuple[Layer, ...]:
     )),), (), Deny(), Allow()),)
 
 
-def nat_tail(pool: int, uplink: int) -> tuple[Layer, ...]:
+def nat_tail(pool: int, uplink: int, prefix: TranslatePrefix | None = None) -> tuple[Layer, ...]:
     """Where packets of a NAT port go, and what translates them."""
     inside = IPv4Network("10.1.0.0/24")
     return (
+        Layer("host", (), (Group("host", (
+            Rule(0, Match(src=IPv4Network(LOCALHOST)), TranslateSource(pool), "host"),
+            Rule(1, Match(src=IPv6Network(LOCALHOST_6)), TranslateSource(pool), "host 6"),
+        )),), Allow(), Allow()),
         Layer("nat", (Group("nat", (
             Rule(0, Match(ethertype=0x0806), Allow(), "arp"),
             Rule(1, Match(dst=inside), Allow(), "inside"),
             Rule(3, Match(protocol=58, icmp_type=135), Allow(), "nd"),
             Rule(4, Match(dst=PREFIXES_6[1]), Allow(), "inside 6"),
             Rule(5, Match(), Hairpin(pool), "hairpin"),
-        )), Group("out", (Rule(0, Match(), TranslateSource(pool), "translate"),))), (
-            Group("host", (Rule(0, Match(src=IPv4Network(LOCALHOST)), TranslateSource(pool), "host"),
-                           Rule(1, Match(src=IPv6Network(LOCALHOST_6)), TranslateSource(pool), "host 6"))),
-            Group("nat", (Rule(0, Match(), Untranslate(), "untranslate"),)),
-        ), Deny(), Allow()),
+        )), Group("out", (
+            *((Rule(0, Match(src=prefix.internal), prefix, "prefix"),) if prefix else ()),
+            Rule(1, Match(), TranslateSource(pool), "translate"),
+        ))), (Group("nat", (Rule(0, Match(), Untranslate(), "untranslate"),)),), Deny(), Allow()),
         Layer("vnet", (Group("vnet", (
             Rule(0, Match(ethertype=0x0806), AnswerArp(NAT_SPACE), "arp"),
             Rule(1, Match(dst=inside), Forward(NAT_SPACE), "forward"),
@@ -315,7 +321,8 @@ def ports(draw: st.DrawFn, number: int, plain: bool = False) -> Port:
     """
     own = () if plain else draw(pick((("l0",), ("l1",), ("l0", "l1"))))
     middle = tuple(draw(layers(name)) for name in own)
-    tails = (*(overlay_tail(vni) for vni in VNIS), nat_tail(1, 1), nat_tail(2, 2), nat_tail(1, 1))
+    tails = (*(overlay_tail(vni) for vni in VNIS), nat_tail(1, 1), nat_tail(2, 2),
+             nat_tail(1, 1, draw(translations)))
     tail = draw(pick(tails if plain else (*tails, ())))
     head = (guard(number),) if draw(st.booleans()) else ()
     if draw(pick((False, False, False, True))):
@@ -433,6 +440,7 @@ def states(draw: st.DrawFn, plain: bool = False) -> EngineState:
         tunnel_ifindex=TUNNEL_IFINDEX,
         inspect_ifindex=draw(pick((0, INSPECT_IFINDEX, INSPECT_IFINDEX))),
         sets=draw(sets()),
+        prefixes=draw(prefix_mappings(UPLINKS, SPACES)),
     )
 
 
@@ -471,7 +479,7 @@ def set_states(draw: st.DrawFn) -> EngineState:
 def changes(draw: st.DrawFn, state: EngineState, plain: bool = False) -> EngineState:
     """One thing of a state is different: a port's policy, a place, a pool, the mappings, ..."""
     what = draw(pick(("port", "port", "port", "unport", "place", "place", "place", "unplace", "pool", "pool",
-                      "mappings", "mappings", "uplink", "nothing", "all", "set", "set", "set")))
+                      "mappings", "mappings", "prefixes", "uplink", "nothing", "all", "set", "set", "set")))
     if what == "port":
         number = draw(pick(PORT_IDS))
         others = tuple(port for port in state.ports if port.id != number)
@@ -496,6 +504,8 @@ def changes(draw: st.DrawFn, state: EngineState, plain: bool = False) -> EngineS
             replace(given, members=draw(members())) if given.id == changed else given for given in state.sets))
     if what == "mappings":
         return replace(state, mappings=draw(mappings(tuple(port.id for port in state.ports))))
+    if what == "prefixes":
+        return replace(state, prefixes=draw(prefix_mappings(UPLINKS, SPACES)))
     if what == "uplink":
         return replace(state, uplinks=tuple(each for each in draw(_uplinks()) if draw(st.booleans())),
                        tunnel_ifindex=draw(pick((0, TUNNEL_IFINDEX))),

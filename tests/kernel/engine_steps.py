@@ -23,6 +23,7 @@ from engine_frames import (
     read_first,
     read_ip,
 )
+from engine_prefixes import targets
 from engine_states import (
     ADDRESSES,
     ALL_MACS,
@@ -313,6 +314,14 @@ def _mapped(draw: st.DrawFn, mapping: Mapping, inside: int | None = None) -> Sen
 
 
 @st.composite
+def _to_prefix(draw: st.DrawFn, uplink: int, external: IPv6Address) -> Send:
+    """From the world to an address in an external prefix."""
+    frame = draw(_ipv4(pick(WORLD), pick(INSIDE), st.just(GATEWAY_MAC), pick(ALL_MACS)))
+    frame = replace(frame, src=six(frame.src), dst=external)
+    return Send(Hook.UPLINK_IN, uplink, draw(_odd(frame)) if draw(one_in(6)) else frame.build())
+
+
+@st.composite
 def _encapsulated(draw: st.DrawFn, state: EngineState) -> tuple[
         int, IPv4Address, st.SearchStrategy[IPv4Address], st.SearchStrategy[IPv4Address]]:
     """VNI, outer source, and inner addresses that a tunnel may bring, mostly those that the space knows."""
@@ -352,6 +361,8 @@ def sends(draw: st.DrawFn, state: EngineState) -> Send:
         macs = st.just(GATEWAY_MAC), pick(ALL_MACS)
         if state.mappings and not draw(one_in(4)):
             return draw(_mapped(draw(pick(state.mappings))))
+        if (seen := targets(state)) and not draw(one_in(4)):
+            return draw(_to_prefix(*draw(pick(seen))))
     if anything:
         src, dst, macs = every, every, (pick(ALL_MACS), pick(ALL_MACS))
     if draw(one_in(8)):

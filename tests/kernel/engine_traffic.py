@@ -29,6 +29,7 @@ from engine_frames import (
     read_ip,
 )
 from engine_hostile import damaged
+from engine_prefixes import targets
 from engine_states import (
     ADDRESSES,
     ALL_MACS,
@@ -277,8 +278,12 @@ class Traffic:
                 mapping = chance.choice(state.mappings)
                 number = mapping.uplink
                 family, protocol, dst, ports = self._to_mapped(mapping, protocol, ports)
-                if chance.random() < 0.1:
+                local = any(uplink.loopback for uplink in state.uplinks if uplink.id == number)
+                if chance.random() < (0.6 if local else 0.05):
                     src = LOCALHOST
+            elif (seen := targets(state)) and chance.random() < 0.4:
+                number, dst = chance.choice(seen)
+                family = 6
             elif state.pools and chance.random() < 0.7:     # to who is behind a binding
                 pool = chance.choice(state.pools)
                 number, dst, protocol = pool.uplink, chance.choice(pool.addresses), chance.choice((TCP, UDP, UDP, SCTP))

@@ -90,6 +90,11 @@ def test_hold_keeps_flows_and_tells_which_were_refused_lost_or_changed(tmp_path:
             check:
               json: {answered: 100, refused: 0, again: 100, lost: 0, changed: 0, distinct: 100, low: 3000, high: 3099,
                      addresses: 10.77.0.1}
+        - start: hold-udp                   # the name again: only what this run says counts
+          command: probe hold udp 10.78.0.2 80 --count 7
+          in: a
+          ready: {log: held 7 of 7}
+        - {finish: hold-udp, signal: TERM, check: {json: {answered: 7}}}
         - run: probe hold tcp 10.78.0.2 9 --count 3 --at-once
           in: a
           check: {json: {answered: 0, refused: 3}}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, ip_network
@@ -31,6 +32,8 @@ from southbound.messages import (
 )
 from vfp import reference
 from vfp.compile import Compiler, rule_cookie
+from vfp.datapath.binding_log import BindingEvent
+from vfp.datapath.bindings import BindingRecord
 from vfp.datapath.capture import Captured
 from vfp.datapath.engine import Hook
 from vfp.datapath.records import DropEvent, FlowRecord, InspectCounts, LogEvent, RuleHits
@@ -318,6 +321,9 @@ class FakeDatapath:
     wanted: FlowFilter | None = None
     capturing: tuple[frozenset[int], int] = (frozenset(), 0)
     lost_records: int = 0
+    bound: list[BindingRecord] = field(default_factory=list)
+    binding_events: list[BindingEvent] = field(default_factory=list)
+    mapped: dict[str, int] = field(default_factory=dict)
 
     def apply(self, state: EngineState) -> None:
         Compiler().compile(state, self.limit)
@@ -387,6 +393,27 @@ class FakeDatapath:
 
     def has_contact(self, key: BindingKey, remote: Address) -> bool:
         return False
+
+    def select_bindings(self, pools: Collection[int] | None, limit: int) -> tuple[list[BindingRecord], int]:
+        found = [one for one in self.bound if pools is None or one.pool in pools]
+        return found[:limit], len(found)
+
+    def pool_use(self) -> dict[int, list[tuple[Address, int, int]]]:
+        counts = Counter((one.pool, one.external, one.protocol) for one in self.bound)
+        found: dict[int, list[tuple[Address, int, int]]] = {}
+        for (pool, address, protocol), count in counts.items():
+            found.setdefault(pool, []).append((address, protocol, count))
+        return found
+
+    def mapping_hits(self) -> dict[str, int]:
+        return self.mapped
+
+    def bindings_fd(self) -> int:
+        return -1
+
+    def read_binding_events(self) -> list[BindingEvent]:
+        events, self.binding_events = self.binding_events, []
+        return events
 
     def capture(self, ports: Collection[int], packet_bytes: int) -> None:
         self.capturing = (frozenset(ports), packet_bytes)

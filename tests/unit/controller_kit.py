@@ -14,6 +14,7 @@ from controller.follow import Follows
 from controller.ledger import Ledger
 from controller.pki import Pki
 from controller.push import Push
+from controller.roaming import Roaming
 from controller.status import Statuses
 from controller.store import Report, SqliteStore
 from controller.watch import Watches
@@ -54,7 +55,8 @@ def endpoint(name: str, network: str, on: str = "h1", in_tenant: str = "", label
     return document("Endpoint", name, spec, in_tenant, labels)
 
 
-def mapping(name: str, network: str, target: str, external: int | str, internal: int = 80, **spec: Any) -> Document:
+def mapping(name: str, network: str, target: str, external: int | str, internal: int | str = 80,
+            **spec: Any) -> Document:
     return document("StaticMapping", name, {"network": network, "endpoint": target, "protocol": "tcp",
                                             "externalPort": external, "internalPort": internal, **spec})
 
@@ -86,6 +88,7 @@ class Parts:
         self.store = SqliteStore(folder / "sluice.db")
         self.ledger = Ledger(self.store)
         self.pki = Pki.open(folder / "pki")
+        self.roaming = Roaming(self.ledger, settle_s=0.01, pause_s=0.2)
         self.push = Push(self.ledger, self.pki)
         self.statuses = Statuses(self.ledger, self.push)
         self.watches = Watches(self.ledger, self.statuses)
@@ -110,7 +113,29 @@ class Parts:
     async def close(self) -> None:
         self.watches.close()
         await self.http.aclose()
+        await self.roaming.close()
         await self.ledger.close()
+
+
+Refusal = tuple[Any, int, str, str, str, str]
+"""document, status, field, found, words of the message, words of what to do"""
+
+
+async def refuses(parts: Parts, refusal: Refusal) -> None:
+    """The document is refused as told, with all that came with it, and nothing is stored."""
+    bad, status, field, found, message, todo = refusal
+    before = await parts.everything()
+    answer = await parts.apply(tenant("fine"), bad, host("also-fine"))
+    assert answer.status_code == status, answer.text
+    errors = answer.json()["errors"]
+    assert answer.json()["error"] == errors[0]
+    error = next((e for e in errors if e["field"] == field), None)
+    assert error is not None, errors
+    if found:
+        assert found in error["found"]
+    assert message in error["message"], error
+    assert todo in error["todo"], error
+    assert await parts.everything() == before
 
 
 def with_parts(folder: Path, test: Callable[[Parts], Awaitable[T]]) -> T:

@@ -133,15 +133,15 @@ def test_a_tunnel_that_fails_names_host_and_remotes(tmp_path: Path) -> None:
     assert set(errors(outcome)) == {"self", FAR.id}
 
 
-def test_a_lost_uplink_names_networks_and_mappings_and_frees_the_ports(tmp_path: Path) -> None:
+def test_a_lost_uplink_names_networks_and_mappings_and_the_host_keeps_its_own_way_in(tmp_path: Path) -> None:
     switch, datapath = FakeSwitch(), FakeDatapath()
     one = reconciler(tmp_path, switch, datapath)
     one.reconcile(ALL)
     switch.lost_uplink = True
     outcome = one.reconcile(ALL)
     assert set(errors(outcome)) == {NAT.id, MAP.id}
-    assert switch.reserved == []
-    assert datapath.applied[-1].uplinks == ()
+    assert switch.reserved == [(20000, 32767), (8080, 8080)]
+    assert [uplink.name for uplink in datapath.applied[-1].uplinks] == ["lo"]
 
 
 def test_what_is_no_longer_wanted_goes_ports_first_bridge_last(tmp_path: Path) -> None:
@@ -216,7 +216,7 @@ def test_mending_looks_at_every_port_and_its_hooks(tmp_path: Path) -> None:
     one.reconcile(ALL)
     switch.filters.clear()
     one.reconcile(ALL, mend=True)
-    assert len(switch.filters) == 8
+    assert len(switch.filters) == 9
 
 
 @dataclass

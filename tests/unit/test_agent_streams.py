@@ -26,7 +26,7 @@ class Site:
     def __init__(self) -> None:
         self.numbers = {"uid-a": 3, "uid-b": 4}
         self.captures: list[tuple[frozenset[int], int]] = []
-        self.lost = (0, 0)
+        self.lost = {"drops": 0, "capture": 0, "bindings": 0}
         self.streams = Streams(self._built, self._set, self._lost)
 
     def _built(self) -> Built:
@@ -36,7 +36,7 @@ class Site:
     async def _set(self, ports: frozenset[int], size: int) -> None:
         self.captures.append((ports, size))
 
-    async def _lost(self) -> tuple[int, int]:
+    async def _lost(self) -> dict[str, int]:
         return self.lost
 
     async def ask(self, stream: str = "s", after: int | None = None, **more: Any) -> dict[str, Any]:
@@ -111,7 +111,7 @@ def test_a_buffer_is_bounded_and_what_is_lost_is_counted(monkeypatch: pytest.Mon
     monkeypatch.setattr(agent.streams, "BUFFER_BYTES", 1000)
 
     async def body(site: Site) -> None:
-        site.lost = (7, 0)
+        site.lost["drops"] = 7
         await site.ask(kind="drops")
         site.streams.drops([drop("uid-a")] * 10, 10)        # two fit; the kernel lost three more
         answer = await site.ask(after=0)
@@ -217,3 +217,20 @@ def test_streams_are_few() -> None:
 
     on_site(body)
 
+
+
+def test_records_of_bindings_are_told_by_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def row(network: str, number: int) -> dict[str, Any]:
+        return {"event": "bound", "network": network, "external_port": number}
+
+    async def test(site: Site) -> None:
+        site.lost["bindings"] = 5
+        assert await site.ask("all", kind="bindings") == {"records": [], "last": 0, "lost": 0}
+        await site.ask("one", kind="bindings", network="default/front")
+        site.streams.bindings([row("default/front", 1), row("default/back", 2)], 6)
+        site.streams.drops([drop("uid-a")], 9)                  # another matter
+        every = await site.ask("all", after=0)
+        assert ([one["external_port"] for one in every["records"]], every["lost"]) == ([1, 2], 1)
+        assert [one["external_port"] for one in (await site.ask("one", after=0))["records"]] == [1]
+
+    on_site(test)

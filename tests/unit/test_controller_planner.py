@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, ip_interface, ip_network
 from typing import Any
 
-from controller_kit import endpoint, host, mapping, nat, overlay, policy
+from controller_kit import document, endpoint, host, mapping, nat, overlay, policy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,7 +17,7 @@ from controller.plan_acl import joined
 from controller.planner import Plan, plan, replan
 from controller.state import Change, Ref, State, Stored
 from controller.validate import check, check_removal
-from southbound.messages import AclTier, HostGoal, MappingGoal, NetworkGoal, PortGoal, RemoteGoal
+from southbound.messages import AclTier, HostGoal, MappingGoal, NatGoal, NetworkGoal, PortGoal, RemoteGoal, Subnet
 
 HOSTS = ("h1", "h2", "h3")
 
@@ -80,6 +80,78 @@ def test_a_host_gets_its_ports_and_the_others_as_remotes() -> None:
     assert www.port == next(p.id for p in of(made, "h1", PortGoal) if p.name == "web")
     assert of(made, "h1", HostGoal) == [HostGoal("self", "172.31.0.1", "", (20000, 32767))]
     assert made.goals("h3") == {}
+
+
+def test_all_that_nat_says_reaches_its_host() -> None:
+    state = built(
+        *BASE,
+        nat("dual", "", mtu=1400, subnets=[{"prefix": "10.5.0.0/24"}, {"prefix": "10.6.0.0/25", "gateway": "10.6.0.9"},
+                                           {"prefix": "FD00:5:0::/64"}],
+            nat={"externalAddresses": ["172.16.0.11", "2001:DB8::1"], "exceptions": ["10.0.0.0/8"],
+                 "destinations": ["0.0.0.0/0"], "filtering": "address-dependent", "portBlock": 64,
+                 "portsPerEndpoint": 100, "log": True, "ipv6": "masquerade",
+                 "timeouts": {"udp": 30, "tcpEstablished": 600.5}}),
+        endpoint("vm", "dual", netns=None, tap="tap7", address="10.6.0.77"), endpoint("box", "dual"))
+    made = plan(state)
+    (goal,) = of(made, "h1", NetworkGoal)
+    assert goal.subnets == (Subnet("10.5.0.0/24", "10.5.0.1"), Subnet("10.6.0.0/25", "10.6.0.9"),
+                            Subnet("fd00:5::/64", "fd00:5::1"))
+    assert goal.nat == NatGoal(
+        ("172.16.0.11", "2001:db8::1"), ("10.0.0.0/8",), ("0.0.0.0/0",), "address-dependent", 64, 100, True,
+        "masquerade", "", (("tcp_established", 600.5), ("udp", 30.0)))
+    ports = {p.name: (p.netns, p.interface, p.address, p.address6) for p in of(made, "h1", PortGoal)}
+    assert ports == {"vm": ("", "tap7", "10.6.0.77/25", "fd00:5::2/64"),
+                     "box": ("ns-box", "eth0", "10.5.0.2/24", "fd00:5::3/64")}
+
+
+def test_an_overlay_of_both_families_tells_remotes_both_addresses() -> None:
+    state = built(*BASE, overlay("six", "", subnets=[{"prefix": "10.5.0.0/24"}, {"prefix": "fd00:5::/64"}]),
+                  endpoint("a", "six", "h1"), endpoint("b", "six", "h2"))
+    assert [(r.name, r.address, r.address6) for r in of(plan(state), "h1", RemoteGoal)] == [
+        ("b", "10.5.0.3", "fd00:5::3")]
+
+
+def rules_of(*documents: Any) -> dict[str, list[tuple[Any, ...]]]:
+    state = built(*BASE, nat("dual", "", subnets=[{"prefix": "10.5.0.0/24"}, {"prefix": "fd00:5::/64"}]),
+                  endpoint("a", "dual"), endpoint("b", "dual"), *documents)
+    return {p.name: [(t.policy, r.action, r.mapped, r.protocol, r.ports, r.peers, r.name) for t in p.tiers
+                     for r in t.rules] for p in of(plan(state), "h1", PortGoal)}
+
+
+def test_what_is_mapped_is_let_in_where_nothing_else_is_and_by_nobody_else() -> None:
+    www = document("StaticMapping", "www", {"network": "dual", "endpoint": "a", "protocol": "tcp",
+                                            "externalPort": "8000-8002", "internalPort": "80-82"})
+    ping = document("StaticMapping", "ping", {"network": "dual", "endpoint": "a", "protocol": "icmp", "externalPort": 7,
+                                              "externalAddress": "::", "allowFrom": ["2001:db8::/32", "10.0.0.0/8"]})
+    allow = ("static-mappings", "allow", True)
+    assert rules_of(www) == {"a": [], "b": []}, "whoever lets everything in needs no rule"
+    assert rules_of(www, ping, policy("p", "dual", defaultIn="deny")) == {"a": [
+        (*allow, 58, (), ("2001:db8::/32",), "default/ping"), (*allow, 6, ((80, 82),), (), "default/www")], "b": []}
+    assert rules_of(ping) == {"a": [
+        (*allow, 58, (), ("2001:db8::/32",), "default/ping"),
+        ("static-mappings", "deny", True, 58, (), (), "default/ping")], "b": []}
+
+
+def test_icmp_is_that_of_both_families_where_there_are_both() -> None:
+    rule = {"direction": "in", "action": "deny", "protocol": "icmp", "from": {"endpoints": ["b"]}}
+    assert rules_of(policy("p", "dual", rule))["a"] == [
+        ("default/p", "deny", False, number, (), ("10.5.0.3/32", "fd00:5::3/128"), "default/p[0]")
+        for number in (1, 58)]
+    ((one,),) = (tier([policy("p", "red", rule)]),)
+    assert [r.protocol for r in one.rules] == [1]
+
+
+def test_ranges_and_whole_addresses_are_mapped_whole() -> None:
+    spec = {"network": "office", "endpoint": "web"}
+    state = built(*BASE, endpoint("web", "office"),
+                  document("StaticMapping", "all", {**spec, "protocol": "any", "externalAddress": "172.16.0.9"}),
+                  document("StaticMapping", "auto", {**spec, "protocol": "tcp", "externalPort": "auto",
+                                                     "internalPort": "80-89"}),
+                  document("StaticMapping", "same", {**spec, "protocol": "sctp", "externalPort": "90-99"}))
+    made = {m.name: (m.protocol, m.external_address, m.external_ports, m.internal_port)
+            for m in of(plan(state), "h1", MappingGoal)}
+    assert made == {"all": ("any", "172.16.0.9", (0, 0), 0), "auto": ("tcp", "0.0.0.0", (10000, 10009), 80),
+                    "same": ("sctp", "0.0.0.0", (90, 99), 90)}
 
 
 def tier(documents: Sequence[Any], of_endpoint: str = "a") -> tuple[AclTier, ...]:
@@ -157,19 +229,37 @@ LABELS = st.dictionaries(st.sampled_from(["app", "env"]), st.sampled_from(["x", 
 
 
 @st.composite
+def mappings(draw: st.DrawFn, name: str, network: str) -> Any:
+    sources = draw(st.sampled_from([{}, {"allowFrom": ["192.0.2.0/24", "2001:db8::/32"]}]))
+    spec = draw(st.sampled_from([
+        {"externalPort": "auto", "internalPort": 80}, {"externalPort": "auto", "internalPort": "80-82"},
+        {"externalPort": "8000-8002", "internalPort": "9000-9002"}, {"externalPort": 8001, "externalAddress": "::"},
+        {"protocol": "icmp", "externalPort": 7}, {"protocol": "any", "externalAddress": "192.0.2.7"}]))
+    target = {"network": network, "endpoint": draw(NAMES), "protocol": "tcp"}
+    return document("StaticMapping", name, target | spec | sources)
+
+
+@st.composite
 def steps(draw: st.DrawFn) -> tuple[str, Any]:
-    match draw(st.integers(0, 5)):
+    match draw(st.integers(0, 6)):
         case 0 | 1:
-            network, at = draw(st.sampled_from([("red", None), ("blue", None), ("office", "h1"), ("lab", "h2")]))
+            network, at = draw(st.sampled_from([("red", None), ("blue", None), ("office", "h1"), ("lab", "h2"),
+                                                        ("dual", "h1")]))
             return "put", endpoint(draw(NAMES), network, at or draw(st.sampled_from(HOSTS)), labels=draw(LABELS))
         case 2:
             peer = draw(st.sampled_from([None, {"labels": {"app": "x"}}, {"cidrs": ["10.1.0.0/28"]}]))
             rule: dict[str, Any] = {"direction": "in", "action": draw(st.sampled_from(["allow", "deny"]))}
-            return "put", policy(draw(st.sampled_from(["p", "q"])), draw(st.sampled_from(["red", "office"])),
-                                 rule | ({"from": peer} if peer else {}), appliesTo={"labels": draw(LABELS)})
+            return "put", policy(draw(st.sampled_from(["p", "q"])), draw(st.sampled_from(["red", "dual"])),
+                                 rule | ({"from": peer} if peer else {}), appliesTo={"labels": draw(LABELS)},
+                                 defaultIn=draw(st.sampled_from(["allow", "deny"])))
         case 3:
-            network = draw(st.sampled_from(["office", "lab"]))
-            return "put", mapping(draw(st.sampled_from(["m", "n"])), network, draw(NAMES), "auto")
+            network = draw(st.sampled_from(["office", "lab", "dual"]))
+            return "put", draw(mappings(draw(st.sampled_from(["m", "n"])), network))
+        case 5:
+            subnets = [{"prefix": "10.8.0.0/28", "exclude": draw(st.sampled_from([[], ["10.8.0.8/30"]]))}]
+            subnets += draw(st.lists(st.sampled_from([{"prefix": "fd00:8::/64"}, {"prefix": "10.7.0.0/24"}]),
+                                     max_size=2, unique_by=str))
+            return "put", nat("dual", "", subnets=subnets, nat=draw(st.sampled_from([{}, {"log": True}])))
         case 4:
             return "put", host(draw(st.sampled_from(HOSTS)), f"172.31.1.{draw(st.integers(1, 9))}")
     kind = draw(st.sampled_from(["Endpoint", "Policy", "StaticMapping"]))
@@ -221,8 +311,24 @@ def check_goals(name: str, state: State, goals: dict[Any, Any]) -> None:
         assert remote.network in mine, "a remote of a network that has no port here"
         assert remote.vtep
         assert remote.id not in {p.id for p in ports}
+    by_id = {p.id: p for p in ports}
     for mapped in by_kind.get("mapping", []):
-        assert mapped.port in {p.id for p in ports}
+        port = by_id[mapped.port]
+        outer = port.address6 if ":" in mapped.external_address else port.address
+        assert mapped.internal_address == outer.partition("/")[0] != ""
+        assert mapped.external_ports[0] <= mapped.external_ports[1]
+    prefixes = {n.id: [ip_network(s.prefix) for s in n.subnets] for n in by_kind.get("network", [])}
+    for port in ports:
+        for text, version in ((port.address, 4), (port.address6, 6)):
+            own = [p for p in prefixes[port.network] if p.version == version]
+            assert bool(text) == bool(own), "an address of each family that the network has"
+            if text:
+                assert ip_interface(text).network in own
+        leads = [m for m in by_kind.get("mapping", []) if m.port == port.id]
+        tiers = [t for t in port.tiers if t.policy == "static-mappings"]
+        names = {rule.name for t in tiers for rule in t.rules if rule.action == "allow"}
+        assert names == ({f"{m.tenant}/{m.name}" for m in leads} if tiers else set())
+        assert tiers or not (leads and port.default_in == "deny"), "what a mapping maps is let in"
     for network in by_kind.get("network", []):
         if network.mode == "overlay":
             everyone = {e.uid for e in state.endpoints_of(state.uids[network.id])}

@@ -425,6 +425,30 @@ def test_a_trace_goes_on_at_the_host_of_the_vtep(tmp_path: Path) -> None:
     on_fabric(tmp_path, body)
 
 
+def test_nat_is_asked_of_the_host_of_the_network(tmp_path: Path) -> None:
+    async def body(fabric: Fabric) -> None:
+        h1, h2 = await fabric.agent("h1"), await fabric.agent("h2")
+        h1.answers = {"nat": {"pools": [1]}}
+        h2.answers = {"nat": {"pools": []}}
+        async with h1.connected(), h2.connected():
+            await fabric.parts.apply(*WORLD, wait=5)
+            assert await fabric.get("nat?network=office&section=pools&limit=9") == {
+                "hosts": [{"host": "h1", "error": "", "pools": [1]}]}
+            assert h1.queries[-1] == ("nat", {"section": "pools", "limit": "9", "network": "default/office"})
+            assert await fabric.get("hosts/h2/nat") == {"host": "h2", "error": "", "pools": []}
+            every = (await fabric.get("nat"))["hosts"]
+            assert [(h["host"], h["error"]) for h in every] == [
+                ("h1", ""), ("h2", ""), ("h3", "host h3 is not connected")]
+            for path, status, field in (("nat?network=nowhere", 404, "network"), ("nat?network=red", 422, "network"),
+                                        ("hosts/h2/nat?network=office", 422, "host"),
+                                        ("nat?host=h9", 404, "metadata.name"),
+                                        ("nat/log?network=nowhere", 404, "network")):
+                refused = await fabric.parts.http.get(f"/v1/{path}")
+                assert (refused.status_code, refused.json()["error"]["field"]) == (status, field), path
+
+    on_fabric(tmp_path, body)
+
+
 def test_a_stranger_on_the_port_disturbs_nobody(tmp_path: Path) -> None:
     async def body(fabric: Fabric) -> None:
         h1 = await fabric.agent("h1")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 from controller_kit import (
     FACTS,
     Parts,
+    Refusal,
     document,
     endpoint,
     host,
@@ -16,14 +16,14 @@ from controller_kit import (
     nat,
     overlay,
     policy,
+    refuses,
     tenant,
     with_parts,
 )
 
 DENY_80 = {"direction": "in", "action": "deny", "protocol": "tcp", "ports": [80]}
 
-# what: (document, status, field, found, words of the message, words of what to do)
-REFUSED: dict[str, tuple[Any, int, str, str, str, str]] = {
+REFUSED: dict[str, Refusal] = {
     "not an object": ("red", 422, "", "red", "an object", ""),
     "unknown kind": (document("Netwrok", "x", {}), 422, "kind", "Netwrok", "no such kind", "did you mean 'Network'?"),
     "no kind": ({"apiVersion": "sluice/v1"}, 422, "kind", "null", "no such kind", "use one of"),
@@ -168,22 +168,9 @@ REFUSED: dict[str, tuple[Any, int, str, str, str, str]] = {
 
 @pytest.mark.parametrize("what", REFUSED)
 def test_bad_document_is_refused_by_name_and_leaves_no_trace(what: str, tmp_path: Path) -> None:
-    bad, status, field, found, message, todo = REFUSED[what]
-
     async def body(parts: Parts) -> None:
         await parts.world()
-        before = await parts.everything()
-        answer = await parts.apply(tenant("fine"), bad, host("also-fine"))
-        assert answer.status_code == status, answer.text
-        errors = answer.json()["errors"]
-        assert answer.json()["error"] == errors[0]
-        error = next((e for e in errors if e["field"] == field), None)
-        assert error is not None, errors
-        if found:
-            assert found in error["found"]
-        assert message in error["message"], error
-        assert todo in error["todo"], error
-        assert await parts.everything() == before
+        await refuses(parts, REFUSED[what])
 
     with_parts(tmp_path, body)
 

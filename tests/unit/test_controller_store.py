@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import sqlite3
@@ -11,7 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from controller_kit import FACTS, WORLD, Parts, endpoint, mapping, overlay, with_parts
+from controller_kit import FACTS, WORLD, Parts, endpoint, mapping, nat, overlay, with_parts
 
 from controller.ledger import Ledger
 from controller.state import State, Stored
@@ -39,12 +40,12 @@ asyncio.run(main())
 
 
 def same(a: State, b: State) -> bool:
-    return (a.revision, a.cursors, a.objects, a.addresses, a.macs, a.spaces, a.interfaces, a.underlays, a.uids,
-            a.in_tenant.keys(), {k: set(v) for k, v in a.in_network.items()},
-            {k: set(v) for k, v in a.on_host.items()}, {k: set(v) for k, v in a.mapped.items()}) == (
-        b.revision, b.cursors, b.objects, b.addresses, b.macs, b.spaces, b.interfaces, b.underlays, b.uids,
-        b.in_tenant.keys(), {k: set(v) for k, v in b.in_network.items()},
-        {k: set(v) for k, v in b.on_host.items()}, {k: set(v) for k, v in b.mapped.items()})
+    def parts(of: State) -> list[object]:
+        return [of.revision, of.cursors, of.objects, of.addresses, of.macs, of.spaces, of.interfaces, of.underlays,
+                of.uids, of.externals, of.in_tenant.keys(), {k: set(v) for k, v in of.in_network.items()},
+                {k: set(v) for k, v in of.on_host.items()}, {k: set(v) for k, v in of.mapped.items()}]
+
+    return parts(a) == parts(b)
 
 
 def test_a_reopened_store_has_the_same_state_cursors_identity_and_reports(tmp_path: Path) -> None:
@@ -103,6 +104,50 @@ def test_a_store_of_a_newer_version_or_that_is_no_database_is_refused(tmp_path: 
         SqliteStore(tmp_path / "text.db")
     with pytest.raises(StoreError, match="cannot open"):
         SqliteStore(tmp_path / "no" / "folder.db")
+
+
+def test_a_store_of_version_1_opens_and_goes_on(tmp_path: Path) -> None:
+    """Of before networks had several subnets: no subnets assigned, cursors of 64 bits, fewer fields in specs."""
+    path = tmp_path / "sluice.db"
+
+    async def before(parts: Parts) -> State:
+        await parts.world()
+        await parts.apply(mapping("auto", "office", "web", "auto"))
+        return parts.ledger.state
+
+    state = with_parts(tmp_path, before)
+    connection = sqlite3.connect(path)
+    new_fields = {"Network": ("onOverlap",), "Host": ("mappingPorts", "avoidPrefixes", "autoPrefixes"),
+                  "StaticMapping": ("allowFrom",)}
+    for kind, name, spec, assigned in connection.execute("SELECT kind, name, spec, assigned FROM objects").fetchall():
+        old_spec = {k: v for k, v in json.loads(spec).items() if k not in new_fields.get(kind, ())}
+        for subnet in old_spec.get("subnets", ()):
+            del subnet["allocate"], subnet["exclude"]
+        old_assigned = {k: v for k, v in json.loads(assigned).items() if k != "subnets"}
+        connection.execute("UPDATE objects SET spec = ?, assigned = ? WHERE kind = ? AND name = ?",
+                           (json.dumps(old_spec), json.dumps(old_assigned), kind, name))
+    connection.execute("ALTER TABLE cursors RENAME TO later")
+    connection.execute("CREATE TABLE cursors (key TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID")
+    connection.execute("INSERT INTO cursors SELECT key, CAST(value AS INTEGER) FROM later")
+    connection.execute("DROP TABLE later")
+    connection.execute("PRAGMA user_version = 1")
+    connection.commit()
+    connection.close()
+
+    async def after(parts: Parts) -> None:
+        assert same(parts.ledger.state, state)
+        assert {i["result"] for i in (await parts.apply(*WORLD)).json()["items"]} == {"unchanged"}
+        six = nat("six", "fd00:5::/64")
+        six["spec"]["subnets"][0]["allocate"] = ["fd00:5::ffff:0:0:0/80"]
+        answer = await parts.apply(six, endpoint("late", "office"), endpoint("far", "six"))
+        assert [i["resource"]["status"].get("address") for i in answer.json()["items"][1:]] == ["192.168.250.3", None]
+
+    async def again(parts: Parts) -> None:      # a cursor of 128 bits is there after a restart
+        answer = await parts.apply(endpoint("next", "six"))
+        assert answer.json()["items"][0]["resource"]["status"]["address6"] == "fd00:5::ffff:0:0:1"
+
+    with_parts(tmp_path, after)
+    with_parts(tmp_path, again)
 
 
 def test_a_second_writer_is_noticed_and_nothing_is_changed(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ def test_the_layer_of_the_guide_works_as_it_says() -> None:
     assert "denied" in names
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/cli.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/cli.md", "docs/resources.md"])
 def test_resources_in_the_pages_are_valid(page: str) -> None:
     from cli.documents import parse_documents
     from controller.resources import RESOURCES

@@ -65,6 +65,8 @@ static __always_inline int decide_from_uplink(struct scratch *s, __u32 uplink)
 	s->mapping.uplink = uplink;
 	if (!find_mapping(s)) {
 		reason = find_sender(s, uplink);
+		if (reason == NO_MAPPING && find_prefix(s, uplink))
+			reason = NONE;
 		if (reason)
 			return reason;
 	}

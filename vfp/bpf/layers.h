@@ -5,6 +5,7 @@
 #include "classify.h"
 #include "modifiers.h"
 #include "nat.h"
+#include "prefix.h"
 
 struct walk {
 	struct scratch *s;
@@ -237,10 +238,12 @@ __noinline int act(struct scratch *s, struct rule *r, __u32 port, int slot)
 		if (slot && ZONE_KIND(s->h.key.zone) != ZONE_UPLINK)
 			return NAT_UNSUPPORTED;
 		return translate_source(s, port, r->arg);
+	case ACTION_TRANSLATE_PREFIX:
+		return translate_prefix(s, r->arg);
 	case ACTION_HAIRPIN:
 		return hairpin(s, port, r->arg);
 	case ACTION_UNTRANSLATE:
-		if (d->by_mapping || d->by_binding)
+		if (d->by_mapping || d->by_binding || d->by_prefix)
 			go_inside(s);
 		return NONE;
 	case ACTION_FORWARD:

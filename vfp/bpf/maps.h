@@ -63,6 +63,10 @@ MAP(filter, BPF_MAP_TYPE_ARRAY, __u32, __u64, 16384, 0);
 MAP(rules, BPF_MAP_TYPE_ARRAY, __u32, struct rule, 65536, 0);
 /* Arguments of rewrite actions, by content hash. */
 MAP(rewrites, BPF_MAP_TYPE_HASH, __u64, struct rewrite, 4096, BPF_F_NO_PREALLOC);
+/* Arguments of prefix translations, by content hash ... */
+MAP(translations, BPF_MAP_TYPE_HASH, __u64, struct prefix, 4096, BPF_F_NO_PREALLOC);
+/* ... and what they are from outside, by uplink and external prefix. */
+MAP(prefixes, BPF_MAP_TYPE_LPM_TRIE, struct prefix_key, struct prefix, 4096, BPF_F_NO_PREALLOC);
 /* Address to place. */
 MAP(spaces, BPF_MAP_TYPE_HASH, struct space_key, struct location, 65536, BPF_F_NO_PREALLOC);
 /* Members of sets ... */

@@ -72,6 +72,7 @@ struct decision {
 	__u8 reason;
 	__u8 layer;
 	__u8 by_mapping;		/* it came by a static mapping, which is in `via` */
+	__u8 by_prefix;			/* `via` is the image of the destination by its prefix */
 	__u8 stateless;
 	__u8 translated;
 	__u8 strict;			/* a port that was asked wants TCP to fit */
@@ -148,6 +149,8 @@ struct scratch {
 	struct binding_key binding;
 	struct external_key external;
 	struct external holder;
+	struct prefix_key prefix;
+	struct space_key space;		/* of the image by a prefix */
 	struct binding_scratch nat;
 	struct mapping_key mapping;
 	struct hit_key hit[MEMORY_HITS];

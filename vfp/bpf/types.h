@@ -281,6 +281,7 @@ enum rule_action {
 	ACTION_MIRROR = 13,
 	ACTION_INSPECT = 14,
 	ACTION_HAIRPIN = 15,
+	ACTION_TRANSLATE_PREFIX = 16,
 };
 
 enum rule_flags {
@@ -308,7 +309,7 @@ struct rule {
 	__u8 icmp_type;
 	__u8 icmp_code;
 	__u64 cookie;
-	__u64 arg;		/* pool, space, uplink, key of `rewrites`, DSCP, meter, packets to a record, port, queue | fail_open << 8 */
+	__u64 arg;		/* pool, space, uplink, key of `rewrites` or `translations`, DSCP, meter, packets to a record, port, queue | fail_open << 8 */
 	__u32 src_set;
 	__u32 dst_set;
 	__u32 vni;
@@ -332,6 +333,23 @@ struct rewrite {
 	__u16 flags;		/* SET_* */
 	__u8 src_family;
 	__u8 dst_family;
+};
+
+/* From one prefix to another (RFC 6296): of a rule, outwards, or of an uplink, inwards. */
+struct prefix {
+	struct address from;	/* both masked */
+	struct address to;
+	__be16 adjustment;	/* one's complement: sum of `from` less that of `to` */
+	__u8 length;
+	__u8 pad;
+	__u32 space;		/* of an uplink: where the new destination is looked for */
+};
+
+/* Of a longest-prefix match: `length` counts the bits of both fields. */
+struct prefix_key {
+	__u32 length;
+	__u32 uplink;
+	struct address external;
 };
 
 struct space_key {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,20 +83,26 @@ class BindingTables:
         raw = self._object.map("tenants").lookup(pack(TENANT_KEY, port=port, pool=pool))
         return 0 if raw is None else int(np.frombuffer(raw, TENANT)[0]["bindings"]["now"])
 
-    def records(self, now_ns: int) -> list[BindingRecord]:
-        """Every binding."""
+    def records(
+        self, now_ns: int, pools: Collection[int] | None = None, limit: int | None = None
+    ) -> tuple[list[BindingRecord], int]:
+        """The first `limit` bindings of these pools (None: all), and how many there are."""
         keys, values = self._object.map("externals").lookup_all()
         key_rows = np.ascontiguousarray(keys).reshape(-1).view(EXTERNAL_KEY)
         rows = np.ascontiguousarray(values).reshape(-1).view(EXTERNAL)
-        return [
+        if pools is not None:
+            wanted = np.isin(rows["holder"]["pool"], list(pools))
+            key_rows, rows = key_rows[wanted], rows[wanted]
+        found = [
             BindingRecord(
                 port=int(row["holder"]["port"]), pool=int(row["holder"]["pool"]), protocol=int(key["protocol"]),
                 source=unpack_address(row["holder"]["src"].tobytes(), int(key["family"])),
                 source_port=int(row["holder"]["sport"]),
                 external=unpack_address(key["address"].tobytes(), int(key["family"])), external_port=int(key["port"]),
                 idle_s=max(0, now_ns - int(row["seen_ns"])) / 1e9)
-            for key, row in zip(key_rows, rows, strict=True)
+            for key, row in zip(key_rows[:limit], rows[:limit], strict=True)
         ]
+        return found, len(rows)
 
     def use(self) -> dict[int, list[tuple[Address, int, int]]]:
         """By pool, (external address, protocol, bindings)."""

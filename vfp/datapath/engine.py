@@ -35,6 +35,7 @@ import numpy.typing as npt
 
 from vfp.classifier import CompiledGroup
 from vfp.compile import Compiler, Tables
+from vfp.datapath.binding_log import BindingEvent, BindingLog
 from vfp.datapath.bindings import BindingRecord, BindingTables
 from vfp.datapath.capture import Captured, Capturing
 from vfp.datapath.groups import GroupTable
@@ -69,6 +70,7 @@ from vfp.layout import (
     MAPPING,
     METER,
     PORT,
+    PREFIX,
     SETTINGS,
     SPACE_KEY,
     SWEEP,
@@ -89,7 +91,7 @@ from vfp.timeouts import Timeouts
 OBJECT = Path(__file__).with_name("vfp.bpf.o")
 
 _ZERO = bytes(4)
-_KEYED = ("links", "pools", "held", "mappings", "spaces", "rewrites")
+_KEYED = ("links", "pools", "held", "mappings", "prefixes", "spaces", "rewrites", "translations")
 _JUMPS = (                                  # enum jump
     "vfp_slow", "vfp_odd", "vfp_related", "vfp_leave", "vfp_reject", "vfp_full", "vfp_stale", "vfp_decided",
     "vfp_inspect", "vfp_come_back",
@@ -145,6 +147,7 @@ class Datapath(AbstractContextManager["Datapath"]):
             "sets_generation": int(settings["sets_generation"]),
         }
         self._capturing = Capturing(loaded)
+        self._binding_log = BindingLog(loaded)
         self._ports = PortPrograms(loaded, self._capturing, self._settings["turn"])
         self._groups.retire_unused(self._ports.groups_used())
         self._interrupted = bool(settings["dirty"])
@@ -179,6 +182,7 @@ class Datapath(AbstractContextManager["Datapath"]):
             self._ring.close()
             self._ring = None
         self._capturing.close()
+        self._binding_log.close()
         self._object.close()
 
     def __exit__(
@@ -217,9 +221,10 @@ class Datapath(AbstractContextManager["Datapath"]):
         self._interrupted = True            # until it has come to its end
         self._groups.add(tables.groups.values())
         self._put("rewrites", tables)
+        self._put("translations", tables)
         self._add_meters(tables.meters)
         left = self._left_behind(tables)
-        for name in ("held", "pools", "spaces", "mappings"):
+        for name in ("held", "pools", "spaces", "mappings", "prefixes"):
             self._put(name, tables)
             self._remove(name, tables, keep=left)
         self._write_uplinks(tables.maps["uplinks"])
@@ -238,7 +243,7 @@ class Datapath(AbstractContextManager["Datapath"]):
         for port_id in self._ports.ids - tables.ports.keys():
             self._ports.drop(port_id)
             self._hits_of_others = True
-        for name in ("spaces", "pools", "rewrites"):
+        for name in ("spaces", "pools", "rewrites", "translations"):
             self._remove(name, tables)
         self._remove_meters(tables.meters)
         self._sets.drop(tables.sets)
@@ -322,7 +327,11 @@ class Datapath(AbstractContextManager["Datapath"]):
 
     def bindings(self) -> list[BindingRecord]:
         """Every source translation there is."""
-        return self._bindings.records(time.monotonic_ns())
+        return self._bindings.records(time.monotonic_ns())[0]
+
+    def select_bindings(self, pools: Collection[int] | None, limit: int) -> tuple[list[BindingRecord], int]:
+        """At most `limit` source translations of these pools (None: all), and how many there are."""
+        return self._bindings.records(time.monotonic_ns(), pools, limit)
 
     def pool_use(self) -> dict[int, list[tuple[Address, int, int]]]:
         """By pool that has bindings, (external address, protocol, bindings)."""
@@ -429,6 +438,14 @@ class Datapath(AbstractContextManager["Datapath"]):
         """Records of packets since the last call; does not wait."""
         return [read_event(raw) for raw in self._events().consume()]
 
+    def bindings_fd(self) -> int:
+        """Readable when `read_binding_events` has something."""
+        return self._binding_log.ring().fd
+
+    def read_binding_events(self) -> list[BindingEvent]:
+        """Records of bindings of pools with `log` since the last call; does not wait."""
+        return self._binding_log.read()
+
     def sweep(self) -> int:
         """`age` and `tidy`; returns how many flows and bindings left."""
         removed = self.age()
@@ -524,7 +541,11 @@ class Datapath(AbstractContextManager["Datapath"]):
             int(np.frombuffer(self._shadow["mappings"][key], MAPPING)[0]["port"])
             for key in self._changed("mappings", tables)
         }
-        inhabitants = self._ports_in(spaces)
+        behind_prefixes = {
+            int(np.frombuffer(self._shadow["prefixes"][key], PREFIX)[0]["space"])
+            for key in self._changed("prefixes", tables)
+        }
+        inhabitants = self._ports_in(spaces | behind_prefixes)
         uplinks_changed = self._uplinks_changed(tables.maps["uplinks"])
         return {
             port.id

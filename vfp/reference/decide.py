@@ -17,7 +17,7 @@ Decided here, where `docs/engine.md` is open:
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address, IPv6Network
 
 from vfp.model import (
     ETH_P_ARP,
@@ -45,11 +45,13 @@ from vfp.model import (
     Remote,
     Rewrite,
     ToUplink,
+    TranslatePrefix,
     TranslateSource,
     Untranslate,
     Virtual,
 )
 from vfp.reasons import DropReason
+from vfp.reference import prefix
 from vfp.reference import transposition as header
 from vfp.reference.bindings import BindingKey, Bindings, Exhausted, External, OverQuota
 from vfp.reference.extras import NO_EXTRAS, Extras
@@ -66,6 +68,7 @@ from vfp.reference.packet import (
     is_echo_reply,
     is_echo_request,
     is_icmp,
+    is_tracked,
 )
 from vfp.reference.sets import Sets
 from vfp.reference.transposition import Transposition
@@ -162,6 +165,7 @@ class _Walk:
     rewrites: Transposition = field(default_factory=Transposition)
     place: Location | Inside | header.ToUplink | header.ToSender | None = None
     mapping: Mapping | None = None
+    image: IPv6Address | None = None        # the image of the destination by its prefix
     rewritten: bool = False
     inspect: Inspect | None = None
     stateless: bool = False
@@ -278,13 +282,12 @@ class _Walk:
         if self.cur.src.is_loopback and not (link and link.loopback):
             raise _NotOurs                  # the host's own address, whatever came by a wire with it
         self.mapping = self._find_mapping(uplink)
-        if self.mapping is not None:
-            receiving = self.mapping.port
-        else:
+        receiving = self.mapping.port if self.mapping else None
+        if self.mapping is None:
             self.behind = self._binding(uplink, External(what.dst, what.protocol, what.dst_port), what.src)
-            if self.behind is None:
-                raise _NotOurs
-            receiving = self.behind.port
+            receiving = self.behind.port if self.behind else self._behind_prefix(uplink, what)
+        if receiving is None:
+            raise _NotOurs
         receiver = self._run_layers(receiving, Direction.IN)
         if uplink not in self.index.uplinks:
             raise Dropped(DropReason.NO_ROUTE, f"there is no uplink {uplink}")
@@ -306,6 +309,15 @@ class _Walk:
         elif is_echo_request(what, headers):
             found = self.index.mapping(uplink, what.protocol, what.dst, what.src_port)
         return found or self.index.mapping(uplink, 0, what.dst, 0)
+
+    def _behind_prefix(self, uplink: int, what: FlowTuple) -> int | None:
+        """The port to which a destination in an external prefix belongs."""
+        mapping = self.index.prefix(uplink, what.dst)
+        if mapping is None or not isinstance(what.dst, IPv6Address) or not is_tracked(what, self.headers):
+            return None
+        self.image = prefix.translate(what.dst, mapping.external, mapping.internal)
+        place = self.index.place(mapping.space, self.image) if self.image else None
+        return place.port if isinstance(place, LocalPort) else None
 
     def _from_stack(self) -> tuple[Half, Half | None]:
         receiver = self._run_layers(self.subject.zone.number, Direction.IN)
@@ -363,6 +375,8 @@ class _Walk:
                 return self._translate_source(port, pool)
             case Hairpin(pool):
                 return self._hairpin(port, pool)
+            case TranslatePrefix(internal, external):
+                return self._translate_prefix(internal, external)
             case Untranslate():
                 return self._untranslate()
             case Forward(space):
@@ -406,6 +420,16 @@ class _Walk:
         self._become(replace(self.cur, src=external.address, src_port=external.port))
         return f"source becomes {external.address}:{external.port}"
 
+    def _translate_prefix(self, internal: IPv6Network, external: IPv6Network) -> str:
+        src = self.cur.src
+        if not isinstance(src, IPv6Address) or self.cur.family != 6 or not is_tracked(self.cur, self.headers):
+            raise Dropped(DropReason.NAT_UNSUPPORTED, "only what may have a flow, in IPv6")
+        image = prefix.translate(src, internal, external) if src in internal else None
+        if image is None:
+            raise Dropped(DropReason.NAT_UNSUPPORTED, f"{src} has no image in {external}")
+        self._become(replace(self.cur, src=image))
+        return f"source becomes {image}"
+
     def _binding(self, uplink: int, external: External, remote: Address) -> BindingKey | None:
         """Who is behind the external side of a binding of the uplink's pools, as far as `remote` may know."""
         key = self.bindings.holder(external) if external.protocol in PROTOCOLS_WITH_PORTS else None
@@ -441,8 +465,11 @@ class _Walk:
         if self.behind is not None:
             self._become(replace(self.cur, dst=self.behind.source, dst_port=self.behind.source_port))
             return f"destination becomes {self.behind.source}:{self.behind.source_port}"
+        if self.image is not None:
+            self._become(replace(self.cur, dst=self.image))
+            return f"destination becomes {self.image}"
         if self.mapping is None:
-            return "did not come by a mapping or binding"
+            return "did not come by a mapping, binding or prefix"
         return self._go_inside(self.mapping)
 
     def _hairpin(self, port: int, pool_id: int) -> str:

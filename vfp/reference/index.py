@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from ipaddress import IPv6Address
 
 from vfp.model import (
     Address,
@@ -17,6 +18,7 @@ from vfp.model import (
     Meter,
     Pool,
     Port,
+    PrefixMapping,
     Rule,
     TranslateSource,
 )
@@ -43,6 +45,12 @@ class Index:
     def mapping(self, uplink: int, protocol: int, external: Address, port: int) -> Mapping | None:
         """The fixed inbound translation for what arrives at an uplink. Protocol and port 0: of a whole address."""
         return self._mappings.get((uplink, protocol, external, port))
+
+    def prefix(self, uplink: int, destination: Address) -> PrefixMapping | None:
+        """The prefix translation for what arrives at an uplink; the longest prefix counts."""
+        found = [mapping for mapping in self.state.prefixes if mapping.uplink == uplink
+                 and isinstance(destination, IPv6Address) and destination in mapping.external]
+        return max(found, key=lambda mapping: mapping.external.prefixlen, default=None)
 
     def meters(self) -> set[int]:
         """Those that rules name."""
@@ -71,7 +79,8 @@ def changed_ports(old: Index, new: Index) -> set[int]:
 
     Those whose own record or layers changed (or that are gone); that belong to a space of which an entry
     changed or is gone: their rules name the space, or an entry of it is theirs; that translate by a pool, or
-    receive by a mapping, that changed or is gone. What is only added concerns no flow. Names do not count.
+    receive by a mapping, or by a prefix into their space, that changed or is gone. What is only added concerns no
+    flow. Names do not count.
     """
     before = {id: replace(port, name="") for id, port in old.ports.items()}
     after_ports = {id: replace(port, name="") for id, port in new.ports.items()}
@@ -91,6 +100,10 @@ def changed_ports(old: Index, new: Index) -> set[int]:
     for (space, _), location in old.places().items():
         if space in spaces and isinstance(location, LocalPort):
             changed.add(location.port)
+    kept_prefixes = set(new.state.prefixes)
+    behind = {mapping.space for mapping in old.state.prefixes if mapping not in kept_prefixes}
+    changed |= {location.port for (space, _), location in old.places().items()
+                if space in behind and isinstance(location, LocalPort)}
     kept = set(new.state.mappings)
     changed |= {mapping.port for mapping in old.state.mappings if mapping not in kept}
     return changed

@@ -112,6 +112,13 @@ def is_echo_reply(what: FlowTuple, headers: Headers) -> bool:
     return is_icmp(what) and headers.icmp_type == (ICMPV6_ECHO_REPLY if what.family == 6 else ICMP_ECHO_REPLY)
 
 
+def is_tracked(what: FlowTuple, headers: Headers) -> bool:
+    """Whether such a packet may belong to a flow: IP, and not ICMP other than echo."""
+    if is_icmp(what):
+        return is_echo_request(what, headers) or is_echo_reply(what, headers)
+    return what.family != 0
+
+
 class Part(Enum):
     """Which part of an IP packet the frame carries."""
 
@@ -156,9 +163,7 @@ class Packet:
     @property
     def is_flow(self) -> bool:
         """Whether the packet belongs to a flow: IP, and not ICMP other than echo."""
-        if is_icmp(self.tuple):
-            return is_echo_request(self.tuple, self.headers) or is_echo_reply(self.tuple, self.headers)
-        return self.is_ip
+        return is_tracked(self.tuple, self.headers)
 
     @property
     def is_error(self) -> bool:

@@ -1,0 +1,109 @@
+"""A network that its host has come to overlap moves to a free prefix: which one, and what moves with it. Pure.
+
+Endpoints keep their offset in the prefix, mappings lead to their endpoints as before, policies that name endpoints
+follow. A network that has moved stays where it is: what drove it away is remembered with it, and no prefix that
+overlaps that is chosen again, so that a host that goes to and fro between two LANs moves it twice at most.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from ipaddress import ip_address, ip_network
+
+from controller import ipam
+from controller.assign import address_key
+from controller.ipam import Prefix
+from controller.network_specs import EndpointSpec, NetworkSpec
+from controller.overlaps import Overlap, chosen, overlaps
+from controller.state import AnyStored, Change, State, Stored
+from controller.subnets import InUse, subnets_of, users
+from southbound.messages import HostFacts, Subnet
+
+REMEMBERED = 16                             # prefixes that have driven a network away
+
+
+def due(state: State, host: str, facts: HostFacts | None) -> list[Stored[NetworkSpec]]:
+    """The networks of a host that must move, by name."""
+    return sorted((network for network in state.nat_networks_on(host) if _leaving(state, network, facts)),
+                  key=lambda network: network.ref)
+
+
+def renumber(state: State, host: str, facts: HostFacts | None) -> list[Change]:
+    """Move what must move; changes `state`, which is a fork at the new revision. Empty: nothing can be done."""
+    changes: list[Change] = []
+    for network in due(state, host, facts):
+        moves: dict[Prefix, Prefix] = {}
+        subnets, reasons = list(subnets_of(network)), []
+        shunned = list(network.assigned.shunned)
+        for place, overlap in _leaving(state, network, facts).items():
+            shunned = [*(each for each in shunned if each != str(overlap.prefix)), str(overlap.prefix)]
+            old = subnets[place]
+            try:
+                new = _target(state, host, network, old, subnets, shunned, facts)
+            except ipam.Exhausted:
+                continue                    # it stays degraded; the next change of the host's surroundings tries again
+            moves[old.prefix], subnets[place] = new, old.moved(new)
+            reasons.append(f"renumbered from {old.prefix} because of {overlap}")
+        if moves:
+            used = tuple(Subnet(str(each.prefix), each.gateway) for each in subnets)
+            assigned = replace(network.assigned, subnets=used, moved="; ".join(reasons),
+                               shunned=tuple(shunned[-REMEMBERED:]))
+            changes.append(_put(state, network, replace(network, assigned=assigned, revision=state.revision)))
+            changes += _endpoints(state, network, moves)
+    return changes
+
+
+def _leaving(state: State, network: Stored[NetworkSpec], facts: HostFacts | None) -> dict[int, Overlap]:
+    """The subnets that must move, by place, and why: the network says so, or an automatic one that nobody is in."""
+    found = {}
+    for place, subnet in enumerate(subnets_of(network)):
+        hits = overlaps(subnet.prefix, facts)
+        unused = subnet.spec.prefix == "auto" and not users(subnet, network.ref, state) if hits else False
+        if hits and (unused or network.spec.on_overlap == "renumber"):
+            found[place] = hits[0]
+    return found
+
+
+def _target(state: State, host: str, network: Stored[NetworkSpec], old: InUse, subnets: list[InUse],
+            shunned: list[str], facts: HostFacts | None) -> Prefix:
+    besides = [each.prefix for each in subnets] + [ip_network(text) for text in shunned]
+    return chosen(state, host, network.ref, facts, old.prefix.prefixlen, besides,
+                  network.uid if old.version == 6 else "")
+
+
+def _endpoints(state: State, network: Stored[NetworkSpec], moves: Mapping[Prefix, Prefix]) -> list[Change]:
+    changes = []
+    for endpoint in sorted(state.endpoints_of(network.ref), key=lambda e: e.ref):
+        assigned = replace(endpoint.assigned, address=_moved(endpoint.assigned.address, moves),
+                           address6=_moved(endpoint.assigned.address6, moves))
+        if assigned != endpoint.assigned:
+            changes.append(_put(state, endpoint, replace(endpoint, assigned=assigned, revision=state.revision)))
+    for version in (4, 6):
+        key = address_key(network.uid, version)
+        if key in state.cursors:
+            state.cursors[key] = _shifted(state.cursors[key], version, moves)
+    return changes
+
+
+def _moved(address: str, moves: Mapping[Prefix, Prefix]) -> str:
+    if not address:
+        return address
+    version = ip_address(address).version
+    return ipam.text_of(_shifted(int(ip_address(address)), version, moves), version)
+
+
+def _shifted(number: int, version: int, moves: Mapping[Prefix, Prefix]) -> int:
+    for old, new in moves.items():
+        low, high = ipam.range_of(old)
+        if old.version == version and low <= number <= high:
+            return number - low + int(new.network_address)
+    return number
+
+
+def _put(state: State, old: Stored[NetworkSpec] | Stored[EndpointSpec], new: AnyStored) -> Change:
+    state.put(new)
+    return Change(old, new)
+
+
+__all__ = ["due", "renumber"]
