@@ -109,7 +109,7 @@ struct releasing {
 	struct external_key key;
 	struct external was;
 	struct use_key use;
-	struct tenant_key tenant;
+	struct share_key share;
 	struct block_key block;
 };
 

@@ -18,8 +18,8 @@ from vfp.layout import (
     CONTACT_KEY,
     EXTERNAL,
     EXTERNAL_KEY,
-    TENANT,
-    TENANT_KEY,
+    SHARE,
+    SHARE_KEY,
     pack,
     pack_address,
     unpack_address,
@@ -80,8 +80,8 @@ class BindingTables:
 
     def count(self, port: int, pool: int) -> int:
         """Bindings that a port has in a pool."""
-        raw = self._object.map("tenants").lookup(pack(TENANT_KEY, port=port, pool=pool))
-        return 0 if raw is None else int(np.frombuffer(raw, TENANT)[0]["bindings"]["now"])
+        raw = self._object.map("shares").lookup(pack(SHARE_KEY, port=port, pool=pool))
+        return 0 if raw is None else int(np.frombuffer(raw, SHARE)[0]["bindings"]["now"])
 
     def records(
         self, now_ns: int, pools: Collection[int] | None = None, limit: int | None = None
