@@ -120,6 +120,20 @@ class BindingTables:
             found.setdefault(int(kind["pool"]), []).append((address, int(kind["protocol"]), count))
         return {pool: sorted(uses, key=lambda use: (use[0].packed, use[1])) for pool, uses in sorted(found.items())}
 
+    def block_use(self) -> dict[int, list[tuple[Address, int]]]:
+        """By pool, (external address, blocks that are taken)."""
+        keys, values = self._object.map("blocks").lookup_all()
+        key_rows = np.ascontiguousarray(keys).reshape(-1).view(BLOCK_KEY)
+        pools = np.ascontiguousarray(values).reshape(-1).view(BLOCK)["holder"]["pool"]
+        counts = Counter(
+            (int(pool), unpack_address(key["address"].tobytes(), int(key["family"])))
+            for key, pool in zip(key_rows, pools, strict=True)
+        )
+        found: dict[int, list[tuple[Address, int]]] = {}
+        for (pool, address), count in counts.items():
+            found.setdefault(pool, []).append((address, count))
+        return found
+
     def has_contact(self, key: BindingKey, remote: Address) -> bool:
         """Whether the internal side has sent to an address of late."""
         inside = np.frombuffer(_binding_key(key), BINDING_KEY)[0]
