@@ -50,8 +50,9 @@ def _differences(held: dict[str, dict[bytes, bytes]], tables: Tables, turn: int)
     at = turn * PROGRAM.itemsize
     programs = {key: value[at + 4 : at + PROGRAM.itemsize] for key, value in held["programs"].items()}
     yield _compared("programs", programs, {_u32(port.id): port.program[4:] for port in tables.ports.values()})
-    records = {key: value[4:] for key, value in held["ports"].items() if np.frombuffer(value, PORT)[0]["ifindex"]}
-    yield _compared("ports", records, {_u32(port.id): port.record[4:] for port in tables.ports.values()})
+    there = {key: value for key, value in held["ports"].items() if np.frombuffer(value, PORT)[0]["ifindex"]}
+    records = {key: _of_policy(value) for key, value in there.items()}
+    yield _compared("ports", records, {_u32(port.id): _of_policy(port.record) for port in tables.ports.values()})
     groups = {key: np.frombuffer(value, GROUP)[0] for key, value in held["groups"].items()}
     yield _compared(
         "groups", {int.from_bytes(key, "little"): int(group["rules"]) for key, group in groups.items()},
@@ -62,6 +63,14 @@ def _differences(held: dict[str, dict[bytes, bytes]], tables: Tables, turn: int)
                     {int(group["instance"]): 1 for group in groups.values() if group["rules"]})
     yield _compared("rules in use", {"all": int(buckets["count"].sum())},
                     {"all": sum(len(group.group.rules) for group in tables.groups.values())})
+
+
+def _of_policy(record: bytes) -> bytes:
+    """A struct port without its history."""
+    fields = np.frombuffer(record, PORT).copy()
+    for name in ("generation", "born"):
+        fields[name] = 0
+    return fields.tobytes()
 
 
 def _compared(what: str, held: Mapping[Any, Any], wanted: Mapping[Any, Any]) -> str:
