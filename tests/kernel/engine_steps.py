@@ -515,6 +515,11 @@ class Player:
         self._engine = engine
         self._past: list[tuple[Send, Result]] = []
 
+    @property
+    def past(self) -> list[tuple[Send, Result]]:
+        """Every frame so far, and what the reference made of it."""
+        return list(self._past)
+
     def play(self, send: Send, now_s: float) -> Result:
         """Take a frame through the reference."""
         if send.inspected:

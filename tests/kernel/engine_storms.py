@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from vfp.datapath.btf import struct_layout
 from vfp.datapath.engine import OBJECT
 from vfp.model import EngineState
-from vfp.reference import Result
+from vfp.reference import Engine, Result
 
 Event = Send | Update | Wait
 
@@ -144,6 +144,11 @@ class Duel:
     def state(self) -> EngineState:
         """The policy in force."""
         return self._reference.engine.state
+
+    @property
+    def engine(self) -> Engine:
+        """The reference."""
+        return self._reference.engine
 
     @property
     def case(self) -> Case:
