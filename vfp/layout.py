@@ -251,7 +251,7 @@ FLOW = _struct(
     ("icmp_code", "u1"), ("dmac", *_MAC), ("pad", "u4"), ("extras", EXTRAS),
 )
 PORT = _struct(("generation", "u4"), ("ifindex", "u4"), ("mac", *_MAC), ("gateway_mac", *_MAC), ("flags", "u2"),
-               ("timeouts", "u2"))
+               ("timeouts", "u2"), ("born", "u4"))
 STAGE = _struct(("group", "u8"), ("layer", "u1"), ("last", "u1"), ("deny", "u1"), ("kinds", "u1"), ("pad", "u1", 4))
 PROGRAM = _struct(
     ("generation", "u4"), ("out_count", "u1"), ("in_count", "u1"), ("out_fussy", "u1"), ("in_fussy", "u1"),
@@ -311,10 +311,10 @@ EXTERNAL = _struct(
 )
 TALLY = _struct(("now", "i8"), ("before", "i8"), ("found", "i8"), ("gone", "i8"))
 USE_KEY = _struct(("address", *_ADDRESS), ("range", "u4"), ("protocol", "u1"), ("family", "u1"), ("pad", "u2"))
-TENANT_KEY = _struct(("port", "u4"), ("pool", "u4"))
-TENANT = _struct(("bindings", TALLY), ("blocks", TALLY))
+SHARE_KEY = _struct(("port", "u4"), ("pool", "u4"))
+SHARE = _struct(("bindings", TALLY), ("blocks", TALLY))
 BLOCK_KEY = _struct(("address", *_ADDRESS), ("first", "u2"), ("size", "u2"), ("family", "u1"), ("pad", "u1", 3))
-BLOCK = _struct(("holder", TENANT_KEY), ("seen_ns", "u8"), ("used", TALLY, 3), ("flags", "u4"), ("pad", "u4"))
+BLOCK = _struct(("holder", SHARE_KEY), ("seen_ns", "u8"), ("used", TALLY, 3), ("flags", "u4"), ("pad", "u4"))
 CONTACT_KEY = _struct(("inside", BINDING_KEY), ("remote", *_ADDRESS))
 CONTACT = _struct(("seen_ns", "u8"))
 BINDING_EVENT = _struct(
@@ -368,7 +368,7 @@ STRUCTS: dict[str, np.dtype[Any]] = {
     "set_lengths_key": SET_LENGTHS_KEY, "set_lengths": SET_LENGTHS, "space_key": SPACE_KEY, "location": LOCATION,
     "pool": POOL, "mapping_key": MAPPING_KEY, "mapping": MAPPING, "binding_key": BINDING_KEY, "binding": BINDING,
     "external_key": EXTERNAL_KEY, "external": EXTERNAL, "held_key": HELD_KEY, "tally": TALLY, "use_key": USE_KEY,
-    "tenant_key": TENANT_KEY, "tenant": TENANT, "block_key": BLOCK_KEY, "block": BLOCK, "contact_key": CONTACT_KEY,
+    "share_key": SHARE_KEY, "share": SHARE, "block_key": BLOCK_KEY, "block": BLOCK, "contact_key": CONTACT_KEY,
     "contact": CONTACT, "binding_event": BINDING_EVENT, "hit_key": HIT_KEY, "hits": HITS, "memory": MEMORY,
     "timeouts": TIMEOUTS, "settings": SETTINGS, "meter": METER, "event": EVENT, "closed": CLOSED, "budgets": BUDGETS,
     "sweep": SWEEP, "trace": TRACE, "capture": CAPTURE,

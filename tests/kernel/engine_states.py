@@ -364,8 +364,9 @@ _ANYONE = Filtering.ENDPOINT_INDEPENDENT
 _HELD = ((1, 20000), (6, 20001), (6, 20003), (17, 20000), (58, 20002), (132, 1000))
 _TERMS = (
     (_ANYONE, 0, 0, ()), (_ANYONE, 0, 0, ()), (_ANYONE, 0, 0, ()), (Filtering.ADDRESS, 0, 0, ()),
-    (Filtering.ADDRESS_PORT, 0, 0, ()), (_ANYONE, 0, 1, ()), (_ANYONE, 0, 0, _HELD), (Filtering.ADDRESS, 2, 3, ()),
-    (_ANYONE, 1, 0, ()), (_ANYONE, 3, 0, _HELD), (_ANYONE, 16, 2, ()),
+    (Filtering.ADDRESS_PORT, 0, 0, ()), (Filtering.ADDRESS_PORT, 3, 0, ()), (_ANYONE, 0, 1, ()),
+    (_ANYONE, 0, 0, _HELD), (Filtering.ADDRESS, 2, 3, ()), (_ANYONE, 1, 0, ()),
+    (_ANYONE, 3, 0, _HELD), (_ANYONE, 16, 2, ()),
 )
 
 
@@ -376,7 +377,8 @@ def pools(id: int) -> st.SearchStrategy[Pool]:
     def pool(uplink: int, given: tuple[Address, ...], ports: PortRange,
              terms: tuple[Filtering, int, int, tuple[tuple[int, int], ...]]) -> Pool:
         filtering, block, quota, held = terms
-        return Pool(id, uplink, given, ports, filtering, min(block, ports.high - ports.low + 1), quota, held)
+        block = min(block, ports.high - ports.low + 1)
+        return Pool(id, uplink, given, ports, filtering, block, quota, held, log=id == 1)
 
     return st.builds(pool, pick(UPLINKS), addresses, ranges, pick(_TERMS))
 

@@ -158,7 +158,8 @@ class Traffic:
         if point < 0.78:
             return Again(back, chance.choice(FLAGS), chance.choice((None, None, self._port())))
         if point < 0.86:
-            return Answer(back, chance.choice(FLAGS), chance.random() < 0.1)
+            stranger = chance.choice(("", "port", "address", "address"))
+            return Answer(back, chance.choice(FLAGS), chance.random() < 0.1, stranger)
         if point < 0.90:
             return Continue(min(back, 3), chance.choice((6, 6, 7, 8, 8, 10, 4, 1, 12)), chance.choice((1, 2, 2, 4)),
                             chance.random() < 0.25)
@@ -192,7 +193,7 @@ class Traffic:
             # The other side has not spoken since: its answer is again to what it got last.
             step = Again(sent - 1 - dialogue.last, flags)
         else:
-            step = Answer(sent - 1 - dialogue.last, flags)
+            step = Answer(sent - 1 - dialogue.last, flags, stranger=chance.choice(("",) * 8 + ("port", "address")))
         dialogue.last, dialogue.last_is_first_sides = sent, forward
         return step
 
@@ -261,7 +262,7 @@ class Traffic:
         if hook is Hook.PORT_OUT:
             if chance.random() < 0.12:
                 return Send(hook, number, self._asks(own))
-            src, dst = INSIDE[own - 1], chance.choice((*INSIDE, *INSIDE, GATEWAY, *WORLD, *EXTERNAL))
+            src, dst = INSIDE[own - 1], chance.choice((*INSIDE, *INSIDE, GATEWAY, *WORLD * 4, *EXTERNAL))
             macs = MACS[own], chance.choice((GATEWAY_MAC, *ALL_MACS))
             if state.mappings and chance.random() < 0.15:
                 family, protocol, dst, ports = self._to_mapped(chance.choice(state.mappings), protocol, ports)

@@ -105,7 +105,7 @@ static __always_inline int search_ports(struct port_search *search)
 	return search->outcome;
 }
 
-static __always_inline int is_ours(const struct scratch *s, const struct tenant_key *holder)
+static __always_inline int is_ours(const struct scratch *s, const struct share_key *holder)
 {
 	return holder->port == s->binding.port && holder->pool == s->binding.pool;
 }
@@ -162,13 +162,13 @@ static long step_blocks(__u32 i, void *context)
 	return 0;
 }
 
-static __always_inline struct tenant *tenant_of(struct scratch *s)
+static __always_inline struct share *share_of(struct scratch *s)
 {
-	struct tenant_key *key = &s->nat.gone.tenant;
+	struct share_key *key = &s->nat.gone.share;
 
 	key->port = s->binding.port;
 	key->pool = s->binding.pool;
-	return bpf_map_lookup_elem(&tenants, key);
+	return bpf_map_lookup_elem(&shares, key);
 }
 
 /* First in the blocks that we have, then in one that nobody has. */
@@ -176,7 +176,7 @@ static __always_inline int search_blocks(struct scratch *s, struct pool *pool)
 {
 	struct block_search *search = &s->nat.search;
 	struct block_walk walk = {.s = s};
-	struct tenant *tenant;
+	struct share *share;
 	struct block *block;
 
 	search->low = pool->low;
@@ -185,10 +185,10 @@ static __always_inline int search_blocks(struct scratch *s, struct pool *pool)
 	search->count = (pool->high - pool->low + 1U) / pool->block;
 	if (!search->count)
 		return NAT_EXHAUSTED;
-	tenant = tenant_of(s);
+	share = share_of(s);
 	search->start = port_hash(&s->binding) % search->count;
 	search->offset = binding_hash(&s->binding) % search->size;
-	search->own = tenant ? tenant->blocks.now : 0;
+	search->own = share ? share->blocks.now : 0;
 	search->number = search->port = search->taking = 0;
 	search->outcome = NAT_EXHAUSTED;
 	s->holder.block_size = pool->block;
@@ -206,8 +206,8 @@ static __always_inline int search_blocks(struct scratch *s, struct pool *pool)
 	bpf_loop((search->size + 1) * search->count + 1, step_blocks, &walk, 0);
 	if (search->outcome || is_dry(s))
 		return search->outcome;
-	if (tenant)
-		__sync_fetch_and_add(&tenant->blocks.now, 1);
+	if (share)
+		__sync_fetch_and_add(&share->blocks.now, 1);
 	if (block->flags)
 		tell_block(&s->nat.gone.block, block, BINDING_BLOCK_TAKEN);
 	return NONE;
@@ -270,20 +270,20 @@ static __always_inline void count_block(struct scratch *s)
 /* A new external side for `s->binding`, into `s->external`. Returns a drop reason. */
 static __always_inline int bind(struct scratch *s, struct pool *pool)
 {
-	struct tenant *tenant = tenant_of(s);
+	struct share *share = share_of(s);
 	int outcome = NAT_EXHAUSTED;
 	__u32 at;
 
-	if (!tenant && !is_dry(s)) {
-		struct tenant *none = (void *)&s->forward;	/* not used before `compose` */
+	if (!share && !is_dry(s)) {
+		struct share *none = (void *)&s->forward;	/* not used before `compose` */
 
 		__builtin_memset(none, 0, sizeof(*none));
-		bpf_map_update_elem(&tenants, &s->nat.gone.tenant, none, BPF_NOEXIST);
-		tenant = bpf_map_lookup_elem(&tenants, &s->nat.gone.tenant);
-		if (!tenant)
+		bpf_map_update_elem(&shares, &s->nat.gone.share, none, BPF_NOEXIST);
+		share = bpf_map_lookup_elem(&shares, &s->nat.gone.share);
+		if (!share)
 			return NAT_EXHAUSTED;
 	}
-	if (pool->quota && tenant && tenant->bindings.now >= pool->quota)
+	if (pool->quota && share && share->bindings.now >= pool->quota)
 		return NAT_QUOTA;
 	s->holder.holder = s->binding;
 	s->holder.range = pool->range;
@@ -313,8 +313,8 @@ static __always_inline int bind(struct scratch *s, struct pool *pool)
 		bpf_map_delete_elem(&externals, &s->external);
 		return NAT_EXHAUSTED;
 	}
-	if (tenant)
-		__sync_fetch_and_add(&tenant->bindings.now, 1);
+	if (share)
+		__sync_fetch_and_add(&share->bindings.now, 1);
 	count_use(s);
 	if (s->holder.block_size)
 		count_block(s);

@@ -167,6 +167,7 @@ struct port {
 	__u8 gateway_mac[6];
 	__u16 flags;
 	__u16 timeouts;		/* number in the map of that name; 0: the engine's own */
+	__u32 born;		/* generation at which the id became this port's: flows of older ones are of another */
 };
 
 /* Coarse kinds of packets: a group is not searched for a packet of a kind that none of its rules can match. */
@@ -512,17 +513,17 @@ struct use_key {
 };
 
 /* A port of ours in a pool. */
-struct tenant_key {
+struct share_key {
 	__u32 port;
 	__u32 pool;
 };
 
-struct tenant {
+struct share {
 	struct tally bindings;
 	struct tally blocks;
 };
 
-/* Ports that one tenant has together. */
+/* Ports that one share has together. */
 struct block_key {
 	struct address address;
 	__u16 first;		/* host byte order */
@@ -532,7 +533,7 @@ struct block_key {
 };
 
 struct block {
-	struct tenant_key holder;
+	struct share_key holder;
 	__u64 seen_ns;		/* when it last gave a port */
 	struct tally used[3];	/* of TCP, UDP, ICMP */
 	__u32 flags;		/* enum external_flags */

@@ -25,6 +25,7 @@ import threading
 import time
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import replace
 from enum import StrEnum
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -203,6 +204,10 @@ class Datapath(AbstractContextManager["Datapath"]):
         """
         tables = self._compiler.compile(state, self._limits.ports)
         with self._one_at_a_time:
+            another = {port.id for port in tables.ports.values() if self._ports.is_another(port)}
+            if another:                         # what the ones before had goes with them, and is not inherited
+                self._apply(replace(tables, ports={
+                    id: port for id, port in tables.ports.items() if id not in another}))
             self._apply(tables)
 
     def _apply(self, tables: Tables) -> None:
@@ -220,6 +225,8 @@ class Datapath(AbstractContextManager["Datapath"]):
         self._profiles.write(timeouts)
         self._settings |= self._profiles.shortest()
         self._write_settings(dirty=True)
+        purge = self._interrupted or bool(
+            self._ports.ids - tables.ports.keys() or self._shadow["pools"].keys() - tables.maps["pools"].keys())
         self._interrupted = True            # until it has come to its end
         self._sets.settle()
         self._groups.add(tables.groups.values())
@@ -253,6 +260,8 @@ class Datapath(AbstractContextManager["Datapath"]):
             self._hits_of_others = True
         for name in ("spaces", "pools", "rewrites", "translations"):
             self._remove(name, tables)
+        if purge:
+            self._run_sweep("vfp_purge")
         self._remove_meters(tables.meters)
         self._groups.retire_unused(self._ports.groups_used())
         self._named = named
@@ -343,6 +352,10 @@ class Datapath(AbstractContextManager["Datapath"]):
     def pool_use(self) -> dict[int, list[tuple[Address, int, int]]]:
         """By pool that has bindings, (external address, protocol, bindings)."""
         return self._bindings.use()
+
+    def block_use(self) -> dict[int, list[tuple[Address, int]]]:
+        """By pool that has given blocks of ports, (external address, blocks)."""
+        return self._bindings.block_use()
 
     def binding(self, key: BindingKey) -> External | None:
         """The external side that a source translation has now."""
