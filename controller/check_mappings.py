@@ -46,7 +46,15 @@ def check_mapping(document: Declared, old: AnyStored | None, around: Surrounding
             yield Problem("out_of_range", f"{spec.size} ports do not fit into mappingPorts {low}-{high} of Host {host}",
                           "spec.internalPort", str(spec.internal_port), "use a smaller range, or more mappingPorts")
     elif spec.external_port is not None:
-        yield from _ports(ref, spec, port_range(spec.external_port), host, around)
+        yield from _ports(ref, spec, port_range(spec.external_port), host, around, _same_outside(old, spec))
+
+
+def _same_outside(old: AnyStored | None, spec: StaticMappingSpec) -> bool:
+    """Whether the mapping is there and has this external side: a program that listens there now came too late."""
+    was = old.spec if old is not None else None
+    return isinstance(was, StaticMappingSpec) and \
+        (was.protocol, was.external_port, was.external_address) == \
+        (spec.protocol, spec.external_port, spec.external_address)
 
 
 def _internal(ref: Ref, spec: StaticMappingSpec, network: Stored[NetworkSpec], state: State) -> Iterator[Problem]:
@@ -108,7 +116,8 @@ def primary_addresses(facts: HostFacts) -> set[str]:
     return {its[0] for (_, version), its in held.items() if version == 4 or len(its) == 1}
 
 
-def _ports(ref: Ref, spec: StaticMappingSpec, ports: Range, host: str, around: Surroundings) -> Iterator[Problem]:
+def _ports(ref: Ref, spec: StaticMappingSpec, ports: Range, host: str, around: Surroundings,
+           in_place: bool) -> Iterator[Problem]:
     where, todo, found = "spec.externalPort", "choose another, or auto", str(spec.external_port)
     for whole, address in whole_address_mappings(around, host):
         if address == spec.external_address and whole != ref:
@@ -120,7 +129,7 @@ def _ports(ref: Ref, spec: StaticMappingSpec, ports: Range, host: str, around: S
                       todo)
     facts, stored = around.facts.get(host), around.state.host(host)
     listener = next(listeners_in(facts, spec, ports), None)
-    if listener is not None:
+    if listener is not None and not in_place:
         yield Problem("in_use", f"{spec.protocol} port {listener[1]} of host {host} is taken by a program of "
                       f"the host that listens on {listener[0]}", where, found, todo + ", or stop that program")
     yield from _reserved(spec, ports, stored)

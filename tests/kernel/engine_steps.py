@@ -106,7 +106,7 @@ class Answer:
     back: int
     tcp_flags: int
     other_vtep: bool = False
-    stranger: str = ""                      # by the uplink: not who was asked, but another "port" or "address"
+    stranger: str = ""                      # not who was asked, but another "port" or "address" of the world
 
 
 @dataclass(frozen=True, slots=True)
@@ -543,6 +543,9 @@ class Player:
             return replace(send, frame=frame, inspected=RELEASED if step.release else INSPECTED)
         if isinstance(step, Again):
             return replace(send, frame=_varied(send.frame, step))
+        if isinstance(step, Answer) and step.stranger:
+            out = [past for past in self._past[-64:] if past[1].verdict is Verdict.REDIRECT_UPLINK]
+            send, result = out[-1 - step.back % len(out)] if out else (send, result)
         if isinstance(step, Continue):
             first = read_first(send.frame)
             return replace(send, frame=_continued(first, step)) if first else None

@@ -95,6 +95,8 @@ def test_hold_keeps_flows_and_tells_which_were_refused_lost_or_changed(tmp_path:
           in: a
           ready: {log: held 7 of 7}
         - {finish: hold-udp, signal: TERM, check: {json: {answered: 7}}}
+        - run: cat ${logs}/hold-udp.log
+          check: {stdout: {matches: '^held 100 of 100\nheld 7 of 7$'}}
         - run: probe hold tcp 10.78.0.2 9 --count 3 --at-once
           in: a
           check: {json: {answered: 0, refused: 3}}

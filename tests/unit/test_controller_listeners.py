@@ -44,6 +44,22 @@ def test_new_listener_refuses_the_mapping_until_it_ends(tmp_path: Path, monkeypa
     with_parts(tmp_path, body)
 
 
+def test_program_that_comes_after_the_mapping_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = Asked({"listeners": []})
+
+    async def body(parts: Parts) -> None:
+        await parts.world()
+        monkeypatch.setattr(parts.push, "query", asked.query)
+        assert (await parts.apply(mapping("late", "office", "web", 8443))).status_code == 200
+        asked.answer = {"listeners": [["tcp", "0.0.0.0", 8443], ["tcp", "0.0.0.0", 8444]]}
+        assert (await parts.apply(mapping("late", "office", "web", 8443))).status_code == 200
+        inside = mapping("late", "office", "web", 8443, 81)
+        assert (await parts.apply(inside)).status_code == 200
+        assert (await parts.apply(mapping("late", "office", "web", 8444))).status_code == 409
+
+    with_parts(tmp_path, body)
+
+
 def test_nobody_is_asked_for_other_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = Asked({"listeners": []})
 

@@ -388,6 +388,8 @@ struct set_key {
 
 struct set_member {
 	__u64 expires_ns;	/* of CLOCK_MONOTONIC; 0: never */
+	__u32 turns;		/* of `struct programs`, as bits: in which it is a member */
+	__u32 pad;
 };
 
 struct set_lengths_key {
