@@ -26,6 +26,7 @@ from agent.host import Host
 from agent.inspect import Inspector
 from agent.purge import purge_host
 from agent.reconcile import Reconciler
+from agent.record_file import RecordFile
 from agent.session import Session
 from agent.state import Disk
 from agent.streams import Streams
@@ -61,6 +62,7 @@ class Config:
     limits: Limits = field(default_factory=Limits)
     timeouts: Timeouts = field(default_factory=Timeouts)
     clamp: Clamp = field(default_factory=Clamp)     # how long addresses of domain names stay open
+    nat_log: Path | None = None                     # where records of bindings are appended; None: nowhere
 
 
 def run(config: Config) -> None:
@@ -111,14 +113,14 @@ async def serve(config: Config) -> None:
         )
         await host.start()
         try:
-            await _all(identity, host, inspector, datapath, worker, ager, egress)
+            await _all(identity, host, inspector, datapath, worker, ager, egress, config.nat_log)
         except BaseExceptionGroup as group:
             raise group.exceptions[0] from None
 
 
 async def _all(
     identity: Identity, host: Host, inspector: Inspector, datapath: Datapath, worker: Worker, ager: Worker,
-    egress: Egress,
+    egress: Egress, nat_log: Path | None,
 ) -> None:
     loop = asyncio.get_running_loop()
 
@@ -158,7 +160,7 @@ async def _all(
         tasks.create_task(_expire(egress, worker))
         tasks.create_task(_collect(inspector, datapath, worker))
         tasks.create_task(_copy(streams, datapath, worker))
-        tasks.create_task(_record(streams, inspector, datapath, worker))
+        tasks.create_task(_record(streams, inspector, datapath, worker, nat_log))
         tasks.create_task(streams.keep())
 
 
@@ -226,13 +228,19 @@ async def _copy(streams: Streams, datapath: Datapath, worker: Worker) -> None:
         await asyncio.sleep(_COPY_PAUSE_S)
 
 
-async def _record(streams: Streams, inspector: Inspector, datapath: Datapath, worker: Worker) -> None:
+async def _record(
+    streams: Streams, inspector: Inspector, datapath: Datapath, worker: Worker, path: Path | None
+) -> None:
     """Take records of bindings as they come, whether somebody follows or not: they are of now. Never ends."""
     descriptor = await worker.run(datapath.bindings_fd)
+    file = RecordFile(path, await worker.run(datapath.lost, Ring.BINDINGS)) if path is not None else None
     while True:
         await _readable(descriptor)
         rows = await worker.run(inspector.read_bindings)
-        streams.bindings(rows, await worker.run(datapath.lost, Ring.BINDINGS))
+        lost = await worker.run(datapath.lost, Ring.BINDINGS)
+        streams.bindings(rows, lost)
+        if file is not None:
+            await worker.run(file.write, rows, lost)
         await asyncio.sleep(_COPY_PAUSE_S)
 
 

@@ -196,7 +196,7 @@ def _view(
     """What the contributors see: the ports whose links exist, the uplinks if there are any."""
     found, uplink = observed.uplink, None
     nat = any(network.mode == "nat" for network in networks.good.values())
-    if nat and found is not None and found.name in ids.uplinks:
+    if nat and found is not None and found.name in ids.uplinks and found.name != LOOPBACK:
         uplink = UplinkView(
             ids.uplinks[found.name], found.name, found.ifindex, _addresses(found), found.mtu_bytes
         )

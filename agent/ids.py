@@ -78,8 +78,9 @@ def allocate(ids: Ids, wanted: Wanted, max_ports: int) -> Ids:
     """Give an identity to all that is wanted, and forget ports and bridges that are not.
 
     What has an identity keeps it. Port ids go round the whole range before one is given again, so that
-    nothing the kernel still holds of a port that is gone is taken for a new one's. Uplinks and pools are
-    few and keep theirs. When a range is exhausted, the rest stays without identity.
+    nothing the kernel still holds of a port that is gone is taken for a new one's. Uplinks, and a network's
+    pools of whatever address the host had once, keep theirs. When a range is exhausted, the rest stays without
+    identity.
 
     `max_ports`: port ids are 1..max_ports-1.
     """
@@ -97,9 +98,16 @@ def allocate(ids: Ids, wanted: Wanted, max_ports: int) -> Ids:
         ports=ports,
         bridges=_lowest(bridges, wanted.bridges, _MAX_BRIDGES),
         uplinks=_lowest(ids.uplinks, wanted.uplinks, MAX_UPLINKS),
-        pools=_lowest(ids.pools, wanted.pools, _MAX_POOLS),
+        pools=_lowest(_living(ids.pools, wanted.pools), wanted.pools, _MAX_POOLS),
         last_port=last,
     )
+
+
+def _living(pools: Mapping[str, int], wanted: Collection[str]) -> dict[str, int]:
+    """Without those of networks that are gone, and of gateways that are none any more."""
+    asked = set(wanted)
+    networks = {name.partition("/")[0] for name in asked if not name.startswith("lo/")}
+    return {name: number for name, number in pools.items() if name in asked or name.partition("/")[0] in networks}
 
 
 def _next(last: int, taken: set[int], limit: int) -> int:

@@ -17,7 +17,7 @@ from agent.build import Built
 from agent.errors import BadQuery
 from agent.goals import Goals
 from agent.names import Names, Place, Row, event_row, packet_row, places
-from agent.nat import NatSight, record_rows
+from agent.nat import NatSight, Recorder
 from agent.overlaps import Overlap
 from agent.seams import DatapathSeam
 from agent.trace import trace
@@ -51,6 +51,7 @@ class Inspector:
         self._built = built
         self._goals = goals
         self._overlaps = overlaps
+        self._recorder = Recorder()
         self._recent: deque[tuple[float, DropEvent]] = deque(maxlen=RECENT_DROPS)
         self._logs: deque[tuple[float, LogEvent]] = deque(maxlen=RECENT_LOGS)
         self._places: tuple[Built, dict[tuple[int, int], Place]] | None = None
@@ -170,7 +171,7 @@ class Inspector:
         built = self._built()
         if built is None:
             return []
-        return record_rows(self._sight(built), events, time.time() - time.monotonic())
+        return self._recorder.rows(self._sight(built), events, time.time() - time.monotonic())
 
     def _sight(self, built: Built) -> NatSight:
         return NatSight(self._goals(), built, self._overlaps())

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Protocol
 
 from agent import arguments
@@ -20,11 +21,13 @@ from vfp.datapath.binding_log import BindingEvent
 from vfp.datapath.bindings import BindingRecord
 from vfp.model import Address, Pool
 
-__all__ = ["MOST_BINDINGS", "SECTIONS", "NatSeam", "NatSight", "record_rows"]
+__all__ = ["MOST_BINDINGS", "SECTIONS", "NatSeam", "NatSight", "Recorder", "clock"]
 
 SECTIONS = ("prefixes", "pools", "mappings", "bindings")
 MOST_BINDINGS = 20_000                      # of one answer
 _TCP, _UDP, _ICMP, _ICMPV6 = 6, 17, 1, 58
+_PROTOCOLS = {_ICMP: "icmp", _TCP: "tcp", _UDP: "udp", 47: "gre", 50: "esp", _ICMPV6: "icmpv6", 132: "sctp",
+              136: "udplite"}
 _KINDS = {_TCP: "tcp", _UDP: "udp", _ICMP: "icmp", _ICMPV6: "icmp"}
 _HOST_ITSELF = "lo"                         # in place of a network's uid, in names of pools (`nat.pools`)
 
@@ -36,6 +39,7 @@ class NatSeam(Protocol):
         self, pools: Collection[int] | None, limit: int
     ) -> tuple[list[BindingRecord], int]: ...
     def pool_use(self) -> Mapping[int, Sequence[tuple[Address, int, int]]]: ...  # noqa: D102
+    def block_use(self) -> Mapping[int, Sequence[tuple[Address, int]]]: ...  # noqa: D102
     def mapping_hits(self) -> Mapping[str, int]: ...  # noqa: D102
 
 
@@ -63,7 +67,7 @@ class NatSight:
         found: Row = {}
         makers: dict[str, Callable[[], Iterable[Row]]] = {
             "prefixes": self._prefixes,
-            "pools": lambda: self._pools(datapath.pool_use()),
+            "pools": lambda: self._pools(datapath.pool_use(), datapath.block_use()),
             "mappings": lambda: self._mappings(datapath.mapping_hits()),
         }
         for section, make in makers.items():
@@ -112,13 +116,22 @@ class NatSight:
             return str(self.overlaps[network.id])
         return "hidden from the host: another network has its prefix" if network.id in self.built.shadowed else "ready"
 
-    def _pools(self, use: Mapping[int, Sequence[tuple[Address, int, int]]]) -> Iterator[Row]:
-        """A row for each external address. `percent`: of the ports that are taken most, by whichever pool."""
+    def _pools(
+        self, use: Mapping[int, Sequence[tuple[Address, int, int]]], blocks: Mapping[int, Sequence[tuple[Address, int]]]
+    ) -> Iterator[Row]:
+        """A row for each external address.
+
+        `percent`: of its ports, by the protocol of which most are taken, or of its blocks, by whichever pool.
+        """
         taken: dict[tuple[Address, str], int] = {}
         for uses in use.values():
             for address, protocol, count in uses:
                 kind = (address, _KINDS.get(protocol, "other"))
                 taken[kind] = taken.get(kind, 0) + count
+        given: dict[Address, int] = {}
+        for each in blocks.values():
+            for address, count in each:
+                given[address] = given.get(address, 0) + count
         uplinks = {uplink.id: uplink.name for uplink in self.built.engine.uplinks}
         owners = self.owners()
         for pool in sorted(self.built.engine.pools, key=lambda pool: (owners.get(pool.id, ""), pool.id)):
@@ -128,11 +141,14 @@ class NatSight:
                     if at == address:
                         own[_KINDS.get(protocol, "other")] += count
                 full = max(taken.get((address, kind), 0) / room for kind, room in _room(pool).items())
+                own_blocks = sum(count for at, count in blocks.get(pool.id, ()) if at == address)
+                if pool.block:
+                    full = max(full, given.get(address, 0) / max(1, _size(pool) // pool.block))
                 yield {
                     "network": owners.get(pool.id, ""), "pool": pool.id, "uplink": uplinks.get(pool.uplink, ""),
                     "address": str(address), "ports": f"{pool.ports.low}-{pool.ports.high}", **own,
                     "percent": round(min(full, 1.0) * 100, 1), "filtering": pool.filtering.value,
-                    "block": pool.block, "quota": pool.quota, "log": pool.log,
+                    "block": pool.block, "blocks": own_blocks, "quota": pool.quota, "log": pool.log,
                 }
 
     def _mappings(self, hits: Mapping[str, int]) -> Iterator[Row]:
@@ -157,37 +173,56 @@ class NatSight:
             }
 
 
-def record_rows(sight: NatSight, events: Iterable[BindingEvent], epoch_s: float) -> list[Row]:
-    """Records of bindings for who follows; `epoch_s`: when the engine's clock began.
+class Recorder:
+    """Records of bindings with names. It knows endpoints and networks that are gone: what they release is told later.
 
-    An endpoint that is gone has only its number: the record of what it released comes after it left.
+    Numbers of ports go round before one is given again, so that a name is not another's for long.
     """
-    names = {port.id: port.name for port in sight.built.engine.ports}
-    networks = sight.owners()
-    rows = []
-    for event in events:
+
+    def __init__(self) -> None:
+        self._endpoints: dict[int, str] = {}
+        self._networks: dict[int, str] = {}
+        self._built: Built | None = None
+
+    def rows(self, sight: NatSight, events: Iterable[BindingEvent], epoch_s: float) -> list[Row]:
+        """As they are told and written; `epoch_s`: when the engine's clock began."""
+        if sight.built is not self._built:
+            self._built = sight.built
+            self._endpoints |= {port.id: port.name for port in sight.built.engine.ports}
+            self._networks |= {pool: network for pool, network in sight.owners().items() if network}
+        return [self._row(event, epoch_s + event.time_s) for event in events]
+
+    def _row(self, event: BindingEvent, time_s: float) -> Row:
         row: Row = {
-            "time": epoch_s + event.time_s, "event": event.kind, "network": networks.get(event.pool, ""),
-            "endpoint": names.get(event.port, ""), "port": event.port, "external": str(event.external),
+            "time": clock(time_s), "event": event.kind, "network": self._networks.get(event.pool, ""),
+            "endpoint": self._endpoints.get(event.port, ""),
         }
         if event.size:
             first = event.external_port
-            row["external_ports"] = f"{first}-{first + event.size - 1}"
-        else:
-            row |= {"protocol": event.protocol, "internal": str(event.internal), "internal_port": event.internal_port,
-                    "external_port": event.external_port}
-        rows.append(row)
-    return rows
+            return row | {"external": str(event.external), "external_ports": f"{first}-{first + event.size - 1}"}
+        protocol = _PROTOCOLS.get(event.protocol, str(event.protocol))
+        return row | {"protocol": protocol, "internal": str(event.internal), "internal_port": event.internal_port,
+                      "external": str(event.external), "external_port": event.external_port}
+
+
+def clock(time_s: float | None = None) -> str:
+    """A time as records have it, in UTC; None: now."""
+    moment = datetime.now(UTC) if time_s is None else datetime.fromtimestamp(time_s, UTC)
+    return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 def _room(pool: Pool) -> dict[str, int]:
     """Ports that a pool's address has, by protocol."""
-    size = pool.ports.high - pool.ports.low + 1
+    size = _size(pool)
     held: dict[str, int] = {}
     for protocol, _ in pool.held:
         kind = _KINDS.get(protocol, "other")
         held[kind] = held.get(kind, 0) + 1
     return {kind: max(1, size - held.get(kind, 0)) for kind in ("tcp", "udp", "icmp")}
+
+
+def _size(pool: Pool) -> int:
+    return pool.ports.high - pool.ports.low + 1
 
 
 def _translation(network: NetworkGoal, six: bool) -> str:

@@ -20,8 +20,10 @@ from agent.observed import Observed
 from overlay.layer import endpoint_mtu
 from policy.addresses import gateways, network_prefixes
 from policy.contribution import Fault, ObjectError, mac_bytes
-from southbound.messages import NetworkGoal, key_of
+from southbound.messages import HostGoal, NetworkGoal, key_of
+from vfp.compile import MAX_TIMEOUT_S
 from vfp.model import Filtering, Prefix
+from vfp.pools import MAX_BLOCK
 from vfp.timeouts import Timeouts
 from vswitch.links import BridgeLink
 
@@ -29,6 +31,7 @@ __all__ = ["TIMEOUTS", "Networks", "bridge", "check_networks", "mtu"]
 
 TIMEOUTS = frozenset(one.name.removesuffix("_s") for one in fields(Timeouts))
 _DEFAULT_MTU = 1500
+_MOST_PORT = 65535
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +54,8 @@ def check_networks(goals: Goals, observed: Observed) -> Networks:
     for network in sorted(goals.networks, key=lambda network: (network.space, network.id)):
         try:
             prefixes = _check(network)
+            if network.mode == "nat":
+                _check_nat(network, goals.host)
             other = spaces.setdefault(network.space, network)
             if other is not network:
                 raise ObjectError(f"space {network.space} is that of {other.tenant}/{other.name} too")
@@ -79,22 +84,32 @@ def _check(network: NetworkGoal) -> tuple[Prefix, ...]:
         if one.version == other.version and one.overlaps(other):
             raise ObjectError(f"subnets {one} and {other} overlap; take one out")
     gateways(network)
-    if network.mode == "nat":
-        _check_nat(network)
     return prefixes
 
 
-def _check_nat(network: NetworkGoal) -> None:
+def _check_nat(network: NetworkGoal, host: HostGoal) -> None:
+    """What the engine would refuse, and all networks with it."""
     nat = network.nat
+    low, high = host.nat_ports
+    if not 0 < low <= high <= _MOST_PORT:
+        raise ObjectError(f"spec.natPorts of the host is {low}-{high}; give a range within 1..{_MOST_PORT}")
+    if not 0 <= nat.block <= min(MAX_BLOCK, high - low + 1):
+        raise ObjectError(
+            f"nat.portBlock {nat.block}; give 0 for none, or 1 to {MAX_BLOCK} and no more than the host's natPorts"
+            f" {low}-{high} have"
+        )
+    if not 0 <= nat.quota < 1 << 32:
+        raise ObjectError(f"nat.portsPerEndpoint {nat.quota}; give 0 for no limit, or a number below 2^32")
     for text in (*nat.exceptions, *nat.destinations):
         try:
             ip_network(text)
         except ValueError as error:
             raise ObjectError(f"nat.exceptions or nat.destinations: {error}") from None
     for name, seconds in nat.timeouts:
-        if name not in TIMEOUTS or not seconds > 0:
+        if name not in TIMEOUTS or not 0 < seconds <= MAX_TIMEOUT_S:
             raise ObjectError(
-                f"nat.timeouts: {name} {seconds}; give seconds above 0 for any of {', '.join(sorted(TIMEOUTS))}"
+                f"nat.timeouts: {name} {seconds}; give seconds above 0, at most {MAX_TIMEOUT_S}, for any of"
+                f" {', '.join(sorted(TIMEOUTS))}"
             )
     if nat.filtering not in {one.value for one in Filtering}:
         raise ObjectError(f"nat.filtering {nat.filtering!r}; use one of {', '.join(Filtering)}")

@@ -80,6 +80,7 @@ class DatapathSeam(Protocol):
         self, pools: Collection[int] | None, limit: int
     ) -> tuple[list[BindingRecord], int]: ...
     def pool_use(self) -> Mapping[int, Sequence[tuple[Address, int, int]]]: ...  # noqa: D102
+    def block_use(self) -> Mapping[int, Sequence[tuple[Address, int]]]: ...  # noqa: D102
     def mapping_hits(self) -> Mapping[str, int]: ...  # noqa: D102
     def bindings_fd(self) -> int: ...  # noqa: D102
     def read_binding_events(self) -> Sequence[BindingEvent]: ...  # noqa: D102

@@ -21,6 +21,7 @@ from agent.goals import Goals, from_sync
 from agent.ids import Ids
 from southbound import codec
 from southbound.durable import write_file
+from southbound.earlier import decode_kept
 from southbound.errors import ProtocolError
 from southbound.messages import FullSync, Goal, Key
 
@@ -79,7 +80,7 @@ class Disk:
 
     def _load_goals(self) -> Goals:
         try:
-            message = codec.decode(self._goal.read_bytes())
+            message = decode_kept(self._goal.read_bytes())
         except FileNotFoundError:
             return Goals()
         except ProtocolError as error:

@@ -115,6 +115,11 @@ def agent_run(
             help="How long an address of a domain name stays open: least, most (of its TTL), grace. May be repeated.",
         ),
     ] = None,
+    nat_log: Annotated[
+        Path | None,
+        typer.Option("--nat-log", metavar="FILE", show_default=False,
+                     help="Append a line of JSON for each binding of networks with nat.log: as `sluice nat log`."),
+    ] = None,
 ) -> None:
     """Run this host's agent until SIGTERM or Ctrl-C. The data path stays when it ends."""
     _need_root("sluice agent run")
@@ -122,7 +127,8 @@ def agent_run(
     from agent.app import Config, run
 
     with _plainly("agent"):
-        run(Config(state_dir=state, pin_dir=pin_dir, name=name, limits=limits, timeouts=timeouts, clamp=clamp))
+        run(Config(state_dir=state, pin_dir=pin_dir, name=name, limits=limits, timeouts=timeouts, clamp=clamp,
+                   nat_log=nat_log))
 
 
 @agent_app.command("purge")

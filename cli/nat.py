@@ -109,29 +109,19 @@ def _follow(host: str, network: str, api: str) -> None:
                 print(f"host {where}: {message['message']}", file=sys.stderr)
                 if host or network:
                     raise problem(f"host {where}", "the log ended", str(message["message"]), "run the command again")
-                _line({"time": _time(None), "host": where, "event": "interrupted", "reason": message["message"]})
+                _line({"time": _now(), "host": where, "event": "interrupted", "reason": message["message"]})
             if (more := message.get("lost", 0) - lost.get(where, 0)) > 0:
-                _line({"time": _time(None), "host": where, "event": "lost", "records": more})
+                _line({"time": _now(), "host": where, "event": "lost", "records": more})
             if "lost" in message:
                 lost[where] = message["lost"]
             for record in message.get("records") or []:
-                _line(log_record(where, record))
+                _line({"time": record.get("time"), "host": where, **record})
             sys.stdout.flush()
     raise problem("log", "the controller closed the connection", "", "run the command again")
 
 
-def log_record(host: str, record: Row) -> dict[str, Any]:
-    """A record as it is written: times in UTC, protocols by name."""
-    written = {"time": _time(record.get("time")), "host": host}
-    written |= {name: value for name, value in record.items() if name not in ("time", "port")}
-    if "protocol" in written:
-        written["protocol"] = _protocol(written)
-    return written
-
-
-def _time(at: Any) -> str:
-    moment = datetime.fromtimestamp(at, UTC) if isinstance(at, int | float) else datetime.now(UTC)
-    return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 def _line(record: Row) -> None:
@@ -178,6 +168,10 @@ def _used(row: Row) -> Any:
     return styled(f"{percent:.1f}%", style)
 
 
+def _blocks(row: Row) -> Any:
+    return plain(f"{row.get('blocks') or 0} of {row['block']} ports" if row.get("block") else "-")
+
+
 def _idle(row: Row) -> Any:
     return plain(f"{float(row.get('idle_s') or 0):.0f}s")
 
@@ -205,7 +199,7 @@ _COLUMNS: dict[Section, list[Column]] = {
         ("OTHER", _number("other")),
         ("USED", _used),
         ("FILTERING", _cell("filtering")),
-        ("BLOCK", _cell("block")),
+        ("BLOCKS", _blocks),
         ("QUOTA", _cell("quota")),
     ],
     Section.MAPPINGS: [

@@ -48,11 +48,16 @@ def held(facts: HostFacts | None) -> tuple[Overlap, ...]:
 def overlaps(prefix: Prefix, facts: HostFacts | None) -> list[Overlap]:
     """What of a host collides with a prefix, one an interface."""
     found: dict[str, Overlap] = {}
-    low, high = ipam.range_of(prefix)
-    for each in held(facts):
-        if each.bounds[0] <= high and low <= each.bounds[1] and each.prefix.version == prefix.version:
-            found.setdefault(each.interface, each)
+    for each in collisions(prefix, facts):
+        found.setdefault(each.interface, each)
     return list(found.values())
+
+
+def collisions(prefix: Prefix, facts: HostFacts | None) -> list[Overlap]:
+    """All of a host that collides with a prefix."""
+    low, high = ipam.range_of(prefix)
+    return [each for each in held(facts)
+            if each.bounds[0] <= high and low <= each.bounds[1] and each.prefix.version == prefix.version]
 
 
 def touch(one: Prefix, other: Prefix) -> bool:
@@ -102,4 +107,4 @@ def chosen(state: State, host: str, network: Ref, facts: HostFacts | None, lengt
     return ipam.free_prefix(sources, length, [*obstacles(state, host, network, facts), *besides])
 
 
-__all__ = ["Overlap", "chosen", "held", "obstacles", "of_networks", "overlaps", "touch"]
+__all__ = ["Overlap", "chosen", "collisions", "held", "obstacles", "of_networks", "overlaps", "touch"]

@@ -15,7 +15,7 @@ from controller import ipam
 from controller.assign import address_key
 from controller.ipam import Prefix
 from controller.network_specs import EndpointSpec, NetworkSpec
-from controller.overlaps import Overlap, chosen, overlaps
+from controller.overlaps import Overlap, chosen, collisions
 from controller.state import AnyStored, Change, State, Stored
 from controller.subnets import InUse, subnets_of, users
 from southbound.messages import HostFacts, Subnet
@@ -36,15 +36,15 @@ def renumber(state: State, host: str, facts: HostFacts | None) -> list[Change]:
         moves: dict[Prefix, Prefix] = {}
         subnets, reasons = list(subnets_of(network)), []
         shunned = list(network.assigned.shunned)
-        for place, overlap in _leaving(state, network, facts).items():
-            shunned = [*(each for each in shunned if each != str(overlap.prefix)), str(overlap.prefix)]
+        for place, hits in _leaving(state, network, facts).items():
+            shunned = list(dict.fromkeys((*shunned, *(str(each.prefix) for each in hits))))
             old = subnets[place]
             try:
                 new = _target(state, host, network, old, subnets, shunned, facts)
             except ipam.Exhausted:
                 continue                    # it stays degraded; the next change of the host's surroundings tries again
             moves[old.prefix], subnets[place] = new, old.moved(new)
-            reasons.append(f"renumbered from {old.prefix} because of {overlap}")
+            reasons.append(f"renumbered from {old.prefix} because of {hits[0]}")
         if moves:
             used = tuple(Subnet(str(each.prefix), each.gateway) for each in subnets)
             assigned = replace(network.assigned, subnets=used, moved="; ".join(reasons),
@@ -54,14 +54,14 @@ def renumber(state: State, host: str, facts: HostFacts | None) -> list[Change]:
     return changes
 
 
-def _leaving(state: State, network: Stored[NetworkSpec], facts: HostFacts | None) -> dict[int, Overlap]:
+def _leaving(state: State, network: Stored[NetworkSpec], facts: HostFacts | None) -> dict[int, list[Overlap]]:
     """The subnets that must move, by place, and why: the network says so, or an automatic one that nobody is in."""
     found = {}
     for place, subnet in enumerate(subnets_of(network)):
-        hits = overlaps(subnet.prefix, facts)
+        hits = collisions(subnet.prefix, facts)
         unused = subnet.spec.prefix == "auto" and not users(subnet, network.ref, state) if hits else False
         if hits and (unused or network.spec.on_overlap == "renumber"):
-            found[place] = hits[0]
+            found[place] = hits
     return found
 
 

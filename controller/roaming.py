@@ -62,8 +62,12 @@ class Roaming:
             except StoreError as error:
                 _log.error("networks could not be renumbered", host=host, error=str(error))
                 return
-            if not outcome.changes:
-                return                      # the overlap has gone, or there is no free prefix
+            if not outcome.changes:         # the overlap has gone, or there is no free prefix
+                stuck = due(self._ledger.state, host, self._ledger.facts.get(host))
+                if stuck:
+                    _log.warning("no free prefix for overlapped networks; add to autoPrefixes of the host", host=host,
+                                 networks=[str(network.ref) for network in stuck])
+                return
             self._moved_at_s[host] = time.monotonic()
             for item in outcome.items:
                 _log.warning("network renumbered", host=host, network=str(item.ref), what=item.stored.assigned.moved)

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from ipaddress import IPv4Network, IPv6Network
 
-from nat.pools import gateway_pool, host_source
+from nat.pools import gateway_pool, host_source, mapped_networks
 from policy.addresses import ETHERTYPES, ND_TYPES, Interface, gateways, host_prefix, nd, own_addresses, to_prefix
 from policy.contribution import HostView, Tables
 from southbound.messages import NetworkGoal, PortGoal
@@ -24,15 +24,23 @@ _LOOPBACK: dict[int, Prefix] = {4: IPv4Network("127.0.0.0/8"), 6: IPv6Network(":
 
 
 class HostAccess:
-    """Contributes `host` to the ports of nat networks, while the loopback device is an uplink."""
+    """Contributes `host` to the ports of nat networks that are mapped or shadowed, while lo is an uplink."""
+
+    def __init__(self) -> None:
+        self._view: HostView | None = None
+        self._mapped: frozenset[str] = frozenset()                  # NetworkGoal.id
 
     def layer(self, port: PortGoal, view: HostView) -> Layer | None:
         """A source that can be answered, in; an address that is there, out."""
         network = view.networks[port.network]
         if network.mode != "nat" or not view.loopback:
             return None
+        if self._view is not view:
+            self._view, self._mapped = view, frozenset(network.id for network in mapped_networks(view))
         out = tuple(_to_gateway(network, view)) if network.id in view.shadowed else ()
-        into = tuple(_from_loopback(port, network, view))
+        into = tuple(_from_loopback(port, network, view)) if network.id in self._mapped else ()
+        if not out and not into:
+            return None
         return Layer(
             "host",
             groups_out=(Group("gateway", out),) if out else (),

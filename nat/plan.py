@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from ipaddress import IPv6Network
 
 from nat.mappings import Expanded, Expander
-from nat.pools import Choice, choices, gateway_pools, host_pool, host_source, make_pool
+from nat.pools import Choice, choices, gateway_pools, host_pool, host_source, make_pool, mapped_networks
 from policy.addresses import network_prefixes
 from policy.contribution import Fault, HostView, ObjectError
 from southbound.messages import NetworkGoal, key_of
 from vfp.model import Address, Pool, PrefixMapping
+from vfp.prefixes import MAX_LENGTH
 
 __all__ = ["NatPlan", "make_plan"]
 
@@ -42,7 +42,7 @@ class NatPlan:
         for (uid, _), choice in self.to_host.items():
             found.append(make_pool(view, view.networks[uid], choice, view.loopback))
         if view.loopback:
-            found += gateway_pools(view, _inhabited(view))
+            found += gateway_pools(view, mapped_networks(view))
         return tuple(found)
 
     def prefix_mappings(self, view: HostView) -> tuple[PrefixMapping, ...]:
@@ -63,9 +63,10 @@ def make_plan(view: HostView, expander: Expander) -> NatPlan:
     plan = NatPlan(expanded)
     faults = [Fault(key_of(network), no_uplink) for network in nats if no_uplink]
     taken: dict[IPv6Network, NetworkGoal] = {}
+    maps_ipv6 = any(mapping.external.version == 6 for mapping in expanded.mappings)
     for network in nats:
         try:
-            _choose(network, view, plan)
+            _choose(network, view, plan, maps_ipv6)
             _prefix(network, plan, taken)
         except ObjectError as error:
             faults.append(Fault(key_of(network), str(error)))
@@ -79,12 +80,7 @@ def _missing_uplink(view: HostView) -> str:
     return f"no uplink address for NAT: the host has not {what} with an address; set one up"
 
 
-def _inhabited(view: HostView) -> Iterator[NetworkGoal]:
-    here = {port.network for port in view.ports.values()}
-    return (network for network in view.networks.values() if network.mode == "nat" and network.id in here)
-
-
-def _choose(network: NetworkGoal, view: HostView, plan: NatPlan) -> None:
+def _choose(network: NetworkGoal, view: HostView, plan: NatPlan, maps_ipv6: bool) -> None:
     versions = {prefix.version for prefix in network_prefixes(network)}
     whole = plan.expanded.whole_addresses
     if network.id in view.shadowed and view.loopback:
@@ -95,6 +91,8 @@ def _choose(network: NetworkGoal, view: HostView, plan: NatPlan) -> None:
     if view.uplink is None or not view.uplink.addresses:
         return
     for version in sorted(versions):
+        if version == 6 and network.nat.ipv6 != "masquerade" and not maps_ipv6:
+            continue                        # nobody would use it, not even a hairpin
         chosen = choices(network, view.uplink.addresses, version, whole)
         known = tuple(choice for choice in chosen if choice.name in view.pool_ids)
         if known:
@@ -115,6 +113,8 @@ def _prefix(network: NetworkGoal, plan: NatPlan, taken: dict[IPv6Network, Networ
         external = IPv6Network(network.nat.external_prefix)
     except ValueError as error:
         raise ObjectError(f"nat.externalPrefix {network.nat.external_prefix!r}: {error}") from None
+    if not 0 < external.prefixlen <= MAX_LENGTH:
+        raise ObjectError(f"nat.externalPrefix {external}: give one of a length of 1 to {MAX_LENGTH} (RFC 6296 3.5)")
     if len(internal) != 1 or internal[0].prefixlen != external.prefixlen:
         raise ObjectError(
             f"nat.externalPrefix {external} needs exactly one IPv6 subnet, of its length; found"

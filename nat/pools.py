@@ -23,7 +23,8 @@ from policy.contribution import HostView, ObjectError
 from southbound.messages import NetworkGoal
 from vfp.model import Address, Filtering, Pool, PortRange, Prefix
 
-__all__ = ["Choice", "choices", "default_source", "gateway_pools", "host_source", "make_pool", "pool_names"]
+__all__ = ["Choice", "choices", "default_source", "gateway_pools", "host_source", "make_pool", "mapped_networks",
+           "pool_names"]
 
 MOST_ADDRESSES = 16                         # of one pool
 _UNIQUE_LOCAL = IPv6Network("fc00::/7")     # RFC 4193: reaches no further than the site
@@ -150,6 +151,12 @@ def gateway_pools(view: HostView, networks: Iterable[NetworkGoal]) -> Iterator[P
     for address in dict.fromkeys(gateway.ip for network in networks for gateway in gateways(network)):
         if gateway_pool(address) in view.pool_ids:
             yield Pool(view.pool_ids[gateway_pool(address)], view.loopback, (address,), ports)
+
+
+def mapped_networks(view: HostView) -> tuple[NetworkGoal, ...]:
+    """The nat networks that a static mapping leads into."""
+    found = {view.ports[goal.port].network for goal in view.mappings if goal.port in view.ports}
+    return tuple(network for network in view.networks.values() if network.mode == "nat" and network.id in found)
 
 
 def _held(view: HostView, addresses: tuple[Address, ...], ports: PortRange) -> tuple[tuple[int, int], ...]:

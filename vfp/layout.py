@@ -158,6 +158,7 @@ class FlowFlag(IntFlag):
     BEHIND = 1 << 8
     CONTACT = 1 << 9
     CONTACTED = 1 << 10
+    HAIRPIN = 1 << 11
 
 
 class PortFlag(IntFlag):
@@ -250,7 +251,7 @@ FLOW = _struct(
     ("icmp_code", "u1"), ("dmac", *_MAC), ("pad", "u4"), ("extras", EXTRAS),
 )
 PORT = _struct(("generation", "u4"), ("ifindex", "u4"), ("mac", *_MAC), ("gateway_mac", *_MAC), ("flags", "u2"),
-               ("timeouts", "u2"))
+               ("timeouts", "u2"), ("born", "u4"))
 STAGE = _struct(("group", "u8"), ("layer", "u1"), ("last", "u1"), ("deny", "u1"), ("kinds", "u1"), ("pad", "u1", 4))
 PROGRAM = _struct(
     ("generation", "u4"), ("out_count", "u1"), ("in_count", "u1"), ("out_fussy", "u1"), ("in_fussy", "u1"),
@@ -285,7 +286,7 @@ PREFIX_KEY = _struct(("length", "u4"), ("uplink", "u4"), ("external", *_ADDRESS)
 SPACE_KEY = _struct(("space", "u4"), ("family", "u1"), ("pad", "u1", 3), ("address", *_ADDRESS))
 LOCATION = _struct(("kind", "u1"), ("mac", *_MAC), ("pad", "u1"), ("port", "u4"), ("vni", "u4"), ("vtep", "u4"))
 SET_KEY = _struct(("set", "u4"), ("family", "u1"), ("length", "u1"), ("pad", "u2"), ("address", *_ADDRESS))
-SET_MEMBER = _struct(("expires_ns", "u8"))
+SET_MEMBER = _struct(("expires_ns", "u8"), ("turns", "u4"), ("pad", "u4"))
 SET_LENGTHS_KEY = _struct(("set", "u4"), ("family", "u1"), ("pad", "u1", 3))
 SET_LENGTHS = _struct(("bits", "u8", 3))
 POOL = _struct(
@@ -310,10 +311,10 @@ EXTERNAL = _struct(
 )
 TALLY = _struct(("now", "i8"), ("before", "i8"), ("found", "i8"), ("gone", "i8"))
 USE_KEY = _struct(("address", *_ADDRESS), ("range", "u4"), ("protocol", "u1"), ("family", "u1"), ("pad", "u2"))
-TENANT_KEY = _struct(("port", "u4"), ("pool", "u4"))
-TENANT = _struct(("bindings", TALLY), ("blocks", TALLY))
+SHARE_KEY = _struct(("port", "u4"), ("pool", "u4"))
+SHARE = _struct(("bindings", TALLY), ("blocks", TALLY))
 BLOCK_KEY = _struct(("address", *_ADDRESS), ("first", "u2"), ("size", "u2"), ("family", "u1"), ("pad", "u1", 3))
-BLOCK = _struct(("holder", TENANT_KEY), ("seen_ns", "u8"), ("used", TALLY, 3), ("flags", "u4"), ("pad", "u4"))
+BLOCK = _struct(("holder", SHARE_KEY), ("seen_ns", "u8"), ("used", TALLY, 3), ("flags", "u4"), ("pad", "u4"))
 CONTACT_KEY = _struct(("inside", BINDING_KEY), ("remote", *_ADDRESS))
 CONTACT = _struct(("seen_ns", "u8"))
 BINDING_EVENT = _struct(
@@ -367,7 +368,7 @@ STRUCTS: dict[str, np.dtype[Any]] = {
     "set_lengths_key": SET_LENGTHS_KEY, "set_lengths": SET_LENGTHS, "space_key": SPACE_KEY, "location": LOCATION,
     "pool": POOL, "mapping_key": MAPPING_KEY, "mapping": MAPPING, "binding_key": BINDING_KEY, "binding": BINDING,
     "external_key": EXTERNAL_KEY, "external": EXTERNAL, "held_key": HELD_KEY, "tally": TALLY, "use_key": USE_KEY,
-    "tenant_key": TENANT_KEY, "tenant": TENANT, "block_key": BLOCK_KEY, "block": BLOCK, "contact_key": CONTACT_KEY,
+    "share_key": SHARE_KEY, "share": SHARE, "block_key": BLOCK_KEY, "block": BLOCK, "contact_key": CONTACT_KEY,
     "contact": CONTACT, "binding_event": BINDING_EVENT, "hit_key": HIT_KEY, "hits": HITS, "memory": MEMORY,
     "timeouts": TIMEOUTS, "settings": SETTINGS, "meter": METER, "event": EVENT, "closed": CLOSED, "budgets": BUDGETS,
     "sweep": SWEEP, "trace": TRACE, "capture": CAPTURE,

@@ -21,6 +21,7 @@ from vfp.layout import BUDGETS, SWEEP, PlaceKind, pack
 from vfp.model import EngineState
 from vfp.reasons import DropReason
 from vfp.reference import Engine, Hook, Result, Verdict
+from vfp.reference.bindings import Block, Told
 from vfp.reference.layers import RuleRef
 from vfp.reference.transposition import Exit, ToPort, ToStack, ToUplink, ToVtep
 from vfp.reference.zones import zone_of
@@ -69,6 +70,30 @@ class Bound:
     source_port: int
     external: str
     external_port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """That a source translation or a block of ports began or ended, without time."""
+
+    kind: str
+    port: int
+    pool: int
+    protocol: int
+    internal: str
+    internal_port: int
+    external: str
+    external_port: int
+    size: int
+
+
+def _recorded(told: Told) -> Recorded:
+    if isinstance(told.what, Block):
+        block = told.what
+        return Recorded(told.kind, told.port, told.pool, 0, "", 0, str(block.address), block.first, block.size)
+    assert told.inside is not None
+    return Recorded(told.kind, told.port, told.pool, told.what.protocol, str(told.inside.source),
+                    told.inside.source_port, str(told.what.address), told.what.port, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +155,9 @@ class Backend(Protocol):
 
     def bindings(self) -> list[Bound]:
         """All bindings, sorted."""
+
+    def binding_log(self) -> Counter[Recorded]:
+        """Records of bindings since the last `reset`."""
 
     def drop_counts(self) -> Counter[DropReason]:
         """Drops since the last `reset`."""
@@ -195,6 +223,9 @@ class ReferenceBackend:
                   str(each.external.address), each.external.port)
             for each in self.engine.bindings.live())
 
+    def binding_log(self) -> Counter[Recorded]:
+        return Counter(_recorded(told) for told in self.engine.bindings.log)
+
     def _place(self, exit: Exit | None) -> tuple[str, int, int]:
         match exit:
             case ToPort(id):
@@ -251,7 +282,7 @@ _VERDICTS = {
     PlaceKind.INSPECT: Verdict.INSPECT,
 }
 _FORGOTTEN = (
-    "flows", "bindings", "externals", "uses", "tenants", "blocks", "contacts", "fragments", "rule_hits")
+    "flows", "bindings", "externals", "uses", "shares", "blocks", "contacts", "fragments", "rule_hits")
 
 
 class BpfBackend:
@@ -281,6 +312,8 @@ class BpfBackend:
             for key in [key for key, _ in table.items()]:
                 table.delete(key)
         self._datapath.read_events()
+        self._datapath.read_binding_events()
+        self._log: Counter[Recorded] = Counter()
         self._datapath._object.map("budgets").update(bytes(4), pack(BUDGETS))
         self._drops, self._hits = self._all_drops(), self._all_hits()
 
@@ -329,6 +362,13 @@ class BpfBackend:
             Bound(each.port, each.pool, each.protocol, str(each.source), each.source_port, str(each.external),
                   each.external_port)
             for each in self._datapath.bindings())
+
+    def binding_log(self) -> Counter[Recorded]:
+        for each in self._datapath.read_binding_events():
+            inside = "" if each.size else str(each.internal)
+            self._log[Recorded(each.kind, each.port, each.pool, each.protocol, inside, each.internal_port,
+                               str(each.external), each.external_port, each.size)] += 1
+        return self._log
 
     def drop_counts(self) -> Counter[DropReason]:
         return self._all_drops() - self._drops

@@ -107,9 +107,9 @@ PROTOCOLS = (1, 6, 17, 47, 132, 136)
 PROTOCOLS_6 = (58, 50, 59)
 ETHERTYPES = (0x0800, 0x0806, 0x86DD)
 STATIC_SETS, DYNAMIC_SET = (1, 2), 3
-TIMEOUTS = (                                # waits are longer than some of each and shorter than others
+TIMEOUTS = (                                # none is a sum of waits, which are multiples of 0.7 s
     Timeouts(2, 2, 45, 2, 1, 4, 0.25, 1, 200, 2, 40),
-    Timeouts(20, 280, 8000, 50, 250, 40, 50, 4, 2, 70, 0.25),
+    Timeouts(20, 290, 8000, 50, 250, 40, 50, 4, 2, 75, 0.25),
 )
 FLAG_TESTS = ((0x12, 0x02), (0x10, 0x10), (0x04, 0x04), (0x02, 0x00), (0, 0))
 
@@ -364,8 +364,9 @@ _ANYONE = Filtering.ENDPOINT_INDEPENDENT
 _HELD = ((1, 20000), (6, 20001), (6, 20003), (17, 20000), (58, 20002), (132, 1000))
 _TERMS = (
     (_ANYONE, 0, 0, ()), (_ANYONE, 0, 0, ()), (_ANYONE, 0, 0, ()), (Filtering.ADDRESS, 0, 0, ()),
-    (Filtering.ADDRESS_PORT, 0, 0, ()), (_ANYONE, 0, 1, ()), (_ANYONE, 0, 0, _HELD), (Filtering.ADDRESS, 2, 3, ()),
-    (_ANYONE, 1, 0, ()), (_ANYONE, 3, 0, _HELD), (_ANYONE, 16, 2, ()),
+    (Filtering.ADDRESS_PORT, 0, 0, ()), (Filtering.ADDRESS_PORT, 3, 0, ()), (_ANYONE, 0, 1, ()),
+    (_ANYONE, 0, 0, _HELD), (Filtering.ADDRESS, 2, 3, ()), (_ANYONE, 1, 0, ()),
+    (_ANYONE, 3, 0, _HELD), (_ANYONE, 16, 2, ()),
 )
 
 
@@ -376,7 +377,8 @@ def pools(id: int) -> st.SearchStrategy[Pool]:
     def pool(uplink: int, given: tuple[Address, ...], ports: PortRange,
              terms: tuple[Filtering, int, int, tuple[tuple[int, int], ...]]) -> Pool:
         filtering, block, quota, held = terms
-        return Pool(id, uplink, given, ports, filtering, min(block, ports.high - ports.low + 1), quota, held)
+        block = min(block, ports.high - ports.low + 1)
+        return Pool(id, uplink, given, ports, filtering, block, quota, held, log=id == 1)
 
     return st.builds(pool, pick(UPLINKS), addresses, ranges, pick(_TERMS))
 

@@ -106,6 +106,7 @@ class Answer:
     back: int
     tcp_flags: int
     other_vtep: bool = False
+    stranger: str = ""                      # not who was asked, but another "port" or "address" of the world
 
 
 @dataclass(frozen=True, slots=True)
@@ -542,6 +543,9 @@ class Player:
             return replace(send, frame=frame, inspected=RELEASED if step.release else INSPECTED)
         if isinstance(step, Again):
             return replace(send, frame=_varied(send.frame, step))
+        if isinstance(step, Answer) and step.stranger:
+            out = [past for past in self._past[-64:] if past[1].verdict is Verdict.REDIRECT_UPLINK]
+            send, result = out[-1 - step.back % len(out)] if out else (send, result)
         if isinstance(step, Continue):
             first = read_first(send.frame)
             return replace(send, frame=_continued(first, step)) if first else None
@@ -564,7 +568,10 @@ class Player:
         if left is None or result.verdict in (Verdict.DROP, Verdict.REPLY):
             return None
         if isinstance(step, Answer):
-            return self._back(send, result, left.answer(step.tcp_flags).build(), step.other_vtep)
+            answer = left.answer(step.tcp_flags)
+            if step.stranger and result.verdict is Verdict.REDIRECT_UPLINK:
+                answer = _from_stranger(answer, step.stranger)
+            return self._back(send, result, answer.build(), step.other_vtep)
         source, to = step.source, step.to
         if left.src.version == 6:
             source, to = source and six(source), to and six(to)
@@ -589,6 +596,12 @@ class Player:
                 # Whatever MAC the stack wrote to, the endpoint answers with its own.
                 mac = next((port.mac for port in self._engine.state.ports if port.id == send.number), frame[6:12])
                 return Send(Hook.PORT_OUT, send.number, frame[:6] + mac + frame[12:])
+
+
+def _from_stranger(answer: IpFrame, what: str) -> IpFrame:
+    if what == "port":
+        return replace(answer, src_port=answer.src_port ^ 1)
+    return replace(answer, src=type(answer.src)(int(answer.src) ^ 0x40))
 
 
 def _continued(first: IpFrame, step: Continue) -> bytes:

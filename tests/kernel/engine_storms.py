@@ -180,7 +180,7 @@ class Duel:
 
     def compare_all(self) -> None:
         """Raises `Difference` if flows, bindings or counters are not the same."""
-        for what in ("flows", "bindings", "drop_counts", "rule_hits", "mapping_hits"):
+        for what in ("flows", "bindings", "binding_log", "drop_counts", "rule_hits", "mapping_hits"):
             self._compare(what)
 
     @property

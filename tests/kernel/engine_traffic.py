@@ -51,7 +51,7 @@ from engine_states import (
 )
 from engine_steps import ALL_NODES, FLAGS, HOMES, Again, Answer, Complain, Continue, Rehome, Send, Step, Wait
 
-from vfp.model import Address, EngineState, LocalPort, Mapping, PortRange, Remote
+from vfp.model import Address, EngineState, LocalPort, Mapping, Pool, PortRange, Remote
 from vfp.reference import Hook
 
 PSH, URG, ECE, CWR = 0x08, 0x20, 0x40, 0x80
@@ -158,7 +158,8 @@ class Traffic:
         if point < 0.78:
             return Again(back, chance.choice(FLAGS), chance.choice((None, None, self._port())))
         if point < 0.86:
-            return Answer(back, chance.choice(FLAGS), chance.random() < 0.1)
+            stranger = chance.choice(("", "port", "address", "address"))
+            return Answer(back, chance.choice(FLAGS), chance.random() < 0.1, stranger)
         if point < 0.90:
             return Continue(min(back, 3), chance.choice((6, 6, 7, 8, 8, 10, 4, 1, 12)), chance.choice((1, 2, 2, 4)),
                             chance.random() < 0.25)
@@ -192,7 +193,7 @@ class Traffic:
             # The other side has not spoken since: its answer is again to what it got last.
             step = Again(sent - 1 - dialogue.last, flags)
         else:
-            step = Answer(sent - 1 - dialogue.last, flags)
+            step = Answer(sent - 1 - dialogue.last, flags, stranger=chance.choice(("",) * 8 + ("port", "address")))
         dialogue.last, dialogue.last_is_first_sides = sent, forward
         return step
 
@@ -261,10 +262,12 @@ class Traffic:
         if hook is Hook.PORT_OUT:
             if chance.random() < 0.12:
                 return Send(hook, number, self._asks(own))
-            src, dst = INSIDE[own - 1], chance.choice((*INSIDE, *INSIDE, GATEWAY, *WORLD, *EXTERNAL))
+            src, dst = INSIDE[own - 1], chance.choice((*INSIDE, *INSIDE, GATEWAY, *WORLD * 4, *EXTERNAL))
             macs = MACS[own], chance.choice((GATEWAY_MAC, *ALL_MACS))
             if state.mappings and chance.random() < 0.15:
                 family, protocol, dst, ports = self._to_mapped(chance.choice(state.mappings), protocol, ports)
+            elif state.pools and chance.random() < 0.12:
+                family, protocol, dst, ports = self._to_bound(chance.choice(state.pools), ports)
         elif hook is Hook.PORT_IN:
             src, dst = chance.choice((GATEWAY, *INSIDE)), INSIDE[own - 1]
             macs = GATEWAY_MAC, MACS[own]
@@ -286,9 +289,8 @@ class Traffic:
                 family = 6
             elif state.pools and chance.random() < 0.7:     # to who is behind a binding
                 pool = chance.choice(state.pools)
-                number, dst, protocol = pool.uplink, chance.choice(pool.addresses), chance.choice((TCP, UDP, UDP, SCTP))
-                family, low = dst.version, pool.ports.low
-                ports = ports[0], chance.choice((low, low + 1, min(low + 2, pool.ports.high), ports[1]))
+                number = pool.uplink
+                family, protocol, dst, ports = self._to_bound(pool, ports)
         src = LOCALHOST_6 if src == LOCALHOST and family == 6 else self._twin(src, family)
         dst = dst if dst.version == family else self._twin(dst, family)
         if chance.random() < 0.1:
@@ -305,6 +307,13 @@ class Traffic:
         elif mapping.protocol:
             ports = ports[0], mapping.external_port
         return mapping.external.version, mapping.protocol or protocol, mapping.external, ports
+
+    def _to_bound(self, pool: Pool, ports: tuple[int, int]) -> tuple[int, int, Address, tuple[int, int]]:
+        """Family, protocol, destination and ports that a binding of a pool is likely to have outside."""
+        chance, low = self._chance, pool.ports.low
+        dst = chance.choice(pool.addresses)
+        ports = ports[0], chance.choice((low, low + 1, min(low + 2, pool.ports.high), ports[1]))
+        return dst.version, chance.choice((TCP, UDP, UDP, SCTP)), dst, ports
 
     def _encapsulated(self, state: EngineState) -> tuple[int, IPv4Address, Address, Address]:
         """VNI, outer source and inner addresses, mostly those that the space knows."""

@@ -21,6 +21,7 @@ from pathlib import Path
 ROUNDS = 3
 FIRST_PORT = 30000                          # the same source ports in each namespace: all but one must be changed
 AT_ONCE = 400                               # connections that are being opened
+PATIENCE_S = 60                             # every one of them is awaited so long
 _CLONE_NEWNET = 0x40000000
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
@@ -72,7 +73,7 @@ async def call(address: str, port: int, connections: int, namespaces: list[str])
     async def open_one(who: str, each: socket.socket) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
         async with gate:
             try:
-                await asyncio.wait_for(loop.sock_connect(each, (address, port)), 20)
+                await asyncio.wait_for(loop.sock_connect(each, (address, port)), PATIENCE_S)
                 reader, writer = await asyncio.open_connection(sock=each)
             except (OSError, TimeoutError) as error:
                 lost.append(f"{who}: {error!r}")
@@ -88,7 +89,7 @@ async def call(address: str, port: int, connections: int, namespaces: list[str])
         said = secrets.token_hex(64)
         try:
             stream[1].write(f"{said}\n".encode())
-            heard = (await asyncio.wait_for(stream[0].readline(), 20)).decode().strip()
+            heard = (await asyncio.wait_for(stream[0].readline(), PATIENCE_S)).decode().strip()
         except (OSError, TimeoutError) as error:
             lost.append(f"{who}: {error!r}")
             return

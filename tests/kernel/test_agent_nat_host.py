@@ -7,6 +7,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -49,14 +50,14 @@ class Echo(socketserver.StreamRequestHandler):
 socketserver.ThreadingTCPServer.allow_reuse_address = True
 socketserver.ThreadingTCPServer(("0.0.0.0", int(sys.argv[1])), Echo).serve_forever()
 """
-# Says a line every 20 ms and prints how many came back, and the longest wait, when its input ends.
+# Says a line every 20 ms, at least five, and prints how many came back, and the longest wait, when its input ends.
 TALK = """
 import socket, sys, threading, time
 stop = threading.Event()
 threading.Thread(target=lambda: (sys.stdin.read(), stop.set()), daemon=True).start()
 peer = socket.create_connection((sys.argv[1], int(sys.argv[2])), 5)
 lines, count, longest = peer.makefile("rw"), 0, 0.0
-while not stop.is_set():
+while count < 5 or not stop.is_set():
     began = time.monotonic()
     lines.write("x\\n"); lines.flush()
     assert lines.readline() == "x\\n"
@@ -118,16 +119,14 @@ def test_nat_is_shown_and_its_records_are_told(host: Machine, programs: list[sub
         "endpoint": "default/web", "network": "default/front", "protocol": 17, "source": "192.168.50.5",
         "source_port": 20777, "external": OWN, "external_port": 20777}
     told = host.controller.ask("follow", after=0, **follow)
-    record = next(one for one in told["records"] if one.get("protocol") == 17)
-    assert abs(record.pop("time") - time.time()) < 30
+    record = next(one for one in told["records"] if one.get("protocol") == "udp")
+    assert abs(datetime.fromisoformat(record.pop("time")).timestamp() - time.time()) < 30
     assert (told["lost"], record["event"], record["internal_port"], record["external"]) == (0, "bound", 20777, OWN)
 
     start(programs, WEB.netns, SERVE, "80")
     until(lambda: listens(WEB.netns, 80), "web serves")
     talk = start(programs, f"{PREFIX}-lan", TALK, OWN, "8080")
-    time.sleep(0.5)
-    answered = int(talk.communicate("", timeout=10)[0].split()[0])
-    assert answered > 5
+    assert int(talk.communicate("", timeout=20)[0].split()[0]) >= 5
     shown = host.controller.ask("nat")
     assert set(shown) == {"prefixes", "pools", "mappings", "bindings", "total"}
     assert [(one["prefix"], one["status"]) for one in shown["prefixes"]] == [
@@ -141,8 +140,25 @@ def test_nat_is_shown_and_its_records_are_told(host: Machine, programs: list[sub
 
     host.controller.change(remove=(("port", WEB.id), ("mapping", MAP.id)))
     told = until(lambda: host.controller.ask("follow", after=told["last"], **follow)["records"], "the end is told")
-    assert "released" in {one["event"] for one in told}
+    assert {(one["event"], one["endpoint"]) for one in told} == {("released", "default/web")}
     assert host.controller.ask("nat", section="bindings")["bindings"] == []
+
+
+def test_blocks_are_shown_and_told(host: Machine) -> None:
+    host.controller.tell(HOST, replace(BACK, nat=NatGoal(block=64, quota=100, log=True)), APP)
+    follow = {"stream": "s", "kind": "bindings"}
+    host.controller.ask("follow", after=None, **follow)
+    for port in (40001, 40002):
+        udp(APP.netns, port)
+    (pool,) = [one for one in host.controller.ask("nat", section="pools")["pools"] if one["udp"]]
+    assert (pool["udp"], pool["block"], pool["blocks"], pool["quota"]) == (2, 64, 1, 100)
+    assert pool["percent"] == 0.5           # of 199 blocks
+    (record,) = host.controller.ask("follow", after=0, **follow)["records"]
+    first, last = map(int, record["external_ports"].split("-"))
+    assert (record["event"], record["endpoint"], last - first) == ("block-taken", "default/app", 63)
+    found = host.controller.ask("nat", section="bindings")["bindings"]
+    assert len(found) == 2
+    assert all(first <= one["external_port"] <= last for one in found)
 
 
 def test_networks_come_and_go_and_flows_of_others_do_not_notice(
@@ -161,7 +177,7 @@ def test_networks_come_and_go_and_flows_of_others_do_not_notice(
         assert "slb" in "".join(host.links())
         host.controller.change(remove=(("network", BACK.id), ("port", APP.id), ("mapping", MAP.id)))
     assert talk.poll() is None
-    (after,) = [one for one in host.controller.ask("nat", section="bindings")["bindings"] if one["network"]]
+    (after,) = host.controller.ask("nat", section="bindings")["bindings"]
     assert (after["external_port"], after["source_port"]) == (before["external_port"], before["source_port"])
     count, longest = talk.communicate("", timeout=10)[0].split()
     assert int(count) > 10
@@ -207,3 +223,29 @@ def test_a_tap_port_is_made_hooked_and_removed(host: Machine) -> None:
     ack = host.controller.change(VM)
     assert "a2n-vm" in next(one.error for one in ack.objects if one.id == VM.id)
     assert "alias" not in inside(host.name, "ip -d link show dev a2n-vm")
+
+
+def test_lo_is_opened_for_mappings_and_given_back(host: Machine, programs: list[subprocess.Popen[str]]) -> None:
+    def settings() -> list[str]:
+        names = ("route_localnet", "accept_local")
+        return [inside(host.name, f"cat /proc/sys/net/ipv4/conf/lo/{name}").strip() for name in names]
+
+    host.controller.tell(HOST, FRONT, WEB, MAP)
+    assert (settings(), len(host.filters("lo", "ingress"))) == (["1", "1"], 1)
+    start(programs, WEB.netns, SERVE, "80")
+    until(lambda: listens(WEB.netns, 80), "web serves")
+    for address in ("127.0.0.1", OWN, "192.168.50.5"):
+        port = "80" if address == "192.168.50.5" else "8080"
+        talk = start(programs, host.name, TALK, address, port)
+        assert int(talk.communicate("", timeout=20)[0].split()[0]) >= 5, address
+    assert {one["network"] for one in host.controller.ask("nat")["pools"]} == {"default/front", "lo"}
+    assert host.controller.ask("nat", section="mappings")["mappings"][0]["hits"] == 2
+
+    host.controller.change(remove=(("mapping", MAP.id),))
+    assert (settings(), host.filters("lo", "ingress")) == (["0", "0"], [])
+    host.controller.change(MAP)
+    assert settings() == ["1", "1"]
+    host.kill()
+    host.purge()
+    assert (settings(), host.filters("lo", "ingress")) == (["0", "0"], [])
+    assert "clsact" not in inside(host.name, "tc qdisc show dev lo")

@@ -11,7 +11,7 @@ import random
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network
 from itertools import pairwise, permutations
 from pathlib import Path
@@ -27,6 +27,7 @@ from vfp.datapath.map import BpfMap
 from vfp.layout import PlaceKind
 from vfp.model import (
     ETH_P_IP,
+    AddressSet,
     Allow,
     Deny,
     EngineState,
@@ -54,11 +55,15 @@ _WRITES = ("update", "update_batch", "delete", "delete_batch")
 
 @dataclass(frozen=True)
 class Policy:
-    """Which (port, direction, peer, service) are allowed; which ports exist; the space that they are in."""
+    """Which (port, direction, peer, service) are allowed; which ports exist; the space that they are in.
+
+    `by_sets`: a rule a service, and its peers are the members of a set: so all of those policies have the same rules.
+    """
 
     allowed: frozenset[tuple[int, str, int, int]]
     ports: frozenset[int] = frozenset(PORTS)
     space: int = SPACES[0]
+    by_sets: bool = False
 
     def allows(self, flow: tuple[int, int, int]) -> bool:
         source, destination, service = flow
@@ -78,9 +83,23 @@ class Policy:
             for n in sorted(self.ports)
         )
         entries = tuple((address(n), LocalPort(n, mac(n))) for n in sorted(self.ports))
-        return EngineState(ports=ports, spaces=(Space(self.space, entries),))
+        sets = (tuple(self._set(n, way, service) for n in sorted(self.ports) for way in _WAYS for service in SERVICES)
+                if self.by_sets else ())
+        return EngineState(ports=ports, spaces=(Space(self.space, entries),), sets=sets)
+
+    def _set(self, port: int, direction: str, service: int) -> AddressSet:
+        peers = sorted(peer for its, way, peer, of in self.allowed if (its, way, of) == (port, direction, service))
+        return AddressSet(_set_id(port, direction, service), f"{port} {direction} {service}",
+                          tuple(IPv4Network(address(peer)) for peer in peers))
 
     def _group(self, port: int, direction: str) -> Group:
+        if self.by_sets:
+            return Group("policy", tuple(
+                Rule(service, Match(
+                    ethertype=ETH_P_IP, protocol=17, dst_ports=PortRange(service, service),
+                    **{"src_set" if direction == "in" else "dst_set": _set_id(port, direction, service)},
+                ), Allow(), f"set {service}")
+                for service in SERVICES))
         mine = sorted((peer, service) for its, way, peer, service in self.allowed if (its, way) == (port, direction))
         return Group("policy", tuple(
             Rule(n, Match(
@@ -90,6 +109,13 @@ class Policy:
             ), Allow(), f"{peer}:{service}")
             for n, (peer, service) in enumerate(mine)
         ))
+
+
+_WAYS = ("in", "out")
+
+
+def _set_id(port: int, direction: str, service: int) -> int:
+    return 100 * port + 10 * _WAYS.index(direction) + SERVICES.index(service) + 1
 
 
 def mac(n: int) -> bytes:
@@ -208,6 +234,37 @@ def test_after_each_write_a_packet_meets_one_policy_whole() -> None:
             with written(_checking(probe, f"change {number}", old, new)):
                 datapath.apply(new.state())
             probe.check(f"after change {number}", new)
+
+
+SETS = tuple(replace(turn, by_sets=True) for turn in TURNS)
+SWAPS = (                                   # sets change, by one member or by some, and the rules do not
+    Policy(ALL - {(1, "out", 2, 80)}, by_sets=True), Policy(ALL - {(2, "in", 1, 80)}, by_sets=True),
+    Policy(ALL, by_sets=True), Policy(ALL - {(2, "in", 1, 80)}, by_sets=True), Policy(frozenset(), by_sets=True),
+)
+
+
+def test_after_each_write_a_packet_meets_one_policy_whole_when_sets_change_with_rules() -> None:
+    rng = random.Random(3)
+    some = [replace(policies(rng), by_sets=rng.random() < 0.7) for _ in range(30)]
+    course = [*SWAPS, TURNS[0], SETS[1], TURNS[0], SETS[0], TURNS[1], *some]
+    with Datapath.open(None, LIMITS) as datapath:
+        datapath.apply(course[0].state())
+        probe = Probe(datapath)
+        probe.check("before", course[0])
+        for number, (old, new) in enumerate(pairwise(course)):
+            with written(_checking(probe, f"change {number}", old, new)):
+                datapath.apply(new.state())
+                if number % 3 == 0:
+                    datapath.tidy()
+            probe.check(f"after change {number}", new)
+
+
+def test_a_crash_at_any_write_leaves_the_old_policy_or_the_new_when_sets_change_with_rules(pin_dir: Path) -> None:
+    rng = random.Random(4)
+    drawn = [replace(policies(rng), by_sets=True) for _ in range(3)]
+    for number, (old, new, then) in enumerate([(SWAPS[0], SWAPS[1], SWAPS[0]), (TURNS[0], SETS[1], SETS[0]),
+                                               (drawn[0], drawn[1], drawn[2])]):
+        _crash_everywhere(pin_dir, f"course {number}", old, new, then)
 
 
 def _checking(probe: Probe, when: str, *possible: Policy) -> Callable[[int], None]:

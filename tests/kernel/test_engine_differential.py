@@ -54,6 +54,7 @@ def replay(history: History, backend: Backend) -> ReferenceBackend:
     assert backend.mapping_hits() == reference.mapping_hits()
     assert backend.meters() == reference.meters()
     assert backend.logs() == reference.logs()
+    assert backend.binding_log() == reference.binding_log()
     return reference
 
 

@@ -114,6 +114,13 @@ def pin_dir() -> Iterator[Path]:
     Datapath.unpin(path)
 
 
+def settled(datapath: Datapath, state: EngineState) -> None:
+    """Apply a state, and let the time go by after which nothing of the one before is left."""
+    datapath.apply(state)
+    with patch("vfp.datapath.groups.GRACE_S", 0.0):
+        datapath.tidy()
+
+
 def generation(datapath: Datapath) -> int:
     return int(settings(datapath)["sets_generation"])
 
@@ -155,15 +162,43 @@ def test_a_member_of_ten_thousand_comes_and_goes_in_three_map_writes(datapath: D
 
 def test_a_static_set_changes_by_difference(datapath: Datapath) -> None:
     big = AddressSet(WEB.id, "web", MANY)
-    datapath.apply(state(big))
+    settled(datapath, state(big))
     with counted() as writes:
-        datapath.apply(state(replace(big, members=(*MANY[1:], IPv4Network(FRIEND)))))
-    assert writes["sets"] == 2
+        datapath.apply(state(replace(big, members=(*MANY, IPv4Network(FRIEND)))))
+    assert writes["sets"] == 1
     assert writes["set_lengths"] == writes["rules"] == writes["programs"] == writes["ports"] == 0
     assert send(datapath, FRIEND) is DropReason.NONE
     with counted() as writes:
-        datapath.apply(state(replace(big, members=(*MANY[1:], IPv4Network(FRIEND)))))
+        datapath.apply(state(replace(big, members=(*MANY, IPv4Network(FRIEND)))))
     assert not writes
+
+
+def test_several_members_change_with_the_turn_and_by_difference_too(datapath: Datapath) -> None:
+    big = AddressSet(WEB.id, "web", MANY)
+    settled(datapath, state(big))
+    other = state(replace(big, members=(*MANY[2:], IPv4Network(FRIEND))))
+    with counted() as writes:
+        datapath.apply(other)
+    assert writes["sets"] == 3
+    assert writes["rules"] == writes["ports"] == writes["groups"] == 0
+    assert send(datapath, FRIEND) is DropReason.NONE
+    assert send(datapath, IPv4Address(int(MANY[0].network_address))) is DropReason.LAYER_DEFAULT
+    with counted() as writes, patch("vfp.datapath.groups.GRACE_S", 0.0):
+        datapath.tidy()
+    assert writes["sets"] == 3, "those of one turn become members of both, and the others leave"
+    assert send(datapath, FRIEND, sport=2000) is DropReason.NONE
+    with counted() as writes, patch("vfp.datapath.groups.GRACE_S", 0.0):
+        datapath.apply(other)
+        datapath.tidy()
+    assert not writes
+
+
+def test_a_change_has_the_room_of_what_left_with_the_one_before(datapath: Datapath) -> None:
+    settled(datapath, state(AddressSet(WEB.id, "web", MANY)))
+    datapath.apply(state(AddressSet(WEB.id, "web", MANY[:1])))
+    more = state(AddressSet(WEB.id, "web", (*MANY[:1], *(IPv4Network((50 << 24) + n) for n in range(200)))))
+    datapath.apply(more)
+    assert len(datapath.members(WEB.id)) == 201
 
 
 def test_a_port_more_that_names_a_large_set_costs_what_any_port_costs(datapath: Datapath) -> None:
@@ -229,7 +264,7 @@ def test_lengths_are_those_that_members_have(datapath: Datapath) -> None:
     assert lengths(datapath) == {(5, 4): 1 << 8, (5, 6): 1 | 1 << 64}
     datapath.remove_members(WEB.id, [IPv4Network("11.0.0.0/8")])
     assert lengths(datapath) == {(5, 6): 1 | 1 << 64}
-    datapath.apply(EngineState())
+    settled(datapath, EngineState())
     assert lengths(datapath) == {}
     assert datapath.members(WEB.id) == {}
 
@@ -318,7 +353,7 @@ def test_a_restart_finds_members_and_keeps_those_of_dynamic_sets(pin_dir: Path) 
         assert send(second, FRIEND) is DropReason.NONE
         second.remove_members(WEB.id, [IPv4Network(FRIEND)])
         assert send(second, FRIEND, flags=ACK) is DropReason.LAYER_DEFAULT
-        second.apply(EngineState())
+        settled(second, EngineState())
         assert second.members(WEB.id) == {}
         assert not list(second._object.map("sets").items())
 

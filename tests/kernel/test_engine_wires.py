@@ -55,8 +55,9 @@ def _without_more_frames(state: EngineState) -> EngineState:
         out, in_ = (tuple(map(tame, groups)) for groups in (layer.groups_out, layer.groups_in))
         return replace(layer, groups_out=out, groups_in=in_)
 
-    return replace(state, ports=tuple(
-        replace(port, layers=tuple(map(tamed, port.layers))) for port in state.ports))
+    return replace(
+        state, ports=tuple(replace(port, layers=tuple(map(tamed, port.layers))) for port in state.ports),
+        uplinks=tuple(replace(uplink, loopback=False) for uplink in state.uplinks))    # real sockets see that
 
 
 def _can_enter(send: Send, state: EngineState) -> bool:

@@ -10,7 +10,7 @@ import pytest
 from nat_rfc_kit import EXTERNAL, HIGH, LOW, OTHER, WORLD, A, B, Bpf, Host, Reference, echo, pool, state, tcp, udp
 from scapy.layers.inet import IP
 
-from vfp.datapath import records
+from vfp.datapath import binding_log
 from vfp.model import PortRange
 from vfp.reasons import DropReason
 
@@ -84,7 +84,7 @@ def test_req_11_a_refused_flow_takes_no_other_ones_place(host: Host, limit: dict
 
 
 def test_req_12_a_record_names_no_destination() -> None:
-    names = {field.name for field in fields(records.BindingEvent)}
+    names = {field.name for field in fields(binding_log.BindingEvent)}
     assert names == {"time_s", "kind", "port", "pool", "protocol", "internal", "internal_port", "external",
                      "external_port", "size"}
 

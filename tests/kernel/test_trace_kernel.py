@@ -22,7 +22,7 @@ from vfp.reference import Explanation, Hook, explain_frame
 from vfp.reference.bindings import PeekedBindings
 
 _ROOM = {"traced", "scratches", "copies", "answers"}    # where a run works; nobody reads it later
-_UNREADABLE = {"events", "captures", "time_waits", "resets", "lingering"}   # rings and queues: reading takes out
+_UNREADABLE = {"events", "bindings_log", "captures", "time_waits", "resets", "lingering"}  # reading takes out
 _PLACES = {"drop": PlaceKind.NONE, "stack": PlaceKind.STACK, "reply": PlaceKind.REPLY}
 
 

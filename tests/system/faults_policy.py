@@ -190,15 +190,22 @@ def _spelled(state: State, name: str, direction: Direction) -> tuple[Literal["al
     if name not in LARGE and spelling == "deny":
         return "allow", (AclTier(tier, 10, tuple(_rules("deny", denied, direction))),)
     if name not in LARGE and spelling == "tiers":
-        # A rule a peer: a set of peers is edited in place, before the rules switch (docs/engine.md). A change of both
-        # at once may be seen mixed, which this test would find: a known gap.
-        early = (*_rules("deny", denied, direction), *_rules("pass", allowed, direction, 100))
+        early = (*_by_service("deny", denied, direction), *_rules("pass", allowed, direction, 100))
         return "deny", (AclTier(f"{tier}-1", 10, early), AclTier(f"{tier}-2", 20, (AclRule(5, direction, "allow"),)))
     rules = tuple(_rules("allow", allowed, direction))
     if name in LARGE:
         rules += tuple(AclRule(1000 + n, direction, "deny", (f"10.99.{n}.0/24",), UDP) for n in range(250))
         tier = f"{name}/{direction}"        # the same group, edited
     return "deny", (AclTier(tier, 10, rules),)
+
+
+def _by_service(
+    action: Literal["allow", "deny", "pass"], pairs: frozenset[Pair], direction: Direction
+) -> Iterator[AclRule]:
+    """A rule a service, of all its peers: a set, which changes at the moment when the rules do."""
+    for service in sorted({service for _, service in pairs}):
+        peers = tuple(f"{ENDPOINTS[peer].address}/32" for peer, its in sorted(pairs) if its == service)
+        yield AclRule(10 + service - SERVICES[0], direction, action, peers, UDP, ((service, service),))
 
 
 def _rules(

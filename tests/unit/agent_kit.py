@@ -323,6 +323,7 @@ class FakeDatapath:
     lost_records: int = 0
     bound: list[BindingRecord] = field(default_factory=list)
     binding_events: list[BindingEvent] = field(default_factory=list)
+    blocks: dict[int, list[tuple[Address, int]]] = field(default_factory=dict)
     mapped: dict[str, int] = field(default_factory=dict)
 
     def apply(self, state: EngineState) -> None:
@@ -404,6 +405,9 @@ class FakeDatapath:
         for (pool, address, protocol), count in counts.items():
             found.setdefault(pool, []).append((address, protocol, count))
         return found
+
+    def block_use(self) -> dict[int, list[tuple[Address, int]]]:
+        return self.blocks
 
     def mapping_hits(self) -> dict[str, int]:
         return self.mapped

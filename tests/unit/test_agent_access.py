@@ -95,7 +95,6 @@ def test_a_hairpin_leaves_with_a_named_address_of_the_sender() -> None:
     assert (there.verdict, Ether(there.frame)[IP].src) == (Verdict.REDIRECT_PORT, SECOND_ADDRESS)
 
 
-@pytest.mark.xfail(strict=True, reason="the engine finds only mappings yet")
 def test_the_external_side_of_a_binding_is_reached_from_inside() -> None:
     made, run = host_of(NAT_1, NAT_2, WEB, DB)
     first = Ether(out(run, made, WEB, ip(WEB, "172.16.0.80", udp())).frame)
@@ -126,6 +125,17 @@ def test_lo_is_an_uplink_while_something_needs_it() -> None:
     assert made.uplinks == (Uplink(1, "lo", 1, loopback=True), Uplink(2, "lan0", 3)) or made.uplinks == (
         Uplink(1, "lan0", 3), Uplink(LO, "lo", 1, loopback=True))
     assert built(HOST, NAT_1, TWIN).loopback
+
+
+def test_only_networks_with_a_mapping_get_what_the_host_needs_for_it() -> None:
+    made, _ = host_of(NAT_1, NAT_2, WEB, DB, MAP)
+    with_host = {port.name for port in made.engine.ports for layer in port.layers if layer.name == "host"}
+    assert with_host == {"default/web"}
+    names = {made.pool_names[pool.id] for pool in made.engine.pools}
+    assert {name for name in names if name.startswith("lo/")} == {"lo/192.168.1.1", "lo/fd00:1::1"}
+    assert "nat-1/2001:db8:ff::10" not in names
+    both, _ = host_of(NAT_1, WEB, MAP_6)    # for hairpins
+    assert "nat-1/2001:db8:ff::10" in {both.pool_names[pool.id] for pool in both.engine.pools}
 
 
 def test_a_mapping_to_all_addresses_is_open_to_the_host_at_all_of_its_own() -> None:

@@ -121,11 +121,17 @@ def test_ids_stay_and_are_not_given_again_at_once() -> None:
 
 
 def test_uplinks_and_pools_keep_their_numbers_while_away() -> None:
-    first = allocate(Ids(), Wanted(uplinks=["lan0"], pools=["172.16.0.10", "172.17.0.10"]), 9)
-    roamed = allocate(first, Wanted(uplinks=["wlan0"], pools=["10.9.9.9"]), 9)
-    back = allocate(roamed, Wanted(uplinks=["lan0"], pools=["172.17.0.10"]), 9)
+    first = allocate(Ids(), Wanted(uplinks=["lan0"], pools=["n/172.16.0.10", "n/172.17.0.10"]), 9)
+    roamed = allocate(first, Wanted(uplinks=["wlan0"], pools=["n/10.9.9.9"]), 9)
+    back = allocate(roamed, Wanted(uplinks=["lan0"], pools=["n/172.17.0.10"]), 9)
     assert (back.uplinks["lan0"], back.uplinks["wlan0"]) == (1, 2)
-    assert (back.pools["172.17.0.10"], back.pools["10.9.9.9"]) == (2, 3)
+    assert (back.pools["n/172.17.0.10"], back.pools["n/10.9.9.9"]) == (2, 3)
+
+
+def test_pools_go_with_their_network_and_gateway() -> None:
+    first = allocate(Ids(), Wanted(pools=["n/10.9.9.9", "m/10.9.9.9", "lo/192.168.1.1", "lo/192.168.2.1"]), 9)
+    later = allocate(first, Wanted(pools=["m/10.8.8.8", "lo/192.168.2.1"]), 9)
+    assert dict(later.pools) == {"m/10.9.9.9": 2, "lo/192.168.2.1": 4, "m/10.8.8.8": 1}
 
 
 def test_ids_come_back_from_aliases_and_the_kernel_is_right() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv6Network
+from ipaddress import IPv4Address, IPv6Network, ip_address
 
 import pytest
 from agent_kit import (
@@ -16,6 +16,7 @@ from agent_kit import (
     error_of,
     from_world,
     ip,
+    ip6,
     mapping,
     nat,
     number_of,
@@ -25,7 +26,8 @@ from agent_kit import (
     udp,
 )
 from agent_kit import goals as goals_of
-from scapy.layers.inet import IP
+from scapy.layers.inet import IP, TCP
+from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
 
 from agent.build import Built, build, wanted
@@ -158,12 +160,21 @@ def test_what_is_routed_cannot_forge_vxlan_from_the_vtep() -> None:
 def test_a_prefix_is_translated_one_to_one() -> None:
     network = nat(1, "192.168.1.0/24", "fd00:1::/64", ipv6="prefix", external_prefix="2001:db8:1::/64")
     web = port("web", network, "192.168.1.5", 5, address6="fd00:1::5/64")
-    made = built(HOST, network, web, uplink=UPLINK_6, compiled=False)
+    made = built(HOST, network, web, uplink=UPLINK_6)
     inside, outside = IPv6Network("fd00:1::/64"), IPv6Network("2001:db8:1::/64")
     assert made.engine.prefixes == (PrefixMapping(1, outside, inside, network.space),)
     (rule,) = [rule for rule in rules(made, web, "nat", "source") if rule.name == "prefix"]
     assert (rule.match.src, rule.action.internal, rule.action.external) == (inside, inside, outside)  # type: ignore[union-attr]
     assert made.faults == ()
+    run = engine(made)
+    there = run.process(Hook.PORT_OUT, number_of(made, web), ip6(web, "2001:db8::80", tcp()), now_s=0)
+    seen = Ether(there.frame)[IPv6].src
+    assert (there.verdict, ip_address(seen) in outside, Ether(there.frame)[TCP].sport) == (
+        Verdict.REDIRECT_UPLINK, True, 40000)
+    frame = bytes(Ether(src="02:bb:00:00:00:01", dst=UPLINK.mac) / IPv6(src="2001:db8::99", dst=seen) / tcp(22))
+    back = run.process(Hook.UPLINK_IN, 1, frame, now_s=0)
+    assert (back.verdict, back.port, Ether(back.frame)[IPv6].dst) == (
+        Verdict.REDIRECT_PORT, number_of(made, web), "fd00:1::5")
 
 
 @pytest.mark.parametrize(
@@ -173,6 +184,10 @@ def test_a_prefix_is_translated_one_to_one() -> None:
         ({"ipv6": "prefix", "external_prefix": "nonsense"}, "nonsense"),
         ({"timeouts": (("udpp", 3.0),)}, "udpp"),
         ({"timeouts": (("udp", 0.0),)}, "udp"),
+        ({"timeouts": (("udp", 1e10),)}, "udp"),
+        ({"ipv6": "prefix", "external_prefix": "2001:db8:1::/96"}, "of a length of"),
+        ({"block": 100_000}, "portBlock 100000"),
+        ({"quota": -1}, "portsPerEndpoint -1"),
         ({"exceptions": ("10.0.0.1/8",)}, "host bits"),
         ({"destinations": ("all",)}, "all"),
         ({"filtering": "none"}, "none"),

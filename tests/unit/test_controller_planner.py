@@ -283,6 +283,10 @@ def test_properties_of_any_history(history: list[list[tuple[str, Any]]]) -> None
                 else:
                     assert known[name].get(key) != goal, "told what it knows already"
                     known[name][key] = goal
+        again = State.of(state.objects.values())
+        assert {k: {key: set(its) for key, its in v.items()} for k, v in again.externals.items()} == {
+            k: {key: set(its) for key, its in v.items()} for k, v in state.externals.items()}
+        assert again.addresses == state.addresses
         fresh = plan(state)
         for name in HOSTS:
             goals = now.goals(name)

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR Apache-2.0) */
 /*
  * The tables of source translation, and what must change together in them: a binding is in `externals` (the reservation),
- * in `bindings` (which finds it from inside), and counted in `uses`, `tenants` and perhaps a block.
+ * in `bindings` (which finds it from inside), and counted in `uses`, `shares` and perhaps a block.
  */
 #pragma once
 
@@ -90,7 +90,7 @@ static __noinline int tell_block(const struct block_key *key, const struct block
 static __always_inline void unbind(struct releasing *r, int sweeping)
 {
 	struct tally *use;
-	struct tenant *tenant;
+	struct share *share;
 	struct binding *binding;
 	struct block *block;
 
@@ -102,11 +102,11 @@ static __always_inline void unbind(struct releasing *r, int sweeping)
 	use = use_of(&r->use, &r->key, r->was.range);
 	if (use)
 		uncount(use, sweeping);
-	r->tenant.port = r->was.holder.port;
-	r->tenant.pool = r->was.holder.pool;
-	tenant = bpf_map_lookup_elem(&tenants, &r->tenant);
-	if (tenant)
-		uncount(&tenant->bindings, sweeping);
+	r->share.port = r->was.holder.port;
+	r->share.pool = r->was.holder.pool;
+	share = bpf_map_lookup_elem(&shares, &r->share);
+	if (share)
+		uncount(&share->bindings, sweeping);
 	if (r->was.block_size) {
 		block_at(&r->block, &r->key, r->was.block, r->was.block_size);
 		block = bpf_map_lookup_elem(&blocks, &r->block);

@@ -42,10 +42,7 @@ static __always_inline int decide_from_overlay(struct scratch *s, __u32 vni)
 /* The binding under whose external side a packet came in. */
 static __always_inline int find_sender(struct scratch *s, __u32 uplink)
 {
-	s->nat.sought.address = s->h.key.dst;
-	s->nat.sought.port = s->h.key.dport;
-	s->nat.sought.protocol = s->h.key.protocol;
-	s->nat.sought.family = s->h.key.family;
+	seek(s);
 	s->nat.contact.remote = s->h.key.src;
 	return find_binding(s, uplink);
 }

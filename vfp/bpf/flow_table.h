@@ -33,6 +33,12 @@ static __always_inline int is_current(const struct flow *f, __u32 *flags)
 	return 1;
 }
 
+/* Of a port that had this id before: nothing of it is the new one's. */
+static __always_inline int is_former(const struct port *port, __u32 generation)
+{
+	return port->born && (__s32)(generation - port->born) < 0;
+}
+
 /* Of the packets of this half: `ports` are those of the pair. */
 static __always_inline __u32 sender_of(const struct flow *f)
 {

@@ -191,23 +191,54 @@ __noinline int find_mapping(struct scratch *s)
 #define ACT_PASSED (-1)
 #define ACT_ENDED (-2)
 
-/* To the external side of a mapping: it is reached from inside, as if by the way out and in again (RFC 4787 REQ-9). */
+/* The packet's destination as it came may be the external side of a binding. */
+static __always_inline void seek(struct scratch *s)
+{
+	const struct flow_key *key = &s->h.key;
+
+	s->nat.sought.address = key->dst;
+	s->nat.sought.port = key->dport;
+	s->nat.sought.protocol = key->protocol;
+	s->nat.sought.family = key->family;
+}
+
+/* Nobody rewrote it on the way: the sweep knows the binding by what came. */
+static __always_inline int is_sought(const struct scratch *s)
+{
+	return same_address(&s->d.cur.dst, &s->nat.sought.address) && s->d.cur.dport == s->nat.sought.port;
+}
+
+/*
+ * To the external side of a mapping or binding: it is reached from inside, as if by the way out and in again (RFC 4787
+ * REQ-9). The remote that a binding's filter sees is the sender's own external side.
+ */
 static __always_inline int hairpin(struct scratch *s, __u32 port, __u32 pool_id)
 {
 	struct pool *pool = bpf_map_lookup_elem(&pools, &pool_id);
 	struct decision *d = &s->d;
-	int reason;
+	int reason, mapped;
+	__u32 uplink;
 
 	if (!pool)
 		return ENGINE_ERROR;
-	s->mapping.uplink = pool->uplink;
-	if (!find_mapping(s)) {
+	uplink = pool->uplink;
+	s->mapping.uplink = uplink;
+	mapped = find_mapping(s);
+	seek(s);
+	if (!mapped && !(is_sought(s) && is_bound(s, uplink))) {
 		d->by_sport = 1;	/* one that is added concerns no flow, but new ones */
 		return ACT_PASSED;
 	}
 	reason = translate_source(s, port, pool_id);
 	if (reason)
 		return reason;
+	d->bound |= FLOW_HAIRPIN;
+	if (!mapped) {
+		s->nat.contact.remote = d->cur.src;
+		reason = find_binding(s, uplink);
+		if (reason)
+			return reason;
+	}
 	go_inside(s);
 	d->where = PLACE_PORT;
 	d->place.port = d->via.port;

@@ -88,7 +88,7 @@ MAP(held, BPF_MAP_TYPE_HASH, struct held_key, __u8, 65536, BPF_F_NO_PREALLOC);
 /* How many bindings there are at an address: a full one is not searched. */
 MAP(uses, BPF_MAP_TYPE_HASH, struct use_key, struct tally, 16384, BPF_F_NO_PREALLOC);
 /* How many a port of ours has in a pool. */
-MAP(tenants, BPF_MAP_TYPE_HASH, struct tenant_key, struct tenant, 65536, BPF_F_NO_PREALLOC);
+MAP(shares, BPF_MAP_TYPE_HASH, struct share_key, struct share, 65536, BPF_F_NO_PREALLOC);
 /* External ports that are given out together. */
 MAP(blocks, BPF_MAP_TYPE_HASH, struct block_key, struct block, 65536, BPF_F_NO_PREALLOC);
 /* Whom bindings with address-dependent filtering know. */

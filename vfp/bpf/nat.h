@@ -105,7 +105,7 @@ static __always_inline int search_ports(struct port_search *search)
 	return search->outcome;
 }
 
-static __always_inline int is_ours(const struct scratch *s, const struct tenant_key *holder)
+static __always_inline int is_ours(const struct scratch *s, const struct share_key *holder)
 {
 	return holder->port == s->binding.port && holder->pool == s->binding.pool;
 }
@@ -162,13 +162,13 @@ static long step_blocks(__u32 i, void *context)
 	return 0;
 }
 
-static __always_inline struct tenant *tenant_of(struct scratch *s)
+static __always_inline struct share *share_of(struct scratch *s)
 {
-	struct tenant_key *key = &s->nat.gone.tenant;
+	struct share_key *key = &s->nat.gone.share;
 
 	key->port = s->binding.port;
 	key->pool = s->binding.pool;
-	return bpf_map_lookup_elem(&tenants, key);
+	return bpf_map_lookup_elem(&shares, key);
 }
 
 /* First in the blocks that we have, then in one that nobody has. */
@@ -176,7 +176,7 @@ static __always_inline int search_blocks(struct scratch *s, struct pool *pool)
 {
 	struct block_search *search = &s->nat.search;
 	struct block_walk walk = {.s = s};
-	struct tenant *tenant;
+	struct share *share;
 	struct block *block;
 
 	search->low = pool->low;
@@ -185,10 +185,10 @@ static __always_inline int search_blocks(struct scratch *s, struct pool *pool)
 	search->count = (pool->high - pool->low + 1U) / pool->block;
 	if (!search->count)
 		return NAT_EXHAUSTED;
-	tenant = tenant_of(s);
+	share = share_of(s);
 	search->start = port_hash(&s->binding) % search->count;
 	search->offset = binding_hash(&s->binding) % search->size;
-	search->own = tenant ? tenant->blocks.now : 0;
+	search->own = share ? share->blocks.now : 0;
 	search->number = search->port = search->taking = 0;
 	search->outcome = NAT_EXHAUSTED;
 	s->holder.block_size = pool->block;
@@ -206,8 +206,8 @@ static __always_inline int search_blocks(struct scratch *s, struct pool *pool)
 	bpf_loop((search->size + 1) * search->count + 1, step_blocks, &walk, 0);
 	if (search->outcome || is_dry(s))
 		return search->outcome;
-	if (tenant)
-		__sync_fetch_and_add(&tenant->blocks.now, 1);
+	if (share)
+		__sync_fetch_and_add(&share->blocks.now, 1);
 	if (block->flags)
 		tell_block(&s->nat.gone.block, block, BINDING_BLOCK_TAKEN);
 	return NONE;
@@ -270,20 +270,20 @@ static __always_inline void count_block(struct scratch *s)
 /* A new external side for `s->binding`, into `s->external`. Returns a drop reason. */
 static __always_inline int bind(struct scratch *s, struct pool *pool)
 {
-	struct tenant *tenant = tenant_of(s);
+	struct share *share = share_of(s);
 	int outcome = NAT_EXHAUSTED;
 	__u32 at;
 
-	if (!tenant && !is_dry(s)) {
-		struct tenant *none = (void *)&s->forward;	/* not used before `compose` */
+	if (!share && !is_dry(s)) {
+		struct share *none = (void *)&s->forward;	/* not used before `compose` */
 
 		__builtin_memset(none, 0, sizeof(*none));
-		bpf_map_update_elem(&tenants, &s->nat.gone.tenant, none, BPF_NOEXIST);
-		tenant = bpf_map_lookup_elem(&tenants, &s->nat.gone.tenant);
-		if (!tenant)
+		bpf_map_update_elem(&shares, &s->nat.gone.share, none, BPF_NOEXIST);
+		share = bpf_map_lookup_elem(&shares, &s->nat.gone.share);
+		if (!share)
 			return NAT_EXHAUSTED;
 	}
-	if (pool->quota && tenant && tenant->bindings.now >= pool->quota)
+	if (pool->quota && share && share->bindings.now >= pool->quota)
 		return NAT_QUOTA;
 	s->holder.holder = s->binding;
 	s->holder.range = pool->range;
@@ -313,8 +313,8 @@ static __always_inline int bind(struct scratch *s, struct pool *pool)
 		bpf_map_delete_elem(&externals, &s->external);
 		return NAT_EXHAUSTED;
 	}
-	if (tenant)
-		__sync_fetch_and_add(&tenant->bindings.now, 1);
+	if (share)
+		__sync_fetch_and_add(&share->bindings.now, 1);
 	count_use(s);
 	if (s->holder.block_size)
 		count_block(s);
@@ -429,6 +429,34 @@ found:
 	return NONE;
 }
 
+/* The holder of the external side `s->nat.sought`, and its pool, one of the uplink's. */
+static __always_inline struct external *holder_at(struct scratch *s, __u32 uplink, struct pool **its_pool)
+{
+	struct external *held;
+	struct pool *pool;
+	__u32 id;
+
+	if (!has_ports(s->nat.sought.protocol))
+		return 0;
+	held = bpf_map_lookup_elem(&externals, &s->nat.sought);
+	if (!held || is_loopback(held->holder.family, &held->holder.src))	/* the host's own */
+		return 0;
+	id = held->holder.pool;
+	pool = bpf_map_lookup_elem(&pools, &id);
+	if (!pool || pool->uplink != uplink || !is_legal(&s->nat.gone.block, pool, &s->nat.sought, &held->holder))
+		return 0;
+	*its_pool = pool;
+	return held;
+}
+
+/* Whether anybody is there. Not static, for the verifier. */
+__noinline int is_bound(struct scratch *s, __u32 uplink)
+{
+	struct pool *pool;
+
+	return s && holder_at(s, uplink, &pool);
+}
+
 /*
  * Who is behind the external side `s->nat.sought`, of a binding of the uplink's pools, for a remote, which the caller puts
  * into `s->nat.contact.remote`? Into `s->d.via`. Returns NONE, NO_MAPPING: nobody, or NAT_FILTERED (RFC 4787 5).
@@ -438,19 +466,12 @@ __noinline int find_binding(struct scratch *s, __u32 uplink)
 	struct external *held;
 	struct decision *d;
 	struct pool *pool;
-	__u32 id;
 
 	if (!s)
 		return ENGINE_ERROR;
 	d = &s->d;
-	if (!has_ports(s->nat.sought.protocol))
-		return NO_MAPPING;
-	held = bpf_map_lookup_elem(&externals, &s->nat.sought);
-	if (!held || is_loopback(held->holder.family, &held->holder.src))	/* the host's own */
-		return NO_MAPPING;
-	id = held->holder.pool;
-	pool = bpf_map_lookup_elem(&pools, &id);
-	if (!pool || pool->uplink != uplink || !is_legal(&s->nat.gone.block, pool, &s->nat.sought, &held->holder))
+	held = holder_at(s, uplink, &pool);
+	if (!held)
 		return NO_MAPPING;
 	s->nat.contact.inside = held->holder;
 	if (pool->filtering == FILTER_ADDRESS_PORT)
@@ -481,7 +502,7 @@ static __always_inline void keep_bindings(struct scratch *s, struct flow *f)
 	if (!(d->bound & FLOW_CONTACT) || is_dry(s))
 		return;
 	s->nat.contact.inside = s->binding;
-	s->nat.contact.remote = d->cur.dst;
+	s->nat.contact.remote = d->bound & FLOW_HAIRPIN ? s->h.key.dst : d->cur.dst;
 	/* No room: what comes from there later is filtered. */
 	bpf_map_update_elem(&contacts, &s->nat.contact, &now, BPF_ANY);
 }

@@ -109,7 +109,7 @@ struct releasing {
 	struct external_key key;
 	struct external was;
 	struct use_key use;
-	struct tenant_key tenant;
+	struct share_key share;
 	struct block_key block;
 };
 
@@ -159,6 +159,7 @@ struct scratch {
 	struct asked asked;
 	__u16 l4;			/* offset of the transport header */
 	__u16 length;			/* bytes from there to the end of the IP packet */
+	__u16 check;			/* IPv4: of the header, as it came */
 	__u8 ttl;
 	__u8 fragment_kind;
 	__u8 fragmented;		/* IPv6: there is a fragment header */

@@ -67,6 +67,7 @@ static __always_inline int parse_ipv4(struct __sk_buff *skb, struct scratch *s, 
 	h->dscp = ip->tos >> 2;
 	h->tracked = 1;
 	s->ttl = ip->ttl;
+	s->check = ip->check;
 	s->l4 = L3 + header;
 	s->length = total - header;
 	if (ip->frag_off & bpf_htons(IP_OFFSET_MASK | IP_MORE_FRAGMENTS))

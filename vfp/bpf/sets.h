@@ -51,8 +51,10 @@ static long try_length(__u32 i, void *context)
 	asked->key.address.w[2] = asked->address.w[2] & mask32(length - 64);
 	asked->key.address.w[3] = asked->address.w[3] & mask32(length - 96);
 	member = bpf_map_lookup_elem(&sets, &asked->key);
+	if (!member || !(member->turns >> (s->d.turn & 1) & 1))
+		return 0;
 	/* A flow that a member let in stays after the member's time, until its owner takes it out. */
-	if (!member || (member->expires_ns && !s->deciding_again && member->expires_ns <= bpf_ktime_get_ns()))
+	if (member->expires_ns && !s->deciding_again && member->expires_ns <= bpf_ktime_get_ns())
 		return 0;
 	asked->found = 1;
 	return 1;

@@ -30,6 +30,19 @@ static __always_inline int may_decide_again(struct scratch *s)
 	return 1;
 }
 
+/* A port's id is another port's now. */
+static __always_inline int is_of_former(const struct flow *f)
+{
+	for (int i = 0; i < 2; i++) {
+		__u32 id = f->ports[i];
+		struct port *port = id ? bpf_map_lookup_elem(&ports, &id) : 0;
+
+		if (port && is_former(port, f->generations[i]))
+			return 1;
+	}
+	return 0;
+}
+
 /* The packet's own key, or that of what it quotes. */
 static __always_inline struct flow_key *stale_key(struct scratch *s)
 {
@@ -112,6 +125,11 @@ int vfp_stale(struct __sk_buff *skb)
 	f = bpf_map_lookup_elem(&flows, stale_key(s));
 	if (!f)			/* it left in the meantime */
 		return jump(skb, s, JUMP_SLOW);
+	if (is_of_former(f)) {
+		s->displaced = f->pair;
+		forget(stale_key(s), &s->displaced, f->state);
+		return s->inspected ? drop_early(skb, s, INSPECT_REFUSED) : jump(skb, s, JUMP_SLOW);
+	}
 	if (!recall(s, stale_key(s), f)) {	/* half a pair is no flow: see what the packet itself may do */
 		bpf_map_delete_elem(&flows, stale_key(s));
 		return jump(skb, s, JUMP_SLOW);

@@ -33,7 +33,7 @@ static __always_inline struct timeouts *timeouts_of(const struct flow *f, int *o
 
 		if (!port)
 			continue;
-		*orphan |= !port->ifindex;
+		*orphan |= !port->ifindex || is_former(port, f->generations[i]);
 		number = number ? number : port->timeouts;
 	}
 	return bpf_map_lookup_elem(&timeouts, &number);
@@ -143,6 +143,18 @@ int vfp_sweep(struct sweep *sweep)
 	mend(&taken->half_open, before.half_open - sweeping.gone.half_open, sweeping.left.half_open);
 	mend(&taken->udp, before.udp - sweeping.gone.udp, sweeping.left.udp);
 	sweep_bindings(&sweeping);
+	return 0;
+}
+
+/* Run when ports or pools are gone: nothing of theirs is left for who gets their number. */
+SEC("syscall")
+int vfp_purge(struct sweep *sweep)
+{
+	struct sweeping sweeping = {};
+
+	if (!begin(&sweeping, sweep))
+		return 1;
+	purge_bindings(&sweeping);
 	return 0;
 }
 

@@ -43,7 +43,7 @@ static __noinline int stamp_bindings(const struct flow_key *key, const struct fl
 	if (f->flags & FLOW_BOUND) {
 		kept.external.address = f->out.src;
 		kept.external.port = f->out.sport;
-		stamp(&kept, &f->out.dst, f->flags & FLOW_CONTACT, now);
+		stamp(&kept, f->flags & FLOW_HAIRPIN ? &key->dst : &f->out.dst, f->flags & FLOW_CONTACT, now);
 	}
 	if (f->flags & FLOW_BEHIND) {
 		kept.external.address = key->dst;
@@ -67,10 +67,10 @@ static long begin_use(void *map, struct use_key *key, struct tally *use, void *c
 	return 0;
 }
 
-static long begin_tenant(void *map, struct tenant_key *key, struct tenant *tenant, void *context)
+static long begin_share(void *map, struct share_key *key, struct share *share, void *context)
 {
-	begin_tally(&tenant->bindings);
-	begin_tally(&tenant->blocks);
+	begin_tally(&share->bindings);
+	begin_tally(&share->blocks);
 	return 0;
 }
 
@@ -84,16 +84,16 @@ static long begin_block(void *map, struct block_key *key, struct block *block, v
 static __always_inline void find_tally(struct releasing *r)
 {
 	struct tally *use = use_of(&r->use, &r->key, r->was.range);
-	struct tenant *tenant;
+	struct share *share;
 	struct block *block;
 
 	if (use)
 		use->found += 1;
-	r->tenant.port = r->was.holder.port;
-	r->tenant.pool = r->was.holder.pool;
-	tenant = bpf_map_lookup_elem(&tenants, &r->tenant);
-	if (tenant)
-		tenant->bindings.found += 1;
+	r->share.port = r->was.holder.port;
+	r->share.pool = r->was.holder.pool;
+	share = bpf_map_lookup_elem(&shares, &r->share);
+	if (share)
+		share->bindings.found += 1;
 	if (!r->was.block_size)
 		return;
 	block_at(&r->block, &r->key, r->was.block, r->was.block_size);
@@ -170,35 +170,35 @@ static long end_use(void *map, struct use_key *key, struct tally *use, void *con
 	return 0;
 }
 
-static long end_tenant(void *map, struct tenant_key *key, struct tenant *tenant, void *context)
+static long end_share(void *map, struct share_key *key, struct share *share, void *context)
 {
-	struct tenant_key own = *key;
+	struct share_key own = *key;
 
-	mend_tally(&tenant->bindings);
-	mend_tally(&tenant->blocks);
-	if (is_empty(&tenant->bindings) && is_empty(&tenant->blocks))
-		bpf_map_delete_elem(&tenants, &own);
+	mend_tally(&share->bindings);
+	mend_tally(&share->blocks);
+	if (is_empty(&share->bindings) && is_empty(&share->blocks))
+		bpf_map_delete_elem(&shares, &own);
 	return 0;
 }
 
 static __always_inline void release_block(const struct block_key *key, const struct block *block)
 {
-	struct tenant_key holder = block->holder;
+	struct share_key holder = block->holder;
 	struct block_key own = *key;
-	struct tenant *tenant = bpf_map_lookup_elem(&tenants, &holder);
+	struct share *share = bpf_map_lookup_elem(&shares, &holder);
 
 	if (block->flags)
 		tell_block(&own, block, BINDING_BLOCK_RELEASED);
-	if (tenant)
-		uncount(&tenant->blocks, 1);
+	if (share)
+		uncount(&share->blocks, 1);
 	bpf_map_delete_elem(&blocks, &own);
 }
 
 /* A block goes when nothing in it is used. */
 static long end_block(void *map, struct block_key *key, struct block *block, struct sweeping *sweeping)
 {
-	struct tenant_key holder = block->holder;
-	struct tenant *tenant;
+	struct share_key holder = block->holder;
+	struct share *share;
 	int empty = 1;
 
 	for (int i = 0; i < 3; i++) {
@@ -209,20 +209,71 @@ static long end_block(void *map, struct block_key *key, struct block *block, str
 		release_block(key, block);
 		return 0;
 	}
-	tenant = bpf_map_lookup_elem(&tenants, &holder);
-	if (tenant)
-		tenant->blocks.found += 1;
+	share = bpf_map_lookup_elem(&shares, &holder);
+	if (share)
+		share->blocks.found += 1;
 	return 0;
+}
+
+static __always_inline int is_gone(__u32 port_id, __u32 pool_id)
+{
+	struct port *port = bpf_map_lookup_elem(&ports, &port_id);
+
+	return !port || !port->ifindex || !bpf_map_lookup_elem(&pools, &pool_id);
+}
+
+static long purge_external(void *map, struct external_key *key, struct external *held, struct sweeping *sweeping)
+{
+	struct releasing r = {.key = *key, .was = *held};
+
+	if (!is_gone(r.was.holder.port, r.was.holder.pool))
+		return 0;
+	unbind(&r, 0);
+	sweeping->sweep->bindings_removed++;
+	return 0;
+}
+
+static long purge_contact(void *map, struct contact_key *key, struct contact *contact, void *context)
+{
+	struct contact_key own = *key;
+
+	if (is_gone(own.inside.port, own.inside.pool))
+		bpf_map_delete_elem(&contacts, &own);
+	return 0;
+}
+
+static long purge_block(void *map, struct block_key *key, struct block *block, void *context)
+{
+	if (is_gone(block->holder.port, block->holder.pool))
+		release_block(key, block);
+	return 0;
+}
+
+static long purge_share(void *map, struct share_key *key, struct share *share, void *context)
+{
+	struct share_key own = *key;
+
+	if (is_gone(own.port, own.pool))
+		bpf_map_delete_elem(&shares, &own);
+	return 0;
+}
+
+static __always_inline void purge_bindings(struct sweeping *sweeping)
+{
+	bpf_for_each_map_elem(&externals, purge_external, sweeping, 0);
+	bpf_for_each_map_elem(&contacts, purge_contact, 0, 0);
+	bpf_for_each_map_elem(&blocks, purge_block, 0, 0);
+	bpf_for_each_map_elem(&shares, purge_share, 0, 0);
 }
 
 static __always_inline void sweep_bindings(struct sweeping *sweeping)
 {
 	bpf_for_each_map_elem(&uses, begin_use, 0, 0);
-	bpf_for_each_map_elem(&tenants, begin_tenant, 0, 0);
+	bpf_for_each_map_elem(&shares, begin_share, 0, 0);
 	bpf_for_each_map_elem(&blocks, begin_block, 0, 0);
 	bpf_for_each_map_elem(&externals, sweep_external, sweeping, 0);
 	bpf_for_each_map_elem(&contacts, sweep_contact, sweeping, 0);
 	bpf_for_each_map_elem(&uses, end_use, 0, 0);
 	bpf_for_each_map_elem(&blocks, end_block, sweeping, 0);
-	bpf_for_each_map_elem(&tenants, end_tenant, 0, 0);
+	bpf_for_each_map_elem(&shares, end_share, 0, 0);
 }

@@ -93,6 +93,7 @@ enum flow_flags {
 	FLOW_BEHIND = 1 << 8,	/* the binding that is its destination as it came ... */
 	FLOW_CONTACT = 1 << 9,	/* and the contacts of the one ... */
 	FLOW_CONTACTED = 1 << 10,	/* and the other */
+	FLOW_HAIRPIN = 1 << 11,	/* by an external side: that is whom it contacts */
 };
 
 /*
@@ -166,6 +167,7 @@ struct port {
 	__u8 gateway_mac[6];
 	__u16 flags;
 	__u16 timeouts;		/* number in the map of that name; 0: the engine's own */
+	__u32 born;		/* generation at which the id became this port's: flows of older ones are of another */
 };
 
 /* Coarse kinds of packets: a group is not searched for a packet of a kind that none of its rules can match. */
@@ -386,6 +388,8 @@ struct set_key {
 
 struct set_member {
 	__u64 expires_ns;	/* of CLOCK_MONOTONIC; 0: never */
+	__u32 turns;		/* of `struct programs`, as bits: in which it is a member */
+	__u32 pad;
 };
 
 struct set_lengths_key {
@@ -509,17 +513,17 @@ struct use_key {
 };
 
 /* A port of ours in a pool. */
-struct tenant_key {
+struct share_key {
 	__u32 port;
 	__u32 pool;
 };
 
-struct tenant {
+struct share {
 	struct tally bindings;
 	struct tally blocks;
 };
 
-/* Ports that one tenant has together. */
+/* Ports that one share has together. */
 struct block_key {
 	struct address address;
 	__u16 first;		/* host byte order */
@@ -529,7 +533,7 @@ struct block_key {
 };
 
 struct block {
-	struct tenant_key holder;
+	struct share_key holder;
 	__u64 seen_ns;		/* when it last gave a port */
 	struct tally used[3];	/* of TCP, UDP, ICMP */
 	__u32 flags;		/* enum external_flags */

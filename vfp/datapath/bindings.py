@@ -18,8 +18,8 @@ from vfp.layout import (
     CONTACT_KEY,
     EXTERNAL,
     EXTERNAL_KEY,
-    TENANT,
-    TENANT_KEY,
+    SHARE,
+    SHARE_KEY,
     pack,
     pack_address,
     unpack_address,
@@ -80,8 +80,8 @@ class BindingTables:
 
     def count(self, port: int, pool: int) -> int:
         """Bindings that a port has in a pool."""
-        raw = self._object.map("tenants").lookup(pack(TENANT_KEY, port=port, pool=pool))
-        return 0 if raw is None else int(np.frombuffer(raw, TENANT)[0]["bindings"]["now"])
+        raw = self._object.map("shares").lookup(pack(SHARE_KEY, port=port, pool=pool))
+        return 0 if raw is None else int(np.frombuffer(raw, SHARE)[0]["bindings"]["now"])
 
     def records(
         self, now_ns: int, pools: Collection[int] | None = None, limit: int | None = None
@@ -119,6 +119,20 @@ class BindingTables:
             address = unpack_address(kind["address"].tobytes(), int(kind["family"]))
             found.setdefault(int(kind["pool"]), []).append((address, int(kind["protocol"]), count))
         return {pool: sorted(uses, key=lambda use: (use[0].packed, use[1])) for pool, uses in sorted(found.items())}
+
+    def block_use(self) -> dict[int, list[tuple[Address, int]]]:
+        """By pool, (external address, blocks that are taken)."""
+        keys, values = self._object.map("blocks").lookup_all()
+        key_rows = np.ascontiguousarray(keys).reshape(-1).view(BLOCK_KEY)
+        pools = np.ascontiguousarray(values).reshape(-1).view(BLOCK)["holder"]["pool"]
+        counts = Counter(
+            (int(pool), unpack_address(key["address"].tobytes(), int(key["family"])))
+            for key, pool in zip(key_rows, pools, strict=True)
+        )
+        found: dict[int, list[tuple[Address, int]]] = {}
+        for (pool, address), count in counts.items():
+            found.setdefault(pool, []).append((address, count))
+        return found
 
     def has_contact(self, key: BindingKey, remote: Address) -> bool:
         """Whether the internal side has sent to an address of late."""

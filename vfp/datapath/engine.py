@@ -4,11 +4,13 @@ What the kernel holds is the only memory: a new process adopts the pinned maps, 
 what differs. The order of writes makes all ports switch from the old policy to the new one in one step:
 
 1. mark dirty; new groups beside the old ones; changed spaces, pools, mappings, uplinks;
-2. each changed port: its new program, for the turn that is not in force;
+2. each changed port: its new program, for the turn that is not in force; members of static sets likewise, if more
+   changes than one member;
 3. the turn, in one write for the whole host: a packet reads it once, so it meets the old policy or the new one at every
    port that it concerns;
 4. each changed port: its generation, which makes its flows decide again;
-5. what is no longer wanted; groups that nobody uses leave a second later, when no packet can still be in them.
+5. what is no longer wanted; groups that nobody uses and members of the old turn leave a second later, when no packet
+   can still be in them.
 
 A change of a set that rules name raises one generation for all sets, after it was written; flows whose decision a set
 could have turned decide again.
@@ -23,6 +25,7 @@ import threading
 import time
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import replace
 from enum import StrEnum
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -132,7 +135,6 @@ class Datapath(AbstractContextManager["Datapath"]):
             loaded.map("groups"), loaded.map("buckets"), loaded.map("filter"), loaded.map("rules")
         )
         self._bindings = BindingTables(loaded)
-        self._sets = SetTable(loaded.map("sets"), loaded.map("set_lengths"))
         self._named: frozenset[int] | None = None       # sets that rules name; None: not known
         self._one_at_a_time = threading.RLock()         # members of sets come from another thread than states
         settings = np.frombuffer(self._map("config").lookup(_ZERO) or bytes(SETTINGS.itemsize), SETTINGS)[0]
@@ -149,6 +151,7 @@ class Datapath(AbstractContextManager["Datapath"]):
         self._capturing = Capturing(loaded)
         self._binding_log = BindingLog(loaded)
         self._ports = PortPrograms(loaded, self._capturing, self._settings["turn"])
+        self._sets = SetTable(loaded.map("sets"), loaded.map("set_lengths"), self._settings["turn"])
         self._groups.retire_unused(self._ports.groups_used())
         self._interrupted = bool(settings["dirty"])
         self._hits_of_others = True             # perhaps: of ports or mappings that are gone
@@ -201,6 +204,10 @@ class Datapath(AbstractContextManager["Datapath"]):
         """
         tables = self._compiler.compile(state, self._limits.ports)
         with self._one_at_a_time:
+            another = {port.id for port in tables.ports.values() if self._ports.is_another(port)}
+            if another:                         # what the ones before had goes with them, and is not inherited
+                self._apply(replace(tables, ports={
+                    id: port for id, port in tables.ports.items() if id not in another}))
             self._apply(tables)
 
     def _apply(self, tables: Tables) -> None:
@@ -218,7 +225,10 @@ class Datapath(AbstractContextManager["Datapath"]):
         self._profiles.write(timeouts)
         self._settings |= self._profiles.shortest()
         self._write_settings(dirty=True)
+        purge = self._interrupted or bool(
+            self._ports.ids - tables.ports.keys() or self._shadow["pools"].keys() - tables.maps["pools"].keys())
         self._interrupted = True            # until it has come to its end
+        self._sets.settle()
         self._groups.add(tables.groups.values())
         self._put("rewrites", tables)
         self._put("translations", tables)
@@ -228,13 +238,18 @@ class Datapath(AbstractContextManager["Datapath"]):
             self._put(name, tables)
             self._remove(name, tables, keep=left)
         self._write_uplinks(tables.maps["uplinks"])
-        if self._sets.changed(tables.sets) & (named if self._named is None else named & self._named):
+        changed = self._sets.changed(tables.sets)
+        before = self._named if self._named is not None else changed if self._ports.ids else frozenset()
+        if changed & named & before:
             self._raise_sets_generation()
-        self._sets.put(tables.sets)
+        turning = (
+            bool(stale) or self._ports.ids != tables.ports.keys() or not self._sets.is_one_step(tables.sets, before)
+        )
+        self._sets.put(tables.sets, before if turning else ())
         self._named = None                      # until all ports have the rules that name them
         self._settings["tunnel_ifindex"] = tables.tunnel_ifindex
         self._settings["inspect_ifindex"] = tables.inspect_ifindex
-        if stale or self._ports.ids != tables.ports.keys():
+        if turning:
             self._ports.prepare(tables, stale)
             self._turn_over()
             self._ports.raise_generations(tables, stale)
@@ -245,8 +260,9 @@ class Datapath(AbstractContextManager["Datapath"]):
             self._hits_of_others = True
         for name in ("spaces", "pools", "rewrites", "translations"):
             self._remove(name, tables)
+        if purge:
+            self._run_sweep("vfp_purge")
         self._remove_meters(tables.meters)
-        self._sets.drop(tables.sets)
         self._groups.retire_unused(self._ports.groups_used())
         self._named = named
         self._profiles.settle(timeouts)
@@ -336,6 +352,10 @@ class Datapath(AbstractContextManager["Datapath"]):
     def pool_use(self) -> dict[int, list[tuple[Address, int, int]]]:
         """By pool that has bindings, (external address, protocol, bindings)."""
         return self._bindings.use()
+
+    def block_use(self) -> dict[int, list[tuple[Address, int]]]:
+        """By pool that has given blocks of ports, (external address, blocks)."""
+        return self._bindings.block_use()
 
     def binding(self, key: BindingKey) -> External | None:
         """The external side that a source translation has now."""
@@ -463,6 +483,11 @@ class Datapath(AbstractContextManager["Datapath"]):
     def tidy(self) -> None:
         """Free groups that were retired, and counters of ports that are gone; once a second."""
         self._groups.collect()
+        if self._one_at_a_time.acquire(blocking=False):     # else a change of sets does it
+            try:
+                self._sets.collect()
+            finally:
+                self._one_at_a_time.release()
         if self._hits_of_others:
             self._forget_hits()
 
@@ -633,6 +658,7 @@ class Datapath(AbstractContextManager["Datapath"]):
         self._map("config").update(_ZERO, pack(SETTINGS, **turned, dirty=1))
         self._settings = turned
         self._ports.turn = turned["turn"]
+        self._sets.turned(turned["turn"])
 
 
 __all__ = ["CompiledGroup", "Datapath", "Hook", "Limits", "Timeouts"]

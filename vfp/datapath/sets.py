@@ -3,35 +3,44 @@
 A look-up asks for each prefix length that the set is said to have (map `set_lengths`), so a length is there before its
 first member and leaves after its last; one too many, left by a crash, costs a look-up and is mended when the maps are
 adopted.
+
+A member says in which turn of the ports' programs it is one (`vfp/datapath/switch.py`). What comes with a turn is
+written for that turn only, beside what leaves with it: each decision reads whose turn it is once, so it meets all of a
+change or nothing. Once no decision can be of the turn before, `settle` makes the ones members of both, and takes the
+others out.
 """
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import numpy as np
 
+from vfp.datapath import groups
 from vfp.datapath.errors import DatapathError
 from vfp.datapath.map import BpfMap
 from vfp.errors import PolicyError, TableFull
-from vfp.layout import SET_LENGTHS, SET_LENGTHS_KEY, pack
+from vfp.layout import SET_LENGTHS, SET_LENGTHS_KEY, SET_MEMBER, pack
 from vfp.model import Prefix
 from vfp.sets import CompiledSet, keys_of, prefix_of, set_of
 
 __all__ = ["SetTable"]
 
 _FAMILY, _LENGTH = 4, 5                                 # offsets in struct set_key
+_TURNS = 8                                              # in struct set_member
+_BOTH = 3
 
 
 class SetTable:
     """The maps `sets` and `set_lengths`."""
 
-    def __init__(self, members: BpfMap, lengths: BpfMap) -> None:
-        """Take over what the maps hold."""
+    def __init__(self, members: BpfMap, lengths: BpfMap, turn: int) -> None:
+        """Take over what the maps hold; `turn` is in force."""
         self._map, self._lengths_map = members, lengths
+        self._turn = turn
         self._dynamic: frozenset[int] = frozenset()     # of the state that was applied
         self._adopt()
 
@@ -58,23 +67,53 @@ class SetTable:
             len(given.members.keys() - self._members.get(given.id, {}).keys())
             for given in wanted.values() if not given.dynamic
         )
-        self._check_members(new)
+        self._check_members(new, 0)         # what leaves does so before it is written
 
     def expect(self, wanted: Mapping[int, CompiledSet]) -> None:
         """Learn which sets take members."""
         self._dynamic = frozenset(given.id for given in wanted.values() if given.dynamic)
 
-    def put(self, wanted: Mapping[int, CompiledSet]) -> None:
-        """Make the members of static sets those of the state, by difference; those of dynamic ones stay."""
-        for number in self.changed(wanted) & wanted.keys():
-            have, want = self._members.get(number, {}), wanted[number].members
-            self._write({key: end for key, end in want.items() if have.get(key) != end})
-            self._erase(number, [key for key in have if key not in want])
+    def is_one_step(self, wanted: Mapping[int, CompiledSet], named: Container[int]) -> bool:
+        """Whether at most one member of the sets that rules name comes or goes: then it does so in place."""
+        left = 1
+        for number in self.changed(wanted):
+            if number in named:
+                have, want = self._members.get(number, {}), _wanted(wanted, number)
+                left -= sum(have.get(key) != end for key, end in want.items()) + len(have.keys() - want.keys())
+        return left >= 0
 
-    def drop(self, wanted: Mapping[int, CompiledSet]) -> None:
-        """Remove the members of sets that the state does not have."""
-        for number in self._members.keys() - wanted.keys():
-            self._erase(number, list(self._members[number]))
+    def put(self, wanted: Mapping[int, CompiledSet], turning: Container[int]) -> None:
+        """Make the members of static sets those of the state, by difference, and take sets out that it does not have;
+        the members of dynamic ones stay. Of the sets in `turning` it comes into force with the next turn.
+        """
+        for number in self.changed(wanted):
+            have, want = self._members.get(number, {}), _wanted(wanted, number)
+            new = {key: end for key, end in want.items() if have.get(key) != end}
+            gone = [key for key in have if key not in want]
+            if number in turning:
+                self._write(new, 1 << (self._turn ^ 1))
+                self._leave(number, gone)
+            else:
+                self._write(new)
+                self._erase(number, gone)
+
+    def turned(self, turn: int) -> None:
+        """The turn is in force, from this moment on."""
+        self._turn = turn
+        self._since_s = time.monotonic()
+
+    def collect(self) -> None:
+        """`settle`, if the last turn was long enough ago."""
+        if self._since_s <= time.monotonic() - groups.GRACE_S:
+            self.settle()
+
+    def settle(self) -> None:
+        """Those of this turn are members in both, those of the other in none. No decision of the other is under way."""
+        if self._coming:
+            self._write({key: self._members[set_of(key)][key] for key in self._coming})
+        if self._leaving:
+            with self._writing():
+                self._delete(list(self._leaving))
 
     # Dynamic sets
 
@@ -92,7 +131,8 @@ class SetTable:
         end = 0 if ttl_s is None else now + max(1, int(ttl_s * 1e9))
         have = self._members.get(set_id, {})
         rows = dict.fromkeys(keys_of(set_id, members), end)
-        self._check_members(sum(key not in have for key in rows))   # not by a set difference: that goes over `have`
+        more = sum(key not in have and key not in self._leaving for key in rows)   # a difference would go over `have`
+        self._check_members(more, len(self._leaving))
         changed = {key: value for key, value in rows.items() if have.get(key) != value}
         return changed, any(key not in have or 0 < have[key] <= now for key in changed)
 
@@ -125,8 +165,8 @@ class SetTable:
         if set_id not in self._dynamic:
             raise PolicyError(f"set {set_id} is no dynamic set of the state; apply a state that has it first")
 
-    def _check_members(self, new: int) -> None:
-        there = sum(map(len, self._members.values()))
+    def _check_members(self, new: int, leaving: int) -> None:
+        there = sum(map(len, self._members.values())) + leaving
         if there + new > self._map.max_entries:
             raise TableFull(
                 f"table sets: {new} members more wanted, {self._map.max_entries - there} of {self._map.max_entries} "
@@ -136,8 +176,17 @@ class SetTable:
     def _adopt(self) -> None:
         self._members: dict[int, dict[bytes, int]] = {} # set -> key -> end, ns; 0: never
         self._lengths: dict[tuple[int, int], Counter[int]] = {}     # (set, family) -> members by prefix length
-        for key, value in self._map.items():
-            self._members.setdefault(set_of(key), {})[key] = int.from_bytes(value, "little")
+        self._coming: set[bytes] = set()                # members in this turn only
+        self._leaving: set[bytes] = set()               # what is none in this turn; counted in `_lengths`
+        self._since_s = time.monotonic()
+        for key, raw in self._map.items():
+            turns = int.from_bytes(raw[_TURNS : _TURNS + 4], "little")
+            if turns >> self._turn & 1:
+                self._members.setdefault(set_of(key), {})[key] = int.from_bytes(raw[:_TURNS], "little")
+                if turns != _BOTH:
+                    self._coming.add(key)
+            else:
+                self._leaving.add(key)
             self._count(key, 1)
         self._mend_lengths()
 
@@ -150,45 +199,60 @@ class SetTable:
             self._adopt()
             raise
 
-    def _write(self, rows: dict[bytes, int]) -> None:
+    def _write(self, rows: dict[bytes, int], turns: int = _BOTH) -> None:
         if rows:
             with self._writing():
-                self._write_rows(rows)
+                self._write_rows(rows, turns)
 
-    def _write_rows(self, rows: dict[bytes, int]) -> None:
+    def _write_rows(self, rows: dict[bytes, int], turns: int) -> None:
         touched = set()
         for key in rows:
             have = self._members.setdefault(set_of(key), {})
-            if key not in have and self._count(key, 1) == 1:
+            if key not in have and key not in self._leaving and self._count(key, 1) == 1:
                 touched.add((set_of(key), key[_FAMILY]))
             have[key] = rows[key]
         for of in touched:
             self._write_lengths(of)
+        self._store(rows, turns)
+        self._leaving -= rows.keys()
+        self._coming = self._coming - rows.keys() if turns == _BOTH else self._coming | rows.keys()
+
+    def _store(self, rows: dict[bytes, int], turns: int) -> None:
+        values = np.zeros(len(rows), SET_MEMBER)
+        values["expires_ns"] = list(rows.values())
+        values["turns"] = turns
         if len(rows) == 1:
-            (key, end), = rows.items()
-            self._map.update(key, end.to_bytes(8, "little"))
+            self._map.update(next(iter(rows)), values.tobytes())
         else:
-            ends = np.fromiter(rows.values(), np.uint64, len(rows))
-            self._map.update_batch(b"".join(rows), ends, len(rows))
+            self._map.update_batch(b"".join(rows), values, len(rows))
+
+    def _leave(self, number: int, keys: list[bytes]) -> None:
+        """Members of this turn only, that are none any more when it is over."""
+        if keys:
+            with self._writing():
+                self._store({key: self._members[number].pop(key) for key in keys}, 1 << self._turn)
+            self._leaving |= set(keys)
+            if not self._members[number]:
+                del self._members[number]
 
     def _erase(self, number: int, keys: list[bytes]) -> None:
         if keys:
             with self._writing():
-                self._erase_keys(number, keys)
+                have = self._members[number]
+                for key in keys:
+                    del have[key]
+                if not have:
+                    del self._members[number]
+                self._delete(keys)
 
-    def _erase_keys(self, number: int, keys: list[bytes]) -> None:
+    def _delete(self, keys: list[bytes]) -> None:
         if len(keys) == 1:
             self._map.delete(keys[0])
         else:
             self._map.delete_batch(b"".join(keys), len(keys))
-        have = self._members[number]
-        touched = set()
-        for key in keys:
-            del have[key]
-            if self._count(key, -1) == 0:
-                touched.add((number, key[_FAMILY]))
-        if not have:
-            del self._members[number]
+        touched = {(set_of(key), key[_FAMILY]) for key in keys if self._count(key, -1) == 0}
+        self._leaving -= set(keys)
+        self._coming -= set(keys)
         for of in touched:
             self._write_lengths(of)
 
@@ -219,3 +283,7 @@ class SetTable:
                 del wanted[key]
         for of in wanted.values():
             self._write_lengths(of)
+
+
+def _wanted(wanted: Mapping[int, CompiledSet], number: int) -> dict[bytes, int]:
+    return wanted[number].members if number in wanted else {}

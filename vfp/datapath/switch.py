@@ -38,8 +38,14 @@ class PortPrograms:
         program = self._in_force(port.id)
         if not _generation(program) or program[4:] != port.program[4:]:
             return False
-        record = self._capturing.without(self._ports.lookup(_u32(port.id)) or b"")
-        return record == program[:4] + port.record[4:]
+        return self._record(port.id) == program[:4] + port.record[4:]
+
+    def is_another(self, port: CompiledPort) -> bool:
+        """Whether the port that has the id now is not this one: another link, or another endpoint behind it."""
+        if not _generation(self._in_force(port.id)):
+            return False
+        now, wanted = np.frombuffer(self._record(port.id), PORT)[0], np.frombuffer(port.record, PORT)[0]
+        return bool(now["ifindex"] != wanted["ifindex"] or (now["mac"] != wanted["mac"]).any())
 
     def prepare(self, tables: Tables, stale: set[int]) -> None:
         """Have in each port's other turn what is to come into force; what is in force stays as it is."""
@@ -52,7 +58,7 @@ class PortPrograms:
                 generation = _u32(self._next_generation(port_id))
                 coming = generation + port.program[4:]
                 if not _generation(now):    # a flow may not go to a port without a record
-                    self._write_record(port_id, generation + port.record[4:])
+                    self._write_record(port_id, generation + port.record[4:], generation)
             turns = _Turns(coming, now) if self.turn else _Turns(now, coming)
             if self._written.get(port_id) != turns:
                 self._programs.update(_u32(port_id), b"".join(turns))
@@ -81,8 +87,16 @@ class PortPrograms:
             used.update(program["in"]["group"][: int(program["in_count"])].tolist())
         return used - {0}
 
-    def _write_record(self, port_id: int, record: bytes) -> None:
-        """Who looks at the port's packets goes on to."""
+    def _record(self, port_id: int) -> bytes:
+        """A port's record as policy has it."""
+        record = self._capturing.without(self._ports.lookup(_u32(port_id)) or bytes(PORT.itemsize))
+        return record[:_BORN] + bytes(4) + record[_BORN + 4 :]
+
+    def _write_record(self, port_id: int, record: bytes, born: bytes | None = None) -> None:
+        """Who looks at the port's packets goes on to. `born`: the id is this port's from that generation on."""
+        if born is None:
+            born = (self._ports.lookup(_u32(port_id)) or bytes(PORT.itemsize))[_BORN : _BORN + 4]
+        record = record[:_BORN] + born + record[_BORN + 4 :]
         self._ports.update(_u32(port_id), self._capturing.marked(port_id, record))
 
     def _in_force(self, port_id: int) -> bytes:
@@ -93,6 +107,9 @@ class PortPrograms:
         """One that no flow has: nobody decided by a program of it."""
         record = self._ports.lookup(_u32(port_id)) or bytes(4)
         return max(map(_generation, (record, *self._written.get(port_id, _NO_TURNS)))) % 0xFFFFFFFF + 1      # never 0
+
+
+_BORN = PORT.fields["born"][1] if PORT.fields else 0
 
 
 class _Turns(NamedTuple):

@@ -73,6 +73,18 @@ class Binding:
     external: External
     used_s: float                           # last decision, or last sweep that found a flow using it
     block: Block | None = None
+    told: bool = False                      # its beginning was: its end will be
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """A record: a binding, or a block, began or ended."""
+
+    kind: str                               # "bound", "released", "block-taken", "block-released"
+    port: int
+    pool: int
+    what: External | Block
+    inside: BindingKey | None = None        # of a binding
 
 
 @dataclass(slots=True)
@@ -82,6 +94,7 @@ class _Held:
     port: int
     pool: int
     used_s: float
+    told: bool
 
 
 class Bindings:
@@ -92,6 +105,7 @@ class Bindings:
         self._holders: dict[External, BindingKey] = {}
         self._blocks: dict[Block, _Held] = {}
         self._contacts: dict[tuple[BindingKey, Address], float] = {}
+        self.log: list[Told] = []               # of pools with `log`
 
     def __len__(self) -> int:
         return len(self._by_key)
@@ -155,7 +169,7 @@ class Bindings:
         for address in addresses(key, pool):
             found = self._free_at(address, key, pool)
             if found is not None:
-                self._bind(key, *found, now_s)
+                self._bind(key, *found, pool, now_s)
                 return found[0]
         raise Exhausted
 
@@ -191,17 +205,43 @@ class Bindings:
         full = {binding.block for binding in self.live()}
         for block, held in list(self._blocks.items()):
             if block not in full and now_s - held.used_s > idle_s(held.port):
-                del self._blocks[block]
+                self._release_block(block)
         return len(idle)
 
-    def _bind(self, key: BindingKey, external: External, block: Block | None, now_s: float) -> None:
+    def purge(self, ports: Container[int], pools: Container[int]) -> None:
+        """Forget all that ports and pools have that are gone."""
+        for key in list(self._by_key):
+            if key.port in ports or key.pool in pools:
+                self._release(key)
+        for block, held in list(self._blocks.items()):
+            if held.port in ports or held.pool in pools:
+                self._release_block(block)
+        for key, remote in list(self._contacts):
+            if key.port in ports or key.pool in pools:
+                del self._contacts[key, remote]
+
+    def _bind(self, key: BindingKey, external: External, block: Block | None, pool: Pool, now_s: float) -> None:
         if block is not None:
-            self._blocks[block] = _Held(key.port, key.pool, now_s)
-        self._by_key[key] = Binding(key, external, now_s, block)
+            if pool.log and block not in self._blocks:
+                self.log.append(Told("block-taken", key.port, key.pool, block))
+            known = self._blocks.get(block)
+            self._blocks[block] = _Held(key.port, key.pool, now_s, known.told if known else pool.log)
+        told = pool.log and block is None
+        if told:
+            self.log.append(Told("bound", key.port, key.pool, external, key))
+        self._by_key[key] = Binding(key, external, now_s, block, told)
         self._holders[external] = key
 
     def _release(self, key: BindingKey) -> None:
-        del self._holders[self._by_key.pop(key).external]
+        binding = self._by_key.pop(key)
+        del self._holders[binding.external]
+        if binding.told:
+            self.log.append(Told("released", key.port, key.pool, binding.external, key))
+
+    def _release_block(self, block: Block) -> None:
+        held = self._blocks.pop(block)
+        if held.told:
+            self.log.append(Told("block-released", held.port, held.pool, block))
 
     def _free_at(self, address: Address, key: BindingKey, pool: Pool) -> tuple[External, Block | None] | None:
         """What `key` may have at an address, and the block that it is in."""
@@ -266,7 +306,7 @@ class PeekedBindings(Bindings):
     def note_contact(self, key: BindingKey, remote: Address, now_s: float) -> None:
         """Nothing."""
 
-    def _bind(self, key: BindingKey, external: External, block: Block | None, now_s: float) -> None:
+    def _bind(self, key: BindingKey, external: External, block: Block | None, pool: Pool, now_s: float) -> None:
         """Nothing."""
 
     def _release(self, key: BindingKey) -> None:

@@ -432,18 +432,23 @@ class _Walk:
 
     def _binding(self, uplink: int, external: External, remote: Address) -> BindingKey | None:
         """Who is behind the external side of a binding of the uplink's pools, as far as `remote` may know."""
-        key = self.bindings.holder(external) if external.protocol in PROTOCOLS_WITH_PORTS else None
-        pool = self.index.pools.get(key.pool) if key else None
-        if key is None or pool is None or pool.uplink != uplink or key.source.is_loopback:
+        key = self._holder(uplink, external)
+        if key is None:
             return None
-        if not self.bindings.is_legal(key, external, pool):
-            return None
+        pool = self.index.pools[key.pool]
         if pool.filtering is Filtering.ADDRESS:
             self.asked = remote
         if pool.filtering is Filtering.ADDRESS_PORT or (self.asked and not self.bindings.has_contact(key, remote)):
             raise Dropped(DropReason.NAT_FILTERED, f"{key.source} has not sent to {remote}")
         self.bindings.touch(key, self.now_s)
         return key
+
+    def _holder(self, uplink: int, external: External) -> BindingKey | None:
+        key = self.bindings.holder(external) if external.protocol in PROTOCOLS_WITH_PORTS else None
+        pool = self.index.pools.get(key.pool) if key else None
+        if key is None or pool is None or pool.uplink != uplink or key.source.is_loopback:
+            return None
+        return key if self.bindings.is_legal(key, external, pool) else None
 
     def _in_use(self) -> tuple[tuple[BindingKey, ...], tuple[tuple[BindingKey, Address], ...]]:
         """The bindings and contacts that a flow of this packet keeps. Whom it goes to is a contact from now on."""
@@ -453,8 +458,9 @@ class _Walk:
             if (self.cur.src, self.cur.src_port) == (external.address, external.port):
                 bindings.append(key)
                 if self.index.pools[key.pool].filtering is Filtering.ADDRESS:
-                    self.bindings.note_contact(key, self.cur.dst, self.now_s)
-                    contacts.append((key, self.cur.dst))
+                    whom = self.subject.tuple.dst if isinstance(self.place, Inside) else self.cur.dst
+                    self.bindings.note_contact(key, whom, self.now_s)
+                    contacts.append((key, whom))
         if self.behind is not None:
             bindings.append(self.behind)
             if self.asked is not None:
@@ -462,38 +468,51 @@ class _Walk:
         return tuple(bindings), tuple(contacts)
 
     def _untranslate(self) -> str:
-        if self.behind is not None:
-            self._become(replace(self.cur, dst=self.behind.source, dst_port=self.behind.source_port))
-            return f"destination becomes {self.behind.source}:{self.behind.source_port}"
         if self.image is not None:
             self._become(replace(self.cur, dst=self.image))
             return f"destination becomes {self.image}"
-        if self.mapping is None:
+        if self.mapping is None and self.behind is None:
             return "did not come by a mapping, binding or prefix"
-        return self._go_inside(self.mapping)
+        return self._go_inside()
 
     def _hairpin(self, port: int, pool_id: int) -> str:
-        """To the external side of a mapping: as if by the way out and in again (RFC 4787 REQ-9)."""
+        """To the external side of a mapping or binding: as if by the way out and in again (RFC 4787 REQ-9).
+
+        A binding is known by the destination as it came: no layer may have rewritten that. The remote that its filter
+        sees is the sender's own external side.
+        """
         pool = self.index.pools.get(pool_id)
         if pool is None:
             raise Dropped(DropReason.ENGINE_ERROR, f"there is no pool {pool_id}")
-        mapping = self._find_mapping(pool.uplink)
-        if mapping is None:
+        came, self.mapping = self.subject.tuple, self._find_mapping(pool.uplink)
+        external = External(came.dst, came.protocol, came.dst_port)
+        own = (self.cur.dst, self.cur.dst_port) == (came.dst, came.dst_port)
+        if self.mapping is None and not (own and self._holder(pool.uplink, external)):
             raise Passed(f"nothing of uplink {pool.uplink} is behind {self.cur.dst}")
-        self.mapping = mapping
         note = self._translate_source(port, pool_id)
-        note = f"{note}, {self._go_inside(mapping)}, at port {mapping.port}"
-        self.place = Inside(mapping.port)
+        if self.mapping is None:
+            self.behind = self._binding(pool.uplink, external, self.cur.src)
+            if self.behind is None:
+                raise Dropped(DropReason.NO_MAPPING, f"{came.dst}:{came.dst_port} was the sender's own until now")
+        found = self.mapping or self.behind
+        assert found is not None
+        note = f"{note}, {self._go_inside()}, at port {found.port}"
+        self.place = Inside(found.port)
         raise Ended(note)
 
-    def _go_inside(self, mapping: Mapping) -> str:
-        inside = replace(self.cur, dst=mapping.internal)
-        if mapping.protocol and is_icmp(self.cur):
-            inside = replace(inside, src_port=mapping.internal_port)
-        elif mapping.protocol:
-            inside = replace(inside, dst_port=mapping.internal_port)
+    def _go_inside(self) -> str:
+        """What the world sends to is somewhere else in here."""
+        if self.mapping is None:
+            assert self.behind is not None
+            inside = replace(self.cur, dst=self.behind.source, dst_port=self.behind.source_port)
+        else:
+            inside = replace(self.cur, dst=self.mapping.internal)
+            if self.mapping.protocol and is_icmp(self.cur):
+                inside = replace(inside, src_port=self.mapping.internal_port)
+            elif self.mapping.protocol:
+                inside = replace(inside, dst_port=self.mapping.internal_port)
         self._become(inside)
-        return f"destination becomes {mapping.internal}" + (f":{mapping.internal_port}" if mapping.protocol else "")
+        return f"destination becomes {inside.dst}:{inside.dst_port}"
 
     def _forward(self, space: int) -> str:
         place = self.index.place(space, self.cur.dst)

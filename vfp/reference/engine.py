@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from ipaddress import IPv4Address
 
-from vfp.model import Address, EngineState, Prefix
+from vfp.model import Address, EngineState, Port, Prefix
 from vfp.reasons import DropReason
 from vfp.reference import transposition as header
 from vfp.reference.bindings import Bindings
@@ -112,6 +112,7 @@ class Engine:
         self._index = Index(state)
         self._sets = Sets(state)
         self._generations: Counter[int] = Counter()
+        self._born: dict[int, int] = {}         # generation at which an id became the port's that has it
         budgets = {
             DropReason.HALF_OPEN_FULL: half_open or max(flow_entries // 8, 1),
             DropReason.UDP_FULL: udp or max(flow_entries // 4, 1),
@@ -150,13 +151,20 @@ class Engine:
     def update(self, new_state: EngineState) -> set[int]:
         """Take a new policy; returns the ports whose flows will be decided again."""
         new = Index(new_state)
-        changed = changed_ports(self._index, new)
-        self._index = new
+        old, self._index = self._index, new
+        changed = changed_ports(old, new)
         self._flows.take_ports(new.ports)
         self._sets.update(new_state)
         self._generations.update(changed)
+        gone = {id for id in old.ports if not _is_same(old.ports[id], new.ports.get(id))}
+        self.bindings.purge(gone, old.pools.keys() - new.pools.keys())
+        self._born |= {id: self._generations[id] for id in new.ports if id in gone or id not in old.ports}
         self.journal.forget_meters_but(new.meters())
         return changed
+
+    def is_former(self, pair: Pair) -> bool:
+        """Whether a pair is of a port whose id another one has now."""
+        return any(then < self._born.get(port, 0) for port, then in pair.generations.items())
 
     def add_members(self, set_id: int, members: Iterable[Prefix], now_s: float, ttl_s: float | None = None,
                     redecide: bool = True) -> None:
@@ -173,6 +181,9 @@ class Engine:
 
     def sweep(self, now_s: float) -> int:
         """Age flows and bindings; returns how many flow entries and bindings went."""
+        for pair in self._flows.pairs():
+            if self.is_former(pair):
+                self._flows.remove(pair)
         removed = self._flows.sweep(now_s)
         bindings = {key for pair in self._flows.pairs() for key in pair.bindings}
         contacts = {contact for pair in self._flows.pairs() for contact in pair.contacts}
@@ -229,6 +240,10 @@ class Engine:
         return Answer(frame, exit) if frame and exit else None
 
 
+class _Former(Exception):
+    """The flow was of a port whose id another one has now: there is none."""
+
+
 class _Drop(Exception):
     """The frame ends here."""
 
@@ -280,7 +295,12 @@ class _Passage:
         found = self._find(packet, packet.tuple) if packet.is_flow else None
         if found is None or (found[0].state.is_closed and _opens(packet)):
             return self._miss(packet)
-        return self._hit(packet, *found)
+        try:
+            return self._hit(packet, *found)
+        except _Former:
+            if self.inspected:
+                raise _Drop(DropReason.INSPECT_REFUSED) from None
+            return self._miss(packet)
 
     def _restored(self, packet: Packet) -> Packet:
         """A packet back from user space as it was on its link."""
@@ -313,7 +333,10 @@ class _Passage:
         found = self._find(packet, theirs)
         if found is None:
             return None
-        how = self._current(*found)[1].transposition
+        try:
+            how = self._current(*found)[1].transposition
+        except _Former:
+            return None
         src = how.src if packet.tuple.src == theirs.src else None
         outer = replace(how, src=src, src_port=None, dst_port=None)
         return self._leave(packet, outer, (), translate_quotation(self.frame, packet, quoted, how))
@@ -326,6 +349,9 @@ class _Passage:
         generations = self.engine._generations
         sets_changed = pair.sets_generation not in (None, self.engine._sets.generation)
         if sets_changed or any(generations[port] != then for port, then in pair.generations.items()):
+            if self.engine.is_former(pair):
+                self.engine._flows.remove(pair)
+                raise _Former
             pair, entry = self._decide_again(pair, entry)
         if self.zone.kind is ZoneKind.OVERLAY and entry.vtep != self.vtep:
             raise _Drop(DropReason.WRONG_VTEP)
@@ -459,6 +485,10 @@ def _is_unroutable(address: Address) -> bool:
     if isinstance(address, IPv4Address):
         return address.packed[0] in (0, 127) or address.packed[0] >= 224
     return address.is_multicast or address.is_link_local or int(address) < 1 << 32
+
+
+def _is_same(old: Port, new: Port | None) -> bool:
+    return new is not None and (old.ifindex, old.mac) == (new.ifindex, new.mac)
 
 
 def _opens(packet: Packet) -> bool:

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from ipaddress import IPv6Address, IPv6Network
 
 import pytest
 from vswitch_kit import Namespace, world
@@ -21,6 +22,7 @@ from agent.state import Disk
 from policy.addresses import held_addresses
 from southbound.messages import Goal, HostGoal, MappingGoal, NatGoal, NetworkGoal, PortGoal, Subnet, key_of
 from vfp.datapath.engine import Datapath, Limits
+from vfp.reference.prefix import translate
 
 LIMITS = Limits(flows=4096, rules=4096, bindings=4096, ports=64, space_entries=4096, mappings=256)
 HOST = HostGoal("self", uplink="lan0")
@@ -32,6 +34,10 @@ HIDDEN = NetworkGoal(
     "n-hidden", "hidden", "red", "nat", (1 << 24) + 2,
     (Subnet("192.168.2.0/24", "192.168.2.1"), Subnet("fd00:2::/64", "fd00:2::1")), "02:fe:00:00:01:02", 0,
     NatGoal(addresses=("172.16.0.11",), ipv6="masquerade"))
+MOVED = NetworkGoal(
+    "n-moved", "moved", "red", "nat", (1 << 24) + 4,
+    (Subnet("192.168.4.0/24", "192.168.4.1"), Subnet("fd00:4::/64", "fd00:4::1")), "02:fe:00:00:01:04", 0,
+    NatGoal(ipv6="prefix", external_prefix="2001:db8:4::/64"))
 TWIN = NetworkGoal(
     "n-twin", "twin", "blue", "nat", (1 << 24) + 3, (Subnet("192.168.1.0/24", "192.168.1.1"),), "02:fe:00:00:01:03", 0)
 
@@ -134,7 +140,10 @@ class Site:
         return self.reconciler.reconcile(Goals(2, {key_of(goal): goal for goal in goals}))
 
 
-ROLES = {"host": 22, "lan": 80, "web": 80, "app": 80, "far": 80, "db": 80, "twin": 80, "whole": 80}
+INSIDE_6 = IPv6Address("fd00:4::5")
+OUTSIDE_6 = str(translate(INSIDE_6, IPv6Network("fd00:4::/64"), IPv6Network("2001:db8:4::/64")))
+
+ROLES = {"host": 22, "lan": 80, "moved": 80, "web": 80, "app": 80, "far": 80, "db": 80, "twin": 80, "whole": 80}
 
 
 def _lan(host: Namespace, lan: Namespace) -> None:
@@ -147,7 +156,8 @@ def _lan(host: Namespace, lan: Namespace) -> None:
     host.ip("-6", "route", "add", "default", "via", LAN_6)
     lan.ip("address", "add", f"{LAN}/24", "dev", "eth0")
     lan.ip("address", "add", f"{LAN_6}/64", "dev", "eth0", "nodad")
-    lan.ip("-6", "route", "add", "fd00:1::/64", "via", HOST_6)
+    for prefix in ("fd00:1::/64", "2001:db8:4::/64"):
+        lan.ip("-6", "route", "add", prefix, "via", HOST_6)
 
 
 def _goals(spaces: dict[str, Namespace]) -> dict[str, Goal]:
@@ -157,7 +167,8 @@ def _goals(spaces: dict[str, Namespace]) -> dict[str, Goal]:
     web, twin = port(1, "web", BOTH, WEB, WEB_6), port(5, "twin", TWIN, WEB)
     whole = port(6, "whole", HIDDEN, "192.168.2.6")
     found: list[Goal] = [
-        HOST, BOTH, HIDDEN, TWIN, web, twin, whole, port(2, "app", BOTH, APP, APP_6), port(3, "far", BOTH, FAR),
+        HOST, BOTH, HIDDEN, TWIN, MOVED, web, twin, whole, port(2, "app", BOTH, APP, APP_6), port(3, "far", BOTH, FAR),
+        port(7, "moved", MOVED, "192.168.4.5", str(INSIDE_6)),
         port(4, "db", HIDDEN, "192.168.2.5", "fd00:2::5"), mapping("whole", whole, 0, WHOLE, "any"),
     ]
     for protocol in ("tcp", "udp"):
@@ -213,6 +224,7 @@ WAYS = [
     # to the world
     ("app", LAN, 80, f"lan {FIRST}"), ("db", LAN, 80, f"lan {SECOND}"), ("twin", LAN, 80, f"lan {FIRST}"),
     ("whole", LAN, 80, f"lan {WHOLE}"), ("app", LAN_6, 80, f"lan {APP_6}"), ("db", LAN_6, 80, f"lan {HOST_6}"),
+    ("moved", LAN_6, 80, f"lan {OUTSIDE_6}"), ("lan", OUTSIDE_6, 80, f"moved {LAN_6}"),
     # to the host
     ("app", "192.168.1.1", 22, f"host {APP}"), ("far", "192.168.7.1", 22, f"host {FAR}"),
     ("app", "fd00:1::1", 22, f"host {APP_6}"),
@@ -247,7 +259,8 @@ def test_who_is_not_reached(site: Site, who: str, address: str, port: int) -> No
 
 @pytest.mark.parametrize(("who", "address"), [
     ("app", LAN), ("app", "192.168.1.1"), ("app", FIRST), ("twin", "192.168.1.1"), ("twin", LAN), ("twin", FIRST),
-    ("app", LAN_6), ("app", "fd00:1::1"), ("db", LAN_6), ("whole", LAN), ("host", WEB), ("host", WEB_6), ("lan", WHOLE),
+    ("app", LAN_6), ("app", "fd00:1::1"), ("db", LAN_6), ("moved", LAN_6),
+    ("lan", OUTSIDE_6), ("whole", LAN), ("host", WEB), ("host", WEB_6), ("lan", WHOLE),
 ])
 def test_pings(site: Site, who: str, address: str) -> None:
     assert site.spaces[who].pings(address)
