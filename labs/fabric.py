@@ -14,7 +14,7 @@ from labs.schema import Lab, Node, Ready
 from labs.site import Site, sluice
 
 SOUTHBOUND_PORT = 7443
-CONNECT_S = 15
+CONNECT_S = 40
 FLOWS = 65536               # halves, of each host: a lab has many hosts and one machine's memory
 WAIT_S = 15
 

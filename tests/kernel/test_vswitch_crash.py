@@ -15,13 +15,15 @@ import pytest
 from vswitch_kit import Namespace, World, compile_bpf, port, run, world
 
 from vfp.datapath.object import BpfObject
-from vswitch import BridgeLink, Switch, TunnelLink, netlink
+from vswitch import BridgeLink, PortLink, Switch, TunnelLink, netlink
 
 ROUNDS = 30
 PORTS = 4
-BRIDGE = BridgeLink("slb1", "sluice:bridge:uid", "02:99:00:00:00:01", ("10.99.0.1/24",), 1400)
+BRIDGE = BridgeLink("slb1", "sluice:bridge:uid", "02:99:00:00:00:01", ("10.99.0.1/24", "fd00:99::1/64"), 1400)
 TUNNEL = TunnelLink("slvx0", "sluice:tunnel")
 NEIGHBOURS = {f"10.99.0.{number}": f"02:99:00:00:00:{number:02x}" for number in range(5, 5 + PORTS)}
+NEIGHBOURS |= {f"fd00:99::{number}": f"02:99:00:00:00:{number:02x}" for number in range(5, 5 + PORTS)}
+TAP = PortLink("vm0", "sluice:port:uid-vm:90", "", "", "02:99:00:00:00:90", (), (), 1400, "slb1", tap=True)
 RESERVED = (20000, 20100)
 PROGRAM = 'SEC("tc") int vsw_pass(struct __sk_buff *skb) { return TC_ACT_OK; }'
 
@@ -48,9 +50,12 @@ def make_all(switch: Switch, ends: list[Namespace], program_fd: int) -> None:
     tunnel = switch.ensure_tunnel(TUNNEL)
     switch.attach(tunnel, "ingress", program_fd, "sluice_overlay_in")
     for number, end in enumerate(ends, start=5):
-        ifindex = switch.ensure_port(port(number, end, bridge="slb1"))
+        addresses, gateways = (f"10.99.0.{number}/24", f"fd00:99::{number}/64"), ("10.99.0.1", "fd00:99::1")
+        ifindex = switch.ensure_port(port(number, end, bridge="slb1", addresses=addresses, gateways=gateways))
         switch.attach(ifindex, "ingress", program_fd, "sluice_port_out")
         switch.attach(ifindex, "egress", program_fd, "sluice_port_in")
+    switch.attach(switch.ensure_port(TAP), "ingress", program_fd, "sluice_port_out")
+    switch.open_loopback(program_fd, "sluice_uplink_in")
     switch.set_neighbours("slb1", NEIGHBOURS)
     switch.reserve_ports([RESERVED])
 
@@ -58,7 +63,13 @@ def make_all(switch: Switch, ends: list[Namespace], program_fd: int) -> None:
 def remove_all(switch: Switch) -> None:
     for name in switch.owned():
         switch.remove(name)
+    switch.close_loopback()
     switch.release_ports()
+
+
+def lo_settings(host: Namespace) -> list[str]:
+    paths = [Path(f"/proc/sys/net/ipv4/conf/lo/{name}") for name in ("route_localnet", "accept_local")]
+    return host.call(lambda: [path.read_text().strip() for path in paths])
 
 
 def check_all(host: Namespace, ends: list[Namespace]) -> None:
@@ -67,10 +78,14 @@ def check_all(host: Namespace, ends: list[Namespace]) -> None:
         assert here["ifalias"] == f"sluice:port:uid-{number}:{number}"
         assert (here["master"], here["mtu"]) == ("slb1", 1400)
         assert not here["linkinfo"]["info_slave_data"]["flood"]
-        assert end.addresses("eth0") == [f"10.99.0.{number}/24"]
-        assert len(end.show("route", "show", "default")) == 1
+        local = f"fe80::99:ff:fe00:{number}/64"
+        assert set(end.addresses("eth0")) == {f"10.99.0.{number}/24", f"fd00:99::{number}/64", local}
+        assert len(end.show("route", "show", "default")) == len(end.show("-6", "route", "show", "default")) == 1
         assert "clsact" in run("tc", "-n", host.name, "qdisc", "show", "dev", f"slp{number}")
-    assert host.addresses("slb1") == ["10.99.0.1/24"]
+    assert set(host.addresses("slb1")) == set(BRIDGE.addresses)
+    tap = host.link("vm0")
+    assert (tap["ifalias"], tap["master"], tap["linkinfo"]["info_data"]["persist"]) == (TAP.alias, "slb1", True)
+    assert lo_settings(host) == ["1", "1"]
     assert host.link("slvx0")["ifalias"] == "sluice:tunnel"
     assert host.call(lambda: Path("/proc/sys/net/ipv4/ip_local_reserved_ports").read_text()) == "20000-20100\n"
 
@@ -78,8 +93,11 @@ def check_all(host: Namespace, ends: list[Namespace]) -> None:
 def check_none(w: World, host: Namespace, ends: list[Namespace]) -> None:
     assert [link["ifname"] for link in host.show("link", "show") if link["ifname"].startswith("sl")] == []
     assert not any(end.has("eth0") for end in ends)
+    assert not host.has("vm0")
+    assert lo_settings(host) == ["0", "0"]
+    assert "clsact" not in run("tc", "-n", host.name, "qdisc", "show", "dev", "lo")
     assert host.call(lambda: Path("/proc/sys/net/ipv4/ip_local_reserved_ports").read_text()) == "\n"
-    assert list(w.scratch.glob("reserved-ports-*.json")) == []
+    assert [*w.scratch.glob("reserved-ports-*.json"), *w.scratch.glob("loopback-*.json")] == []
 
 
 def test_death_after_any_datagram_is_mended(

@@ -90,7 +90,7 @@ static __always_inline int drop_unknown(struct __sk_buff *skb, struct scratch *s
 static __always_inline int drop_decided(struct __sk_buff *skb, struct scratch *s, int reason)
 {
 	if (reason != DENIED && reason != REJECTED && reason != LAYER_DEFAULT && reason != NAT_EXHAUSTED &&
-	    reason != NAT_UNSUPPORTED && reason != ARP_UNANSWERED)
+	    reason != NAT_UNSUPPORTED && reason != NAT_QUOTA && reason != NAT_FILTERED && reason != ARP_UNANSWERED)
 		s->d.layer = 0xff;
 	drop(skb, s, reason);
 	if (reason == REJECTED && !is_dry(s))
