@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from bench.measure import servers
+from bench.measure import read_connections, servers
+from bench.nat import PEERS, inbound, outbound
+from bench.nat_engine import translating
 from bench.packets import read_packets
 from bench.processes import inside, run
 from bench.rounds import Plan, measure
@@ -79,6 +81,23 @@ def test_every_subject_across_hosts_serves() -> None:
         for pair in made.pairs.values():
             with servers(pair):
                 pass                        # it has waited for each server, and for an echo
+
+
+def test_every_subject_that_translates_carries_packets_with_its_bindings_and_mappings() -> None:
+    with built({**outbound([100], PEERS), **inbound([10], PEERS)}) as made:
+        assert not made.absent
+        assert len(made.pairs) == 6
+        for pair in made.pairs.values():
+            with servers(pair):
+                assert read_packets(pair, 0.05)["packets_per_s"] > 0
+                assert read_connections(pair, 1)["crr_per_s"] > 0
+
+
+def test_the_program_alone_translates() -> None:
+    with translating(10) as read:
+        found = read()
+    assert 0 < found["nat_out_hit_ns"] < found["nat_first_ns"]
+    assert 0 < found["nat_in_hit_ns"] < found["nat_first_ns"]
 
 
 def test_a_subject_that_cannot_be_built_is_told_with_the_reason() -> None:
