@@ -21,6 +21,7 @@ from vfp.reference.packet import ICMP, ICMPV6, TCP, UDP
 
 FNV_OFFSET = 2166136261
 FNV_PRIME = 16777619
+PORT_STEP = 16411                           # prime: leaps out of runs of ports that were kept
 
 
 class Exhausted(Exception):
@@ -333,7 +334,8 @@ def candidates(key: BindingKey, pool: Pool) -> Iterator[int]:
     if low <= key.source_port <= pool.ports.high:
         yield key.source_port
     start = binding_hash(key)
-    yield from (low + (start + i) % size for i in range(size))
+    step = PORT_STEP if size % PORT_STEP else 1
+    yield from (low + (start + i * step) % size for i in range(size))
 
 
 def blocks(address: Address, port: int, pool: Pool) -> list[Block]:
