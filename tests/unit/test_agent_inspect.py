@@ -206,6 +206,8 @@ def test_words() -> None:
     assert match_text(Match()) == "any"
     assert match_text(Match(ethertype=0x0806, protocol=1, arp_sender_is_source=True)) == "arp opcode 1 sender = smac"
     assert match_text(Match(protocol=47, src_ports=PortRange(1, 9), dscp=3)) == "protocol 47 sport 1-9 dscp 3"
+    assert match_text(Match(protocol=6, mapped=True)) == "tcp mapped"
+    assert match_text(Match(mapped=False)) == "not mapped"
     assert action_text(Rewrite(dst=IPv4Address("10.0.0.1"), dst_port=80)) == "rewrite dst 10.0.0.1 dport 80"
     macs = (bytes(6), b"\xff" * 6)
     assert packet_text(0x0806, 1, "10.0.0.1", "10.0.0.2", 0, 0, macs, 42).startswith("arp 10.0.0.1 asks for 10.0.0.2")
