@@ -105,7 +105,9 @@ async def serve(config: Config) -> None:
         datapath = owned.enter_context(Datapath.open(config.pin_dir, config.limits, config.timeouts))
         worker, ager = owned.enter_context(Worker()), owned.enter_context(Worker())
         egress = owned.enter_context(Egress(datapath, config.clamp))
-        reconciler = Reconciler(switch, datapath, disk, disk.load().ids, config.limits.ports, egress, config.timeouts)
+        limits = config.limits
+        reconciler = Reconciler(switch, datapath, disk, disk.load().ids, limits.ports, egress, config.timeouts,
+                                limits.pools)
         host = Host(worker, switch, reconciler, disk)
         inspector = Inspector(
             identity.host, datapath, lambda: host.outcome.built if host.outcome else None,

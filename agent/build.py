@@ -104,11 +104,17 @@ def wanted(goals: Goals, observed: Observed) -> Wanted:
     if _needs_loopback(goals, networks):
         uplinks.append(LOOPBACK)
     addresses = _addresses(uplink)
+    places = {port.id: port.network for port in goals.ports}
+    mapped = {places.get(mapping.port) for mapping in goals.mappings}
+    names = (
+        name for network in nats
+        for name in pool_names(network, addresses, network.id in networks.shadowed, network.id in mapped)
+    )
     return Wanted(
         ports=ports,
         bridges=bridges,
         uplinks=tuple(uplinks),
-        pools=tuple(dict.fromkeys(name for network in nats for name in pool_names(network, addresses))),
+        pools=tuple(dict.fromkeys(names)),
     )
 
 

@@ -12,11 +12,13 @@ from dataclasses import dataclass, field, replace
 
 from vswitch.links import OWNER_ALIAS, OwnedLink
 
-__all__ = ["MAX_UPLINKS", "Ids", "Wanted", "allocate", "bridge_alias", "bridge_name", "port_alias", "recover"]
+__all__ = [
+    "MAX_POOLS", "MAX_UPLINKS", "Ids", "Wanted", "allocate", "bridge_alias", "bridge_name", "port_alias", "recover",
+]
 
 MAX_UPLINKS = 255               # model.Uplink.id
 _MAX_BRIDGES = 1 << 24          # the name slb<n> stays within 15 characters
-_MAX_POOLS = 65535
+MAX_POOLS = 16384               # what the engine holds by default (vfp.datapath.limits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +76,7 @@ def _overlay(known: Mapping[str, int], found: Mapping[str, int]) -> dict[str, in
     return {**kept, **found}
 
 
-def allocate(ids: Ids, wanted: Wanted, max_ports: int) -> Ids:
+def allocate(ids: Ids, wanted: Wanted, max_ports: int, max_pools: int = MAX_POOLS) -> Ids:
     """Give an identity to all that is wanted, and forget ports and bridges that are not.
 
     What has an identity keeps it. Port ids go round the whole range before one is given again, so that
@@ -82,7 +84,7 @@ def allocate(ids: Ids, wanted: Wanted, max_ports: int) -> Ids:
     pools of whatever address the host had once, keep theirs. When a range is exhausted, the rest stays without
     identity.
 
-    `max_ports`: port ids are 1..max_ports-1.
+    `max_ports`: port ids are 1..max_ports-1. `max_pools`: as many pools as the engine holds.
     """
     ports = {uid: number for uid, number in ids.ports.items() if uid in set(wanted.ports)}
     last = ids.last_port
@@ -98,15 +100,15 @@ def allocate(ids: Ids, wanted: Wanted, max_ports: int) -> Ids:
         ports=ports,
         bridges=_lowest(bridges, wanted.bridges, _MAX_BRIDGES),
         uplinks=_lowest(ids.uplinks, wanted.uplinks, MAX_UPLINKS),
-        pools=_lowest(_living(ids.pools, wanted.pools), wanted.pools, _MAX_POOLS),
+        pools=_lowest(_living(ids.pools, wanted), wanted.pools, min(max_pools, MAX_POOLS)),
         last_port=last,
     )
 
 
-def _living(pools: Mapping[str, int], wanted: Collection[str]) -> dict[str, int]:
+def _living(pools: Mapping[str, int], wanted: Wanted) -> dict[str, int]:
     """Without those of networks that are gone, and of gateways that are none any more."""
-    asked = set(wanted)
-    networks = {name.partition("/")[0] for name in asked if not name.startswith("lo/")}
+    asked = set(wanted.pools)
+    networks = {name.partition("/")[0] for name in asked if not name.startswith("lo/")} | set(wanted.bridges)
     return {name: number for name, number in pools.items() if name in asked or name.partition("/")[0] in networks}
 
 

@@ -30,7 +30,7 @@ import structlog
 from agent.build import INSPECT_LINKS, Built, Observed, build, wanted
 from agent.egress import EgressSeam, NameInvalid, QueueError
 from agent.goals import Goals
-from agent.ids import Ids, allocate, recover
+from agent.ids import MAX_POOLS, Ids, allocate, recover
 from agent.overlaps import Overlap, overlapping
 from agent.seams import DatapathSeam, SwitchSeam
 from agent.state import Disk
@@ -83,19 +83,19 @@ class _Done(NamedTuple):
 class Reconciler:
     """Calls on the switch and the datapath of one host. Every method blocks; one thread uses it.
 
-    `max_ports`: the engine's limit of ports. `egress`: who serves the DNS queue; None: nobody. `timeouts`: those of the
-    engine.
+    `max_ports`, `max_pools`: the engine's limits. `egress`: who serves the DNS queue; None: nobody.
+    `timeouts`: those of the engine.
     """
 
     def __init__(
         self, switch: SwitchSeam, datapath: DatapathSeam, disk: Disk, ids: Ids, max_ports: int,
-        egress: EgressSeam | None = None, timeouts: Timeouts = _TIMEOUTS,
+        egress: EgressSeam | None = None, timeouts: Timeouts = _TIMEOUTS, max_pools: int = MAX_POOLS,
     ) -> None:
         self._switch = switch
         self._datapath = datapath
         self._disk = disk
         self._ids = ids
-        self._max_ports = max_ports
+        self._max_ports, self._max_pools = max_ports, max_pools
         self._egress = egress
         self._timeouts = timeouts
         self._served = frozenset(mapping.id for mapping in disk.load().goals.mappings)  # MappingGoal.id, in force
@@ -166,7 +166,7 @@ class Reconciler:
 
     def _identify(self, goals: Goals, observed: Observed) -> None:
         ids = recover(self._ids, observed.owned.values())
-        ids = allocate(ids, wanted(goals, observed), self._max_ports)
+        ids = allocate(ids, wanted(goals, observed), self._max_ports, self._max_pools)
         if ids != self._ids:
             self._disk.save_ids(ids)
             self._ids = ids

@@ -6,8 +6,18 @@ from dataclasses import dataclass, field
 from ipaddress import IPv6Network
 
 from nat.mappings import Expanded, Expander
-from nat.pools import Choice, choices, gateway_pools, host_pool, host_source, make_pool, mapped_networks
-from policy.addresses import network_prefixes
+from nat.pools import (
+    Choice,
+    choices,
+    gateway_pool,
+    gateway_pools,
+    host_pool,
+    host_source,
+    make_pool,
+    mapped_networks,
+    no_room,
+)
+from policy.addresses import gateways, network_prefixes
 from policy.contribution import Fault, HostView, ObjectError
 from southbound.messages import NetworkGoal, key_of
 from vfp.model import Address, Pool, PrefixMapping
@@ -64,8 +74,11 @@ def make_plan(view: HostView, expander: Expander) -> NatPlan:
     faults = [Fault(key_of(network), no_uplink) for network in nats if no_uplink]
     taken: dict[IPv6Network, NetworkGoal] = {}
     maps_ipv6 = any(mapping.external.version == 6 for mapping in expanded.mappings)
+    reached = {network.id for network in mapped_networks(view)} if view.loopback else set()
     for network in nats:
         try:
+            if network.id in reached:
+                _see_room(view, *(gateway_pool(gateway.ip) for gateway in gateways(network)))
             _choose(network, view, plan, maps_ipv6)
             _prefix(network, plan, taken)
         except ObjectError as error:
@@ -86,7 +99,8 @@ def _choose(network: NetworkGoal, view: HostView, plan: NatPlan, maps_ipv6: bool
     if network.id in view.shadowed and view.loopback:
         for version in sorted(versions):
             source, name = host_source(view, version, whole), host_pool(network, version)
-            if source is not None and name in view.pool_ids:
+            if source is not None:
+                _see_room(view, name)
                 plan.to_host[network.id, version] = Choice(name, (source,))
     if view.uplink is None or not view.uplink.addresses:
         return
@@ -94,14 +108,19 @@ def _choose(network: NetworkGoal, view: HostView, plan: NatPlan, maps_ipv6: bool
         if version == 6 and network.nat.ipv6 != "masquerade" and not maps_ipv6:
             continue                        # nobody would use it, not even a hairpin
         chosen = choices(network, view.uplink.addresses, version, whole)
-        known = tuple(choice for choice in chosen if choice.name in view.pool_ids)
-        if known:
-            plan.choices[network.id, version] = known
+        if chosen:
+            _see_room(view, *(choice.name for choice in chosen))
+            plan.choices[network.id, version] = chosen
         elif version == 4 or network.nat.ipv6 == "masquerade":
             raise ObjectError(
                 f"uplink {view.uplink.name} has no IPv{version} address to translate to; give it one"
                 + (", or set nat.ipv6 to routed" if version == 6 else "")
             )
+
+
+def _see_room(view: HostView, *pools: str) -> None:
+    if fault := no_room(pools, view.pool_ids):
+        raise ObjectError(fault)
 
 
 def _prefix(network: NetworkGoal, plan: NatPlan, taken: dict[IPv6Network, NetworkGoal]) -> None:

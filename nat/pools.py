@@ -9,22 +9,23 @@ On the loopback uplink there are two sorts: a gateway's, for what the host's own
 to a mapped port (the endpoint could not answer to that address), and a shadowed network's, by which its endpoints
 reach the host.
 
-A pool is known by its name; `pool_names` says all that a network may ever need, so that ids can be given before.
+A pool is known by its name; `pool_names` says all that a network may need, so that ids can be given before. A host has
+not more ids than the engine holds pools: a network whose pool got none is served without it, and has a fault.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv6Network, ip_address
 
-from policy.addresses import Interface, gateways
+from policy.addresses import Interface, gateways, network_prefixes
 from policy.contribution import HostView, ObjectError
 from southbound.messages import NetworkGoal
 from vfp.model import Address, Filtering, Pool, PortRange, Prefix
 
 __all__ = ["Choice", "choices", "default_source", "gateway_pools", "host_source", "make_pool", "mapped_networks",
-           "pool_names"]
+           "no_room", "pool_names"]
 
 MOST_ADDRESSES = 16                         # of one pool
 _UNIQUE_LOCAL = IPv6Network("fc00::/7")     # RFC 4193: reaches no further than the site
@@ -40,15 +41,28 @@ class Choice:
     destination: Prefix | None = None
 
 
-def pool_names(network: NetworkGoal, uplink: Iterable[Interface]) -> Iterator[str]:
-    """Every pool that a nat network may need beside an uplink with these addresses."""
-    for version in (4, 6):
-        yield _named(network, version)
-        yield host_pool(network, version)
-    for address in uplink:
-        yield _of_uplink(network, address.ip)
-    for gateway in gateways(network):
-        yield gateway_pool(gateway.ip)
+def pool_names(network: NetworkGoal, uplink: Collection[Interface], shadowed: bool, mapped: bool) -> Iterator[str]:
+    """Every pool that a nat network may need beside an uplink with these addresses, and few that it does not.
+
+    `mapped`: a static mapping leads into it.
+    """
+    for version in sorted({prefix.version for prefix in network_prefixes(network)}):
+        if any((":" in address) == (version == 6) for address in network.nat.addresses):
+            yield _named(network, version)
+        else:
+            yield from (_of_uplink(network, address.ip) for address in uplink if address.version == version)
+        if shadowed:
+            yield host_pool(network, version)
+    if mapped:
+        yield from (gateway_pool(gateway.ip) for gateway in gateways(network))
+
+
+def no_room(pools: Iterable[str], ids: Mapping[str, int]) -> str:
+    """What to say of a network that needs these pools, if the host has no number for one; empty: it has."""
+    if all(name in ids for name in pools):
+        return ""
+    return (f"the host has no room for another pool; it has {len(ids)}: move networks to another host, or name one"
+            " external address in nat.externalAddresses, so that a network needs one pool")
 
 
 def _named(network: NetworkGoal, version: int) -> str:

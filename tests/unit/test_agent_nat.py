@@ -31,9 +31,11 @@ from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
 
 from agent.build import Built, build, wanted
-from agent.ids import Ids, allocate
+from agent.ids import MAX_POOLS, Ids, allocate
 from agent.observed import Observed
 from southbound.messages import Goal, MappingGoal, PortGoal
+from vfp.compile import Compiler
+from vfp.datapath.limits import Limits
 from vfp.model import Filtering, Pool, PortRange, PrefixMapping, Rule
 from vfp.reference import Hook, Result, Verdict
 from vfp.timeouts import Timeouts
@@ -128,6 +130,40 @@ def test_a_pool_keeps_its_number_when_others_come_and_go_and_over_a_restart() ->
     later = numbers(first, HOST, NAT_1, NAT_2, WEB, DB)
     assert {name: later.pools[name] for name in first.pools} == dict(first.pools)
     assert len(set(later.pools.values())) == len(later.pools)
+
+
+def test_who_finds_no_room_for_a_pool_has_a_fault_and_the_others_go_on() -> None:
+    def numbers(known: Ids, *objects: Goal) -> Ids:
+        return allocate(known, wanted(goals_of(*objects), Observed(UPLINK)), 100, max_pools=3)
+
+    newer = nat(0)                          # of a lower space than those that were there before
+    host = port("new", newer, "192.168.0.5", 8)
+    first = numbers(Ids(), HOST, NAT_1, WEB)
+    state = goals_of(HOST, newer, NAT_1, NAT_2, WEB, DB, host)
+    ids = numbers(first, *state.objects.values())
+    made = build(state, observed(state, ids), ids)
+    Compiler().compile(made.engine, 100)
+    assert len(made.engine.pools) <= 3
+    assert "the host has no room for another pool" in error_of(made, newer)
+    assert not error_of(made, NAT_1)
+    assert source(send(made, WEB, ip(WEB, SERVER, tcp()))) == HOST_ADDRESS
+    assert send(made, host, ip(host, SERVER, tcp())).layer == "nat"
+    room = numbers(ids, HOST, newer, host)
+    assert not error_of(build(goals_of(HOST, newer, host), observed(goals_of(HOST, newer, host), room), room), newer)
+
+
+def test_a_mapping_whose_gateway_finds_no_room_for_a_pool_is_its_networks_fault() -> None:
+    state = goals_of(HOST, NAT_1, WEB, mapping("m", WEB, 8080, 80))
+    ids = allocate(Ids(), wanted(state, Observed(UPLINK)), 100, max_pools=2)
+    made = build(state, observed(state, ids), ids)
+    assert "no room for another pool; it has 2" in error_of(made, NAT_1)
+
+
+def test_the_host_gives_as_many_pools_as_the_engine_holds() -> None:
+    assert Limits().pools == MAX_POOLS
+    state = goals_of(HOST, *(nat(n) for n in range(200)))
+    ids = allocate(Ids(), wanted(state, Observed(UPLINK)), 100)
+    assert len(ids.pools) == 400, "one for each address of the uplink, and no more"
 
 
 # What is routed

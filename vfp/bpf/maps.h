@@ -74,7 +74,7 @@ MAP(sets, BPF_MAP_TYPE_HASH, struct set_key, struct set_member, 65536, BPF_F_NO_
 /* ... and the prefix lengths to look for. */
 MAP(set_lengths, BPF_MAP_TYPE_HASH, struct set_lengths_key, struct set_lengths, 4096, BPF_F_NO_PREALLOC);
 /* External address and ports of source translation. */
-MAP(pools, BPF_MAP_TYPE_HASH, __u32, struct pool, 1024, BPF_F_NO_PREALLOC);
+MAP(pools, BPF_MAP_TYPE_HASH, __u32, struct pool, 16384, BPF_F_NO_PREALLOC);
 /* Uplink id to interface index, and UPLINK_LOOPBACK. */
 MAP(uplinks, BPF_MAP_TYPE_ARRAY, __u32, __u32, 256, 0);
 /* Static inbound translations. */
@@ -86,7 +86,7 @@ MAP(externals, BPF_MAP_TYPE_HASH, struct external_key, struct external, 65536, B
 /* External ports that pools never give. */
 MAP(held, BPF_MAP_TYPE_HASH, struct held_key, __u8, 65536, BPF_F_NO_PREALLOC);
 /* How many bindings there are at an address: a full one is not searched. */
-MAP(uses, BPF_MAP_TYPE_HASH, struct use_key, struct tally, 16384, BPF_F_NO_PREALLOC);
+MAP(uses, BPF_MAP_TYPE_HASH, struct use_key, struct tally, 65536, BPF_F_NO_PREALLOC);
 /* How many a port of ours has in a pool. */
 MAP(shares, BPF_MAP_TYPE_HASH, struct share_key, struct share, 65536, BPF_F_NO_PREALLOC);
 /* External ports that are given out together. */

@@ -545,6 +545,7 @@ class Datapath(AbstractContextManager["Datapath"]):
         for name, limit, option in (
             ("spaces", limits.space_entries, "space_entries"), ("mappings", limits.mappings, "mappings"),
             ("links", limits.ports + 256, "ports"), ("meters", limits.meters, "meters"),
+            ("pools", limits.pools, "pools"),
         ):
             if (wanted := len(tables.meters if name == "meters" else tables.maps[name])) > limit:
                 raise TableFull(f"table {name}: {wanted} entries wanted, {limit} fit; raise Limits.{option}")

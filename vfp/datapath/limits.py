@@ -35,6 +35,7 @@ class Limits:
     ports: int = 4096
     space_entries: int = 131072
     mappings: int = 262144
+    pools: int = 16384                      # the agent gives no more numbers
     meters: int = 4096
     sets: int = 4096
     set_members: int = 131072               # of all sets; a change needs room for old and new side by side
@@ -51,6 +52,7 @@ class Limits:
             "bindings": self.bindings, "externals": self.bindings, "contacts": self.bindings,
             "ports": self.ports, "programs": self.ports, "links": self.ports + 256,
             "spaces": self.space_entries, "mappings": self.mappings, "meters": self.meters,
+            "pools": self.pools, "uses": 4 * self.pools,
             "rule_hits": self.rules + self.mappings, "timeouts": self.timeouts,
             "sets": self.set_members, "set_lengths": 2 * self.sets,
             "time_waits": closing, "resets": closing, "lingering": closing,
