@@ -6,7 +6,7 @@ A choice once made stays as long as the declaration leaves it open.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from typing import cast
@@ -23,8 +23,38 @@ from controller.texts import port_range
 from southbound.messages import HostFacts, Subnet
 
 
-def assign(document: Declared, uid: str, state: State, facts: Mapping[str, HostFacts]) -> Assigned:
+class Asked:
+    """The addresses that the documents of one request ask for by hand: none of them is given out automatically."""
+
+    def __init__(self, documents: Iterable[Declared] = ()) -> None:
+        self._texts: dict[Ref, list[str]] = {}                  # by network
+        self._known: dict[Ref, tuple[Stored[NetworkSpec], frozenset[str]]] = {}
+        for document in documents:
+            spec = document.spec
+            if isinstance(spec, EndpointSpec):
+                texts = self._texts.setdefault(Ref("Network", document.ref.tenant, spec.network), [])
+                texts += [text for text in (spec.address, spec.address6) if text]
+
+    def of(self, network: Stored[NetworkSpec]) -> frozenset[str]:
+        """Those in a network as it is now, as they are in use."""
+        if network.ref not in self._texts:
+            return frozenset()
+        known = self._known.get(network.ref)
+        if known is None or known[0] is not network:
+            subnets = subnets_of(network)
+            found = (meant(subnets, text) for text in self._texts[network.ref])
+            known = self._known[network.ref] = (network, frozenset(one[1] for one in found if one is not None))
+        return known[1]
+
+
+_NOTHING = Asked()
+
+
+def assign(document: Declared, uid: str, state: State, facts: Mapping[str, HostFacts],
+           asked: Asked = _NOTHING) -> Assigned:
     """Choose for a document that passed its checks; moves the cursors of `state`.
+
+    `asked`: of the same request.
 
     Raises:
         ipam.Exhausted: nothing is free.
@@ -35,14 +65,14 @@ def assign(document: Declared, uid: str, state: State, facts: Mapping[str, HostF
         assigned = before.assigned if before else _network(spec, uid, state)
         return replace(assigned, subnets=_subnets(document.ref, spec, before, state, facts))
     if isinstance(spec, EndpointSpec):
-        return _endpoint(document.ref, spec, cast("Stored[EndpointSpec] | None", old), state)
+        return _endpoint(document.ref, spec, cast("Stored[EndpointSpec] | None", old), state, asked)
     if isinstance(spec, StaticMappingSpec):
         port = _external_port(document.ref, spec, cast("Stored[StaticMappingSpec] | None", old), state, facts)
         return Assigned(external_port=port)
     return Assigned()
 
 
-def follow(change: Change, state: State) -> list[Change]:
+def follow(change: Change, state: State, asked: Asked = _NOTHING) -> list[Change]:
     """What else changes with a network that was put: its endpoints get addresses of a family that is new to it.
 
     Raises:
@@ -56,7 +86,7 @@ def follow(change: Change, state: State) -> list[Change]:
         return []
     changes = []
     for endpoint in sorted(state.endpoints_of(network.ref), key=lambda e: e.ref):
-        new = replace(endpoint, assigned=_endpoint(endpoint.ref, endpoint.spec, endpoint, state),
+        new = replace(endpoint, assigned=_endpoint(endpoint.ref, endpoint.spec, endpoint, state, asked),
                       revision=state.revision)
         state.put(new)
         changes.append(Change(endpoint, new))
@@ -136,7 +166,7 @@ def _subnets(ref: Ref, spec: NetworkSpec, old: Stored[NetworkSpec] | None, state
     return tuple(settled[i] for i in range(len(spec.subnets)))
 
 
-def _endpoint(ref: Ref, spec: EndpointSpec, old: Stored[EndpointSpec] | None, state: State) -> Assigned:
+def _endpoint(ref: Ref, spec: EndpointSpec, old: Stored[EndpointSpec] | None, state: State, asked: Asked) -> Assigned:
     network_ref = Ref("Network", ref.tenant, spec.network)
     network = state.network(network_ref)
     assert network is not None, "checked before"
@@ -144,10 +174,12 @@ def _endpoint(ref: Ref, spec: EndpointSpec, old: Stored[EndpointSpec] | None, st
     address, address6 = "", ""
     if any(subnet.version == 4 for subnet in subnets):
         same = old is not None and spec.address in (None, old.spec.address)
-        address = _address(network, subnets, 4, spec.address, old.assigned.address if old and same else "", state)
+        had = old.assigned.address if old and same else ""
+        address = _address(network, subnets, 4, spec.address, had, state, asked)
     if any(subnet.version == 6 for subnet in subnets):
         same = old is not None and spec.address6 in (None, old.spec.address6)
-        address6 = _address(network, subnets, 6, spec.address6, old.assigned.address6 if old and same else "", state)
+        had = old.assigned.address6 if old and same else ""
+        address6 = _address(network, subnets, 6, spec.address6, had, state, asked)
     mac = spec.mac or (old.assigned.mac if old else "")
     if not mac:
         gateway_mac = network.assigned.gateway_mac
@@ -156,22 +188,24 @@ def _endpoint(ref: Ref, spec: EndpointSpec, old: Stored[EndpointSpec] | None, st
     return Assigned(address=address, address6=address6, mac=mac)
 
 
-def _address(network: Stored[NetworkSpec], subnets: Sequence[InUse], version: int, asked: str | None, had: str,
-             state: State) -> str:
+def _address(network: Stored[NetworkSpec], subnets: Sequence[InUse], version: int, wanted: str | None, had: str,
+             state: State, asked: Asked) -> str:
     """An address of a family: the one it had, the one that is asked for, or the next free one."""
     if had:
         return had
-    if asked:
-        found = meant(subnets, asked)
+    if wanted:
+        found = meant(subnets, wanted)
         assert found is not None, "checked before"
         return found[1]
     ring = _ring(subnets, version)
     key = address_key(network.uid, version)
-    number = ipam.next_free(ring, state.cursors.get(key, 0), _taken(network.ref, version, state))
+    reserved, taken = asked.of(network), _taken(network.ref, version, state)
+    number = ipam.next_free(ring, state.cursors.get(key, 0),
+                            lambda number: taken(number) or ipam.text_of(number, version) in reserved)
     if number is None:
         count = sum(high - low + 1 for low, high in ring)
         prefixes = ", ".join(str(subnet.prefix) for subnet in subnets if subnet.version == version)
-        raise ipam.Exhausted(f"all {count} addresses that {prefixes} has to give are in use",
+        raise ipam.Exhausted(f"all {count} addresses that {prefixes} has to give are in use or asked for",
                              "spec.address6" if version == 6 else "spec.address", "nothing")
     state.cursors[key] = number
     return ipam.text_of(number, version)
@@ -221,4 +255,4 @@ def _external_port(ref: Ref, spec: StaticMappingSpec, old: Stored[StaticMappingS
     return port
 
 
-__all__ = ["address_key", "assign", "follow", "release"]
+__all__ = ["Asked", "address_key", "assign", "follow", "release"]

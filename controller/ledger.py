@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Literal, ParamSpec, TypeVar
 
-from controller.assign import assign, follow, release
+from controller.assign import Asked, assign, follow, release
 from controller.checks import Surroundings
 from controller.documents import Declared, parse, render
 from controller.errors import NotFound, Outdated, Problem, on, refusal
@@ -176,7 +176,7 @@ class Ledger:
         refused: set[Ref] = set()
         items: dict[Ref, Item] = {}
         changes: dict[Ref, Change] = {}
-        facts = self.facts
+        facts, asked = self.facts, Asked(declared)
         for each in sorted(declared, key=_turn):
             old = fork.get(each.ref)
             if if_match is not None:
@@ -187,7 +187,7 @@ class Ledger:
             found = check(each, Surroundings(fork, facts, refused))
             if not found:
                 try:
-                    for change in _put(each, old, fork, facts):
+                    for change in _put(each, old, fork, facts, asked):
                         before = changes[change.ref].before if change.ref in changes else change.before
                         changes[change.ref] = Change(before, change.after)
                 except Exhausted as error:
@@ -292,16 +292,17 @@ def _match(ref: Ref, stored: AnyStored | None, revision: int) -> None:
                                "If-Match", str(revision), "get it again, and repeat the change on that", str(ref)))
 
 
-def _put(declared: Declared, old: AnyStored | None, fork: State, facts: Mapping[str, HostFacts]) -> list[Change]:
+def _put(declared: Declared, old: AnyStored | None, fork: State, facts: Mapping[str, HostFacts],
+         asked: Asked) -> list[Change]:
     """Choose for a checked document, put it, and what follows from it."""
     if old is None:
         new = _new(declared.ref, declared.spec, declared.labels, fork.revision)
     else:
         new = replace(old, spec=declared.spec, labels=declared.labels, revision=fork.revision)
-    new = replace(new, assigned=assign(declared, new.uid, fork, facts))
+    new = replace(new, assigned=assign(declared, new.uid, fork, facts, asked))
     fork.put(new)
     change = Change(old, new)
-    return [change, *follow(change, fork)]
+    return [change, *follow(change, fork, asked)]
 
 
 def _new(ref: Ref, spec: Any, labels: Mapping[str, str], revision: int) -> AnyStored:

@@ -51,6 +51,35 @@ def test_endpoints_get_an_address_of_each_family_from_where_it_may_be_taken(tmp_
     with_parts(tmp_path, body)
 
 
+def test_what_is_asked_for_by_hand_in_a_request_is_given_to_nobody_else(tmp_path: Path) -> None:
+    async def body(parts: Parts) -> None:
+        four, six = {"prefix": "10.5.0.0/24"}, {"prefix": "fd00:5::/64"}
+        by_hand = [endpoint("v6", "office", address6="fd00:5::2"), endpoint("v4", "office", address="10.5.0.2"),
+                   endpoint("both", "office", address="10.5.0.4", address6="fd00:5::4")]
+        for turn, documents in enumerate((by_hand, by_hand[::-1], [by_hand[1], by_hand[0], by_hand[2]])):
+            await applied(parts, host("h1"), office(four, six))
+            found = dict(zip(("auto", *(one["metadata"]["name"] for one in documents)),
+                             addresses(await applied(parts, endpoint("auto", "office"), *documents)), strict=True))
+            assert (found["v6"][1], found["v4"][0]) == ("fd00:5::2", "10.5.0.2")
+            assert found["both"] == ("10.5.0.4", "fd00:5::4")
+            assert {one[0] for one in found.values()} == {f"10.5.0.{n}" for n in (2, 3, 4, 5)}, turn
+            assert {one[1] for one in found.values()} == {f"fd00:5::{n:x}" for n in (2, 3, 4, 5)}, turn
+            for name in found:
+                await parts.http.delete(f"/v1/tenants/default/endpoints/{name}")
+            await parts.http.delete("/v1/tenants/default/networks/office")
+        # A family that is new to the network: those that are there get theirs beside the one that is asked for.
+        await applied(parts, office(four), endpoint("old", "office"), endpoint("older", "office"))
+        await applied(parts, office(four, six), endpoint("new", "office", address6="fd00:5::2"))
+        assert addresses(await applied(parts, endpoint("old", "office"), endpoint("older", "office"))) == [
+            ("10.5.0.2", "fd00:5::3"), ("10.5.0.3", "fd00:5::4")]
+        full = await parts.apply(nat("small", "10.7.0.0/30"), endpoint("a", "small"),
+                                 endpoint("b", "small", address="10.7.0.2"))
+        assert full.status_code == 422
+        assert "in use or asked for" in full.json()["error"]["message"]
+
+    with_parts(tmp_path, body)
+
+
 def test_automatic_prefixes_keep_off_everything_and_stay(tmp_path: Path) -> None:
     async def body(parts: Parts) -> None:
         await parts.ledger.save_report("h1", Report("test", FACTS))      # 192.168.7.0/24, 192.168.8.0/24, 10.8.0.0/16
