@@ -8,7 +8,7 @@ overlaps that is chosen again, so that a host that goes to and fro between two L
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from ipaddress import ip_address, ip_network
 
 from controller import ipam
@@ -23,6 +23,17 @@ from southbound.messages import HostFacts, Subnet
 REMEMBERED = 16                             # prefixes that have driven a network away
 
 
+@dataclass(slots=True)
+class _Journey:
+    """Where a network goes: its subnets as they will be, and those that find no place."""
+
+    subnets: list[InUse]
+    shunned: list[str]
+    moves: dict[Prefix, Prefix] = field(default_factory=dict)
+    reasons: list[str] = field(default_factory=list)
+    homeless: list[Prefix] = field(default_factory=list)
+
+
 def due(state: State, host: str, facts: HostFacts | None) -> list[Stored[NetworkSpec]]:
     """The networks of a host that must move, by name."""
     return sorted((network for network in state.nat_networks_on(host) if _leaving(state, network, facts)),
@@ -33,25 +44,35 @@ def renumber(state: State, host: str, facts: HostFacts | None) -> list[Change]:
     """Move what must move; changes `state`, which is a fork at the new revision. Empty: nothing can be done."""
     changes: list[Change] = []
     for network in due(state, host, facts):
-        moves: dict[Prefix, Prefix] = {}
-        subnets, reasons = list(subnets_of(network)), []
-        shunned = list(network.assigned.shunned)
-        for place, hits in _leaving(state, network, facts).items():
-            shunned = list(dict.fromkeys((*shunned, *(str(each.prefix) for each in hits))))
-            old = subnets[place]
-            try:
-                new = _target(state, host, network, old, subnets, shunned, facts)
-            except ipam.Exhausted:
-                continue                    # it stays degraded; the next change of the host's surroundings tries again
-            moves[old.prefix], subnets[place] = new, old.moved(new)
-            reasons.append(f"renumbered from {old.prefix} because of {hits[0]}")
-        if moves:
-            used = tuple(Subnet(str(each.prefix), each.gateway) for each in subnets)
-            assigned = replace(network.assigned, subnets=used, moved="; ".join(reasons),
-                               shunned=tuple(shunned[-REMEMBERED:]))
+        journey = _journey(state, host, network, facts)
+        if journey.moves:                   # else it stays degraded; the next change of its host or there tries again
+            used = tuple(Subnet(str(each.prefix), each.gateway) for each in journey.subnets)
+            assigned = replace(network.assigned, subnets=used, moved="; ".join(journey.reasons),
+                               shunned=tuple(journey.shunned[-REMEMBERED:]))
             changes.append(_put(state, network, replace(network, assigned=assigned, revision=state.revision)))
-            changes += _endpoints(state, network, moves)
+            changes += _endpoints(state, network, journey.moves)
     return changes
+
+
+def stuck(state: State, network: Stored[NetworkSpec], facts: HostFacts | None) -> bool:
+    """Whether a subnet of a nat network must move and no prefix is free for it."""
+    host = network.spec.host
+    return host is not None and bool(_journey(state, host, network, facts).homeless)
+
+
+def _journey(state: State, host: str, network: Stored[NetworkSpec], facts: HostFacts | None) -> _Journey:
+    found = _Journey(list(subnets_of(network)), list(network.assigned.shunned))
+    for place, hits in _leaving(state, network, facts).items():
+        found.shunned = list(dict.fromkeys((*found.shunned, *(str(each.prefix) for each in hits))))
+        old = found.subnets[place]
+        try:
+            new = _target(state, host, network, old, found.subnets, found.shunned, facts)
+        except ipam.Exhausted:
+            found.homeless.append(old.prefix)
+            continue
+        found.moves[old.prefix], found.subnets[place] = new, old.moved(new)
+        found.reasons.append(f"renumbered from {old.prefix} because of {hits[0]}")
+    return found
 
 
 def _leaving(state: State, network: Stored[NetworkSpec], facts: HostFacts | None) -> dict[int, list[Overlap]]:
@@ -106,4 +127,4 @@ def _put(state: State, old: Stored[NetworkSpec] | Stored[EndpointSpec], new: Any
     return Change(old, new)
 
 
-__all__ = ["due", "renumber"]
+__all__ = ["due", "renumber", "stuck"]

@@ -60,7 +60,7 @@ class NetworkStatus(Model):
 
     phase: Literal["Pending", "Ready", "Degraded", "Failed"] = Field(
         description="Degraded: its host has come to overlap it; traffic inside goes on")
-    message: str = Field(default="", description="what overlaps it, what is awaited, or why it was renumbered")
+    message: str = Field(default="", description="what overlaps it, what is awaited, why it was renumbered or is not")
     subnets: tuple[SubnetStatus, ...] = Field(description="in use, in the order declared")
     vni: int | None = None
     gateway_mac: str

@@ -73,9 +73,14 @@ class Roaming:
                 _log.warning("network renumbered", host=host, network=str(item.ref), what=item.stored.assigned.moved)
 
     def _committed(self, outcome: Outcome, state: State) -> None:
-        hosts = {change.after.spec.host for change in outcome.changes
-                 if change.after is not None and isinstance(change.after.spec, NetworkSpec)}
-        for host in sorted(filter(None, hosts)):
+        hosts = set()
+        for change in outcome.changes:      # prefixes may be free now: of a network that went, of more autoPrefixes
+            if change.ref.kind == "Host":
+                hosts.add(change.ref.name)
+            for side in (change.before, change.after):
+                if side is not None and isinstance(side.spec, NetworkSpec) and side.spec.host is not None:
+                    hosts.add(side.spec.host)
+        for host in sorted(hosts):
             self.look(host)
 
 

@@ -13,6 +13,7 @@ from controller.ledger import Ledger
 from controller.link import Link
 from controller.overlaps import overlaps
 from controller.push import Push
+from controller.renumber import stuck
 from controller.resources import (
     EndpointSpec,
     EndpointStatus,
@@ -71,6 +72,8 @@ class Statuses:
                                   for each in overlaps(ip_network(subnet.prefix), facts))
             if found:
                 phase, messages = "Degraded", found
+                if stuck(self._ledger.state, stored, facts):
+                    messages[f"no free prefix to renumber to: add to autoPrefixes of Host {spec.host}"] = None
         return NetworkStatus.model_construct(
             phase=phase, message="; ".join((*messages, *([assigned.moved] if assigned.moved else []))),
             subnets=tuple(SubnetStatus.model_construct(prefix=each.prefix, gateway=each.gateway)

@@ -146,6 +146,47 @@ def test_a_storm_of_reports_moves_a_network_once(tmp_path: Path) -> None:
     with_parts(tmp_path, body)
 
 
+def test_where_no_prefix_is_free_the_status_says_so_until_there_is_one(tmp_path: Path) -> None:
+    async def body(parts: Parts) -> None:
+        await say(parts, FACTS)
+        await parts.apply(host("h1", autoPrefixes=["172.17.0.0/23"]), *WORLD[1:], nat("other", "172.17.1.0/24"))
+        revision = parts.ledger.state.revision
+        await say(parts, roamed(("wlan0", "172.17.0.9/24")))
+        words = "overlap with wlan0 172.17.0.0/24; no free prefix to renumber to: add to autoPrefixes of Host h1"
+        found = await status(parts, "networks/office")
+        assert (found["phase"], found["message"]) == ("Degraded", words)
+        await asyncio.sleep(0.1)
+        assert parts.ledger.state.revision == revision
+        await parts.apply(nat("same", "10.77.0.0/24"))          # one that may stay says no such thing
+        await say(parts, roamed(("wlan0", "172.17.0.9/24"), ("wlan1", "10.77.0.9/24")))
+        assert (await status(parts, "networks/same"))["message"] == "overlap with wlan1 10.77.0.0/24"
+        await parts.apply(host("h1", autoPrefixes=["172.17.0.0/23", "10.88.0.0/24"]))
+
+        async def moved() -> bool:
+            return prefixes(await status(parts, "networks/office"))[0] == "10.88.0.0/24"
+
+        await until(moved)
+        assert "no free prefix" not in (await status(parts, "networks/office"))["message"]
+
+    with_parts(tmp_path, body)
+
+
+def test_a_network_that_goes_leaves_its_prefix_to_one_that_must_move(tmp_path: Path) -> None:
+    async def body(parts: Parts) -> None:
+        await say(parts, FACTS)
+        await parts.apply(host("h1", autoPrefixes=["172.17.0.0/23"]), *WORLD[1:], nat("other", "172.17.1.0/24"))
+        await say(parts, roamed(("wlan0", "172.17.0.9/24")))
+        await asyncio.sleep(0.1)
+        await parts.http.delete("/v1/tenants/default/networks/other")
+
+        async def moved() -> bool:
+            return prefixes(await status(parts, "networks/office"))[0] == "172.17.1.0/24"
+
+        await until(moved)
+
+    with_parts(tmp_path, body)
+
+
 def test_to_and_fro_between_two_lans_ends_where_neither_is(tmp_path: Path) -> None:
     async def body(parts: Parts) -> None:
         await say(parts, FACTS)
