@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,10 +13,11 @@ from cli.connection import controller
 from cli.kinds import KINDS, Reference, kind_named, parse_reference, rank, reference_of
 from cli.output import Format, console, dump, join, plain, styled
 from cli.problems import USAGE, Fault, Problem, problem
+from cli.standing import standing
 
 if TYPE_CHECKING:
     from cli.documents import Document
-    from controller.client import Client, Written
+    from controller.client import Written
 
 Files = Annotated[
     list[str],
@@ -32,7 +34,6 @@ MaybeFiles = Annotated[
 ]
 
 _STYLES = {"created": "green", "configured": "yellow", "deleted": "red", "unchanged": "dim"}
-REPORTED = ("Network", "Endpoint", "StaticMapping")  # kinds that hosts report on
 _OF_SERVER = ("uid", "revision", "createdAt")
 
 
@@ -46,10 +47,12 @@ def apply(
 ) -> None:
     """Declare resources: all of a file or, when one is wrong, nothing of it.
 
-    When it returns, what was declared is in the kernels of the connected hosts concerned (see --wait).
+    When it returns, what was declared is in the kernels of the connected hosts concerned (see --wait). What a host
+    could not program is waited for, too, as long as something moves and a few seconds longer.
     """
     documents = _read(file, tenant)
     with controller(api, documents) as client:
+        deadline_s = time.monotonic() + wait
         written = client.apply(
             [_declared(document.resource) for document in documents],
             wait_s=0 if dry_run else wait,
@@ -57,7 +60,7 @@ def apply(
         )
         _print_written(written, output, " (dry run)" if dry_run else "")
         if not dry_run:
-            faults = _pending(written, wait) + (_failed(client, written) if wait else [])
+            faults = _pending(written, wait) + (standing(client, written, deadline_s) if wait else [])
             if faults:
                 raise Problem(faults)
 
@@ -202,23 +205,6 @@ def _pending(written: Written, wait_s: float) -> list[Fault]:
         )
         for host in written.pending
     ]
-
-
-def _failed(client: Client, written: Written) -> list[Fault]:
-    """What was just declared and their hosts have reported as failed."""
-    names: dict[tuple[str, str], set[str]] = {}
-    for item in written.items:
-        if item["kind"] in REPORTED:
-            names.setdefault((item["kind"], item["tenant"]), set()).add(item["name"])
-    faults = []
-    for (kind, tenant), wanted in names.items():
-        for resource in client.list(kind, tenant):
-            status = resource.get("status") or {}
-            failed = status.get("phase", "Failed") == "Failed" and status.get("message")
-            if failed and resource["metadata"]["name"] in wanted:
-                advice = "mend the cause; the agent tries again by itself"
-                faults.append(Fault(str(reference_of(resource)), "not programmed", status["message"], advice))
-    return faults
 
 
 def _print_diff(reference: Reference, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
