@@ -162,6 +162,37 @@ def test_what_a_host_cannot_do_is_told_by_apply(host: None, tmp_path: Path) -> N
         up.interrupt()
 
 
+def test_apply_waits_for_what_heals(host: None, tmp_path: Path) -> None:
+    up = Up(tmp_path, "--purge")
+    try:
+        up.wait()
+        late = readme_net().replace(f"netns: {WEB}", "netns: cli-late")
+        command = [sys.executable, "-m", "cli.main", "apply", "-f", "-", "--api", up.api, "--wait", "20"]
+        apply = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert apply.stdin is not None
+        apply.stdin.write(late)
+        apply.stdin.close()
+        try:
+            deadline = time.monotonic() + 15
+            while '"Failed"' not in up.sluice("get", "endpoints", "-o", "json"):
+                assert time.monotonic() < deadline
+                time.sleep(0.2)
+            assert apply.poll() is None
+            ip("netns", "add", "cli-late")
+            apply.wait(20)
+            assert apply.returncode == 0, apply.stderr and apply.stderr.read()
+            assert json.loads(up.sluice("get", "endpoint", "web", "-o", "json"))["status"]["phase"] == "Ready"
+        finally:
+            apply.kill()
+            apply.wait()
+            for pipe in (apply.stdout, apply.stderr):
+                assert pipe is not None
+                pipe.close()
+            subprocess.run(["ip", "netns", "delete", "cli-late"], capture_output=True, check=False)
+    finally:
+        up.interrupt()
+
+
 def test_a_killed_up_takes_its_daemons_along(host: None, tmp_path: Path) -> None:
     up = Up(tmp_path)
     up.wait()
