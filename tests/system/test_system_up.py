@@ -168,7 +168,8 @@ def test_apply_waits_for_what_heals(host: None, tmp_path: Path) -> None:
         up.wait()
         late = readme_net().replace(f"netns: {WEB}", "netns: cli-late")
         command = [sys.executable, "-m", "cli.main", "apply", "-f", "-", "--api", up.api, "--wait", "20"]
-        apply = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        apply = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                 text=True)
         assert apply.stdin is not None
         apply.stdin.write(late)
         apply.stdin.close()
