@@ -49,7 +49,7 @@ demo: root install
 	@$(BIN)/sluice lab run labs/tour.yaml
 
 test: root install check
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m tests.halves
 
 faults: root install
 	@SLUICE_FAULTS=full $(BIN)/python -m pytest -s tests/system/test_system_faults.py

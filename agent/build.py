@@ -288,7 +288,7 @@ def _port(
 def _uplinks(view: HostView) -> tuple[Uplink, ...]:
     found = []
     if view.uplink is not None:
-        found.append(Uplink(view.uplink.id, view.uplink.name, view.uplink.ifindex))
+        found.append(Uplink(view.uplink.id, view.uplink.name, view.uplink.ifindex, mtu=view.uplink.mtu_bytes))
     if view.loopback:
         found.append(Uplink(view.loopback, LOOPBACK, _LOOPBACK_IFINDEX, loopback=True))
     return tuple(found)

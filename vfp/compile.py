@@ -22,6 +22,7 @@ from vfp.layout import (
     SPACE_KEY,
     STAGE,
     TIMEOUTS,
+    UPLINK,
     UPLINK_LOOPBACK,
     LocationKind,
     PortFlag,
@@ -154,7 +155,9 @@ class Compiler:
         tables.maps = {
             "links": _links(state),
             "uplinks": {
-                _u32(uplink.id): _u32(uplink.ifindex | UPLINK_LOOPBACK * uplink.loopback) for uplink in state.uplinks
+                _u32(uplink.id): pack(
+                    UPLINK, ifindex=uplink.ifindex | UPLINK_LOOPBACK * uplink.loopback, mtu=uplink.mtu)
+                for uplink in state.uplinks
             },
             **compile_pools(state.pools),
             "mappings": dict(_mappings(state)),
@@ -227,6 +230,8 @@ def _check_ids(state: EngineState, max_ports: int) -> None:
     for uplink in state.uplinks:
         if not 0 < uplink.id < 256:
             raise CompileError(f"uplink {uplink.name}: id {uplink.id} is out of range; use 1..255")
+        if not 0 <= uplink.mtu < 65536:
+            raise CompileError(f"uplink {uplink.name}: MTU {uplink.mtu} is out of range; use 1..65535, or 0: not known")
     ports = {port.id for port in state.ports}
     for mapping in state.mappings:
         if mapping.port not in ports:

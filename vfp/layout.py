@@ -258,6 +258,7 @@ PROGRAM = _struct(
     ("out", STAGE, MAX_STAGES), ("in", STAGE, MAX_STAGES)
 )
 PROGRAMS = _struct(("turns", PROGRAM, 2))
+UPLINK = _struct(("ifindex", "u4"), ("mtu", "u4"))
 TUPLE = _struct(
     ("seed", "u8"), ("pair", "u8"), ("rest", "u8"), ("best_priority", "u4"), ("src_len", "u1"), ("dst_len", "u1"),
     ("wide", "u1"), ("pad", "u1"),
@@ -363,6 +364,7 @@ SWEEP = _struct(
 
 STRUCTS: dict[str, np.dtype[Any]] = {
     "flow_key": FLOW_KEY, "transposition": TRANSPOSITION, "extras": EXTRAS, "flow": FLOW, "port": PORT, "stage": STAGE,
+    "uplink": UPLINK,
     "program": PROGRAM, "programs": PROGRAMS, "tuple": TUPLE, "group": GROUP, "bucket": BUCKET, "rule": RULE,
     "rewrite": REWRITE, "prefix": PREFIX, "prefix_key": PREFIX_KEY, "set_key": SET_KEY, "set_member": SET_MEMBER,
     "set_lengths_key": SET_LENGTHS_KEY, "set_lengths": SET_LENGTHS, "space_key": SPACE_KEY, "location": LOCATION,

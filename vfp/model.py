@@ -376,6 +376,7 @@ class Uplink:
     name: str
     ifindex: int
     loopback: bool = False
+    mtu: int = 0                            # bytes of the largest packet it carries, 0..65535; 0: not known
 
 
 @dataclass(frozen=True, slots=True)

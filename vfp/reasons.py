@@ -41,3 +41,4 @@ class DropReason(IntEnum):
     INSPECT_UNAVAILABLE = 32    # to be inspected, and there is nowhere to
     NAT_FILTERED = 33           # to a binding's external side, from someone that the internal side has not sent to
     NAT_QUOTA = 34              # the port has as many bindings as it may have
+    TOO_BIG = 35                # larger than the MTU of the uplink it would leave by; the sender was told if it may be

@@ -418,15 +418,16 @@ def sets(draw: st.DrawFn) -> tuple[AddressSet, ...]:
     return (*static, AddressSet(DYNAMIC_SET, "dynamic", dynamic=True))
 
 
-def uplink(id: int, loopback: bool = False) -> Uplink:
+def uplink(id: int, loopback: bool = False, mtu: int = 0) -> Uplink:
     """An uplink by its id."""
-    return Uplink(id, f"up{id}", 50 + id, loopback)
+    return Uplink(id, f"up{id}", 50 + id, loopback, mtu)
 
 
 @st.composite
 def _uplinks(draw: st.DrawFn) -> tuple[Uplink, ...]:
-    """Now and then the second leads to the host's own sockets."""
-    return uplink(1), uplink(2, draw(pick((False, False, True))))
+    """Now and then the second leads to the host's own sockets. Some packets are too big for some."""
+    mtus = pick((0, 576, 1400, 1400, 1500, 1500))
+    return uplink(1, mtu=draw(mtus)), uplink(2, draw(pick((False, False, True))), draw(mtus))
 
 
 @st.composite

@@ -4,8 +4,8 @@
                   host ── up0 ──veth── way ──veth (MTU 1400)── world
     b ──veth── pb ┘ └─ ul0 ══VXLAN══ ul0 ─ far ── pc ──veth── c
 
-Endpoints and `way` have links with an MTU of 9000. What `way` sends on to `world` has its checksums computed by `way`,
-so that the world checks what the engine made of a partial one.
+Endpoints and `way` have links with an MTU of 9000; that of `up0` may be given. What `way` sends on to `world`
+has its checksums computed by `way`, so that the world checks what the engine made of a partial one.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def _port(part: str, ifindex: int) -> Port:
     return Port(ENDPOINTS[part], part, ifindex, mac_of(part), _GATEWAY_MAC, (guard, nat, vnet))
 
 
-def state(host: str, ports: dict[str, int], tunnel: int, uplink: int) -> EngineState:
+def state(host: str, ports: dict[str, int], tunnel: int, uplink: int, mtu: int = MTU) -> EngineState:
     """A host's state for these interfaces: endpoints reach each other, and (uplink not 0) the world by translation."""
     places: list[tuple[Any, Any]] = []
     mappings = []
@@ -131,7 +131,7 @@ def state(host: str, ports: dict[str, int], tunnel: int, uplink: int) -> EngineS
     if not uplink:
         return inside
     return replace(
-        inside, mappings=tuple(mappings), uplinks=(Uplink(_UPLINK, "up0", uplink),),
+        inside, mappings=tuple(mappings), uplinks=(Uplink(_UPLINK, "up0", uplink, mtu=mtu),),
         pools=(Pool(4, _UPLINK, (IPv4Address(ADDRESS["host"][4]),), PortRange(20000, 20999)),
                Pool(6, _UPLINK, (IPv6Address(ADDRESS["host"][6]),), PortRange(20000, 20999))))
 
@@ -139,9 +139,10 @@ def state(host: str, ports: dict[str, int], tunnel: int, uplink: int) -> EngineS
 class Town:
     """All of it, up and running; a context manager. `engines` are those of the two hosts."""
 
-    def __init__(self) -> None:
+    def __init__(self, uplink_mtu: int = MTU) -> None:
+        self._uplink_mtu = uplink_mtu
         self.engines: dict[str, Datapath] = {}
-        self.parts = {part: Namespace(f"town-{part}-{os.getpid()}") for part in PARTS}
+        self.parts = {part: Namespace(f"town-{part}-{uplink_mtu}-{os.getpid()}") for part in PARTS}
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
@@ -174,7 +175,7 @@ class Town:
     def _wire(self) -> None:
         for part, link, other, far_end, mtu in (
             ("host", "pa", "a", "eth0", MTU), ("host", "pb", "b", "eth0", MTU), ("far", "pc", "c", "eth0", MTU),
-            ("host", "ul0", "far", "ul0", WIDE_MTU), ("host", "up0", "way", "in0", MTU),
+            ("host", "ul0", "far", "ul0", WIDE_MTU), ("host", "up0", "way", "in0", self._uplink_mtu),
             ("way", "out0", "world", "eth0", NARROW_MTU),
         ):
             self.parts[part].ip("link", "add", link, "mtu", str(mtu), "type", "veth", "peer", far_end, "mtu", str(mtu),
@@ -210,7 +211,7 @@ class Town:
         ports = {part: host.link(f"p{part}")["ifindex"] for part in HOSTED[name]}
         tunnel = host.link("vx0")["ifindex"]
         uplink = host.link("up0")["ifindex"] if name == "host" else 0
-        engine.apply(state(name, ports, tunnel, uplink))
+        engine.apply(state(name, ports, tunnel, uplink, self._uplink_mtu))
         for ifindex in ports.values():
             switch.attach(ifindex, "ingress", engine.program_fd(Hook.PORT_OUT), "sluice_port_out")
         switch.attach(tunnel, "ingress", engine.program_fd(Hook.OVERLAY_IN), "sluice_overlay_in")

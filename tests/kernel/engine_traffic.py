@@ -348,7 +348,7 @@ class Traffic:
                             fragment_header=chance.random() < 0.2)
         elif what < 0.18:
             frame = replace(frame, padding=bytes(chance.randrange(1, 47)))
-        elif what < 0.20:
+        elif what < 0.22:
             frame = replace(frame, payload=chance.randbytes(chance.randrange(1400, 3300)))
         return frame.build()
 

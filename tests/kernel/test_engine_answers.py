@@ -1,4 +1,4 @@
-"""What the kernel's engine answers to rejected packets of every shape: the same bytes as the reference."""
+"""What the kernel's engine answers to packets that are rejected or too big: the same bytes as the reference."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from engine_frames import ACK, FIN, ICMP, RST, SCTP, SYN, TCP, UDP, ArpFrame, Ip
 from engine_states import GATEWAY_MAC, MACS, TUNNEL_IFINDEX, VTEPS, six, uplink
 from scapy.layers.inet import ICMP as ScapyIcmp
 from scapy.layers.inet import IP as ScapyIp
-from scapy.layers.inet6 import ICMPv6DestUnreach
+from scapy.layers.inet6 import ICMPv6DestUnreach, ICMPv6PacketTooBig
 from scapy.layers.inet6 import IPv6 as ScapyIpv6
 from scapy.layers.l2 import Ether
 
 from vfp.model import (
+    Allow,
     Deny,
     EngineState,
     Group,
@@ -31,6 +32,7 @@ from vfp.model import (
     Remote,
     Rule,
     Space,
+    ToUplink,
 )
 from vfp.reasons import DropReason
 from vfp.reference import Hook
@@ -208,6 +210,82 @@ def test_a_later_fragment_is_not_answered(engines: Engines) -> None:
     assert send(engines, "port", first.build()).told
     later = replace(first, fragment_offset=4, more_fragments=False, payload=bytes(8))
     assert not send(engines, "port", later.build()).told
+
+
+
+MTU = 1400
+_LEAVING = Layer("out", (Group("out", (Rule(0, Match(), ToUplink(1), "out"),)),), (), Allow(), Allow())
+
+
+@pytest.fixture
+def leaving(engines: Engines) -> Iterator[Engines]:
+    """The port sends everything by an uplink with an MTU."""
+    port = replace(STATE.ports[0], layers=(_LEAVING,))
+    for each in engines:
+        each.reset()
+        each.load(replace(STATE, ports=(port,), uplinks=(uplink(1, mtu=MTU),)))
+    yield engines
+    for each in engines:
+        each.reset()
+        each.load(STATE)
+
+
+def leave(engines: Engines, frame: bytes) -> Outcome:
+    """What both engines do with what the port sends."""
+    one, other = (each.process(Hook.PORT_OUT, 1, frame, None, time.monotonic()) for each in engines)
+    assert one == other
+    return one
+
+
+def sized(family: int, protocol: int, size: int, **more: Any) -> IpFrame:
+    """A packet of the port of so many bytes."""
+    plain = packet("port", family, protocol, payload=b"", **more)
+    return replace(plain, payload=bytes(size + 14 - len(plain.build())))
+
+
+@pytest.mark.parametrize("protocol", [TCP, UDP, SCTP, ICMP])
+@pytest.mark.parametrize("family", [4, 6])
+def test_what_is_too_big_for_the_uplink_is_told_its_mtu(leaving: Engines, family: int, protocol: int) -> None:
+    """RFC 1191 section 4, RFC 4443 section 3.2; the first packet of a flow and a later one."""
+    assert leave(leaving, sized(family, protocol, MTU).build()).verdict == "redirect_uplink"
+    for size in (MTU + 1, 3000):
+        came = sized(family, protocol, size)
+        outcome = leave(leaving, came.build())
+        assert (outcome.reason, outcome.told, outcome.target) == (DropReason.TOO_BIG, "port", 1)
+        frame = Ether(outcome.frame)
+        ip = frame.payload
+        assert (frame.dst, ip.src, ip.dst) == (came.src_mac.hex(":"), str(came.dst), str(came.src))
+        if family == 4:
+            error = frame[ScapyIcmp]
+            assert (error.type, error.code, error.reserved, error.nexthopmtu) == (3, 4, 0, MTU)
+            del error.chksum, frame[ScapyIp].chksum
+        else:
+            error = frame[ICMPv6PacketTooBig]
+            assert (error.code, error.mtu) == (0, MTU)
+            del error.cksum
+        start = 14 + (28 if family == 4 else 48)
+        assert outcome.frame[start:] == came.build()[14:][:548 if family == 4 else 1232]
+        assert bytes(frame) == outcome.frame
+
+
+def test_no_packet_of_1280_bytes_is_too_big(leaving: Engines) -> None:
+    for each in leaving:
+        each.load(replace(STATE, ports=(replace(STATE.ports[0], layers=(_LEAVING,)),), uplinks=(uplink(1, mtu=600),)))
+    assert leave(leaving, sized(4, UDP, 1280).build()).verdict == "redirect_uplink"
+    assert leave(leaving, sized(4, UDP, 1281).build()).reason is DropReason.TOO_BIG
+
+
+def test_too_big_and_nobody_to_tell(leaving: Engines) -> None:
+    """A reset and an error are not answered, nor is a later fragment; they are dropped all the same."""
+    first = sized(4, UDP, 1380, more_fragments=True, identification=7)
+    later = replace(first, fragment_offset=170, more_fragments=False, payload=bytes(1480))
+    assert leave(leaving, first.build()).verdict == "redirect_uplink"
+    for frame in (sized(4, TCP, 1500, tcp_flags=RST), sized(4, ICMP, 1500, icmp_type=3), later):
+        assert leave(leaving, frame.build()) == Outcome("drop", DropReason.TOO_BIG, 0, b"")
+
+
+def test_a_packet_with_little_time_left_dies_of_that(leaving: Engines) -> None:
+    assert leave(leaving, replace(sized(4, UDP, 1500), ttl=1).build()).reason is DropReason.TTL_EXCEEDED
 
 
 def test_errors_are_limited_and_resets_are_not(engines: Engines) -> None:

@@ -38,6 +38,7 @@ LINKS = (
     ("a", "eth0"), ("b", "eth0"), ("c", "eth0"), ("host", "pa"), ("host", "pb"), ("host", "up0"), ("host", "ul0"),
     ("far", "ul0"), ("far", "pc"), ("way", "in0"))
 BULK = 3_000_000
+UPLINK_MTU = 1340                           # less than NARROW_MTU
 
 
 @pytest.fixture(scope="module")
@@ -178,21 +179,73 @@ def test_a_closed_port_behind_a_mapping_is_told_to_the_world(town: Town, version
             asking.recv(1)
 
 
+@pytest.fixture(scope="module")
+def narrow_town() -> Iterator[Town]:
+    """The host's uplink carries less than the endpoints' links, and than what comes after it."""
+    with Town(UPLINK_MTU) as town:
+        yield town
+
+
 @VERSIONS
 def test_the_sockets_path_mtu_is_found_through_the_translation(town: Town, version: int) -> None:
+    with _sound(town):
+        _find_mtu(town, version, NARROW_MTU)
+
+
+@VERSIONS
+def test_the_sockets_path_mtu_is_that_of_the_uplink(narrow_town: Town, version: int) -> None:
+    """Told by the engine: no stack sees the packet."""
+    before = narrow_town.drops()[DropReason.TOO_BIG]
+    _find_mtu(narrow_town, version, UPLINK_MTU)
+    assert narrow_town.drops()[DropReason.TOO_BIG] > before
+
+
+@VERSIONS
+def test_a_datagram_larger_than_the_uplink_comes_in_fragments(narrow_town: Town, version: int) -> None:
+    """Without DF, too: the engine does not fragment, but the sender does as soon as it is told."""
+    with (_echo(narrow_town, "world", version, 7000) as seen,
+          narrow_town.socket("b", version, socket.SOCK_DGRAM) as asking):
+        if version == 4:
+            asking.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, PMTUDISC_DONT)
+        else:
+            asking.setsockopt(socket.IPPROTO_IPV6, IPV6_MTU_DISCOVER, PMTUDISC_DONT)
+        asking.settimeout(0.2)
+        asking.connect((ADDRESS["world"][version], 7000))
+        data = bytes(range(200)) * 20
+        for _ in range(10):
+            asking.send(data)
+            with suppress(TimeoutError):
+                assert asking.recv(1 << 16) == data
+                break
+    assert len(data) in seen
+
+
+@VERSIONS
+@pytest.mark.parametrize("off", ["nothing", "segmentation"])
+@pytest.mark.parametrize("road", ["translated", "mapped"])
+def test_bulk_arrives_over_an_uplink_that_is_narrower(narrow_town: Town, version: int, road: str, off: str) -> None:
+    """Offloaded packets are judged by their segments: once the MTU is known, few are told again."""
+    with narrow_town.without(*((TSO, GSO, GRO) if off == "segmentation" else ()), links=LINKS):
+        _transfer(narrow_town, version, road, BULK // 4, backwards=road == "mapped")
+        before = narrow_town.drops()[DropReason.TOO_BIG]
+        _transfer(narrow_town, version, road, BULK, backwards=road == "mapped")
+        assert narrow_town.drops()[DropReason.TOO_BIG] <= before + 3
+
+
+def _find_mtu(town: Town, version: int, wanted: int) -> None:
     level, discover, mtu = (
         (socket.IPPROTO_IP, IP_MTU_DISCOVER, IP_MTU) if version == 4
         else (socket.IPPROTO_IPV6, IPV6_MTU_DISCOVER, IPV6_MTU))
-    with _sound(town), town.socket("a", version, socket.SOCK_DGRAM) as asking:
+    with town.socket("a", version, socket.SOCK_DGRAM) as asking:
         asking.setsockopt(level, discover, PMTUDISC_DO)
         asking.connect((ADDRESS["world"][version], 9))
         deadline = time.monotonic() + 5
-        while asking.getsockopt(level, mtu) != NARROW_MTU and time.monotonic() < deadline:
+        while asking.getsockopt(level, mtu) != wanted and time.monotonic() < deadline:
             with suppress(OSError):         # EMSGSIZE, ECONNREFUSED
                 asking.send(bytes(3000))
             time.sleep(0.02)
-        assert asking.getsockopt(level, mtu) == NARROW_MTU
-        assert _refusal(asking, NARROW_MTU) == errno.EMSGSIZE
+        assert asking.getsockopt(level, mtu) == wanted
+        assert _refusal(asking, wanted) == errno.EMSGSIZE
 
 
 def _refusal(asking: socket.socket, size: int) -> int:

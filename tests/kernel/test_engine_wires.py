@@ -57,7 +57,8 @@ def _without_more_frames(state: EngineState) -> EngineState:
 
     return replace(
         state, ports=tuple(replace(port, layers=tuple(map(tamed, port.layers))) for port in state.ports),
-        uplinks=tuple(replace(uplink, loopback=False) for uplink in state.uplinks))    # real sockets see that
+        # Real sockets see a loopback, and an answer looks like any frame there.
+        uplinks=tuple(replace(uplink, loopback=False, mtu=0) for uplink in state.uplinks))
 
 
 def _can_enter(send: Send, state: EngineState) -> bool:

@@ -208,11 +208,23 @@ def test_req_12_errors_come_in_whoever_sends_them(host: Host, who: str) -> None:
 
 
 def test_req_13_that_a_packet_does_not_fit_is_told_with_the_size(host: Host) -> None:
-    """Of a router beyond; the host's own uplink: test_engine_town.py, with real links."""
+    """Of a router beyond."""
     sent = host.out(udp(A, WORLD, size=1400, flags="DF"))
     told = host.back(error(ROUTER, sent.packet, 3, 4, nexthopmtu=1280))
     assert (told.packet[ICMP].type, told.packet[ICMP].code, told.packet[ICMP].nexthopmtu) == (3, 4, 1280)
     assert quoted(told)[IP].src == A
+
+
+@pytest.mark.parametrize("flags", ["", "DF"])
+def test_req_13_that_a_packet_does_not_fit_the_uplink_is_told_with_the_size(host: Host, flags: str) -> None:
+    """Of the host's own uplink; with real links: test_engine_town.py."""
+    wanted = state()
+    host.load(replace(wanted, uplinks=(replace(wanted.uplinks[0], mtu=1400),)))
+    assert host.out(udp(A, WORLD, size=1372, flags=flags)).verdict == "redirect_uplink"
+    told = host.out(udp(A, WORLD, size=1373, flags=flags))
+    assert told.reason is DropReason.TOO_BIG
+    assert (told.packet[ICMP].type, told.packet[ICMP].code, told.packet[ICMP].nexthopmtu) == (3, 4, 1400)
+    assert (quoted(told)[IP].src, quoted(told)[UDP].sport) == (A, 5000)
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (0, 2, 1)], ids=["in order", "out of order"])

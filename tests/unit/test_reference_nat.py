@@ -29,6 +29,7 @@ from vfp.model import Pool, PortRange
 from vfp.reasons import DropReason
 from vfp.reference import Engine, Hook, Result, Verdict
 from vfp.reference.bindings import BindingKey, Bindings, Exhausted, binding_hash, candidates
+from vfp.reference.transposition import ToPort
 
 ROUTER_MAC = bytes.fromhex("02000000aaaa")
 
@@ -223,3 +224,43 @@ def test_an_uplink_that_does_not_exist_and_frames_that_cannot_be_routed_have_no_
     plain = replace(state, ports=(replace(state.ports[2], layers=(vnet,)),))
     assert nat.name == "nat"
     assert out(Engine(plain), arp(N_3, WORLD, mac=MAC_3)).reason is DropReason.NO_ROUTE
+
+
+def test_what_is_too_big_for_the_uplink_is_dropped_and_its_sender_told() -> None:
+    """RFC 4787 REQ-13, RFC 1191 section 4. The endpoint is told of the packet that it sent, not of its translation."""
+    state = host()
+    engine = Engine(replace(state, uplinks=(replace(state.uplinks[0], mtu=1400),)))
+    assert out(engine, udp(N_3, WORLD, 5000, payload=bytes(1372))).verdict is Verdict.REDIRECT_UPLINK
+    for data in (udp(N_3, WORLD, 5000, payload=bytes(1373)), frame(N_3, WORLD, TCP(sport=1, dport=2) / bytes(1361)),
+                 udp(N_3, WORLD, 5000, payload=bytes(1373), flags="DF")):
+        seen = out(engine, data)
+        assert (seen.verdict, seen.reason, seen.drop_port) == (Verdict.DROP, DropReason.TOO_BIG, 3)
+        assert seen.answer is not None
+        assert seen.answer.exit == ToPort(3)
+        told = show(seen.answer.frame)
+        assert (told[IP].src, told[IP].dst) == (WORLD, N_3)
+        assert (told[ICMP].type, told[ICMP].code, told[ICMP].nexthopmtu) == (3, 4, 1400)
+        assert seen.answer.frame[42:] == data[14:14 + 548]
+    assert engine.drop_counts == {DropReason.TOO_BIG: 3}
+
+
+@pytest.mark.parametrize(("mtu", "size"), [(0, 9000), (600, 1280), (1280, 1280)])
+def test_an_uplink_of_unknown_mtu_and_small_packets_are_not_checked(mtu: int, size: int) -> None:
+    state = host()
+    engine = Engine(replace(state, uplinks=(replace(state.uplinks[0], mtu=mtu),)))
+    assert out(engine, udp(N_3, WORLD, payload=bytes(size - 28))).verdict is Verdict.REDIRECT_UPLINK
+
+
+def test_what_goes_to_the_hosts_own_sockets_is_never_too_big() -> None:
+    state = host()
+    engine = Engine(replace(state, uplinks=(replace(state.uplinks[0], mtu=1400, loopback=True),)))
+    assert out(engine, udp(N_3, WORLD, payload=bytes(1400))).verdict is Verdict.REDIRECT_UPLINK
+
+
+def test_another_mtu_is_in_force_at_once() -> None:
+    state = host()
+    engine = Engine(replace(state, uplinks=(replace(state.uplinks[0], mtu=1500),)))
+    data = udp(N_3, WORLD, payload=bytes(1400))
+    assert out(engine, data).verdict is Verdict.REDIRECT_UPLINK
+    assert 3 in engine.update(replace(state, uplinks=(replace(state.uplinks[0], mtu=1400),)))
+    assert out(engine, data).reason is DropReason.TOO_BIG

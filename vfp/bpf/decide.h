@@ -50,13 +50,13 @@ static __always_inline int find_sender(struct scratch *s, __u32 uplink)
 static __always_inline int decide_from_uplink(struct scratch *s, __u32 uplink)
 {
 	struct decision *d = &s->d;
-	__u32 *link;
+	struct uplink *link;
 	int reason;
 
 	/* The host's own, whatever came by a wire with it. */
 	if (is_loopback(s->h.key.family, &s->h.key.src)) {
 		link = bpf_map_lookup_elem(&uplinks, &uplink);
-		if (!link || !(*link & UPLINK_LOOPBACK))
+		if (!link || !(link->ifindex & UPLINK_LOOPBACK))
 			return NO_MAPPING;
 	}
 	s->mapping.uplink = uplink;
@@ -129,13 +129,14 @@ static __always_inline int to_port(struct transposition *t, __u32 id, int routed
 
 static __always_inline int to_uplink(struct transposition *t, __u32 id)
 {
-	__u32 *ifindex = bpf_map_lookup_elem(&uplinks, &id);
+	struct uplink *uplink = bpf_map_lookup_elem(&uplinks, &id);
 
-	if (!ifindex || !*ifindex)
+	if (!uplink || !uplink->ifindex)
 		return NO_ROUTE;
 	t->place = PLACE_UPLINK;
-	t->ifindex = *ifindex & ~UPLINK_LOOPBACK;
-	if (*ifindex & UPLINK_LOOPBACK) {	/* the address of the loopback device is all zeros, as are the MACs here */
+	t->ifindex = uplink->ifindex & ~UPLINK_LOOPBACK;
+	t->vni = uplink->mtu;
+	if (uplink->ifindex & UPLINK_LOOPBACK) {	/* the address of the loopback device is all zeros, as are the MACs here */
 		t->place = PLACE_LOOPBACK;
 		t->flags |= SET_SMAC | SET_DMAC;
 	}

@@ -93,6 +93,7 @@ static __always_inline int drop_decided(struct __sk_buff *skb, struct scratch *s
 	    reason != NAT_UNSUPPORTED && reason != NAT_QUOTA && reason != NAT_FILTERED && reason != ARP_UNANSWERED)
 		s->d.layer = 0xff;
 	drop(skb, s, reason);
+	s->mtu = 0;
 	if (reason == REJECTED && !is_dry(s))
 		bpf_tail_call(skb, &jumps, JUMP_REJECT);
 	return TC_ACT_SHOT;

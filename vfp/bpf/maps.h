@@ -75,8 +75,8 @@ MAP(sets, BPF_MAP_TYPE_HASH, struct set_key, struct set_member, 65536, BPF_F_NO_
 MAP(set_lengths, BPF_MAP_TYPE_HASH, struct set_lengths_key, struct set_lengths, 4096, BPF_F_NO_PREALLOC);
 /* External address and ports of source translation. */
 MAP(pools, BPF_MAP_TYPE_HASH, __u32, struct pool, 16384, BPF_F_NO_PREALLOC);
-/* Uplink id to interface index, and UPLINK_LOOPBACK. */
-MAP(uplinks, BPF_MAP_TYPE_ARRAY, __u32, __u32, 256, 0);
+/* Uplink id to interface and MTU. */
+MAP(uplinks, BPF_MAP_TYPE_ARRAY, __u32, struct uplink, 256, 0);
 /* Static inbound translations. */
 MAP(mappings, BPF_MAP_TYPE_HASH, struct mapping_key, struct mapping, 65536, BPF_F_NO_PREALLOC);
 /* Source translations in use, from inside ... */

@@ -173,6 +173,7 @@ struct scratch {
 	__u8 inspected;			/* user space has seen it: enum inspected */
 	__u8 deciding_again;		/* the tuple is that of a flow that exists */
 	__u32 copying;			/* interface to which a copy is on its way at this moment */
+	__u32 mtu;			/* that an answer tells; 0: it tells of a rejection */
 	__u64 answers_ns;		/* until when this CPU's ICMP answers are spent */
 	__u32 watched[2];		/* sender, receiver: being captured, and told BEFORE; 0: not */
 	/* Takes no room: names types that no map uses, so that BTF has them for the layout test. */

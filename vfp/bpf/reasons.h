@@ -38,5 +38,6 @@ enum drop_reason {
 	INSPECT_UNAVAILABLE = 32,
 	NAT_FILTERED = 33,
 	NAT_QUOTA = 34,
+	TOO_BIG = 35,
 	DROP_REASONS = 64,	/* size of the counter table */
 };

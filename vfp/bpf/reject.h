@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR Apache-2.0) */
 /*
  * Tell the sender of a rejected packet: TCP by a reset (RFC 9293 3.5.2), the rest by ICMP "administratively prohibited"
- * (RFC 1812 5.2.7.1, RFC 4443 3.1). The answer is made beside the packet, put in its place, and sent to where it came from.
+ * (RFC 1812 5.2.7.1, RFC 4443 3.1); that of a packet which is too big by ICMP with the MTU (RFC 1191 4, RFC 4443 3.2).
+ * The answer is made beside the packet, put in its place, and sent to where it came from.
  */
 #pragma once
 
@@ -12,6 +13,7 @@
 #define QUOTE6_MAX (1280 - 40 - 8)	/* RFC 4443 2.4 (c) */
 #define PROHIBITED 13			/* ICMP code; of ICMPv6: 1 */
 #define PROHIBITED6 1
+#define ICMP6_TOO_BIG 2
 #define INTERNETWORK_CONTROL 0xc0	/* RFC 1812 4.3.2.5 */
 #define SUM_BYTES 512			/* that bpf_csum_diff takes at once */
 #define SUM_CHUNKS 3
@@ -252,7 +254,8 @@ static __always_inline __u32 make_error(struct __sk_buff *skb, const struct scra
 		return 0;
 	__builtin_memset(&a->icmp, 0, sizeof(a->icmp));
 	a->icmp.type = ICMP_DEST_UNREACH;
-	a->icmp.code = PROHIBITED;
+	a->icmp.code = s->mtu ? ICMP_FRAG_NEEDED : PROHIBITED;
+	a->icmp.sequence = bpf_htons(s->mtu);
 	a->icmp.check = checksum(&a->icmp, sizeof(a->icmp) + padded(length), 0);
 	answer_ipv4(&a->ip, &s->pkt, IPPROTO_ICMP, INTERNETWORK_CONTROL, sizeof(a->icmp) + length);
 	return offsetof(struct error4, quote) - FRAME + length;
@@ -265,8 +268,9 @@ static __always_inline __u32 make_error6(struct __sk_buff *skb, const struct scr
 	if (!length)
 		return 0;
 	__builtin_memset(&a->icmp, 0, sizeof(a->icmp));
-	a->icmp.type = ICMP6_UNREACHABLE;
-	a->icmp.code = PROHIBITED6;
+	a->icmp.type = s->mtu ? ICMP6_TOO_BIG : ICMP6_UNREACHABLE;
+	a->icmp.code = s->mtu ? 0 : PROHIBITED6;
+	a->icmp.sequence = bpf_htons(s->mtu);	/* the lower half of a word whose upper one is zero */
 	answer_ipv6(&a->ip, &s->pkt, IPPROTO_ICMPV6, body);
 	a->icmp.check = checksum(&a->ip.src, 32 + sizeof(a->icmp) + padded(length), bpf_htonl(IPPROTO_ICMPV6 + body));
 	return offsetof(struct error6, quote) - FRAME + length;
@@ -291,34 +295,34 @@ static __always_inline int replace(struct __sk_buff *skb, const struct scratch *
 /* To where the packet came from. */
 static __always_inline int send_back(struct __sk_buff *skb, struct scratch *s)
 {
-	__u32 number = ZONE_NUMBER(s->pkt.key.zone), zero = 0;
+	__u32 number = ZONE_NUMBER(s->pkt.key.zone), zero = 0, reason = s->mtu ? TOO_BIG : REJECTED;
 	struct transposition tunnel = {.vni = number, .vtep = s->pkt.vtep};
 	struct settings *settings = bpf_map_lookup_elem(&config, &zero);
 	struct port *port;
-	__u32 *uplink;
+	struct uplink *uplink;
 
 	switch (ZONE_KIND(s->pkt.key.zone)) {
 	case ZONE_PORT:
 		port = bpf_map_lookup_elem(&ports, &number);
 		if (!port)
 			return TC_ACT_SHOT;
-		report(skb, s, PLACE_PORT, REJECTED, port->ifindex);
+		report(skb, s, PLACE_PORT, reason, port->ifindex);
 		return to_endpoint(skb, s, port->ifindex, port->flags & PORT_TAP);
 	case ZONE_OVERLAY:
 		if (!settings || !settings->tunnel_ifindex || into_tunnel(skb, &tunnel))
 			return TC_ACT_SHOT;
-		report(skb, s, PLACE_TUNNEL, REJECTED, number);
+		report(skb, s, PLACE_TUNNEL, reason, number);
 		return bpf_redirect(settings->tunnel_ifindex, 0);
 	case ZONE_UPLINK:
 		uplink = bpf_map_lookup_elem(&uplinks, &number);
-		if (!uplink || !*uplink)
+		if (!uplink || !uplink->ifindex)
 			return TC_ACT_SHOT;
-		report(skb, s, PLACE_UPLINK, REJECTED, *uplink & ~UPLINK_LOOPBACK);
-		if (*uplink & UPLINK_LOOPBACK)
-			return past_hook(skb, s, *uplink & ~UPLINK_LOOPBACK, BPF_F_INGRESS);
-		return bpf_redirect_neigh(*uplink, 0, 0, 0);
+		report(skb, s, PLACE_UPLINK, reason, uplink->ifindex & ~UPLINK_LOOPBACK);
+		if (uplink->ifindex & UPLINK_LOOPBACK)
+			return past_hook(skb, s, uplink->ifindex & ~UPLINK_LOOPBACK, BPF_F_INGRESS);
+		return bpf_redirect_neigh(uplink->ifindex, 0, 0, 0);
 	case ZONE_HOST:
-		report(skb, s, PLACE_STACK, REJECTED, 0);
+		report(skb, s, PLACE_STACK, reason, 0);
 		return past_hook(skb, s, skb->ifindex, BPF_F_INGRESS);
 	}
 	return TC_ACT_SHOT;
@@ -332,7 +336,7 @@ static __always_inline int reject(struct __sk_buff *skb, struct scratch *s)
 
 	if (!a || !may_answer(s))
 		return TC_ACT_SHOT;
-	if (s->pkt.key.protocol == IPPROTO_TCP)
+	if (s->pkt.key.protocol == IPPROTO_TCP && !s->mtu)
 		length = make_reset(skb, s, a);
 	else if (!take_token(s))
 		return TC_ACT_SHOT;

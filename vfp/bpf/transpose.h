@@ -12,6 +12,8 @@
 #define IPV4_TTL (L3 + offsetof(struct iphdr, ttl))
 #define IPV4_DST (L3 + offsetof(struct iphdr, daddr))
 #define IPV6_HOPS (L3 + offsetof(struct ipv6_header, hops))
+#define EVERY_LINK (L3 + 1280)	/* bytes of a frame that are never too big: one compare for most packets */
+#define GSO_BY_FRAGS 0xffff
 #define MARK_INSPECTED 0x51ce1a57	/* of a packet that enters again at its link */
 #define IPV6_SRC (L3 + offsetof(struct ipv6_header, src))
 
@@ -278,6 +280,36 @@ static __always_inline int enter_again(struct __sk_buff *skb, struct scratch *s)
 	return bpf_redirect(port->ifindex, ZONE_KIND(s->pkt.key.zone) == ZONE_HOST ? 0 : BPF_F_INGRESS);
 }
 
+/*
+ * Whether what leaves is more than the uplink carries; of an offloaded packet, what each of its segments will be. Those
+ * of SCTP (GSO_BY_FRAGS) differ, and their sender knows its path.
+ */
+static __always_inline int is_too_big(struct __sk_buff *skb, const struct scratch *s, const struct transposition *t)
+{
+	__u32 length = skb->len - L3, segment = skb->gso_size;
+	__u8 offset;
+
+	if (t->place != PLACE_UPLINK || !t->vni || length <= t->vni || segment == GSO_BY_FRAGS)
+		return 0;
+	if (!segment)
+		return 1;
+	if (s->pkt.key.protocol != IPPROTO_TCP)
+		return s->l4 - L3 + sizeof(struct udphdr) + segment > t->vni;
+	if (bpf_skb_load_bytes(skb, s->l4 + 12, &offset, 1))
+		return 1;
+	return s->l4 - L3 + (offset >> 4) * 4U + segment > t->vni;
+}
+
+/* bpf_redirect_neigh does not fragment and does not tell: the device, or the next one, loses the packet. */
+static __always_inline int drop_too_big(struct __sk_buff *skb, struct scratch *s, const struct transposition *t)
+{
+	s->mtu = t->vni;
+	drop_early(skb, s, TOO_BIG);
+	if (!is_dry(s))
+		bpf_tail_call(skb, &jumps, JUMP_REJECT);
+	return TC_ACT_SHOT;
+}
+
 /* Returns a TC verdict. */
 static __always_inline int transpose(struct __sk_buff *skb, struct scratch *s, const struct transposition *t)
 {
@@ -290,6 +322,8 @@ static __always_inline int transpose(struct __sk_buff *skb, struct scratch *s, c
 		if ((t->place == PLACE_UPLINK || t->place == PLACE_LOOPBACK) && s->pkt.dmac[0] & 1)
 			return drop_early(skb, s, NO_ROUTE);
 	}
+	if (skb->len > EVERY_LINK && is_too_big(skb, s, t))
+		return drop_too_big(skb, s, t);
 	reason = rewrite_packet(skb, s, t);
 	if (reason)
 		return drop_early(skb, s, reason);

@@ -76,7 +76,7 @@ struct transposition {
 	__be16 dport;
 	__u8 smac[6];
 	__u8 dmac[6];
-	__u32 vni;
+	__u32 vni;		/* PLACE_UPLINK: its MTU; 0: not known */
 	__u32 vtep;		/* host byte order, as the tunnel key wants it */
 };
 
@@ -158,7 +158,13 @@ enum port_flags {
 	PORT_TAP = 1 << 2,		/* no veth */
 };
 
-#define UPLINK_LOOPBACK (1U << 31)	/* in a value of `uplinks`, beside the interface index */
+#define UPLINK_LOOPBACK (1U << 31)	/* beside an uplink's interface index */
+
+struct uplink {
+	__u32 ifindex;		/* and UPLINK_LOOPBACK; 0: there is none */
+	__u32 mtu;		/* 0: not known */
+};
+
 
 struct port {
 	__u32 generation;

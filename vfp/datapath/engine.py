@@ -77,6 +77,7 @@ from vfp.layout import (
     SETTINGS,
     SPACE_KEY,
     SWEEP,
+    UPLINK,
     FlowFlag,
     LocationKind,
     Ring,
@@ -629,7 +630,7 @@ class Datapath(AbstractContextManager["Datapath"]):
             self._meters &= wanted
 
     def _uplinks(self) -> dict[bytes, bytes]:
-        return {key: value for key, value in self._map("uplinks").items() if value != _ZERO}
+        return {key: value for key, value in self._map("uplinks").items() if any(value)}
 
     def _uplinks_changed(self, wanted: dict[bytes, bytes]) -> bool:
         return self._uplinks() != wanted
@@ -637,7 +638,7 @@ class Datapath(AbstractContextManager["Datapath"]):
     def _write_uplinks(self, wanted: dict[bytes, bytes]) -> None:
         uplinks = self._map("uplinks")
         for key in self._uplinks().keys() - wanted.keys():
-            uplinks.update(key, _ZERO)
+            uplinks.update(key, bytes(UPLINK.itemsize))
         for key, value in wanted.items():
             uplinks.update(key, value)
 

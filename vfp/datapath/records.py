@@ -161,7 +161,8 @@ def read_flows(keys: npt.NDArray[np.uint8], values: npt.NDArray[np.uint8], now_n
             idle_s=max(0, now_ns - int(flow["seen_ns"])) / 1e9, age_s=max(0, now_ns - int(flow["created_ns"])) / 1e9,
             place=PlaceKind(int(flow["out"]["place"])).of_model.name.lower(),
             ports=(int(flow["ports"][0]), int(flow["ports"][1])), ifindex=int(flow["out"]["ifindex"]),
-            vtep=int(flow["out"]["vtep"]), vni=int(flow["out"]["vni"]),
+            vtep=int(flow["out"]["vtep"]),
+            vni=int(flow["out"]["vni"]) if flow["out"]["place"] == PlaceKind.TUNNEL else 0,
             current=policy is None or _is_current(flow, policy),
         )
 

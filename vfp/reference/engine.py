@@ -5,7 +5,7 @@ Decided here, where `docs/engine.md` is open:
 - A SYN that finds its flow closed is a miss even if the entry is stale. If the new decision denies it, the
   closed pair stays until it is aged.
 - A stale entry is decided again before its VTEP is compared, with the entry as written anew.
-- TTL is checked when the packet leaves: a packet that dies of it has made or used its flow.
+- TTL and the uplink's MTU are checked when the packet leaves: a packet that dies of them has made or used its flow.
 - Only packets that got as far as their transposition are counted on an entry.
 """
 
@@ -29,6 +29,7 @@ from vfp.reference.fragments import FragmentTable
 from vfp.reference.index import Index, changed_ports
 from vfp.reference.layers import RuleRef
 from vfp.reference.packet import (
+    ETHERNET_BYTES,
     TCP_ACK,
     TCP_SYN,
     FlowTuple,
@@ -50,6 +51,7 @@ from vfp.timeouts import Timeouts
 FLOW_ENTRIES = 262144
 REDECIDE_PER_S = 200_000
 REDECIDE_BURST_S = 0.1
+EVERY_LINK = ETHERNET_BYTES + 1280      # bytes of a frame that are never too big for an uplink
 
 
 class Verdict(StrEnum):
@@ -231,12 +233,12 @@ class Engine:
         drop_port = decision.drop_port if decision else passage.zone.number if at_port else 0
         return Result(Verdict.DROP, passage.frame, drop.reason, drop_port=drop_port,
                       layer=step.layer if step else "", denied_by=denied_by,
-                      answer=self._answer(passage) if drop.reason is DropReason.REJECTED else None)
+                      answer=self._answer(passage, drop.mtu) if drop.is_told else None)
 
-    def _answer(self, passage: _Passage) -> Answer | None:
-        """What tells the sender of a rejected frame, to where it came from."""
-        exit = passage.back()
-        frame = answer_to(passage.frame, passage.packet, self._answers, passage.now_s) if passage.packet else None
+    def _answer(self, passage: _Passage, mtu: int) -> Answer | None:
+        """What tells the sender of a rejected frame, or of one that is too big, to where it came from."""
+        exit, packet = passage.back(), passage.packet
+        frame = answer_to(passage.frame, packet, self._answers, passage.now_s, mtu) if packet else None
         return Answer(frame, exit) if frame and exit else None
 
 
@@ -247,10 +249,15 @@ class _Former(Exception):
 class _Drop(Exception):
     """The frame ends here."""
 
-    def __init__(self, reason: DropReason, decision: Decision | None = None) -> None:
+    def __init__(self, reason: DropReason, decision: Decision | None = None, mtu: int = 0) -> None:
         super().__init__(reason.name)
         self.reason = reason
         self.decision = decision
+        self.mtu = mtu                      # of TOO_BIG
+
+    @property
+    def is_told(self) -> bool:
+        return self.reason in (DropReason.REJECTED, DropReason.TOO_BIG)
 
 
 @dataclass(slots=True)
@@ -451,6 +458,10 @@ class _Passage:
             frame = header.apply(frame or self.frame, packet, how)
         except Undeliverable as undeliverable:
             raise _Drop(undeliverable.reason) from None
+        if isinstance(how.exit, header.ToUplink) and len(frame) > EVERY_LINK:
+            link = self.engine._index.uplinks[how.exit.uplink]
+            if not link.loopback and 0 < link.mtu < len(frame) - ETHERNET_BYTES:
+                raise _Drop(DropReason.TOO_BIG, mtu=link.mtu)
         if isinstance(how.exit, header.ToSender):
             return Result(Verdict.REPLY, self._answer(packet, how.exit.mac), port=how.exit.port)
         return _leaving(how.exit, frame, flows)

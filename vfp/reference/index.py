@@ -57,10 +57,10 @@ class Index:
         return {rule.action.meter for port in self.state.ports for rule in rules_of(port)
                 if isinstance(rule.action, Meter)}
 
-    def links(self) -> tuple[int, dict[int, tuple[int, bool]]]:
+    def links(self) -> tuple[int, dict[int, tuple[int, bool, int]]]:
         """Interfaces other than those of ports: the tunnel device, and uplinks by id."""
         return self.state.tunnel_ifindex, {
-            uplink.id: (uplink.ifindex, uplink.loopback) for uplink in self.state.uplinks}
+            uplink.id: (uplink.ifindex, uplink.loopback, uplink.mtu) for uplink in self.state.uplinks}
 
     def places(self) -> dict[tuple[int, Address], Location]:
         """All entries of all spaces."""

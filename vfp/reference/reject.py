@@ -1,6 +1,8 @@
-"""What the sender of a rejected packet is told: a TCP reset, or an ICMP error "administratively prohibited".
+"""What the sender of a rejected packet is told: a TCP reset, or an ICMP error "administratively prohibited"; and
+that of a packet which is too big: the MTU.
 
-Sources: RFC 9293 3.5.2 and 3.10.7.1 (resets), RFC 1812 4.3.2 and RFC 4443 2.4 (to whom no error may go).
+Sources: RFC 9293 3.5.2 and 3.10.7.1 (resets), RFC 1812 4.3.2 and RFC 4443 2.4 (to whom no error may go), RFC 1191 4 and
+RFC 4443 3.2 (too big).
 """
 
 from __future__ import annotations
@@ -63,14 +65,14 @@ class AnswerLimit:
         return True
 
 
-def answer_to(frame: bytes, packet: Packet, limit: AnswerLimit, now_s: float) -> bytes | None:
-    """The frame that tells its sender; None when nobody may or can be told."""
+def answer_to(frame: bytes, packet: Packet, limit: AnswerLimit, now_s: float, mtu: int = 0) -> bytes | None:
+    """The frame that tells its sender; None when nobody may or can be told. `mtu`: that it is larger than this."""
     if not _may_answer(frame, packet):
         return None
-    if packet.is_tcp:
+    if packet.is_tcp and not mtu:
         answer = _reset(frame, packet)
     elif limit.take(now_s):
-        answer = _error(frame, packet)
+        answer = _error(frame, packet, mtu)
     else:
         return None
     return answer if packet.transport <= TRANSPORT_AT_MAX else None
@@ -113,13 +115,13 @@ def _reset(frame: bytes, packet: Packet) -> bytes:
     return _in_ip(frame, packet, TCP, _summed(_pseudo(packet, TCP, len(body)), body, 16))
 
 
-def _error(frame: bytes, packet: Packet) -> bytes:
+def _error(frame: bytes, packet: Packet, mtu: int) -> bytes:
     six = packet.tuple.family == 6
     came = frame[ETHERNET_BYTES:packet.transport + packet.length]
     if six:
-        body = bytes([1, 1]) + bytes(6) + came[:ERROR_BYTES_MAX_6 - 40 - 8]
+        body = struct.pack("!BBHI", *((2, 0, 0, mtu) if mtu else (1, 1, 0, 0))) + came[:ERROR_BYTES_MAX_6 - 40 - 8]
         return _in_ip(frame, packet, ICMPV6, _summed(_pseudo(packet, ICMPV6, len(body)), body, 2))
-    body = bytes([3, 13]) + bytes(6) + came[:ERROR_BYTES_MAX - 20 - 8]
+    body = struct.pack("!BBHI", 3, 4 if mtu else 13, 0, mtu) + came[:ERROR_BYTES_MAX - 20 - 8]
     return _in_ip(frame, packet, ICMP, _summed(b"", body, 2), INTERNETWORK_CONTROL)
 
 
