@@ -29,7 +29,7 @@ def main() -> int:
     options = [*sys.argv[1:], "--rootdir", str(TESTS.parent)]
     watch = leaks.begin()
     with tempfile.TemporaryFile("w+") as output:
-        pytest = [sys.executable, "-m", "pytest", *options]
+        pytest = [sys.executable, "-u", "-m", "pytest", *options]
         beside = subprocess.Popen([*pytest, *unseen], stdout=output, stderr=output)
         try:
             rest = [f"--ignore={path}" for path in unseen]
