@@ -26,7 +26,8 @@ _LEAKS = pytest.StashKey[leaks.Leaks]()
 
 def pytest_sessionstart(session: pytest.Session) -> None:
     mount_bpffs()                           # as the agent does; it stays, like any system's
-    session.config.stash[_WATCH] = leaks.begin()
+    if not os.environ.get(leaks.WATCHED):   # by who runs both halves
+        session.config.stash[_WATCH] = leaks.begin()
 
 
 @pytest.hookimpl(trylast=True)

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 MARK = "SLUICE_TEST_SESSION"
+WATCHED = "SLUICE_TEST_WATCHED"             # set: whoever started this session looks for leaks
 GRACE_S = 4.0                # the kernel frees namespaces, programs and maps a little after their last user
 SETTLE_S = 0.5
 NAMESPACES = Path("/run/netns")

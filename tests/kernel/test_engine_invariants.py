@@ -146,6 +146,8 @@ def test_the_answer_to_what_left_comes_back_as_the_answer_to_what_was_asked(hist
             continue                        # a space with a place in another VNI: no way back
         event("answered")
         back = engine.process(answer.hook, answer.number, answer.frame, vtep=answer.vtep, now_s=0.0)
+        if back.reason in (DropReason.OUT_OF_STATE, DropReason.TOO_BIG):
+            continue                        # a port is strict now, or the other side's link carries less
         assert back.verdict is not Verdict.DROP
         assert parse(back.frame).tuple == parse(step.frame).tuple.reversed()
         assert set(back.flows) == set(result.flows)
@@ -175,7 +177,7 @@ def test_generated_packets_are_mostly_interesting() -> None:
               "redirect_port", "redirect_uplink", "tunnel", "stack", "reply", "hits", "DENIED", "LAYER_DEFAULT",
               "WRONG_VTEP", "UNKNOWN_SOURCE", "TTL_EXCEEDED", "FRAGMENT_UNKNOWN", "ARP_UNANSWERED",
               "MALFORMED_IPV4", "FRAGMENT_TINY", "FRAGMENT_OVERLAP", "MALFORMED_IPV6",
-              "MALFORMED_ND", "REJECTED", "answered", "mirrored", "OUT_OF_STATE", "HALF_OPEN_FULL", "UDP_FULL"}
+              "MALFORMED_ND", "REJECTED", "answered", "mirrored", "OUT_OF_STATE", "UDP_FULL"}
     missing = wanted - seen.keys()
     assert not missing, (missing, seen)
     through = sum(seen[verdict.value] for verdict in Verdict)
