@@ -69,7 +69,8 @@ class PortPrograms:
         for port_id in self._written:
             port = tables.ports.get(port_id)
             if port is None:
-                self._ports.update(_u32(port_id), pack(PORT, generation=self._next_generation(port_id)))
+                gone = pack(PORT, generation=self._next_generation(port_id))
+                self._ports.update(_u32(port_id), gone[:_BORN] + self._born(port_id) + gone[_BORN + 4 :])
             elif port_id in stale:
                 self._write_record(port_id, self._in_force(port_id)[:4] + port.record[4:])
 
@@ -94,10 +95,12 @@ class PortPrograms:
 
     def _write_record(self, port_id: int, record: bytes, born: bytes | None = None) -> None:
         """Who looks at the port's packets goes on to. `born`: the id is this port's from that generation on."""
-        if born is None:
-            born = (self._ports.lookup(_u32(port_id)) or bytes(PORT.itemsize))[_BORN : _BORN + 4]
-        record = record[:_BORN] + born + record[_BORN + 4 :]
+        record = record[:_BORN] + (born or self._born(port_id)) + record[_BORN + 4 :]
         self._ports.update(_u32(port_id), self._capturing.marked(port_id, record))
+
+    def _born(self, port_id: int) -> bytes:
+        """It outlives the port: what a former one has left is nobody's, whether or not there is one now."""
+        return (self._ports.lookup(_u32(port_id)) or bytes(PORT.itemsize))[_BORN : _BORN + 4]
 
     def _in_force(self, port_id: int) -> bytes:
         """The port's struct program of this turn; all zero: none."""
