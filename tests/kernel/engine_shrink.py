@@ -35,7 +35,7 @@ def shrunk(difference: Difference, backend: AgeingBpf | AgeingReference, patienc
             if found.sort == difference.sort:
                 best = Difference(found.sort, found.detail, case)
                 return True
-        except PolicyError:                 # no policy at all
+        except (PolicyError, TypeError, ValueError):    # no policy at all
             pass
         return False
 

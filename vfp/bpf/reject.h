@@ -304,7 +304,7 @@ static __always_inline int send_back(struct __sk_buff *skb, struct scratch *s)
 	switch (ZONE_KIND(s->pkt.key.zone)) {
 	case ZONE_PORT:
 		port = bpf_map_lookup_elem(&ports, &number);
-		if (!port)
+		if (!port || !port->ifindex)	/* gone */
 			return TC_ACT_SHOT;
 		report(skb, s, PLACE_PORT, reason, port->ifindex);
 		return to_endpoint(skb, s, port->ifindex, port->flags & PORT_TAP);

@@ -279,7 +279,7 @@ class _Passage:
         index, number = self.engine._index, self.zone.number
         match self.zone.kind:
             case ZoneKind.PORT:
-                return header.ToPort(number)
+                return header.ToPort(number) if number in index.ports else None
             case ZoneKind.OVERLAY:
                 return header.ToVtep(self.vtep, number) if self.vtep and index.has_tunnel else None
             case ZoneKind.UPLINK:
