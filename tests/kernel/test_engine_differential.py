@@ -6,10 +6,16 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from engine_backends import Backend, BpfBackend, ReferenceBackend, outcome_of
+from engine_backends import LIMITS, Backend, BpfBackend, ReferenceBackend, outcome_of
+from engine_frames import ACK, SYN, TCP, UDP, IpFrame
+from engine_states import GATEWAY_MAC, INSIDE, MACS, overlay_tail
 from engine_steps import History, Join, Leave, Player, Send, Update, Wait, histories, memberships, neighbours, sends_of
-from hypothesis import HealthCheck, given, note, settings
+from hypothesis import HealthCheck, example, given, note, settings
 from hypothesis import strategies as st
+
+from vfp.model import EngineState, LocalPort, Port, Space
+from vfp.reasons import DropReason
+from vfp.reference import Hook
 
 IDLE_TIMES_S = (1.0, 3.0, 31.0, 61.0, 241.0, 301.0, 7441.0)
 
@@ -96,3 +102,26 @@ def test_the_reference_agrees_with_itself() -> None:
         replay(history, ReferenceBackend())
 
     check()
+
+
+@given(protocol=st.just(TCP))
+@example(protocol=UDP)
+@settings(max_examples=1, deadline=None)
+def test_the_kernel_has_the_budgets_of_the_reference(bpf: BpfBackend, protocol: int) -> None:
+    """Too seldom drawn: full, open for what has its place, and for TCP free again with the first reply."""
+    places = tuple((INSIDE[n - 1], LocalPort(n, MACS[n])) for n in (1, 2))
+    ports = tuple(Port(n, f"p{n}", 10 + n, MACS[n], GATEWAY_MAC, overlay_tail(100)) for n in (1, 2))
+
+    def sent(by: int, own: int, other: int, flags: int) -> Send:
+        to = 3 - by
+        frame = IpFrame(MACS[by], MACS[to], INSIDE[by - 1], INSIDE[to - 1], protocol, own, other, flags)
+        return Send(Hook.PORT_OUT, by, frame.build())
+
+    many = tuple(sent(1, 1000 + n, 80, SYN) for n in range(LIMITS.half_open + 2))
+    steps = (*many, many[0], sent(2, 80, 1000, SYN | ACK), many[-1], many[-2])
+    reference = replay(History(EngineState(ports=ports, spaces=(Space(100, places),)), steps), bpf)
+    drops = reference.drop_counts()
+    if protocol == TCP:                     # the reply gives one place back, which the first of the last two takes
+        assert drops == {DropReason.HALF_OPEN_FULL: 3}
+    else:
+        assert drops == {DropReason.UDP_FULL: 4}

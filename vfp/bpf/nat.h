@@ -13,8 +13,8 @@
 #define NO_ENTRY (-2)		/* -ENOENT, -EEXIST of helpers */
 #define ENTRY_EXISTS (-17)
 /*
- * Ports that were kept lie side by side, and a search that goes from one to the next walks to their end: in a range that is
- * three quarters full 18 steps on average, 2,176 at worst, against 1.3 and 59 with leaps. Prime, so that all are visited.
+ * Ports that were kept lie side by side, and a search that goes from one to the next walks to their end. In a model of a range
+ * that is three quarters full: 18 steps on average, 2,176 at worst, against 1.3 and 59 with leaps. Prime: all are visited.
  */
 #define PORT_STEP 16411
 
