@@ -109,7 +109,12 @@ def test_a_subject_that_cannot_be_built_is_told_with_the_reason() -> None:
 def test_what_a_killed_benchmark_left_is_removed() -> None:
     name = f"bench-{1 << 30}-raw0-a"
     run("ip", "netns", "add", name)
-    process = subprocess.Popen(inside(name, "sleep", "60"))
-    assert name in remove_stale()
-    assert process.wait(5) < 0
+    process = subprocess.Popen([*inside(name, "sh", "-c", "echo; exec sleep 60")], stdout=subprocess.PIPE)
+    try:
+        assert process.stdout is not None and process.stdout.readline()     # from now on it is inside
+        assert name in remove_stale()
+        assert process.wait(5) < 0
+    finally:
+        process.kill()
+        process.communicate()
     assert name not in run("ip", "netns", "list")
