@@ -111,7 +111,8 @@ def test_what_a_killed_benchmark_left_is_removed() -> None:
     run("ip", "netns", "add", name)
     process = subprocess.Popen([*inside(name, "sh", "-c", "echo; exec sleep 60")], stdout=subprocess.PIPE)
     try:
-        assert process.stdout is not None and process.stdout.readline()     # from now on it is inside
+        assert process.stdout is not None
+        assert process.stdout.readline()        # from now on it is inside
         assert name in remove_stale()
         assert process.wait(5) < 0
     finally:
