@@ -25,6 +25,7 @@ from vfp.model import (
     PortRange,
     Reject,
     Rewrite,
+    Switch,
     ToUplink,
     TranslatePrefix,
     TranslateSource,
@@ -92,6 +93,8 @@ def action_text(action: Action) -> str:
             return f"forward space {space}"
         case ToUplink(uplink):
             return f"to uplink {uplink}"
+        case Switch(space):
+            return f"switch in space {space}"
         case AnswerArp(space):
             return f"answer arp from space {space}"
         case Rewrite():

@@ -1,4 +1,4 @@
-"""The messages of the southbound protocol, version 2, and the goal-state objects they carry.
+"""The messages of the southbound protocol, version 3, and the goal-state objects they carry.
 
 A goal state is a set of objects, each with a `key` (kind, id). The controller derives it for one host; the agent
 makes it so. Objects are frozen dataclasses of plain values, so that they travel as msgpack maps and compare
@@ -10,7 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
+REMOTES_BLOCK = 256                         # endpoints in one `RemotesGoal`
 
 Key = tuple[str, str]
 
@@ -40,21 +41,67 @@ class NatGoal:
     timeouts: tuple[tuple[str, float], ...] = ()    # (name, s), for the endpoints' flows
 
 
+Mode = Literal["nat", "overlay", "transparent", "l2bridge", "l2tunnel", "private"]
+
+
+@dataclass(frozen=True, slots=True)
+class RouteGoal:
+    """Where a network sends a prefix that is none of its subnets. One of `address` and `vteps` is given."""
+
+    prefix: str
+    address: str = ""                       # next hop in the network
+    vteps: tuple[str, ...] = ()             # of the host whose exit it is; see `southbound.vteps`
+    here: bool = False                      # with `vteps`: that host is this one
+
+
+@dataclass(frozen=True, slots=True)
+class FloodGoal:
+    """How broadcast and multicast spread in a network."""
+
+    rate: int                               # frames a second, by host and CPU
+    burst: int
+    vteps: tuple[str, ...] = ()             # of overlay: one for each other host that has a port in it
+
+
+@dataclass(frozen=True, slots=True)
+class QosGoal:
+    """Limits and marks of one endpoint. Rates are bits a second of frames as they are on its link; 0: none."""
+
+    egress_bps: int = 0                     # from the endpoint
+    egress_burst_bytes: int = 0
+    ingress_bps: int = 0                    # towards the endpoint
+    ingress_burst_bytes: int = 0
+    minimum_bps: int = 0                    # guaranteed from the endpoint, of `HostGoal.uplink_bps`
+    dscp: int | None = None                 # 0..63: mark what it sends
+    packets_out: int = 0                    # a second
+    packets_in: int = 0
+    connections: int = 0                    # at a time
+    meter: bool = False                     # count packets and bytes by direction and rule, exactly
+
+
 @dataclass(frozen=True, slots=True)
 class NetworkGoal:
-    """A network that has a port on this host."""
+    """A network that has a port on this host, or is peered with one that has."""
 
     kind: ClassVar[str] = "network"
 
     id: str                                 # resource uid
     name: str
     tenant: str
-    mode: Literal["nat", "overlay"]
-    space: int                              # VNI for overlay; 2**24 + n for nat; unique in the controller
+    mode: Mode
+    space: int                              # VNI for overlay; 2**24 + n for the others; unique in the controller
     subnets: tuple[Subnet, ...]
     gateway_mac: str
     mtu_bytes: int                          # 0: underlay (or uplink) MTU minus overhead, found by the agent
-    nat: NatGoal = NatGoal()                # of a nat network
+    nat: NatGoal = NatGoal()                # of a nat network, and of an overlay with `egress`
+    uplink: str = ""                        # transparent, l2bridge, l2tunnel: interface; empty: the host's
+    peers: tuple[str, ...] = ()             # NetworkGoal.id of overlays that it is peered with, either way
+    routes: tuple[RouteGoal, ...] = ()
+    egress: bool = False                    # overlay: to the world by this host's NAT
+    isolated: bool = False                  # its endpoints reach the gateway and what is behind it, not each other
+    flood: FloodGoal | None = None          # None: group MACs are dropped, but for ARP and ND that are answered
+    advertise: bool = False                 # router advertisements from the gateway (RFC 4861), without SLAAC
+    slaac: bool = False                     # with `advertise`: prefixes are for autonomous addresses (RFC 4862)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,12 +148,38 @@ class PortGoal:
     default_in: Literal["allow", "deny"] = "allow"
     default_out: Literal["allow", "deny"] = "allow"
     strict_tcp: bool = False                # drop TCP segments that do not fit their connection's state
-    address6: str = ""                      # IPv6, with prefix length; empty: none. One of the two there is
+    address6: str = ""                      # IPv6, with prefix length; empty: none. One of the two there is, or `dhcp`
+    qos: QosGoal = QosGoal()                # of the endpoint, or of its network
+    dhcp: bool = False                      # transparent: its IPv4 address comes by DHCP, and is learned from the lease
+    forwards: tuple[str, ...] = ()          # prefixes that it may send from beside its own addresses: it is a router
+    vlans: tuple[int, ...] = ()             # transparent: 802.1Q tags that it may send and get
+    behind: str = ""                        # PortGoal.id by whose link it is reached: no link of its own
+    queues: int = 1                         # of a tap port
+
+
+@dataclass(frozen=True, slots=True)
+class RemotesGoal:
+    """Endpoints of a network of ours that live behind another host, CA to PA, in columns of equal length.
+
+    A host's endpoints in one network come in blocks of at most `REMOTES_BLOCK`, by a hash of the endpoint's
+    uid, so that a change is one small object.
+    """
+
+    kind: ClassVar[str] = "remotes"
+
+    id: str                                 # network uid/host name/block number
+    network: str                            # NetworkGoal.id
+    host: str                               # name of the Host
+    vteps: tuple[str, ...]                  # its underlay addresses, in the order declared; see `southbound.vteps`
+    names: tuple[str, ...]                  # of the Endpoints, for traces
+    macs: bytes                             # 6 bytes each
+    addresses: bytes                        # IPv4, 4 bytes each; 0.0.0.0: none
+    addresses6: bytes                       # IPv6, 16 bytes each; ::: none. Empty: none has any
 
 
 @dataclass(frozen=True, slots=True)
 class RemoteGoal:
-    """An endpoint of a network of ours that lives behind another host: CA to PA."""
+    """An endpoint of a network of ours that lives behind another host: CA to PA. Before version 3."""
 
     kind: ClassVar[str] = "remote"
 
@@ -146,10 +219,13 @@ class HostGoal:
     underlay: str = ""                      # this host's VTEP address; empty: none, no overlay
     uplink: str = ""                        # interface name for NAT; empty: the one with the default route
     nat_ports: tuple[int, int] = (20000, 32767)   # source ports that NAT may use
+    underlays: tuple[str, ...] = ()         # all VTEP addresses of this host; `underlay` is the first
+    vxlan_port: int = 4789                  # UDP; the same on all hosts
+    uplink_bps: int = 0                     # what the uplink carries, for guaranteed minimums; 0: not known
 
 
-Goal = NetworkGoal | PortGoal | RemoteGoal | MappingGoal | HostGoal
-GOALS: tuple[type[Goal], ...] = (NetworkGoal, PortGoal, RemoteGoal, MappingGoal, HostGoal)
+Goal = NetworkGoal | PortGoal | RemotesGoal | RemoteGoal | MappingGoal | HostGoal
+GOALS: tuple[type[Goal], ...] = (NetworkGoal, PortGoal, RemotesGoal, RemoteGoal, MappingGoal, HostGoal)
 
 
 def key_of(goal: Goal) -> Key:

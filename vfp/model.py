@@ -4,7 +4,8 @@ Everything here is a frozen value: built, compared and hashed without root. `vfp
 `EngineState` into BPF map contents; `vfp.reference` evaluates the same state in plain Python.
 
 Terms: a *port* is one virtual NIC. OUT is the direction from the port to the wire, IN towards the port.
-A *space* maps addresses to places (a local port, a remote VTEP, the host's own stack). A *pool* is an external
+A *space* maps addresses to places (a local port, a remote VTEP, the host's own stack), and MACs to ports where frames
+are switched. A *VTEP* is an address of the underlay that sends and receives VXLAN (RFC 7348). A *pool* is an external
 address with a range of ports for source translation. A *mapping* is a fixed inbound translation. A *set* is a named
 collection of addresses and prefixes that rules refer to.
 """
@@ -133,16 +134,37 @@ class Forward:
 
 @dataclass(frozen=True, slots=True)
 class ToUplink:
-    """Send by the host's routing table through an uplink; TTL or hop limit is decremented (RFC 1812 5.3.1)."""
+    """Send through an uplink, to the neighbour that the host's routing table has for the destination, or for `via`.
+
+    TTL or hop limit is decremented (RFC 1812 5.3.1), unless `bridged`: the endpoint is on the uplink's own segment, in
+    the host's name.
+    """
 
     uplink: int
+    bridged: bool = False
+    via: Address | None = None              # of the packets' family: they all go to this router
+
+
+@dataclass(frozen=True, slots=True)
+class Switch:
+    """OUT: deliver by the frame's destination MAC, unchanged: to the station of `space` that has it, else to its wire.
+
+    A group MAC goes to all other stations, the wire and the VTEPs of `space.flooding`, at most so many a second;
+    without `flooding` it is dropped (NOT_FLOODED).
+    """
+
+    space: int
 
 
 @dataclass(frozen=True, slots=True)
 class AnswerArp:
-    """Answer an ARP request or a neighbour solicitation from `space` on the spot; anything else is dropped."""
+    """Answer an ARP request or a neighbour solicitation from `space` on the spot; anything else is dropped.
+
+    With `proxy` an address that the space has no place for is answered with the port's gateway MAC.
+    """
 
     space: int
+    proxy: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,8 +223,8 @@ class Inspect:
 
 Modifier = Mark | Meter | Log | Mirror
 Action = (
-    Allow | Deny | Pass | TranslateSource | TranslatePrefix | Hairpin | Untranslate | Forward | ToUplink | AnswerArp
-    | Rewrite | Reject | Modifier | Inspect
+    Allow | Deny | Pass | TranslateSource | TranslatePrefix | Hairpin | Untranslate | Forward | ToUplink | Switch
+    | AnswerArp | Rewrite | Reject | Modifier | Inspect
 )
 
 
@@ -242,6 +264,14 @@ class Layer:
 
 
 @dataclass(frozen=True, slots=True)
+class Rate:
+    """A token bucket."""
+
+    per_second: int                         # 1..2**31
+    burst: int                              # 1..2**20, what may come at once
+
+
+@dataclass(frozen=True, slots=True)
 class Port:
     """One virtual NIC. `layers` are in OUT order; IN runs them the other way."""
 
@@ -254,6 +284,16 @@ class Port:
     strict_tcp: bool = False                # drop segments that do not fit the connection's state; else pick them up
     timeouts: Timeouts | None = None        # of flows that this port began, or that came to it; None: the engine's
     tap: bool = False                       # `ifindex` is a tap device: a machine is behind it, not the peer of a veth
+    gateways: tuple[Address, ...] = ()      # source of ICMP errors to the endpoint, one a family; none: the destination
+    mtu: int = 0                            # bytes of the largest packet that the endpoint takes; 0: not known
+    shaped: bool = False                    # what it sends passes `EngineState.shaper`, by class `id`
+    queued: bool = False                    # what it gets leaves by the egress of its link, where a queue may be
+    rate_out: Rate | None = None            # packets that it may send, beyond: RATE_LIMITED
+    rate_in: Rate | None = None             # packets that it may get
+    connections: int = 0                    # live pairs of flows that it began, or that came to it; 0: no limit
+    vteps: tuple[Address, ...] = ()         # outer source of what it sends into tunnels, one a family; none: by route
+    vlans: tuple[int, ...] = ()             # 802.1Q tags that it may send and get, 1..4094, at most 8; else VLAN_TAGGED
+    exit_of: int | None = None              # it has no link (`ifindex` 0): the way out of this space; see `Route`
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,9 +308,20 @@ class LocalPort:
 class Remote:
     """An address behind another host: CA (the key) to PA (`vtep`)."""
 
-    vtep: IPv4Address
+    vtep: Address
     vni: int                                # 0..2**24-1
     mac: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteBlock:
+    """Many addresses of one family behind one VTEP, in columns: made, compared and compiled as a whole."""
+
+    vtep: Address
+    vni: int
+    version: int                            # 4 or 6
+    addresses: bytes                        # 4 or 16 bytes each, network byte order
+    macs: bytes                             # 6 bytes each, in the same order
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,11 +342,54 @@ Location = LocalPort | Remote | HostStack | Virtual
 
 
 @dataclass(frozen=True, slots=True)
+class Route:
+    """Where a space sends what it has no entry for, by the longest prefix; and whom it accepts such sources from.
+
+    `via` an address: to the place that the space has for it. A `Remote`: to that VTEP, which has an exit. A `LocalPort`
+    whose port is an exit: the port's OUT layers run as if the packet came from it; what they let in again (by binding
+    or mapping) goes to the place that the exit's space has.
+    """
+
+    prefix: Prefix
+    via: Address | Remote | LocalPort
+
+
+@dataclass(frozen=True, slots=True)
+class Wire:
+    """The segment behind an uplink that a space is part of.
+
+    Stations are there with their own MACs; with `proxy` the space's local addresses are there with the uplink's MAC: it
+    answers ARP and neighbour solicitations for them, and what comes to it for them goes in.
+    """
+
+    uplink: int
+    proxy: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Flooding:
+    """How frames to group MACs spread: to stations and wire of a space, and to `vteps` (head-end replication)."""
+
+    rate: Rate                              # frames of the space, by CPU
+    vni: int = 0
+    vteps: tuple[Address, ...] = ()         # at most 128
+
+
+@dataclass(frozen=True, slots=True)
 class Space:
-    """Address to place. Packets that arrive over the overlay with VNI v are looked up in the space whose id is v."""
+    """Address to place. Packets that arrive over the overlay with VNI v are looked up in the space whose id is v.
+
+    ARP requests and neighbour solicitations that arrive so, for an address of a local port or a `Virtual` one, are
+    answered over the tunnel if their sender is mapped to the outer source.
+    """
 
     id: int                                 # 0..2**24-1 for overlays (= VNI); 2**24.. for others
     entries: tuple[tuple[Address, Location], ...] = ()
+    blocks: tuple[RemoteBlock, ...] = ()
+    routes: tuple[Route, ...] = ()
+    stations: tuple[tuple[bytes, int], ...] = ()    # (MAC, port): who gets frames, at most 1024
+    wire: Wire | None = None
+    flooding: Flooding | None = None
 
 
 class Filtering(StrEnum):
@@ -380,6 +474,19 @@ class Uplink:
 
 
 @dataclass(frozen=True, slots=True)
+class Underlay:
+    """An address of this host that sends and receives VXLAN.
+
+    With `ifindex` the engine makes and takes off the outer headers of single packets itself, at that link; packets that
+    an offload made of several go by the VXLAN device, as all do with 0 (DSCP and ECN either way by RFC 6040).
+    """
+
+    address: Address
+    ifindex: int = 0
+    mtu: int = 0                            # bytes of the largest outer packet; 0: not known
+
+
+@dataclass(frozen=True, slots=True)
 class EngineState:
     """Everything the engine of one host is told. `tunnel_ifindex` 0: no overlay device; `inspect_ifindex` 0: nowhere to
     inspect."""
@@ -393,3 +500,7 @@ class EngineState:
     sets: tuple[AddressSet, ...] = ()
     inspect_ifindex: int = 0
     prefixes: tuple[PrefixMapping, ...] = ()
+    underlays: tuple[Underlay, ...] = ()
+    paths: tuple[tuple[Address, int], ...] = ()     # (VTEP, bytes): a path narrower than the underlay's links
+    tunnel_port: int = 4789                         # UDP
+    shaper: int = 0                                 # ifindex of the link whose queues shape ports; 0: none are

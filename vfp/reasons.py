@@ -41,4 +41,9 @@ class DropReason(IntEnum):
     INSPECT_UNAVAILABLE = 32    # to be inspected, and there is nowhere to
     NAT_FILTERED = 33           # to a binding's external side, from someone that the internal side has not sent to
     NAT_QUOTA = 34              # the port has as many bindings as it may have
-    TOO_BIG = 35                # larger than the MTU of the uplink it would leave by; the sender was told if it may be
+    TOO_BIG = 35                # larger than the link or path it would leave by takes; the sender was told if it may be
+    NOT_FLOODED = 36            # to a group MAC in a space that does not flood, or more of them than its rate
+    RATE_LIMITED = 37           # more packets than the port may send or get
+    CONNECTION_LIMIT = 38       # the port has as many connections as it may have
+    MOVED = 39                  # over the overlay to an address that is behind another host: the sender's map is old
+    ECN_INVALID = 40            # outer header marked, inner one not ECN capable (RFC 6040 4.2)

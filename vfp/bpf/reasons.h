@@ -39,5 +39,10 @@ enum drop_reason {
 	NAT_FILTERED = 33,
 	NAT_QUOTA = 34,
 	TOO_BIG = 35,
+	NOT_FLOODED = 36,
+	RATE_LIMITED = 37,
+	CONNECTION_LIMIT = 38,
+	MOVED = 39,
+	ECN_INVALID = 40,
 	DROP_REASONS = 64,	/* size of the counter table */
 };

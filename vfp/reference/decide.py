@@ -17,7 +17,7 @@ Decided here, where `docs/engine.md` is open:
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from ipaddress import IPv4Address, IPv6Address, IPv6Network
+from ipaddress import IPv6Address, IPv6Network
 
 from vfp.model import (
     ETH_P_ARP,
@@ -85,7 +85,7 @@ class Subject:
     zone: Zone
     tuple: FlowTuple
     headers: Headers
-    vtep: IPv4Address | None = None
+    vtep: Address | None = None
     any_vtep: bool = False
     again: bool = False                     # the tuple is that of a flow that exists
 
@@ -98,7 +98,7 @@ class Half:
     tuple: FlowTuple
     transposition: Transposition
     mac: bytes                              # from a port: the only source MAC that may use it
-    vtep: IPv4Address | None = None         # overlay: the only outer source that may use it
+    vtep: Address | None = None         # overlay: the only outer source that may use it
     dst_mac: bytes = b""                    # these two: what a packet gets back after inspection
     src_mac: bytes = b""
 
@@ -343,14 +343,14 @@ class _Walk:
             raise Dropped(DropReason.NO_ROUTE, "the engine has no tunnel device")
         return Transposition(dst_mac=remote.mac, exit=header.ToVtep(remote.vtep, remote.vni))
 
-    def _half(self, how: Transposition, vtep: IPv4Address | None = None) -> Half:
+    def _half(self, how: Transposition, vtep: Address | None = None) -> Half:
         rewritten = header.compose(self.rewrites, how)
         headers = self.headers
         return Half(self.subject.zone, self.subject.tuple, rewritten, headers.src_mac, vtep,
                     headers.dst_mac, headers.src_mac)
 
     def _pair(self, there: Transposition, reply_zone: Zone, back: Transposition, *,
-              vtep: IPv4Address | None = None, reply_vtep: IPv4Address | None = None) -> tuple[Half, Half]:
+              vtep: Address | None = None, reply_vtep: Address | None = None) -> tuple[Half, Half]:
         answer = header.compose(header.inverse(self.rewrites), back)
         mac = self.index.ports[reply_zone.number].mac if reply_zone.kind is ZoneKind.PORT else b""
         reply = Half(reply_zone, self.cur.reversed(), answer, mac, reply_vtep,

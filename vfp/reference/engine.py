@@ -82,7 +82,7 @@ class Result:
     uplink: int = 0
     vni: int = 0
     queue: int = 0
-    vtep: IPv4Address | None = None
+    vtep: Address | None = None
     drop_port: int = 0
     layer: str = ""
     denied_by: RuleRef | None = None
@@ -196,7 +196,7 @@ class Engine:
         holder = self._index.ports.get(port)
         return ((holder and holder.timeouts) or self._timeouts).binding_s
 
-    def process(self, hook: Hook, number: int, frame: bytes, *, vtep: IPv4Address | None = None,
+    def process(self, hook: Hook, number: int, frame: bytes, *, vtep: Address | None = None,
                 now_s: float) -> Result:
         """Take one frame through the engine. `vtep` is the outer source at `overlay_in`."""
         return self._take(_Passage(self, zone_of(hook, number), frame, vtep, now_s))
@@ -267,7 +267,7 @@ class _Passage:
     engine: Engine
     zone: Zone
     frame: bytes
-    vtep: IPv4Address | None
+    vtep: Address | None
     now_s: float
     inspected: bool = False
     release: bool = False

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Address
 from typing import Any
 
 from vfp.model import ETH_P_IP, ETH_P_IPV6, Address, EngineState, Prefix
@@ -120,13 +119,13 @@ class Explanation:
 
 
 def explain(state: EngineState, hook: Hook, number: int, probe: Probe, now_s: float = 0.0, *,
-            vtep: IPv4Address | None = None, members: SetMembers | None = None) -> Explanation:
+            vtep: Address | None = None, members: SetMembers | None = None) -> Explanation:
     """`explain_frame` of a packet that is imagined."""
     return explain_frame(state, hook, number, frame_of(probe.tuple, probe.headers), now_s, vtep=vtep, members=members)
 
 
 def explain_frame(state: EngineState, hook: Hook, number: int, frame: bytes, now_s: float = 0.0, *,
-                  vtep: IPv4Address | None = None, bindings: Bindings | None = None,
+                  vtep: Address | None = None, bindings: Bindings | None = None,
                   members: SetMembers | None = None) -> Explanation:
     """What the engine would decide for a frame at a hook, without touching anything.
 

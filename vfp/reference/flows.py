@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Address
 
 from vfp.model import Address, Inspect, Port
 from vfp.reasons import DropReason
@@ -56,7 +55,7 @@ class Entry:
         return self.half.transposition
 
     @property
-    def vtep(self) -> IPv4Address | None:
+    def vtep(self) -> Address | None:
         """Overlay: the only outer source that may use this half."""
         return self.half.vtep
 

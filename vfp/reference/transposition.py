@@ -7,7 +7,6 @@ routed (TTL), and how it leaves. Applying it updates checksums incrementally (RF
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Address
 from typing import Generic, TypeVar
 
 from vfp.model import Address
@@ -40,7 +39,7 @@ class ToPort:
 class ToVtep:
     """Leaves encapsulated in VXLAN (RFC 7348)."""
 
-    vtep: IPv4Address
+    vtep: Address
     vni: int
 
 
