@@ -246,12 +246,30 @@ static __always_inline int to_endpoint(struct __sk_buff *skb, const struct scrat
 	return bpf_redirect_peer(ifindex, 0);
 }
 
-/* An answer to what a port asked. */
-static __always_inline int back_to_port(struct __sk_buff *skb, const struct scratch *s)
+/* To the VTEP that a packet came from; whom a test run does not name is where the source is mapped. */
+static __always_inline int back_into_tunnel(struct __sk_buff *skb, struct scratch *s, __u32 vtep)
+{
+	struct transposition tunnel = {.vni = ZONE_NUMBER(s->pkt.key.zone), .vtep = vtep};
+	struct settings *settings;
+	__u32 zero = 0;
+
+	settings = bpf_map_lookup_elem(&config, &zero);
+	if (!settings || !settings->tunnel_ifindex)
+		return drop_early(skb, s, NO_ROUTE);
+	if (into_tunnel(skb, &tunnel))
+		return drop_early(skb, s, ENGINE_ERROR);
+	return bpf_redirect(settings->tunnel_ifindex, 0);
+}
+
+/* An answer to what a port asked, or somebody over the overlay. */
+static __always_inline int back_to_asker(struct __sk_buff *skb, struct scratch *s)
 {
 	__u32 id = ZONE_NUMBER(s->pkt.key.zone);
-	struct port *port = bpf_map_lookup_elem(&ports, &id);
+	struct port *port;
 
+	if (ZONE_KIND(s->pkt.key.zone) == ZONE_OVERLAY)
+		return back_into_tunnel(skb, s, s->d.source.vtep);
+	port = bpf_map_lookup_elem(&ports, &id);
 	return to_endpoint(skb, s, skb->ifindex, port && port->flags & PORT_TAP);
 }
 

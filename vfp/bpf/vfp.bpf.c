@@ -5,6 +5,7 @@
  */
 #include "arp.h"
 #include "detour.h"
+#include "echo.h"
 #include "extras.h"
 #include "memory.h"
 #include "nd.h"
@@ -180,7 +181,7 @@ SEC("tc")
 int vfp_slow(struct __sk_buff *skb)
 {
 	struct scratch *s = scratch();
-	int reason;
+	int reason, stored;
 
 	if (!s)
 		return TC_ACT_SHOT;
@@ -199,10 +200,11 @@ int vfp_slow(struct __sk_buff *skb)
 		return leave_to_stack(skb, s);
 	if (reason)
 		return drop_decided(skb, s, reason);
-	if (s->d.inspect && (!makes_flow(&s->pkt) || !is_inspectable(s)))
+	stored = makes_flow(&s->pkt) && s->forward.out.place != PLACE_REPLY;
+	if (s->d.inspect && (!stored || !is_inspectable(s)))
 		return drop_early(skb, s, INSPECT_REFUSED);
 	s->passage = PASSAGE_ALONE;
-	if (makes_flow(&s->pkt)) {
+	if (stored) {
 		if (s->forward.flags & FLOW_STRICT && !is_opening_segment(s->pkt.tcp_flags))
 			return drop_early(skb, s, OUT_OF_STATE);
 		if (is_dry(s)) {
@@ -229,9 +231,9 @@ int vfp_slow(struct __sk_buff *skb)
 }
 
 /* The question becomes its answer. */
-static __always_inline int answer_neighbour(struct __sk_buff *skb, struct scratch *s)
+static __always_inline int answer_question(struct __sk_buff *skb, struct scratch *s)
 {
-	int verdict = s->pkt.nd ? reply_nd(skb, s) : reply_arp(skb, s);
+	int verdict = s->pkt.nd ? reply_nd(skb, s) : s->pkt.key.family ? reply_echo(skb, s) : reply_arp(skb, s);
 
 	s->watched[1] = s->watched[0];		/* who asked receives */
 	s->watched[0] = 0;
@@ -257,7 +259,7 @@ int vfp_leave(struct __sk_buff *skb)
 	if (f->flags & FLOW_EXTRAS && !is_dry(s))
 		do_extras(skb, s, f);
 	if (f->out.place == PLACE_REPLY)
-		return answer_neighbour(skb, s);
+		return answer_question(skb, s);
 	return capture_after(skb, s, transpose(skb, s, &f->out));
 }
 

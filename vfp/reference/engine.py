@@ -37,6 +37,7 @@ from vfp.reference.packet import (
     Packet,
     Part,
     arp_answer,
+    echo_answer,
     nd_answer,
     parse,
 )
@@ -388,15 +389,16 @@ class _Passage:
         return new, new.reply
 
     def _miss(self, packet: Packet) -> Result:
-        decision = self._decide(Subject(self.zone, packet.tuple, packet.headers, self.vtep))
+        decision = self._decide(Subject(self.zone, packet.tuple, packet.headers, self.vtep, plain=packet.is_plain))
         if decision.not_ours:
             return self._to_stack()
         if decision.reason:
             raise _Drop(decision.reason, decision)
         assert decision.forward is not None
-        if decision.inspect and not (packet.makes_flow and is_inspectable(packet)):
+        stored = packet.makes_flow and not isinstance(decision.forward.transposition.exit, header.ToSender)
+        if decision.inspect and not (stored and is_inspectable(packet)):
             raise _Drop(DropReason.INSPECT_REFUSED)
-        if not packet.makes_flow:
+        if not stored:
             self._do_extras(packet, decision.extras, alone=True)
             return self._leave(packet, decision.forward.transposition, ())
         if decision.strict and decision.stateful and packet.is_tcp and not is_opening(packet.headers.tcp_flags):
@@ -449,7 +451,8 @@ class _Passage:
         due = alone or (first if not every or entry is None else entry.packets % every == 0)
         if extras.log is not None and due:
             journal.tell(extras.log, self.zone, packet.tuple, len(self.frame))
-        if extras.mirror in self.engine._index.ports:
+        index = self.engine._index
+        if extras.mirror in index.ports and index.exit(extras.mirror) is None:
             self.mirror = extras.mirror
 
     def _leave(self, packet: Packet, how: Transposition, flows: tuple[FlowKey, ...],
@@ -463,13 +466,9 @@ class _Passage:
             if not link.loopback and 0 < link.mtu < len(frame) - ETHERNET_BYTES:
                 raise _Drop(DropReason.TOO_BIG, mtu=link.mtu)
         if isinstance(how.exit, header.ToSender):
-            return Result(Verdict.REPLY, self._answer(packet, how.exit.mac), port=how.exit.port)
+            return Result(Verdict.REPLY, answer_on_the_spot(self.frame, packet, how.exit.mac), port=how.exit.port,
+                          vni=how.exit.vni, vtep=how.exit.vtep)
         return _leaving(how.exit, frame, flows)
-
-    def _answer(self, packet: Packet, mac: bytes) -> bytes:
-        if packet.headers.nd:
-            return nd_answer(self.frame, packet.tuple.dst, mac)
-        return arp_answer(self.frame, mac)
 
     def _to_stack(self) -> Result:
         return Result(Verdict.STACK, self.frame)
@@ -485,6 +484,13 @@ def _leaving(exit: Exit | None, frame: bytes, flows: tuple[FlowKey, ...]) -> Res
             return Result(Verdict.REDIRECT_UPLINK, frame, uplink=uplink, flows=flows)
         case _:
             return Result(Verdict.STACK, frame, flows=flows)
+
+
+def answer_on_the_spot(frame: bytes, packet: Packet, mac: bytes) -> bytes:
+    """To an ARP request, a neighbour solicitation, or an echo request to a gateway."""
+    if packet.headers.nd:
+        return nd_answer(frame, packet.tuple.dst, mac)
+    return echo_answer(frame, packet, mac) if packet.is_ip else arp_answer(frame, mac)
 
 
 def is_inspectable(packet: Packet) -> bool:

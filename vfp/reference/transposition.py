@@ -57,10 +57,12 @@ class ToStack:
 
 @dataclass(frozen=True, slots=True)
 class ToSender:
-    """An ARP answer, back out of `port`, which asked; `mac` is the answer."""
+    """An answer on the spot, back out of `port`, which asked, or over the overlay to `vtep`; `mac` gives it."""
 
     port: int
     mac: bytes
+    vtep: Address | None = None
+    vni: int = 0
 
 
 Exit = ToPort | ToVtep | ToUplink | ToStack | ToSender
