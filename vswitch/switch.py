@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from vswitch import bridges, hooks, inspect, ports, tunnels, uplinks
+from vswitch import bridges, hooks, inspect, ports, tunnels, underlay, uplinks
 from vswitch.changes import changes
 from vswitch.errors import KernelRefused
 from vswitch.links import (
@@ -19,9 +19,11 @@ from vswitch.links import (
     HookedProgram,
     InspectPrograms,
     OwnedLink,
+    PathState,
     PortLink,
     Surroundings,
     TunnelLink,
+    UnderlayState,
     UplinkState,
     Where,
 )
@@ -183,6 +185,24 @@ class Switch:
         """
         with self._lock:
             return uplinks.underlay(self._netlink, address)
+
+    def underlays(self, addresses: Sequence[str]) -> dict[str, UnderlayState]:
+        """Those of the addresses that this host has, in the order given.
+
+        Raises:
+            LinkInvalid.
+        """
+        with self._lock:
+            return underlay.underlays(self._netlink, addresses)
+
+    def paths(self, addresses: Iterable[str]) -> dict[str, PathState]:
+        """How far packets get in one piece, to each address that there is a route to.
+
+        Raises:
+            LinkInvalid.
+        """
+        with self._lock:
+            return underlay.paths(self._netlink, addresses)
 
     def facts(self) -> Surroundings:
         """Addresses, routes and listening sockets that Sluice did not make."""
