@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import threading
-from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Collection, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from types import TracebackType
@@ -27,6 +27,7 @@ from vswitch.links import (
     UplinkState,
     Where,
 )
+from vswitch.listening import Listening
 from vswitch.loopback import LOOPBACK, LoopbackSettings
 from vswitch.namespaces import Visitor
 from vswitch.netlink import Netlink
@@ -50,6 +51,7 @@ class Switch:
         self._visitor = Visitor()
         self._reservations = Reservations(self._visitor, record_dir)
         self._loopback = LoopbackSettings(self._visitor, record_dir)
+        self._listening = Listening(self._netlink, self._visitor, record_dir)
 
     def __enter__(self) -> Self:
         return self
@@ -185,6 +187,14 @@ class Switch:
         """
         with self._lock:
             return uplinks.underlay(self._netlink, address)
+
+    def set_listening(self, everything: Collection[str], groups: Collection[str] = ()) -> None:
+        """Make exactly these links hear every frame, or every one to a group MAC, and take it back where we did before.
+
+        Links that are not there are passed over.
+        """
+        with self._lock:
+            self._listening.set(everything, groups)
 
     def underlays(self, addresses: Sequence[str]) -> dict[str, UnderlayState]:
         """Those of the addresses that this host has, in the order given.

@@ -99,7 +99,8 @@ def _send_vxlan(version: int) -> None:
         header = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(udp), 1, 0x4000, 64, 17, 0)
         header += ip_address(NEAR[4]).packed + ip_address(FAR[4]).packed
     else:
-        header = struct.pack("!IHBB", 6 << 28, len(udp), 17, 64) + ip_address(NEAR[6]).packed + ip_address(FAR[6]).packed
+        header = struct.pack("!IHBB", 6 << 28, len(udp), 17, 64)
+        header += ip_address(NEAR[6]).packed + ip_address(FAR[6]).packed
     family = socket.AF_INET if version == 4 else socket.AF_INET6
     with socket.socket(family, socket.SOCK_RAW, socket.IPPROTO_RAW) as raw:
         raw.sendto(header + udp, (FAR[version], 0))
