@@ -8,7 +8,7 @@
     vxlan ADDRESS FRAME...        the same inside of VXLAN, by a UDP socket: what an impostor on the underlay can do
     serve PORT --say WHO          an HTTP and datagram server that says who it is and whom it sees (labs.serve)
     hold PROTOCOL ADDRESS PORT    many flows at once, asked again at the end (labs.hold)
-    reach PORT ADDRESS...         many of these servers at once, by TCP, UDP and ping; who answered, as JSON (labs.reach)
+    reach PORT ADDRESS...         many servers at once, by TCP, UDP and ping; who answered, as JSON (labs.reach)
     vm TAP INTERFACE              a virtual machine's stand-in: joins a host's tap device and one here (labs.vm)
 
 Times in summaries are CLOCK_MONOTONIC seconds, which all processes of a host share.
