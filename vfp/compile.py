@@ -45,6 +45,7 @@ from vfp.model import (
     Port,
     Remote,
     Space,
+    Switch,
     ToUplink,
     TranslatePrefix,
     TranslateSource,
@@ -54,6 +55,7 @@ from vfp.model import (
 from vfp.pools import check_pools, compile_pools
 from vfp.prefixes import check_translation, mapping_rows, translation_row
 from vfp.sets import CompiledSet, check_sets, compile_set
+from vfp.switching import check_switching, hop_rows, proxied_rows, switch_rows, uplink_flags
 from vfp.timeouts import Timeouts, nanoseconds
 
 __all__ = ["CompiledPort", "Compiler", "Tables", "mapping_cookie", "rule_cookie"]
@@ -61,7 +63,7 @@ __all__ = ["CompiledPort", "Compiler", "Tables", "mapping_cookie", "rule_cookie"
 MAX_TIMEOUT_S = 1 << 31
 
 _IN_ONLY = (Untranslate,)
-_OUT_ONLY = (Forward, ToUplink, AnswerArp, Hairpin, TranslatePrefix)
+_OUT_ONLY = (Forward, Switch, ToUplink, AnswerArp, Hairpin, TranslatePrefix)
 _SCTP = 132
 
 
@@ -123,6 +125,7 @@ class Compiler:
         _check_ids(state, max_ports)
         check_sets(state)
         check_pools(state)
+        check_switching(state)
         large: dict[tuple[str, str, int], CompiledGroup] = {}
         same: dict[tuple[str, int], tuple[Group, CompiledGroup]] = {}
 
@@ -152,18 +155,23 @@ class Compiler:
         tables.sets = {given.id: self._compile_set(given) for given in state.sets}
         _check_named_sets(tables)
         spaces = {space: self._spaces.get(space) or dict(_space_entries(space)) for space in state.spaces}
+        wired = uplink_flags(state)
         tables.maps = {
             "links": _links(state),
             "uplinks": {
                 _u32(uplink.id): pack(
-                    UPLINK, ifindex=uplink.ifindex | UPLINK_LOOPBACK * uplink.loopback, mtu=uplink.mtu)
+                    UPLINK, ifindex=uplink.ifindex | UPLINK_LOOPBACK * uplink.loopback, mtu=uplink.mtu,
+                    mac=uplink.mac, flags=wired.get(uplink.id, 0))
                 for uplink in state.uplinks
             },
             **compile_pools(state.pools),
+            **switch_rows(state),
+            "hops": hop_rows(action for group in tables.groups.values() for action in group.actions),
             "mappings": dict(_mappings(state)),
             "prefixes": mapping_rows(state),
             "translations": dict(_translations(tables.groups.values())),
-            "spaces": {key: value for entries in spaces.values() for key, value in entries.items()},
+            "spaces": {key: value for entries in spaces.values() for key, value in entries.items()}
+            | dict(proxied_rows(state)),
             "rewrites": {
                 key.to_bytes(8, "little"): pack(REWRITE, **rewrite_fields(rewrite))
                 for group in tables.groups.values()
@@ -302,7 +310,7 @@ def _compile_port(port: Port, compiled: Callable[[str, Group], CompiledGroup]) -
                     flags=PortFlag.STRICT_TCP * port.strict_tcp | PortFlag.TAP * port.tap),
         program=program.tobytes(),
         groups=frozenset(out_groups | in_groups),
-        spaces=frozenset(action.space for action in actions if isinstance(action, Forward | AnswerArp)),
+        spaces=frozenset(action.space for action in actions if isinstance(action, Forward | AnswerArp | Switch)),
         pools=frozenset(action.pool for action in actions if isinstance(action, TranslateSource | Hairpin)),
         sets=frozenset(number for group in (*out_groups.values(), *in_groups.values()) for number in group.sets),
         timeouts=None if port.timeouts is None else _timeouts(port.name, port.timeouts),

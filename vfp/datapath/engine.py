@@ -90,15 +90,17 @@ from vfp.model import Address, EngineState, Prefix
 from vfp.reasons import DropReason
 from vfp.reference.bindings import BindingKey, Block, External
 from vfp.reference.packet import FlowTuple
+from vfp.switching import changed_segments
 from vfp.timeouts import Timeouts
 
 OBJECT = Path(__file__).with_name("vfp.bpf.o")
 
 _ZERO = bytes(4)
-_KEYED = ("links", "pools", "held", "mappings", "prefixes", "spaces", "rewrites", "translations")
+_KEYED = ("links", "pools", "held", "mappings", "prefixes", "spaces", "rewrites", "translations", "hops", "segments",
+          "stations", "flooded")
 _JUMPS = (                                  # enum jump
     "vfp_slow", "vfp_odd", "vfp_related", "vfp_leave", "vfp_reject", "vfp_full", "vfp_stale", "vfp_decided",
-    "vfp_inspect", "vfp_come_back",
+    "vfp_inspect", "vfp_come_back", "vfp_flood",
 )
 
 ANSWERS_PER_S = 1000
@@ -233,9 +235,10 @@ class Datapath(AbstractContextManager["Datapath"]):
         self._groups.add(tables.groups.values())
         self._put("rewrites", tables)
         self._put("translations", tables)
+        self._put("hops", tables)
         self._add_meters(tables.meters)
         left = self._left_behind(tables)
-        for name in ("held", "pools", "spaces", "mappings", "prefixes"):
+        for name in ("held", "pools", "spaces", "mappings", "prefixes", "flooded", "stations", "segments"):
             self._put(name, tables)
             self._remove(name, tables, keep=left)
         self._write_uplinks(tables.maps["uplinks"])
@@ -259,7 +262,7 @@ class Datapath(AbstractContextManager["Datapath"]):
         for port_id in self._ports.ids - tables.ports.keys():
             self._ports.drop(port_id)
             self._hits_of_others = True
-        for name in ("spaces", "pools", "rewrites", "translations"):
+        for name in ("spaces", "pools", "rewrites", "translations", "hops"):
             self._remove(name, tables)
         if purge:
             self._run_sweep("vfp_purge")
@@ -546,7 +549,9 @@ class Datapath(AbstractContextManager["Datapath"]):
         for name, limit, option in (
             ("spaces", limits.space_entries, "space_entries"), ("mappings", limits.mappings, "mappings"),
             ("links", limits.ports + 256, "ports"), ("meters", limits.meters, "meters"),
-            ("pools", limits.pools, "pools"),
+            ("pools", limits.pools, "pools"), ("stations", limits.stations, "stations"),
+            ("segments", limits.segments, "segments"), ("flooded", limits.flooded, "flooded"),
+            ("hops", limits.hops, "hops"),
         ):
             if (wanted := len(tables.meters if name == "meters" else tables.maps[name])) > limit:
                 raise TableFull(f"table {name}: {wanted} entries wanted, {limit} fit; raise Limits.{option}")
@@ -573,6 +578,9 @@ class Datapath(AbstractContextManager["Datapath"]):
             for key in self._changed("prefixes", tables)
         }
         inhabitants = self._ports_in(spaces | behind_prefixes)
+        switched = changed_segments(self._shadow, tables.maps)
+        spaces |= switched.spaces
+        inhabitants |= switched.ports
         uplinks_changed = self._uplinks_changed(tables.maps["uplinks"])
         return {
             port.id

@@ -35,6 +35,10 @@ class Limits:
     ports: int = 4096
     space_entries: int = 131072
     mappings: int = 262144
+    segments: int = 1024                    # spaces that switch, and wires
+    stations: int = 8192
+    flooded: int = 16384                    # ports and VTEPs that get frames to groups, over all segments
+    hops: int = 1024                        # routers that rules name
     pools: int = 16384                      # the agent gives no more numbers
     meters: int = 4096
     sets: int = 4096
@@ -53,6 +57,8 @@ class Limits:
             "ports": self.ports, "programs": self.ports, "links": self.ports + 256,
             "spaces": self.space_entries, "mappings": self.mappings, "meters": self.meters,
             "pools": self.pools, "uses": 4 * self.pools,
+            "segments": self.segments, "flooding": self.segments, "stations": self.stations, "flooded": self.flooded,
+            "hops": self.hops,
             "rule_hits": self.rules + self.mappings, "timeouts": self.timeouts,
             "sets": self.set_members, "set_lengths": 2 * self.sets,
             "time_waits": closing, "resets": closing, "lingering": closing,
