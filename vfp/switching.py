@@ -5,7 +5,7 @@ A segment is where stations see each other: a space by itself, or, where spaces 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
@@ -16,24 +16,22 @@ from vfp.errors import CompileError
 from vfp.layout import (
     FLOODED_KEY,
     HOP,
-    LOCATION,
     SEGMENT,
     SEGMENT_KEY,
-    SPACE_KEY,
     STATION_KEY,
     WIRE_SPACE,
-    LocationKind,
     SegmentKind,
     UplinkFlag,
     pack,
     pack_address,
 )
-from vfp.model import Address, EngineState, Flooding, LocalPort, Rate, Space, ToUplink, Wire
+from vfp.model import Address, EngineState, Flooding, LocalPort, Location, Rate, Space, ToUplink, Wire
+from vfp.vteps import check_vtep, vtep_id
 
 __all__ = [
-    "Segment", "at_the_wire", "bucket_ns", "changed_segments", "check_rate", "check_switching", "hop_key", "hop_rows",
-    "members", "proxied", "proxied_rows", "segment_of", "stations_of", "switch_rows", "switched_spaces", "uplink_flags",
-    "wire_of",
+    "Segment", "at_the_wire", "bucket_ns", "changed_segments", "check_rate", "check_switching", "flooded_vteps",
+    "hop_key", "hop_rows", "members", "segment_of", "stations_of", "switch_rows", "switched_spaces", "uplink_flags",
+    "wire_of", "wire_spaces",
 ]
 
 MAX_STATIONS = 1024                         # of a space
@@ -72,10 +70,19 @@ def members(state: EngineState, segment: Segment) -> list[int]:
                               for _, port in space.stations))
 
 
-def proxied(state: EngineState) -> dict[tuple[int, Address], LocalPort]:
-    """Addresses of ours that are on a wire with the uplink's MAC, by uplink and address."""
-    return {(space.wire.uplink, address): place for space in state.spaces if space.wire and space.wire.proxy
-            for address, place in space.entries if isinstance(place, LocalPort)}
+def wire_spaces(state: EngineState) -> list[Space]:
+    """For each uplink, our addresses that are on its wire with its MAC, as a space of the wire's neighbours."""
+    found: dict[int, list[tuple[Address, Location]]] = {}
+    for space in state.spaces:
+        if space.wire and space.wire.proxy:
+            found.setdefault(space.wire.uplink, []).extend(
+                entry for entry in space.entries if isinstance(entry[1], LocalPort))
+    return [Space(WIRE_SPACE | uplink, tuple(entries)) for uplink, entries in found.items()]
+
+
+def flooded_vteps(state: EngineState) -> set[Address]:
+    """VTEPs that frames to groups go to."""
+    return {vtep for space in state.spaces if space.flooding for vtep in space.flooding.vteps}
 
 
 def uplink_flags(state: EngineState) -> dict[int, UplinkFlag]:
@@ -106,6 +113,7 @@ def check_switching(state: EngineState) -> None:
     held: dict[tuple[Segment, bytes], Space] = {}
     told: dict[tuple[int, Address], Space] = {}
     for space in state.spaces:
+        own: set[bytes] = set()
         if space.id >= WIRE_SPACE:
             raise CompileError(f"space {space.id}: ids from {WIRE_SPACE} on are the engine's own; use a lower one")
         if len(space.stations) > MAX_STATIONS:
@@ -115,9 +123,10 @@ def check_switching(state: EngineState) -> None:
                 raise CompileError(f"space {space.id}: station {mac.hex(':')} is no MAC of one station; a MAC has 6 "
                                    f"bytes, is not all zeros, and is not a group's (lowest bit of the first byte)")
             other = held.setdefault((segment_of(space), mac), space)
-            if other is not space or [each for each, _ in space.stations].count(mac) > 1:
+            if other is not space or mac in own:
                 raise CompileError(f"space {space.id}: station {mac.hex(':')} is given twice, also in space "
                                    f"{other.id}; a MAC is at one port of a segment")
+            own.add(mac)
         if space.wire:
             _check_wire(state, space, space.wire)
         if space.flooding:
@@ -147,6 +156,8 @@ def _check_wire(state: EngineState, space: Space, wire: Wire) -> None:
 
 def _check_flooding(space: int, flooding: Flooding) -> None:
     check_rate(f"space {space}: flooding", flooding.rate)
+    for vtep in flooding.vteps:
+        check_vtep(f"space {space}: flooding", vtep)
     if len(flooding.vteps) > MAX_VTEPS:
         raise CompileError(f"space {space}: flooding: {len(flooding.vteps)} VTEPs, at most {MAX_VTEPS} are possible")
 
@@ -176,7 +187,7 @@ def switch_rows(state: EngineState) -> dict[str, dict[bytes, bytes]]:
     for space in switched_spaces(state):
         flooding = space.flooding
         vteps = flooding.vteps if flooding else ()
-        _put_list(flooded, (space.id, SegmentKind.VTEPS), [int(vtep) for vtep in vteps])
+        _put_list(flooded, (space.id, SegmentKind.VTEPS), [vtep_id(vtep) for vtep in vteps])
         of = segment_of(space)
         segments[_key((space.id, SegmentKind.SPACE))] = _segment(
             of, flooding.rate if flooding else None, counts.get(of, 0), wire=wire_of(space) or 0,
@@ -218,13 +229,6 @@ def _put_list(flooded: dict[bytes, bytes], of: Segment, targets: Iterable[int]) 
 
 def _key(segment: Segment) -> bytes:
     return pack(SEGMENT_KEY, number=segment[0], kind=segment[1])
-
-
-def proxied_rows(state: EngineState) -> Iterator[tuple[bytes, bytes]]:
-    """What of `spaces` a wire's neighbours see as if it were a space of their own."""
-    for (uplink, address), place in proxied(state).items():
-        key = pack(SPACE_KEY, space=WIRE_SPACE | uplink, family=address.version, address=pack_address(address))
-        yield key, pack(LOCATION, kind=LocationKind.PORT, port=place.port, mac=place.mac)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any
 
 from engine_prefixes import prefix_mappings, translations
+from engine_switching import bridge_tail, switch_actions, switch_tail, switched
 from hypothesis import strategies as st
 
 from vfp.model import (
@@ -42,6 +43,7 @@ from vfp.model import (
     Prefix,
     Reject,
     Remote,
+    RemoteBlock,
     Rewrite,
     Rule,
     Space,
@@ -52,6 +54,7 @@ from vfp.model import (
     Uplink,
     Virtual,
 )
+from vfp.reference.index import Index
 from vfp.timeouts import Timeouts
 
 PORT_IDS = (1, 2, 3, 4)
@@ -71,7 +74,8 @@ MORE_6 = IPv6Address("2001:db8::198.51.100.2")
 WORLD = (IPv4Address("203.0.113.1"), IPv4Address("203.0.113.2"))
 LOCALHOST, LOCALHOST_6 = IPv4Address("127.0.0.1"), IPv6Address("::1")
 ADDRESSES = (*INSIDE, GATEWAY, *EXTERNAL, *WORLD, IPv4Address(0))
-VTEPS = (IPv4Address("172.31.0.2"), IPv4Address("172.31.0.3"))
+VTEPS: tuple[Address, ...] = (
+    IPv4Address("172.31.0.2"), IPv4Address("172.31.0.3"), IPv6Address("2001:db8:31::2"))
 PREFIXES = tuple(IPv4Network(text) for text in (
     "0.0.0.0/0", "10.1.0.0/24", "10.1.0.0/30", "10.1.0.4/30", "198.51.100.0/24", "203.0.113.0/24", "203.0.113.1/32",
     "10.1.0.1/32", "10.1.0.2/32", "10.1.0.3/32", "0.0.0.0/32"))
@@ -96,9 +100,11 @@ def _six_prefix(prefix: IPv4Network) -> IPv6Network:
 INSIDE_6 = tuple(six(address) for address in INSIDE)
 PREFIXES_6 = tuple(_six_prefix(prefix) for prefix in PREFIXES)
 MACS = {number: bytes.fromhex(f"02000000000{number}") for number in (*PORT_IDS, 5, 6)}
+UPLINK_MACS = {number: bytes.fromhex(f"0200000000f{number}") for number in UPLINKS}
 GATEWAY_MAC = bytes.fromhex("0200000000fe")
 BROADCAST = b"\xff" * 6
 ALL_MACS = (*MACS.values(), GATEWAY_MAC, BROADCAST)
+TO_UPLINK = (*UPLINK_MACS.values(),) * 4 + ALL_MACS
 
 TRANSPORT_PORTS = (0, 53, 80, 1000, 1001, 8080, 20000, 20001, 20003, 65535)
 RANGES = tuple(PortRange(low, high) for low, high in (
@@ -184,6 +190,7 @@ def actions(direction: Direction) -> st.SearchStrategy[Action]:
         st.builds(Forward, pick(SPACES)),
         st.builds(ToUplink, pick((*UPLINKS, 3))),
         st.builds(AnswerArp, pick(SPACES)),
+        switch_actions(SPACES, (*UPLINKS, 3)),
     )
 
 
@@ -322,7 +329,8 @@ def ports(draw: st.DrawFn, number: int, plain: bool = False) -> Port:
     own = () if plain else draw(pick((("l0",), ("l1",), ("l0", "l1"))))
     middle = tuple(draw(layers(name)) for name in own)
     tails = (*(overlay_tail(vni) for vni in VNIS), nat_tail(1, 1), nat_tail(2, 2),
-             nat_tail(1, 1, draw(translations)))
+             nat_tail(1, 1, draw(translations)), draw(pick((switch_tail(NAT_SPACE), switch_tail(VNIS[0])))),
+             bridge_tail(NAT_SPACE, draw(pick((None, None, WORLD[0])))))
     tail = draw(pick(tails if plain else (*tails, ())))
     head = (guard(number),) if draw(st.booleans()) else ()
     if draw(pick((False, False, False, True))):
@@ -357,7 +365,39 @@ def spaces(draw: st.DrawFn, id: int) -> Space:
         if isinstance(place, Remote) and id in VNIS and draw(pick((True, True, False))):
             place = replace(place, vni=id)
         entries += [(address, place), (six(address), place)]
-    return Space(id, tuple(entries))
+    return blocked(Space(id, tuple(entries))) if draw(st.booleans()) else Space(id, tuple(entries))
+
+
+def blocked(space: Space) -> Space:
+    """The same, with its remote places in blocks."""
+    remotes: dict[tuple[Address, int, int], list[tuple[Address, bytes]]] = {}
+    for address, place in space.entries:
+        if isinstance(place, Remote):
+            remotes.setdefault((place.vtep, place.vni, address.version), []).append((address, place.mac))
+    blocks = tuple(
+        RemoteBlock(*who, b"".join(address.packed for address, _ in those), b"".join(mac for _, mac in those))
+        for who, those in remotes.items())
+    others = tuple(entry for entry in space.entries if not isinstance(entry[1], Remote))
+    return replace(space, entries=others, blocks=(*space.blocks, *blocks))
+
+
+def places_of(space: Space) -> list[tuple[Address, Location]]:
+    """Every address that a space has an entry for, be it in a block."""
+    found = Index(EngineState(spaces=(space,))).places()
+    return [(address, place) for (_, address), place in found.items()]
+
+
+def with_place(space: Space, address: Address, place: Location | None) -> Space:
+    """The space with another place of an address; None: with none."""
+    entries = [entry for entry in space.entries if entry[0] != address]
+    blocks = []
+    for block in space.blocks:
+        rest = [(each, there) for each, there in places_of(Space(space.id, blocks=(block,))) if each != address]
+        macs = b"".join(there.mac for _, there in rest)
+        blocks.append(replace(block, addresses=b"".join(each.packed for each, _ in rest), macs=macs))
+    if place is not None:
+        entries.append((address, place))
+    return replace(space, entries=tuple(entries), blocks=tuple(block for block in blocks if block.macs))
 
 
 _ANYONE = Filtering.ENDPOINT_INDEPENDENT
@@ -420,7 +460,7 @@ def sets(draw: st.DrawFn) -> tuple[AddressSet, ...]:
 
 def uplink(id: int, loopback: bool = False, mtu: int = 0) -> Uplink:
     """An uplink by its id."""
-    return Uplink(id, f"up{id}", 50 + id, loopback, mtu)
+    return Uplink(id, f"up{id}", 50 + id, loopback, mtu, UPLINK_MACS[id])
 
 
 @st.composite
@@ -434,9 +474,12 @@ def _uplinks(draw: st.DrawFn) -> tuple[Uplink, ...]:
 def states(draw: st.DrawFn, plain: bool = False) -> EngineState:
     """A whole host."""
     ids = draw(pick(((1, 2, 3, 4), (1, 2, 3), (2, 3, 4), (1, 2))))
+    places = tuple(draw(spaces(id)) for id in SPACES)
+    if draw(pick((True, True, False))):
+        places = draw(switched(places, (*MACS.values(),), ids, VTEPS))
     return EngineState(
         ports=tuple(draw(ports(number, plain)) for number in ids),
-        spaces=tuple(draw(spaces(id)) for id in SPACES),
+        spaces=places,
         pools=tuple(draw(pools(id)) for id in POOLS),
         mappings=draw(mappings(tuple(ids))),
         uplinks=draw(_uplinks()),
@@ -482,7 +525,7 @@ def set_states(draw: st.DrawFn) -> EngineState:
 def changes(draw: st.DrawFn, state: EngineState, plain: bool = False) -> EngineState:
     """One thing of a state is different: a port's policy, a place, a pool, the mappings, ..."""
     what = draw(pick(("port", "port", "port", "unport", "place", "place", "place", "unplace", "pool", "pool",
-                      "mappings", "mappings", "prefixes", "uplink", "nothing", "all", "set", "set", "set")))
+                      "mappings", "mappings", "prefixes", "uplink", "switch", "nothing", "all", "set", "set", "set")))
     if what == "port":
         number = draw(pick(PORT_IDS))
         others = tuple(port for port in state.ports if port.id != number)
@@ -495,9 +538,8 @@ def changes(draw: st.DrawFn, state: EngineState, plain: bool = False) -> EngineS
         space = draw(pick(state.spaces))
         address = draw(pick((*INSIDE, GATEWAY)))
         address = draw(pick((address, six(address))))
-        kept = tuple(entry for entry in space.entries if entry[0] != address)
-        entries = (*kept, (address, draw(places(four(address))))) if what == "place" else kept
-        return replace(state, spaces=tuple(Space(s.id, entries) if s.id == space.id else s for s in state.spaces))
+        new = with_place(space, address, draw(places(four(address))) if what == "place" else None)
+        return replace(state, spaces=tuple(new if each is space else each for each in state.spaces))
     if what == "pool":
         id = draw(pick(POOLS))
         return replace(state, pools=tuple(draw(pools(id)) if pool.id == id else pool for pool in state.pools))
@@ -509,6 +551,9 @@ def changes(draw: st.DrawFn, state: EngineState, plain: bool = False) -> EngineS
         return replace(state, mappings=draw(mappings(tuple(port.id for port in state.ports))))
     if what == "prefixes":
         return replace(state, prefixes=draw(prefix_mappings(UPLINKS, SPACES)))
+    if what == "switch":
+        numbers = tuple(port.id for port in state.ports)
+        return replace(state, spaces=draw(switched(state.spaces, (*MACS.values(),), numbers, VTEPS)))
     if what == "uplink":
         return replace(state, uplinks=tuple(each for each in draw(_uplinks()) if draw(st.booleans())),
                        tunnel_ifindex=draw(pick((0, TUNNEL_IFINDEX))),

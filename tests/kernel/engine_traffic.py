@@ -41,15 +41,18 @@ from engine_states import (
     LOCALHOST,
     LOCALHOST_6,
     MACS,
+    TO_UPLINK,
     TRANSPORT_PORTS,
     UPLINKS,
     VNIS,
     VTEPS,
     WORLD,
     four,
+    places_of,
     six,
 )
 from engine_steps import ALL_NODES, FLAGS, HOMES, Again, Answer, Complain, Continue, Rehome, Send, Step, Wait
+from engine_switching import WIRED
 
 from vfp.model import Address, EngineState, LocalPort, Mapping, Pool, PortRange, Remote
 from vfp.reference import Hook
@@ -253,7 +256,7 @@ class Traffic:
         chance = self._chance
         hook = chance.choice((Hook.PORT_OUT,) * 5 + (Hook.OVERLAY_IN, Hook.OVERLAY_IN, Hook.UPLINK_IN, Hook.PORT_IN))
         number = chance.choice(tuple(port.id for port in state.ports) * 5 + (9,))
-        vtep: IPv4Address | None = None
+        vtep: Address | None = None
         family, own = chance.choice(self._families), min(number, 4)
         protocol = chance.choice((TCP, TCP, TCP, UDP, UDP, ICMP, 47, SCTP, UDPLITE, chance.randrange(256)))
         ports = self._port(), self._port()
@@ -276,8 +279,14 @@ class Traffic:
             macs = chance.choice(ALL_MACS), chance.choice(ALL_MACS)
         else:
             number = chance.choice((*UPLINKS, *UPLINKS, 3))
-            src, dst, macs = chance.choice(WORLD), chance.choice(EXTERNAL), (GATEWAY_MAC, chance.choice(ALL_MACS))
-            if state.mappings and chance.random() < 0.75:
+            src, dst, macs = chance.choice(WORLD), chance.choice(EXTERNAL), (GATEWAY_MAC, chance.choice(TO_UPLINK))
+            wired = number == WIRED and any(space.wire for space in state.spaces)
+            if wired and chance.random() < 0.4:
+                if chance.random() < 0.2:
+                    return Send(hook, number, self._asks(own))
+                src, dst, macs = chance.choice((*WORLD, *INSIDE)), chance.choice(INSIDE), (
+                    GATEWAY_MAC, chance.choice((*TO_UPLINK, *ALL_MACS)))
+            elif state.mappings and chance.random() < 0.75:
                 mapping = chance.choice(state.mappings)
                 number = mapping.uplink
                 family, protocol, dst, ports = self._to_mapped(mapping, protocol, ports)
@@ -315,11 +324,11 @@ class Traffic:
         ports = ports[0], chance.choice((low, low + 1, min(low + 2, pool.ports.high), ports[1]))
         return dst.version, chance.choice((TCP, UDP, UDP, SCTP)), dst, ports
 
-    def _encapsulated(self, state: EngineState) -> tuple[int, IPv4Address, Address, Address]:
+    def _encapsulated(self, state: EngineState) -> tuple[int, Address, Address, Address]:
         """VNI, outer source and inner addresses, mostly those that the space knows."""
         chance = self._chance
         number, vtep = chance.choice((*VNIS * 4, 300)), chance.choice(VTEPS)
-        entries = next((space.entries for space in state.spaces if space.id == number), ())
+        entries = [entry for space in state.spaces if space.id == number for entry in places_of(space)]
         remotes = [(address, place) for address, place in entries if isinstance(place, Remote)]
         locals_ = [address for address, place in entries if isinstance(place, LocalPort)]
         if not remotes or not locals_ or chance.random() < 0.15:

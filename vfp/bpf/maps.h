@@ -80,6 +80,10 @@ MAP(flooded, BPF_MAP_TYPE_HASH, struct flooded_key, __u32, 16384, BPF_F_NO_PREAL
 MAP(flooding, BPF_MAP_TYPE_LRU_PERCPU_HASH, struct segment_key, __u64, 1024, 0);
 /* Routers that rules name. */
 MAP(hops, BPF_MAP_TYPE_HASH, __u32, struct hop, 1024, BPF_F_NO_PREALLOC);
+/* Underlay addresses of IPv6 hosts by id ... */
+MAP(vtep_addresses, BPF_MAP_TYPE_HASH, __u32, struct address, 65536, BPF_F_NO_PREALLOC);
+/* ... and back. */
+MAP(vtep_ids, BPF_MAP_TYPE_HASH, struct address, __u32, 65536, BPF_F_NO_PREALLOC);
 /* Members of sets ... */
 MAP(sets, BPF_MAP_TYPE_HASH, struct set_key, struct set_member, 65536, BPF_F_NO_PREALLOC);
 /* ... and the prefix lengths to look for. */

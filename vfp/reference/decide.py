@@ -625,7 +625,8 @@ class _Walk:
         if station == port or (station is None and (segment is None or wire_of(segment) is None)):
             raise Dropped(DropReason.NO_MAPPING, f"space {space} has no other station {mac.hex(':')}, and no wire")
         if station is None:
-            assert segment is not None and segment.wire is not None
+            assert segment is not None
+            assert segment.wire is not None
             self.place = header.ToWire(segment.wire.uplink)
             return f"to the wire of uplink {segment.wire.uplink}"
         self.place = LocalPort(station, mac)

@@ -74,8 +74,8 @@ class Result:
     """What the engine did with one frame.
 
     `frame` is what leaves, or what came if it was dropped. `port` is where it leaves to (redirect_port,
-    reply). `uplink` is the number of what is flooded, too. `layer` is set when a rule (then `denied_by` too) or a layer's default dropped it, `drop_port` when
-    a port's hook or layers did.
+    reply), `uplink` likewise, or the number of the space or uplink that is flooded. `layer` is set when a rule (then
+    `denied_by` too) or a layer's default dropped it, `drop_port` when a port's hook or layers did.
     """
 
     verdict: Verdict
