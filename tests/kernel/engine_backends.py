@@ -18,13 +18,15 @@ from vfp.classifier import rule_cookie
 from vfp.datapath.engine import Datapath, Limits
 from vfp.datapath.records import LogEvent, MeterCount
 from vfp.layout import BUDGETS, SWEEP, VTEP_NOBODY, PlaceKind, pack, pack_address
-from vfp.model import Address, EngineState
+from vfp.model import Address, EngineState, Remote
 from vfp.reasons import DropReason
 from vfp.reference import Engine, Hook, Result, Verdict
 from vfp.reference.bindings import Block, Told
+from vfp.reference.index import Index
 from vfp.reference.layers import RuleRef
 from vfp.reference.transposition import Exit, ToPort, ToStack, ToUplink, ToVtep, ToWire
 from vfp.reference.zones import zone_of
+from vfp.switching import flooded_vteps
 from vfp.vteps import vtep_id
 
 
@@ -230,6 +232,12 @@ class ReferenceBackend:
     def binding_log(self) -> Counter[Recorded]:
         return Counter(_recorded(told) for told in self.engine.bindings.log)
 
+    def _named(self) -> set[Address]:
+        """VTEPs of the policy in force: of others the kernel knows a number only, if they are IPv6."""
+        state, places = self.engine.state, Index(self.engine.state).places()
+        named: set[Address] = {place.vtep for place in places.values() if isinstance(place, Remote)}
+        return named | flooded_vteps(state)
+
     def _place(self, exit: Exit | None) -> tuple[str, int, str]:
         match exit:
             case ToPort(id):
@@ -239,7 +247,7 @@ class ReferenceBackend:
             case ToWire(id):
                 return "wire", UPLINK_IFINDEX + id, ""
             case ToVtep(vtep, vni):
-                return "tunnel", vni, str(vtep)
+                return "tunnel", vni, str(vtep) if vtep.version == 4 or vtep in self._named() else ""
             case ToStack():
                 return "stack", 0, ""
         raise AssertionError(exit)
