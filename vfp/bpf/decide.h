@@ -34,7 +34,7 @@ static __always_inline int decide_from_overlay(struct scratch *s, __u32 vni)
 	key.address = s->h.key.dst;
 	location = bpf_map_lookup_elem(&spaces, &key);
 	if (!location || location->kind != LOCATION_PORT)
-		return NO_MAPPING;
+		return flood_from_overlay(s, vni);
 	d->where = PLACE_PORT;
 	return run_layers(s, location->port, 1, 1);
 }
@@ -251,6 +251,8 @@ static __always_inline int forward_out(struct scratch *s, __u32 *reply_zone)
 		return to_wire(t, d->uplink);
 	case PLACE_FLOOD:
 		t->place = PLACE_FLOOD;
+		t->ifindex = d->segment.number;
+		t->vni = d->segment.kind;
 		return s->deciding_again ? NOT_FLOODED : NONE;
 	case PLACE_STACK:
 		t->place = PLACE_STACK;

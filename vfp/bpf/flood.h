@@ -13,6 +13,7 @@
 struct flood {
 	struct __sk_buff *skb;
 	struct flooded_key key;
+	__u32 space;		/* whose VTEPs get one */
 	__u32 sender;		/* gets no copy */
 };
 
@@ -63,7 +64,7 @@ static long flood_vtep(__u32 i, void *context)
 
 	if (!s)
 		return 1;
-	key.number = s->d.segment.number;
+	key.number = flood->space;
 	key.kind = SEGMENT_VTEPS;
 	key.index = i;
 	vtep = bpf_map_lookup_elem(&flooded, &key);
@@ -92,23 +93,27 @@ int vfp_flood(struct __sk_buff *skb)
 	struct flood flood = {.skb = skb};
 	__u32 kind, ports, wire, vteps;
 	struct segment *segment;
+	struct segment_key key;
 
 	if (!s)
 		return TC_ACT_SHOT;
 	kind = ZONE_KIND(s->pkt.key.zone);
-	segment = bpf_map_lookup_elem(&segments, &s->d.segment);
+	key.number = s->forward.out.ifindex;
+	key.kind = s->forward.out.vni;
+	segment = bpf_map_lookup_elem(&segments, &key);
 	if (!segment)
 		return drop_early(skb, s, NOT_FLOODED);
-	if (!is_dry(s) && !may_flood(&s->d.segment, segment)) {
+	if (!is_dry(s) && !may_flood(&key, segment)) {
 		drop_early(skb, s, NOT_FLOODED);
 		return kind == ZONE_UPLINK ? leave_to_stack(skb, s) : TC_ACT_SHOT;
 	}
 	if (rewrite_packet(skb, s, &s->forward.out))
 		return drop_early(skb, s, ENGINE_ERROR);
 	capture_after(skb, s, TC_ACT_OK);
-	report(skb, s, PLACE_FLOOD, NONE, s->d.segment.number);
+	report(skb, s, PLACE_FLOOD, NONE, key.number);
 	if (s->probe)		/* links of a test's policy are not there */
 		return TC_ACT_OK;
+	flood.space = key.number;
 	flood.key.number = segment->of.number;
 	flood.key.kind = segment->of.kind;
 	flood.sender = kind == ZONE_PORT ? ZONE_NUMBER(s->pkt.key.zone) : 0;

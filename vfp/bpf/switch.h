@@ -72,6 +72,25 @@ __noinline int switch_frame(struct scratch *s, __u32 space, __u32 port)
 	return NONE;
 }
 
+/*
+ * What came over the overlay for a group, from who may speak there: stations get it. Not static, for the verifier.
+ */
+__noinline int flood_from_overlay(struct scratch *s, __u32 vni)
+{
+	struct segment *segment;
+
+	if (!s)
+		return NO_MAPPING;
+	if (!is_group(s->h.dmac) || !is_switchable(&s->h))
+		return NO_MAPPING;
+	segment = find_segment(s, vni, SEGMENT_SPACE);
+	if (!segment || !segment->floods)
+		return NO_MAPPING;
+	s->d.where = PLACE_FLOOD;
+	s->d.segment = s->segment;
+	return NONE;
+}
+
 static __always_inline struct location *find_proxied(struct scratch *s, __u32 uplink)
 {
 	struct location *location;

@@ -71,7 +71,7 @@ struct transposition {
 	__u16 flags;
 	__u8 place;
 	__u8 dscp;
-	__u32 ifindex;
+	__u32 ifindex;		/* PLACE_FLOOD: number of a segment's key, the kind is in `vni` */
 	struct address src;
 	struct address dst;
 	__be16 sport;

@@ -307,6 +307,8 @@ class _Walk:
         if not self.subject.any_vtep and self.subject.vtep != source.vtep:
             raise Dropped(DropReason.WRONG_VTEP, f"{self.subject.tuple.src} is behind {source.vtep}")
         destination = self.index.place(vni, self.subject.tuple.dst)
+        if not isinstance(destination, LocalPort) and self._floods(vni):
+            return self._flood(header.Flood(vni)), None
         if not isinstance(destination, LocalPort):
             raise Dropped(DropReason.NO_MAPPING, f"VNI {vni} has no local {self.subject.tuple.dst}")
         receiver = self._run_layers(destination.port, Direction.IN)
@@ -369,6 +371,12 @@ class _Walk:
         if group and index.floods_wire(uplink):
             return self._flood(header.Flood(uplink, by_wire=True)), None
         return None
+
+    def _floods(self, space: int) -> bool:
+        """Whether the packet is to a group, and stations of a space get those."""
+        segment = self.index.segment(space)
+        switchable = bool(self.cur.family) or self.headers.ethertype == ETH_P_ARP
+        return switchable and bool(self.headers.dst_mac[0] & 1 and segment and segment.flooding)
 
     def _flood(self, exit: header.Flood) -> Half:
         if self.subject.again:
