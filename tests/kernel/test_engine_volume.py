@@ -44,7 +44,8 @@ def test_a_hundred_thousand_packets_are_judged_alike(
 def _check_variety(outcomes: Counter[str]) -> None:
     """Guards the generator: what it sends is judged in every way, and much of it gets through."""
     wanted = {
-        "redirect_port", "redirect_uplink", "redirect_wire", "flood", "tunnel", "stack", "reply", "DENIED", "LAYER_DEFAULT", "WRONG_VTEP",
+        "redirect_port", "redirect_uplink", "redirect_wire", "flood",
+        "tunnel", "stack", "reply", "DENIED", "LAYER_DEFAULT", "WRONG_VTEP",
         "UNKNOWN_SOURCE", "FLOW_CHANGED", "TTL_EXCEEDED", "FRAGMENT_UNKNOWN", "ARP_UNANSWERED", "MALFORMED_IPV4",
         "MALFORMED_IPV6", "MALFORMED_ARP", "MALFORMED_ND", "MALFORMED_TRANSPORT", "FRAGMENT_TINY", "FRAGMENT_OVERLAP",
         "VLAN_TAGGED", "NAT_EXHAUSTED", "NAT_FILTERED", "NAT_QUOTA", "TOO_BIG", "NO_ROUTE", "NO_MAPPING",
