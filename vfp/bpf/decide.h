@@ -150,7 +150,7 @@ static __always_inline int to_uplink(struct transposition *t, __u32 id)
 static __always_inline int to_tunnel(struct transposition *t, const struct location *remote, __u32 sender)
 {
 	struct port *port = sender ? bpf_map_lookup_elem(&ports, &sender) : 0;
-	__u32 zero = 0, six = is_vtep6(remote->vtep);
+	__u32 zero = 0, six = is_ipv6_vtep(remote->vtep);
 	struct settings *settings = bpf_map_lookup_elem(&config, &zero);
 
 	if (!settings || !settings->tunnel_ifindex)

@@ -77,7 +77,7 @@ struct transposition {
 	__u8 smac[6];
 	__u8 dmac[6];
 	__u32 vni;
-	__u32 vtep;		/* host byte order, as the tunnel key wants it */
+	__u32 vtep;		/* IPv4 in host byte order, or the id of an IPv6 one: tunnel.h */
 	__u16 mtu;		/* bytes of the largest IP packet that may leave so; 0: not known. In a tunnel: its underlay's */
 	__u8 underlay;		/* PLACE_TUNNEL: number of the outer source; 0: by route, and the VXLAN device sends it */
 	__u8 pad;
@@ -401,7 +401,7 @@ struct location {
 	__u8 pad;
 	__u32 port;
 	__u32 vni;
-	__u32 vtep;		/* host byte order */
+	__u32 vtep;		/* as in struct transposition */
 };
 
 /* A member of a set, by prefix length; the address is masked. */

@@ -7,6 +7,7 @@
 
 #include "drop.h"
 #include "parse.h"
+#include "tunnel.h"
 
 #define VXLAN_VNI_VALID 0x08000000	/* the only flag that there is */
 #define OUTER_TTL 64
@@ -43,12 +44,6 @@ struct outer6 {
 	struct ipv6_header ip;
 	struct outer_rest rest;
 } __attribute__((packed));
-
-/* A vtep is an IPv4 address, or the number of an IPv6 one, which is where IPv4 has no hosts. */
-static __always_inline int is_vtep6(__u32 vtep)
-{
-	return vtep >= 224U << 24;
-}
 
 static __always_inline struct underlay *underlay_of(__u32 number)
 {
@@ -92,20 +87,30 @@ static __always_inline int traffic_class(struct __sk_buff *skb, __u8 family, __u
 	return 0;
 }
 
+/* What the VXLAN device shall do with a packet. A VTEP that the policy no longer knows: nothing. */
 static __always_inline int by_device(struct __sk_buff *skb, const struct into_tunnel *to, const struct underlay *from,
 				     __u32 ifindex)
 {
-	struct bpf_tunnel_key key = {
-		.tunnel_id = to->vni,
-		.remote_ipv4 = to->vtep,
-		.tunnel_ttl = OUTER_TTL,
-	};
+	struct bpf_tunnel_key key = {.tunnel_id = to->vni, .tunnel_ttl = OUTER_TTL};
 	__u64 flags = BPF_F_ZERO_CSUM_TX | (from && from->mtu && !to->fragments ? BPF_F_DONT_FRAGMENT : 0);
+	__u32 vtep = to->vtep;
+	struct address *address;
 
 	if (to->family && !traffic_class(skb, to->family, &key.tunnel_tos))
 		key.tunnel_tos &= ~ECN_MASK;	/* which the device adds */
-	if (from && from->family == 4)
-		key.local_ipv4 = bpf_ntohl(from->address.w[0]);
+	if (is_ipv6_vtep(vtep)) {
+		address = bpf_map_lookup_elem(&vtep_addresses, &vtep);
+		if (!address)
+			return TC_ACT_SHOT;
+		__builtin_memcpy(key.remote_ipv6, address, sizeof(*address));
+		if (from)
+			__builtin_memcpy(key.local_ipv6, &from->address, sizeof(from->address));
+		flags |= BPF_F_TUNINFO_IPV6;
+	} else {
+		key.remote_ipv4 = vtep;
+		if (from)
+			key.local_ipv4 = bpf_ntohl(from->address.w[0]);
+	}
 	if (bpf_skb_set_tunnel_key(skb, &key, sizeof(key), flags))
 		return TC_ACT_SHOT;
 	return bpf_redirect(ifindex, 0);
@@ -149,6 +154,30 @@ static __always_inline int encapsulate4(struct __sk_buff *skb, const struct into
 	       !bpf_skb_store_bytes(skb, L3, &outer, sizeof(outer), 0);
 }
 
+static __always_inline int encapsulate6(struct __sk_buff *skb, const struct into_tunnel *to, const struct underlay *from,
+					__be16 port)
+{
+	__u64 how = BPF_F_ADJ_ROOM_ENCAP_L3_IPV6 | BPF_F_ADJ_ROOM_ENCAP_L4_UDP | BPF_F_ADJ_ROOM_ENCAP_L2(sizeof(struct ethhdr)) |
+		    BPF_F_ADJ_ROOM_ENCAP_L2_ETH;
+	__u32 length = skb->len + sizeof(struct udphdr) + sizeof(struct vxlan_header), vtep = to->vtep;
+	struct address *there = bpf_map_lookup_elem(&vtep_addresses, &vtep);
+	struct outer6 outer = {};
+	__u8 class;
+
+	if (!there || traffic_class(skb, to->family, &class) ||
+	    bpf_skb_load_bytes(skb, 0, &outer.rest.eth, sizeof(outer.rest.eth)))
+		return 0;
+	outer.ip.start = bpf_htonl(6U << 28 | (__u32)class << 20);
+	outer.ip.length = bpf_htons(length);
+	outer.ip.next = IPPROTO_UDP;
+	outer.ip.hops = OUTER_TTL;
+	outer.ip.src = from->address;
+	outer.ip.dst = *there;
+	make_rest(skb, &outer.rest, to, port, length);
+	return !bpf_skb_adjust_room(skb, sizeof(outer), BPF_ADJ_ROOM_MAC, how) &&
+	       !bpf_skb_store_bytes(skb, L3, &outer, sizeof(outer), 0);
+}
+
 /*
  * Into the tunnel that `s->tunnel` says. What is no IP, or was in a tunnel before, the kernel makes no room in; that, and what
  * must be fragmented outside, goes by the device.
@@ -160,6 +189,7 @@ int vfp_encapsulate(struct __sk_buff *skb)
 	struct settings *settings;
 	struct underlay *from;
 	__u32 zero = 0;
+	int done;
 
 	if (!s)
 		return TC_ACT_SHOT;
@@ -167,9 +197,14 @@ int vfp_encapsulate(struct __sk_buff *skb)
 	from = underlay_of(s->tunnel.underlay);
 	if (!settings)
 		return drop_early(skb, s, ENGINE_ERROR);
-	if (from && from->ifindex && s->tunnel.family && !skb->gso_size && !s->tunnel.fragments && from->family == 4 &&
-	    encapsulate4(skb, &s->tunnel, from, settings->tunnel_port))
-		return bpf_redirect_neigh(from->ifindex, 0, 0, 0);
+	if (from && from->ifindex && s->tunnel.family && !skb->gso_size && !s->tunnel.fragments) {
+		if (from->family == 6)
+			done = encapsulate6(skb, &s->tunnel, from, settings->tunnel_port);
+		else
+			done = encapsulate4(skb, &s->tunnel, from, settings->tunnel_port);
+		if (done)
+			return bpf_redirect_neigh(from->ifindex, 0, 0, 0);
+	}
 	return by_device(skb, &s->tunnel, from, settings->tunnel_ifindex);
 }
 
@@ -196,6 +231,12 @@ static __always_inline int is_tunnelled(struct __sk_buff *skb, struct scratch *s
 		udp = (void *)(ip + 1);
 		if ((void *)(udp + 1) > end || ip->version != 4 || ip->ihl != 5 || ip->protocol != IPPROTO_UDP ||
 		    ip->frag_off & bpf_htons(IP_OFFSET_MASK | IP_MORE_FRAGMENTS))
+			return 0;
+	} else if (eth->h_proto == bpf_htons(ETH_P_IPV6)) {
+		struct ipv6_header *ip = (void *)(eth + 1);
+
+		udp = (void *)(ip + 1);
+		if ((void *)(udp + 1) > end || ip->next != IPPROTO_UDP)
 			return 0;
 	} else {
 		return 0;
@@ -282,9 +323,31 @@ static __always_inline int read_outer4(struct __sk_buff *skb, struct taken_off *
 	if ((void *)(outer + 1) > end || bpf_ntohs(outer->ip.tot_len) != skb->len - L3 || header_sum(&outer->ip))
 		return 0;
 	key.address.w[0] = outer->ip.daddr;
-	off->vtep = bpf_ntohl(outer->ip.saddr);
+	off->vtep = ipv4_vtep(bpf_ntohl(outer->ip.saddr));
 	off->outer = outer->ip.tos;
 	return is_own(&key) && read_rest(&outer->rest, end, skb->len - L3 - sizeof(outer->ip), off);
+}
+
+static __always_inline int read_outer6(struct __sk_buff *skb, struct taken_off *off)
+{
+	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+	struct outer6 *outer = data + L3;
+	struct underlay_key key = {.family = 6};
+	struct address source;
+	__u32 length;
+
+	if ((void *)(outer + 1) > end)
+		return 0;
+	length = bpf_ntohs(outer->ip.length);
+	if (length != skb->len - L3 - sizeof(outer->ip) || bpf_ntohl(outer->ip.start) >> 28 != 6)
+		return 0;
+	key.address = outer->ip.dst;
+	source = outer->ip.src;
+	off->outer = bpf_ntohl(outer->ip.start) >> 20;
+	if (!read_rest(&outer->rest, end, length, off) || !is_own(&key))
+		return 0;
+	off->vtep = ipv6_vtep(&source);
+	return 1;
 }
 
 /* Returns whether the outer headers are gone; if not, the frame is as it was. */
