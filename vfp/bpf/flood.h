@@ -7,6 +7,7 @@
 #pragma once
 
 #include "enter.h"
+#include "vxlan.h"
 
 #define FLOODED_MAX 1024
 
@@ -71,8 +72,9 @@ static long flood_vtep(__u32 i, void *context)
 	settings = bpf_map_lookup_elem(&config, &zero);
 	if (!vtep || !settings || !settings->tunnel_ifindex)
 		return 0;
-	s->forward.out.vtep = *vtep;
-	if (!into_tunnel(flood->skb, &s->forward.out))
+	s->tunnel.vtep = *vtep;
+	s->tunnel.underlay = settings->underlays[is_ipv6_vtep(*vtep)];
+	if (tell_device(flood->skb, &s->tunnel, underlay_of(s->tunnel.underlay)))
 		bpf_clone_redirect(flood->skb, settings->tunnel_ifindex, 0);
 	return 0;
 }
@@ -123,7 +125,9 @@ int vfp_flood(struct __sk_buff *skb)
 	if (wire)
 		flood_wire(skb, wire);
 	if (vteps) {
-		s->forward.out.vni = segment->vni;
+		s->tunnel.vni = segment->vni;
+		s->tunnel.family = s->pkt.key.family;
+		s->tunnel.fragments = 1;
 		bpf_loop(vteps < FLOODED_MAX ? vteps : FLOODED_MAX, flood_vtep, &flood, 0);
 	}
 	bpf_loop(ports < FLOODED_MAX ? ports : FLOODED_MAX, flood_port, &flood, 0);

@@ -26,7 +26,6 @@ from vfp.model import (
     Space,
     Switch,
     TranslateSource,
-    Uplink,
 )
 from vfp.reference.transposition import Exit, Flood, ToPort, ToVtep, ToWire
 from vfp.reference.zones import Zone, ZoneKind
@@ -137,9 +136,10 @@ class Index:
         return {rule.action.meter for port in self.state.ports for rule in rules_of(port)
                 if isinstance(rule.action, Meter)}
 
-    def links(self) -> tuple[int, dict[int, tuple[Uplink, int]]]:
-        """Interfaces other than those of ports: the tunnel device, and uplinks by id."""
-        return self.state.tunnel_ifindex, {
+    def links(self) -> tuple[object, ...]:
+        """Interfaces other than those of ports: the tunnel device, uplinks by id, and how the underlay is reached."""
+        takes_off = self.has_tunnel and any(underlay.ifindex for underlay in self.state.underlays)
+        return self.state.tunnel_ifindex, self.state.underlays, self.state.tunnel_port if takes_off else 0, {
             uplink.id: (replace(uplink, name=""), self._flags.get(uplink.id, 0)) for uplink in self.state.uplinks}
 
     def whereabouts(self) -> dict[int, tuple[tuple[int, SegmentKind], int | None]]:
