@@ -140,7 +140,7 @@ def _network(spec: NetworkSpec, uid: str, state: State) -> Assigned:
     elif spec.mode == "overlay":
         space = state.cursors["vni"] = ipam.next_vni(state.cursors.get("vni", 0), state.spaces)
     else:
-        space = ipam.next_nat_space(state.cursors.get("nat-space", 0), state.spaces)
+        space = ipam.next_space(state.cursors.get("nat-space", 0), state.spaces)
         state.cursors["nat-space"] = space
     return Assigned(space=space, gateway_mac=ipam.hashed_mac(f"gateway/{uid}", lambda _: False))
 
@@ -172,16 +172,21 @@ def _endpoint(ref: Ref, spec: EndpointSpec, old: Stored[EndpointSpec] | None, st
     assert network is not None, "checked before"
     subnets = subnets_of(network)
     address, address6 = "", ""
-    if any(subnet.version == 4 for subnet in subnets):
+    host = state.host(spec.host)
+    external = host is not None and host.spec.external          # it has what it has; we choose nothing
+    versions = {subnet.version for subnet in subnets}
+    if 4 in versions and not spec.dhcp and (spec.address or not external):
         same = old is not None and spec.address in (None, old.spec.address)
         had = old.assigned.address if old and same else ""
         address = _address(network, subnets, 4, spec.address, had, state, asked)
-    if any(subnet.version == 6 for subnet in subnets):
+    if 6 in versions and (spec.address6 or not external):
         same = old is not None and spec.address6 in (None, old.spec.address6)
         had = old.assigned.address6 if old and same else ""
         address6 = _address(network, subnets, 6, spec.address6, had, state, asked)
     mac = spec.mac or (old.assigned.mac if old else "")
-    if not mac:
+    if spec.behind is not None:
+        mac = ""                            # that of the link which it uses
+    elif not mac:
         gateway_mac = network.assigned.gateway_mac
         mac = ipam.hashed_mac(f"{network.uid}/{ref.name}",
                               lambda m: m == gateway_mac or (network_ref, m) in state.macs)

@@ -9,9 +9,10 @@ from controller.check_networks import whole_address_mappings
 from controller.checks import Surroundings, endpoint_of, exists, own_addresses
 from controller.documents import Declared
 from controller.errors import Problem
+from controller.host_specs import HostSpec
 from controller.ipam import Range
 from controller.mapping_specs import ANY_ADDRESSES, StaticMappingSpec
-from controller.network_specs import HostSpec, NatSpec, NetworkSpec
+from controller.network_specs import NatSpec, NetworkSpec
 from controller.state import AnyStored, Ref, State, Stored
 from controller.subnets import meant, subnets_of
 from controller.texts import port_range
@@ -96,7 +97,7 @@ def _whole(ref: Ref, spec: StaticMappingSpec, host: str, around: Surroundings) -
     if facts is not None and address in primary_addresses(facts):
         yield Problem("in_use", f"{address} is the host's own primary address, which would no longer reach host {host}",
                       where, address, "add a second address to the interface, and name that")
-    if stored is not None and stored.spec.underlay == address:
+    if stored is not None and address in stored.spec.underlays:
         yield Problem("in_use", f"{address} is the underlay address of Host {host}", where, address, todo)
     for network in state.nat_networks_on(host):
         if address in (network.spec.nat or NatSpec()).external_addresses:

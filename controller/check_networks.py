@@ -45,7 +45,7 @@ def check_network(document: Declared, old: AnyStored | None, around: Surrounding
         yield from _changed_subnets(spec, cast("Stored[NetworkSpec]", old), around)
     if spec.mode == "overlay":
         yield from _overlay(spec, old, around)
-    else:
+    elif spec.mode == "nat":
         yield from _nat_mode(ref, spec, old, around)
 
 
@@ -146,9 +146,9 @@ def _overlay(spec: NetworkSpec, old: AnyStored | None, around: Surroundings) -> 
         if subnet.prefix == "auto":
             yield Problem("invalid", "an overlay network is on no host that could say what is free",
                           f"spec.subnets[{i}].prefix", "auto", "give a prefix such as 10.1.0.0/24, or use mode nat")
-    if spec.nat is not None:
-        yield Problem("invalid", "an overlay network is not translated", "spec.nat", "a nat section",
-                      "leave it out, or use mode nat")
+    if spec.nat is not None and spec.egress != "nat" and not spec.exits:
+        yield Problem("invalid", "an overlay network without egress is not translated", "spec.nat", "a nat section",
+                      "leave it out, add egress, or use mode nat")
     if spec.on_overlap != "degrade":
         yield Problem("invalid", "an overlay network is apart from the prefixes of its hosts", "spec.onOverlap",
                       spec.on_overlap, "leave it out, or use mode nat")

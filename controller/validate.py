@@ -13,8 +13,9 @@ from controller.check_mappings import check_mapping
 from controller.check_networks import check_network
 from controller.checks import Surroundings, endpoint_of, exists, listing
 from controller.documents import Declared
+from controller.endpoint_specs import EndpointSpec
 from controller.errors import Problem
-from controller.network_specs import EndpointSpec, HostSpec
+from controller.host_specs import HostSpec
 from controller.policy_specs import PolicySpec, Selector
 from controller.resources import DEFAULT_TENANT
 from controller.state import AnyStored, Ref, State, Stored
@@ -40,7 +41,7 @@ def check_removal(stored: AnyStored, state: State) -> list[Problem]:
         case "Host":
             users = state.on_host.get(ref.name, ())
         case "Network":
-            users = state.in_network.get(ref, ())
+            users = state.in_it(ref)
         case "Endpoint":
             users = state.mapped.get(ref, ())
     users = sorted(users)
@@ -62,12 +63,12 @@ def _check_tenant(declared: Declared, old: AnyStored | None, around: Surrounding
 def _check_host(declared: Declared, old: AnyStored | None, around: Surroundings) -> Iterator[Problem]:
     spec, name, state = declared.spec, declared.ref.name, around.state
     assert isinstance(spec, HostSpec)
-    if spec.underlay:
-        holder = state.underlays.get(spec.underlay)
+    for address in spec.underlays:
+        holder = state.underlays.get(address)
         if holder not in (None, declared.ref):
-            yield Problem("in_use", f"{spec.underlay} is the underlay address of {holder}", "spec.underlay",
-                          spec.underlay, "give each host its own")
-    else:
+            yield Problem("in_use", f"{address} is the underlay address of {holder}", "spec.underlay", address,
+                          "give each host its own")
+    if not spec.underlays:
         overlay = [e.ref for e in state.endpoints_on(name) if _mode(state, e) == "overlay"]
         if overlay:
             yield Problem("in_use", f"{declared.ref} has overlay endpoints ({listing(sorted(overlay))}) and needs "

@@ -78,7 +78,7 @@ def test_a_host_gets_its_ports_and_the_others_as_remotes() -> None:
     assert (www.external_address, www.external_ports, www.internal_address, www.internal_port) == (
         "0.0.0.0", (8080, 8080), "192.168.250.2", 80)
     assert www.port == next(p.id for p in of(made, "h1", PortGoal) if p.name == "web")
-    assert of(made, "h1", HostGoal) == [HostGoal("self", "172.31.0.1", "", (20000, 32767))]
+    assert of(made, "h1", HostGoal) == [HostGoal("self", "172.31.0.1", "", (20000, 32767), ("172.31.0.1",))]
     assert made.goals("h3") == {}
 
 
