@@ -215,7 +215,7 @@ class Stream:
         return float(told)
 
 
-@pytest.mark.parametrize(("kind", "mbit"), [("tcp", 5), ("udp", 5), ("tcp", 300), ("udp-gso", 300)])
+@pytest.mark.parametrize(("kind", "mbit"), [("tcp", 20), ("udp", 5), ("tcp", 300), ("udp-gso", 300)])
 def test_a_cap_holds(w: World, host: Namespace, switch: Switch, tmp_path: Path, kind: str, mbit: int) -> None:
     (near, far), = joined(w, host, switch, 1, tmp_path)
     shaper = switch.ensure_shaper(SHAPER)
