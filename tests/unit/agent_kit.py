@@ -17,6 +17,7 @@ from scapy.packet import Packet
 from agent.build import INSPECT_LINKS, Built, Observed, build, wanted
 from agent.goals import Goals
 from agent.ids import Ids, allocate
+from agent.observed import UnderlayState
 from agent.reconcile import Reconciler
 from agent.state import Disk
 from southbound.messages import (
@@ -134,7 +135,9 @@ UNDERLAY = UplinkState(2, "under0", (f"{VTEP}/24",), 1400, "02:aa:00:00:00:02")
 
 def observed(wanted_goals: Goals, ids: Ids, **more: object) -> Observed:
     """A host on which all links of `wanted_goals` exist."""
-    empty = Observed(UPLINK, "", UNDERLAY, "", frozenset({IPv4Address(HOST_ADDRESS)}), {})
+    empty = Observed(
+        uplink=UPLINK, segments={"": UPLINK}, underlays=(UnderlayState(IPv4Address(VTEP), UNDERLAY),),
+        addresses=frozenset({IPv4Address(HOST_ADDRESS)}))
     empty = replace(empty, **more)  # type: ignore[arg-type]
     plan = build(wanted_goals, empty, ids)
     aliases = {link.host_interface: link.alias for link in plan.ports.values()}
@@ -147,7 +150,8 @@ def observed(wanted_goals: Goals, ids: Ids, **more: object) -> Observed:
 
 def ids_for(*objects: Goal, **more: object) -> Ids:
     state = goals(*objects)
-    return allocate(Ids(), wanted(state, replace(Observed(UPLINK), **more)), MAX_PORTS)  # type: ignore[arg-type]
+    host = replace(Observed(uplink=UPLINK, segments={"": UPLINK}), **more)
+    return allocate(Ids(), wanted(state, host), MAX_PORTS)  # type: ignore[arg-type]
 
 
 def built(*objects: Goal, compiled: bool = True, **more: object) -> Built:
