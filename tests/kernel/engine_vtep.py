@@ -160,7 +160,7 @@ class Vtep:
         self.host.ip("addr", "flush", "dev", "ul0")
         self.host.ip("addr", "add", f"{ours.underlay}/{length}", "dev", "ul0", *nodad)
         self.tunnel = self._switch.ensure_tunnel(TunnelLink(
-            TUNNEL, "sluice:tunnel", ours.port, mtu_bytes=max(self.endpoint_mtu, 1280)))
+            TUNNEL, "sluice:tunnel", ours.port, mtu_bytes=max(self.endpoint_mtu, 1280), ipv6=":" in ours.underlay))
         self._switch.attach(self.tunnel, "ingress", self.engine.program_fd(Hook.OVERLAY_IN), "sluice_overlay_in")
         self.apply()
 

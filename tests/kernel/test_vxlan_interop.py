@@ -16,7 +16,7 @@ BULK = 4 << 20
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="makes namespaces, which needs root")
 
 
-@pytest.fixture(scope="module", params=[(4, True), (4, False)], ids=str)
+@pytest.fixture(scope="module", params=[(4, True), (4, False), (6, True), (6, False)], ids=str)
 def foreign(request: pytest.FixtureRequest) -> Iterator[Foreign]:
     family, direct = request.param
     with Foreign(family, direct) as made:
