@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from controller.check_modes import ON_SEGMENT, known_link
 from controller.check_networks import outside
-from controller.checks import Surroundings, exists
+from controller.checks import Surroundings, exists, own_addresses
 from controller.documents import Declared
 from controller.endpoint_specs import EndpointSpec
 from controller.errors import Problem
@@ -43,10 +44,13 @@ def check_endpoint(document: Declared, old: AnyStored | None, around: Surroundin
         yield Problem("missing", "neither netns nor tap says where it is", "spec.netns", "nothing",
                       "add netns, or tap with the name of a tap device, or behind with the name of an endpoint")
     yield from _modes(spec, network)
+    if network.spec.mode in ON_SEGMENT and network.spec.uplink is not None:
+        yield from known_link(network.spec.uplink, "spec.host", spec.host, around, f", the uplink of {network.ref}")
     for field in ("address", "address6"):
         text = getattr(spec, field)
         if text and (was is None or getattr(was, field) != text):      # what was asked for before may have moved since
             yield from _address(ref, text, f"spec.{field}", network, state)
+            yield from _host_address(text, f"spec.{field}", spec.host, network, around)
     if spec.mac:
         yield from _mac(ref, spec.mac, network, state)
 
@@ -60,6 +64,15 @@ def _place(ref: Ref, spec: EndpointSpec, state: State) -> Iterator[Problem]:
         else:
             yield Problem("in_use", f"interface {spec.interface} in {spec.netns} on {spec.host} is that of {holder}",
                           "spec.interface", spec.interface, "choose another interface name or namespace")
+
+
+def _host_address(text: str, where: str, host: str, network: Stored[NetworkSpec],
+                  around: Surroundings) -> Iterator[Problem]:
+    """A problem if the host, which is on the same segment, has the address itself."""
+    facts = around.facts.get(host)
+    if network.spec.mode in ON_SEGMENT and facts is not None and text in own_addresses(facts):
+        yield Problem("in_use", f"{text} is an address of host {host} on that segment", where, text,
+                      "choose another, or leave it out")
 
 
 def _external(spec: EndpointSpec, network: Stored[NetworkSpec]) -> Iterator[Problem]:

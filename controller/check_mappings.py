@@ -18,8 +18,6 @@ from controller.subnets import meant, subnets_of
 from controller.texts import port_range
 from southbound.messages import HostFacts
 
-VXLAN_PORT = 4789
-
 
 def check_mapping(document: Declared, old: AnyStored | None, around: Surroundings) -> Iterator[Problem]:
     """Problems of a StaticMapping."""
@@ -133,10 +131,11 @@ def _ports(ref: Ref, spec: StaticMappingSpec, ports: Range, host: str, around: S
     if listener is not None and not in_place:
         yield Problem("in_use", f"{spec.protocol} port {listener[1]} of host {host} is taken by a program of "
                       f"the host that listens on {listener[0]}", where, found, todo + ", or stop that program")
-    yield from _reserved(spec, ports, stored)
+    yield from _reserved(spec, ports, stored, around.state.vxlan_port())
 
 
-def _reserved(spec: StaticMappingSpec, ports: Range, host: Stored[HostSpec] | None) -> Iterator[Problem]:
+def _reserved(spec: StaticMappingSpec, ports: Range, host: Stored[HostSpec] | None,
+              vxlan_port: int) -> Iterator[Problem]:
     if host is None:
         return
     where, found, todo = "spec.externalPort", str(spec.external_port), "choose another, or auto"
@@ -145,8 +144,8 @@ def _reserved(spec: StaticMappingSpec, ports: Range, host: Stored[HostSpec] | No
         which = f"port {ports[0]} is" if ports[0] == ports[1] else f"ports {ports[0]}-{ports[1]} are"
         yield Problem("in_use", f"{which} in the range {low}-{high} that NAT uses on host {host.ref.name}", where,
                       found, f"{todo}, or change spec.natPorts of Host {host.ref.name}")
-    if spec.protocol == "udp" and host.spec.underlay and ports[0] <= VXLAN_PORT <= ports[1]:
-        yield Problem("in_use", f"udp port {VXLAN_PORT} carries the overlay of host {host.ref.name}", where, found,
+    if spec.protocol == "udp" and host.spec.underlay and ports[0] <= vxlan_port <= ports[1]:
+        yield Problem("in_use", f"udp port {vxlan_port} carries the overlay of host {host.ref.name}", where, found,
                       todo)
 
 

@@ -8,7 +8,6 @@ from ipaddress import ip_address
 from typing import cast
 
 from controller.endpoint_specs import EndpointSpec
-from controller.host_specs import DEFAULT_VXLAN_PORT
 from controller.ipam import Prefix
 from controller.mapping_specs import StaticMappingSpec
 from controller.network_specs import NatSpec, NetworkSpec
@@ -40,17 +39,11 @@ def host_goal(state: State, name: str) -> HostGoal | None:
         return None
     spec, underlays = host.spec, host.spec.underlays
     return HostGoal(HOST_GOAL_ID, underlays[0] if underlays else "", spec.uplink or "", spec.nat_ports, underlays,
-                    vxlan_port(state), bits_per_second(spec.uplink_rate))
+                    state.vxlan_port(), bits_per_second(spec.uplink_rate))
 
 
 def _is_exit(state: State, host: Ref) -> bool:
     return any(state.has_endpoints(network) for network in state.named_by(host, "Network"))
-
-
-def vxlan_port(state: State) -> int:
-    """The UDP port of all hosts."""
-    return next((host.spec.vxlan_port for host in state.hosts() if host.spec.vxlan_port is not None),
-                DEFAULT_VXLAN_PORT)
 
 
 def vteps_of(state: State, host: str) -> tuple[str, ...]:
@@ -155,5 +148,4 @@ def mapping_goal(mapping: Stored[StaticMappingSpec], target: Stored[EndpointSpec
         internal_port=spec.internal(first))
 
 
-__all__ = ["HOST_GOAL_ID", "host_goal", "mapping_goal", "network_goal", "on_host", "port_goal", "vteps_of",
-           "vxlan_port"]
+__all__ = ["HOST_GOAL_ID", "host_goal", "mapping_goal", "network_goal", "on_host", "port_goal", "vteps_of"]

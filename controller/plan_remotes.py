@@ -11,14 +11,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv6Address
-from socket import inet_aton, inet_ntoa
+from socket import inet_aton
 from typing import NamedTuple
 from zlib import crc32
 
-from southbound.messages import REMOTES_BLOCK, Goal, Key, RemoteGoal, RemotesGoal
+from southbound.messages import REMOTES_BLOCK, Key, RemotesGoal
 
 HASH_BITS = 32
-BLOCKS = False                              # until agents read them
 NO_ADDRESS6 = bytes(16)
 
 
@@ -50,14 +49,11 @@ class Home:
     host: str
     vteps: tuple[str, ...]
     leaves: Leaves = field(default_factory=dict)
-    goals: Mapping[Key, Goal] = field(default_factory=dict)
+    goals: Mapping[Key, RemotesGoal] = field(default_factory=dict)
 
     def told(self, leaves: Leaves) -> Home:
         """The same with other endpoints; goals of blocks that stayed are taken over."""
-        goals: dict[Key, Goal] = {}
-        if not BLOCKS:
-            goals = {("remote", e.uid): _one(self, e) for entries in leaves.values() for e in entries}
-            return Home(self.network, self.host, self.vteps, leaves, goals)
+        goals = {}
         for number, entries in leaves.items():
             key = ("remotes", f"{self.network}/{self.host}/{number}")
             same = self.leaves.get(number) is entries
@@ -141,12 +137,6 @@ def _below(leaves: Leaves, number: int) -> bool:
     """Whether there are blocks in the one of this number."""
     bits = _bits(number)
     return any(_bits(n) >= bits and n >> (_bits(n) - bits) == number for n in leaves)
-
-
-def _one(home: Home, entry: Entry) -> RemoteGoal:
-    return RemoteGoal(
-        entry.uid, entry.name, home.network, inet_ntoa(entry.address) if any(entry.address) else "", entry.mac.hex(":"),
-        home.vteps[0] if home.vteps else "", str(IPv6Address(entry.address6)) if any(entry.address6) else "")
 
 
 def _block(name: str, home: Home, entries: tuple[Entry, ...]) -> RemotesGoal:

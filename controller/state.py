@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Generic, NamedTuple, Self, TypeVar, cast
 
+from controller.host_specs import DEFAULT_VXLAN_PORT
 from controller.resources import (
     DEFAULT_TENANT,
     EndpointSpec,
@@ -124,6 +125,7 @@ class State:
         self.macs: dict[tuple[Ref, str], Ref] = {}               # (network, MAC) -> endpoint
         self.interfaces: dict[tuple[str, str, str], Ref] = {}    # EndpointSpec.place -> endpoint
         self.underlays: dict[str, Ref] = {}                      # VTEP address -> host
+        self.members: dict[Ref, dict[str, int]] = {}             # network -> host -> how many endpoints
         self.users: dict[Ref, dict[Ref, None]] = {}              # what a `mentions` leads to -> who names it
         # network -> (protocol, external port; 0 with any) -> its mappings there, with their external addresses
         self.externals: dict[Ref, dict[tuple[str, int], tuple[tuple[Ref, str], ...]]] = {}
@@ -167,6 +169,8 @@ class State:
         elif isinstance(spec, EndpointSpec):
             network = self.network_ref(stored)
             self._inner(self.on_host, spec.host)[ref] = stored
+            members = self._inner(self.members, network)
+            members[spec.host] = members.get(spec.host, 0) + 1
             self.addresses.update(((network, address), ref) for address in assigned.addresses)
             if assigned.mac:
                 self.macs[network, assigned.mac] = ref
@@ -199,6 +203,9 @@ class State:
         elif isinstance(spec, EndpointSpec):
             network = self.network_ref(stored)
             self._drop(self.on_host, spec.host, ref)
+            self._inner(self.members, network)[spec.host] -= 1
+            if not self.members[network][spec.host]:
+                self._drop(self.members, network, spec.host)
             for address in assigned.addresses:
                 del self.addresses[network, address]
             if assigned.mac:
@@ -295,6 +302,11 @@ class State:
         """The endpoint by whose link this one is reached: itself, or the one that it is behind."""
         behind = endpoint.spec.behind
         return (self.endpoint(Ref("Endpoint", endpoint.ref.tenant, behind)) if behind else None) or endpoint
+
+    def vxlan_port(self) -> int:
+        """The UDP port of the overlay, the same on all hosts."""
+        return next((host.spec.vxlan_port for host in self.hosts() if host.spec.vxlan_port is not None),
+                    DEFAULT_VXLAN_PORT)
 
     def named_by(self, ref: Ref, kind: str) -> list[Ref]:
         """What of a kind mentions this object."""
