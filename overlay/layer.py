@@ -30,6 +30,7 @@ from policy.addresses import (
     to_prefix,
 )
 from policy.contribution import Fault, HostView, ObjectError, Tables, mac_bytes
+from policy.flooding import MOST_STATIONS, flooding_of
 from policy.world import NOT_ROUTED, host_destinations, is_translated, outside, walls
 from southbound.messages import NetworkGoal, PortGoal, RemoteGoal, RemotesGoal, key_of
 from vfp.model import (
@@ -38,7 +39,6 @@ from vfp.model import (
     Allow,
     AnswerArp,
     Deny,
-    Flooding,
     Forward,
     Group,
     Layer,
@@ -46,7 +46,6 @@ from vfp.model import (
     Location,
     Match,
     Prefix,
-    Rate,
     Remote,
     Rule,
     Space,
@@ -138,7 +137,7 @@ class OverlayVnet:
             blocks=self._remotes.blocks(network, blocks, view.underlays, tuple(entries), faults),
             routes=routes(network, view, faults),
             stations=_stations(network, view) if network.flood else (),
-            flooding=_flooding(network),
+            flooding=flooding_of(network, faults),
         )
 
 
@@ -186,18 +185,8 @@ def _beyond(network: NetworkGoal, view: HostView, walls_: tuple[Rule, ...]) -> I
 
 
 def _stations(network: NetworkGoal, view: HostView) -> tuple[tuple[bytes, int], ...]:
-    return tuple((mac_bytes(port.mac), view.port_ids[port.id]) for port in view.ports_of(network))
-
-
-def _flooding(network: NetworkGoal) -> Flooding | None:
-    flood = network.flood
-    if flood is None:
-        return None
-    try:
-        vteps = tuple(ip_address(vtep) for vtep in flood.vteps) if network.mode == "overlay" else ()
-    except ValueError as error:
-        raise ObjectError(f"broadcast: underlay address: {error}") from None
-    return Flooding(Rate(flood.rate, flood.burst), network.space if network.mode == "overlay" else 0, vteps)
+    found = {mac_bytes(port.mac): view.port_ids[port.id] for port in view.ports_of(network)}
+    return tuple(found.items())[:MOST_STATIONS]
 
 
 def _own_entries(members: list[NetworkGoal], view: HostView) -> dict[Address, Location]:

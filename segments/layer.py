@@ -14,6 +14,7 @@ from ipaddress import IPv4Network, IPv6Network
 
 from policy.addresses import ETHERTYPES, LINK_LOCAL, behind_port, gateways, host_prefix, nd, network_prefixes, to_prefix
 from policy.contribution import Fault, HostView, ObjectError, Tables, UplinkView, mac_bytes
+from policy.flooding import MOST_STATIONS, flooding_of
 from southbound.messages import NetworkGoal, PortGoal, key_of
 from vfp.model import (
     ETH_P_ARP,
@@ -22,7 +23,6 @@ from vfp.model import (
     Allow,
     AnswerArp,
     Deny,
-    Flooding,
     Forward,
     Group,
     Layer,
@@ -30,7 +30,6 @@ from vfp.model import (
     Location,
     Match,
     Prefix,
-    Rate,
     Rule,
     Space,
     Switch,
@@ -76,13 +75,14 @@ class SegmentVnet:
         spaces: list[Space] = []
         sets: list[AddressSet] = []
         faults: list[Fault] = []
+        segments: dict[int, _Segment] = {}
         for network in view.networks.values():
             if network.mode not in MODES:
                 continue
             try:
                 uplink = _uplink(network, view)
-                space = _switched(network, view, uplink) if network.mode == "transparent" else _proxied(
-                    network, view, uplink)
+                make = _switched if network.mode == "transparent" else _proxied
+                space = make(network, view, uplink, segments.setdefault(uplink.id, _Segment()), faults)
             except ObjectError as error:
                 faults.append(Fault(key_of(network), str(error)))
                 continue
@@ -138,19 +138,42 @@ def _not_groups() -> Iterator[Rule]:
     return (Rule(5, to_prefix(prefix), Deny(), "not-routed") for prefix in _GROUPS)
 
 
-def _switched(network: NetworkGoal, view: HostView, uplink: UplinkView) -> Space:
-    flood = network.flood
+class _Segment:
+    """Who is on the wire of one uplink already, of whatever network: a MAC, an address is there once."""
+
+    def __init__(self) -> None:
+        self.macs: dict[bytes, PortGoal] = {}
+        self.addresses: dict[Address, PortGoal] = {}
+
+
+def _switched(network: NetworkGoal, view: HostView, uplink: UplinkView, on: _Segment, faults: list[Fault]) -> Space:
+    stations: list[tuple[bytes, int]] = []
+    for port in view.ports_of(network):
+        mac = mac_bytes(port.mac)
+        other = on.macs.setdefault(mac, port)
+        if other is not port:
+            faults.append(Fault(key_of(port), f"MAC {port.mac} is that of {other.tenant}/{other.name} on the same"
+                                              " segment; give the endpoint another"))
+        elif len(stations) == MOST_STATIONS:
+            faults.append(Fault(key_of(port), f"the network has {MOST_STATIONS} endpoints on this host already; more"
+                                              " cannot be told apart by MAC: put it on another host"))
+        else:
+            stations.append((mac, view.port_ids[port.id]))
     return Space(
-        network.space,
-        stations=tuple((mac_bytes(port.mac), view.port_ids[port.id]) for port in view.ports_of(network)),
-        wire=Wire(uplink.id),
-        flooding=Flooding(Rate(flood.rate, flood.burst)) if flood is not None else None,
-    )
+        network.space, stations=tuple(stations), wire=Wire(uplink.id), flooding=flooding_of(network, faults))
 
 
-def _proxied(network: NetworkGoal, view: HostView, uplink: UplinkView) -> Space:
+def _proxied(network: NetworkGoal, view: HostView, uplink: UplinkView, on: _Segment, faults: list[Fault]) -> Space:
     entries: dict[Address, Location] = {}
+    hosts = {one.ip for one in uplink.addresses}
     for port in view.ports_of(network):
         place = LocalPort(view.port_ids[port.id], mac_bytes(port.mac))
-        entries.update(dict.fromkeys(behind_port(port, view), place))
+        for address in behind_port(port, view):
+            other = on.addresses.setdefault(address, port)
+            if other is not port or address in hosts:
+                whose = f"{other.tenant}/{other.name}" if other is not port else f"the host, on {uplink.name}"
+                faults.append(Fault(key_of(port), f"address {address} is that of {whose}, on the same segment; give"
+                                                  " the endpoint another"))
+            else:
+                entries[address] = place
     return Space(network.space, tuple(entries.items()), wire=Wire(uplink.id, proxy=True))

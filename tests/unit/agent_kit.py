@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from ipaddress import IPv4Address, ip_network
+from ipaddress import IPv4Address, IPv6Address, ip_network
 from pathlib import Path
 
 from scapy.layers.inet import IP, TCP, UDP
@@ -24,10 +24,12 @@ from southbound.messages import (
     Goal,
     HostGoal,
     MappingGoal,
+    Mode,
     NatGoal,
     NetworkGoal,
     PortGoal,
     RemoteGoal,
+    RemotesGoal,
     Subnet,
     key_of,
 )
@@ -112,6 +114,26 @@ def remote(
     name: str, network: NetworkGoal, address: str, n: int, vtep: str = OTHER_VTEP, address6: str = ""
 ) -> RemoteGoal:
     return RemoteGoal(f"uid-{name}", name, network.id, address, f"02:00:00:00:00:{n:02x}", vtep, address6)
+
+
+def remotes(
+    network: NetworkGoal, *endpoints: tuple[str, str, int, str], host: str = "h2",
+    vteps: tuple[str, ...] = (OTHER_VTEP,), block: int = 0,
+) -> RemotesGoal:
+    """A block of (name, IPv4 or "", number of the MAC, IPv6 or "")."""
+    return RemotesGoal(
+        f"{network.id}/{host}/{block}", network.id, host, vteps, tuple(name for name, *_ in endpoints),
+        b"".join(bytes((2, 0, 0, 0, 0, n)) for _, _, n, _ in endpoints),
+        b"".join(IPv4Address(four or 0).packed for _, four, _, _ in endpoints),
+        b"".join(IPv6Address(six or "::").packed for *_, six in endpoints))
+
+
+def network_of(mode: Mode, *prefixes: str, n: int = 1, **more: object) -> NetworkGoal:
+    """A network of a mode that is neither nat nor overlay."""
+    subnets = tuple(subnet(prefix) for prefix in prefixes or ("172.16.0.0/24",))
+    return NetworkGoal(
+        f"{mode}-{n}", f"{mode}{n}", "default", mode, (1 << 24) + 100 + n, subnets, f"02:fe:00:00:02:{n:02x}", 0,
+        **more)  # type: ignore[arg-type]
 
 
 def mapping(name: str, to: PortGoal, outside: int, inside: int, **more: object) -> MappingGoal:
