@@ -233,7 +233,8 @@ def _tunnel(
         faults.extend(Fault(key_of(remote), f"not reachable: {reason}") for remote in goals.remotes)
         return None
     largest = max(endpoint_mtu(one.link.mtu_bytes, one.address.version) for one in observed.underlays)
-    return TunnelLink(TUNNEL, f"{OWNER_ALIAS}tunnel", udp_port=goals.host.vxlan_port, mtu_bytes=largest)
+    return TunnelLink(TUNNEL, f"{OWNER_ALIAS}tunnel", udp_port=goals.host.vxlan_port, mtu_bytes=largest,
+                      ipv6=any(one.address.version == 6 for one in observed.underlays))
 
 
 def _view(

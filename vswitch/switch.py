@@ -192,6 +192,11 @@ class Switch:
         with self._lock:
             hooks.detach(self._netlink, ifindex, where)
 
+    def hooked(self) -> dict[str, int]:
+        """Links that are not ours and have a program of ours at their ingress: name and ifindex."""
+        with self._lock:
+            return hooks.hooked(self._netlink)
+
     def open_loopback(self, program_fd: int, name: str) -> int:
         """Let endpoints reach the host's own sockets by lo, and these mapped ports: settings and hook; its ifindex.
 
@@ -217,15 +222,6 @@ class Switch:
         """
         with self._lock:
             return uplinks.uplink(self._netlink, name)
-
-    def underlay(self, address: str) -> UplinkState:
-        """The interface that has this address.
-
-        Raises:
-            UplinkMissing, LinkInvalid.
-        """
-        with self._lock:
-            return uplinks.underlay(self._netlink, address)
 
     def set_listening(self, everything: Collection[str], groups: Collection[str] = ()) -> None:
         """Make exactly these links hear every frame, or every one to a group MAC, and take it back where we did before.
