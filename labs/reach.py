@@ -21,6 +21,7 @@ import struct
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import ip_address
 
@@ -72,10 +73,8 @@ def _opened(protocol: str, address: str, port: int) -> socket.socket:
     flow = (socket.socket(family, socket.SOCK_DGRAM, icmp) if protocol == "icmp" else
             socket.socket(family, socket.SOCK_STREAM if protocol == "tcp" else socket.SOCK_DGRAM))
     flow.setblocking(False)
-    try:
+    with suppress(BlockingIOError):         # TCP: on its way
         flow.connect((address, port))
-    except BlockingIOError:                 # TCP: on its way
-        pass
     return flow
 
 
