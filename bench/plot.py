@@ -1,4 +1,4 @@
-"""A run as one picture: ratios to a raw link by case, and what the number of rules costs."""
+"""A run as one picture: ratios to a raw link, or bare VXLAN, by case, and what the number of rules costs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from matplotlib import pyplot
 from matplotlib.ticker import LogLocator, NullLocator
 
 from bench.report import Run, name
-from bench.results import METRICS, Key, Results
+from bench.results import BASES, METRICS, Key, Results
 from bench.rules import USUAL
 from bench.targets import TARGETS
 
@@ -24,10 +24,10 @@ __all__ = ["draw"]
 # Okabe and Ito's palette, which people with any colour vision can tell apart; Sluice is the dark one.
 COLOURS = {
     "sluice": "#0b3d6e", "bridge": "#b5b5b5", "iptables": "#d55e00", "nftables": "#e69f00", "docker": "#cc79a7",
-    "ovs": "#56b4e9",
+    "ovs": "#56b4e9", "raw": "#009e73",
 }
 _GROUPS = ("tcp_gbps", "tcp_rr_per_s", "udp_rr_per_s", "packets_per_s", "crr_per_s")
-_ORDER = ("sluice", "bridge", "nftables", "iptables", "docker", "ovs")
+_ORDER = ("sluice", "raw", "bridge", "nftables", "iptables", "docker", "ovs")
 _STYLE = {
     "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#666666",
     "axes.titlesize": 11, "axes.titleweight": "bold", "axes.titlelocation": "left", "xtick.color": "#333333",
@@ -55,12 +55,12 @@ def draw(run: Run, file: Path) -> None:
 
 
 def _bars(axes: Any, results: Results, case: str) -> None:
-    """Groups by metric, a bar each subject, as a ratio to the raw link; a notch where Sluice's target is."""
-    base = name(case, "raw")
-    axes.set_title(f"{'Same host' if case == 'same-host' else 'Across hosts'}: ratio to {base}")
+    """Groups by metric, a bar each subject, as a ratio to the base; a notch where Sluice's target is."""
+    base = BASES[case]
+    axes.set_title(f"{'Same host' if case == 'same-host' else 'Across hosts'}: ratio to {name(case, base)}")
     keys = results.keys(case)
     metrics = [metric for metric in _GROUPS if any(key.metric == metric for key in keys)]
-    subjects = [subject for subject in _ORDER if any(key.subject == subject for key in keys)]
+    subjects = [each for each in _ORDER if each != base and any(key.subject == each for key in keys)]
     if not metrics or not subjects:
         _nothing(axes)
         return
@@ -69,7 +69,7 @@ def _bars(axes: Any, results: Results, case: str) -> None:
         offset = (place - (len(subjects) - 1) / 2) * width
         for group, metric in enumerate(metrics):
             key = Key(case, metric, subject, USUAL)
-            ratio = results.ratio(key, replace(key, subject="raw"))
+            ratio = results.ratio(key, replace(key, subject=base))
             if ratio is None:
                 continue
             at = group + offset
@@ -161,8 +161,8 @@ def _nothing(axes: Any) -> None:
 
 
 def _wanted(case: str, metric: str) -> float | None:
-    """Sluice's target against the raw link."""
-    return next((target.wanted for target in TARGETS if target.beside == (case, metric, "raw")), None)
+    """Sluice's target against the base."""
+    return next((target.wanted for target in TARGETS if target.beside == (case, metric, BASES[case])), None)
 
 
 def _short(value: float) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from bench.results import METRICS, Key, Results, Spread
+from bench.results import BASES, METRICS, Key, Results, Spread
 from bench.targets import Outcome, outcomes
 
 __all__ = ["CASES", "NAMES", "Absence", "Run", "as_json", "counted", "markdown"]
@@ -96,7 +96,7 @@ def name(case: str, subject: str) -> str:
     """Of a subject as read by people: what is raw differs."""
     if case.startswith("nat") and subject != "sluice":
         return subject                      # there without a bridge
-    return NAMES["vxlan" if (case, subject) == ("cross-host", "raw") else subject]
+    return "raw underlay" if (case, subject) == ("cross-host", "raw") else NAMES[subject]
 
 
 def counted(case: str) -> str:
@@ -120,16 +120,18 @@ def _by_subject(results: Results, keys: Sequence[Key]) -> list[str]:
     case, subjects = keys[0].case, list(dict.fromkeys(key.subject for key in keys))
     by_metric = {metric: next(key for key in keys if key.metric == metric) for metric in _metrics(keys)}
     heads = [name(case, subject) for subject in subjects]
+    base = BASES[case]
+    others = [subject for subject in subjects if subject != base]
     out = _grid(("", *heads), (
         (_title(metric), *(
             _cell(results.spread(replace(key, subject=subject)), METRICS[metric].digits) for subject in subjects))
         for metric, key in by_metric.items()
     ))
-    out += ["", f"Ratio to {heads[0]}, round by round; above 1 is better, also for times:", ""]
-    return out + _grid(("", *heads[1:]), (
+    out += ["", f"Ratio to {name(case, base)}, round by round; above 1 is better, also for times:", ""]
+    return out + _grid(("", *(name(case, subject) for subject in others)), (
         (METRICS[metric].title, *(
-            _cell(results.ratio(replace(key, subject=subject), replace(key, subject=subjects[0])), 2)
-            for subject in subjects[1:]))
+            _cell(results.ratio(replace(key, subject=subject), replace(key, subject=base)), 2)
+            for subject in others))
         for metric, key in by_metric.items() if metric != "packet_bpf_ns"
     ))
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from statistics import median
 
-__all__ = ["METRICS", "Key", "Metric", "Results", "Sample", "Spread"]
+__all__ = ["BASES", "METRICS", "Key", "Metric", "Results", "Sample", "Spread"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +40,10 @@ METRICS: Mapping[str, Metric] = {
     "nat_first_ns": Metric("first packet, outbound", "ns", True),
     "first_packet_ns": Metric("first packet", "ns", True),
 }
+
+
+BASES: Mapping[str, str] = {"same-host": "raw", "cross-host": "vxlan"}
+"""Whose ratio to others is shown, by case: what costs nothing but the links, and VXLAN."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from bench.nat_engine import translating
 from bench.packets import read_packets
 from bench.program import LAYERS, engines
 from bench.report import Absence, counted
-from bench.results import Key, Sample
+from bench.results import BASES, Key, Sample
 from bench.rules import USUAL
 from bench.topologies import ACROSS, SAME, SCALE_RULES, Builder, built, scale
 
@@ -96,7 +96,7 @@ def measure(plan: Plan, tell: Tell) -> tuple[list[Sample], list[Absence]]:
             _links(case, scale(plan.sizes, plan.peers), _SCALED, plan, log, tell)
         else:
             chosen = {peer: build for peer, build in (SAME if case == "same-host" else ACROSS).items()
-                      if peer in plan.peers}
+                      if peer in plan.peers or peer == BASES[case]}
             _links(case, chosen, _ALL, plan, log, tell)
     return log.samples, log.absences
 

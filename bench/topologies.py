@@ -1,6 +1,7 @@
 """The same two endpoints joined in many ways, on one host and across two. All in namespaces of our own.
 
-raw        same host: one veth pair. Across: a point-to-point VXLAN device in each endpoint's namespace, no bridge
+raw        one veth pair between the endpoints; across hosts that is the underlay itself
+vxlan      across: a point-to-point VXLAN device in each endpoint's namespace, no bridge
 bridge     veth pairs on a Linux bridge; across: bridge and VXLAN with static entries
 iptables   the same, with bridge netfilter, conntrack and the chains that Docker makes, and the rules
 nftables   the same, with bridge netfilter, conntrack and the rules as elements of one set
@@ -97,6 +98,15 @@ def bridge_same_host(site: Site, filters: Filter | None = None) -> Pair:
 
 
 def raw_cross_host(site: Site) -> Pair:
+    """The underlay as it is: each endpoint is its own host."""
+    a, b = site.namespace("a"), site.namespace("b")
+    veth(a, "eth0", b, "eth0")
+    endpoint(a, 0)
+    endpoint(b, 1)
+    return Pair(a, b, ENDPOINTS[1])
+
+
+def vxlan_cross_host(site: Site) -> Pair:
     """The VXLAN devices themselves are the endpoints' interfaces."""
     hosts = _underlay(site)
     endpoints = site.namespace("a"), site.namespace("b")
@@ -170,6 +180,7 @@ SAME: dict[str, Builder] = {
 }
 ACROSS: dict[str, Builder] = {
     "raw": raw_cross_host,
+    "vxlan": vxlan_cross_host,
     "bridge": bridge_cross_host,
     "iptables": partial(bridge_cross_host, filters=_iptables(USUAL)),
     "nftables": partial(bridge_cross_host, filters=_nftables(USUAL)),
