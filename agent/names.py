@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Address
 from typing import Any
 
 from agent.build import Built
@@ -106,7 +105,7 @@ class Names:
 
     def _exit(self, flow: FlowRecord) -> str:
         if flow.place == "tunnel":
-            return f"vtep {IPv4Address(flow.vtep)} vni {flow.vni}"
+            return f"vtep {flow.vtep or 'unknown'} vni {flow.vni}"
         return self._links.get(flow.ifindex, flow.place) if flow.place in ("port", "uplink") else flow.place
 
 

@@ -6,7 +6,6 @@ Tests put small fakes behind these seams.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Collection, Iterable, Mapping, Sequence
-from ipaddress import IPv4Address
 from typing import Protocol
 
 from vfp.datapath.binding_log import BindingEvent
@@ -73,7 +72,7 @@ class DatapathSeam(Protocol):
     def select_flows(self, wanted: FlowFilter) -> FlowPage: ...  # noqa: D102
     def flow_at(self, hook: Hook, number: int, what: FlowTuple) -> FlowRecord | None: ...  # noqa: D102
     def trace(  # noqa: D102
-        self, hook: Hook, number: int, frame: bytes, vtep: IPv4Address | None = None
+        self, hook: Hook, number: int, frame: bytes, vtep: Address | None = None
     ) -> Traced: ...
     def binding(self, key: BindingKey) -> External | None: ...  # noqa: D102
     def select_bindings(  # noqa: D102

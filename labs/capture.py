@@ -18,7 +18,7 @@ from labs.values import fill
 
 SNAP_BYTES = 256
 VXLAN_PORTS = (4789, 8472)
-_IPV4, _UDP = b"\x08\x00\x45", 17
+_IPV4, _IPV6, _UDP, _ICMPV6 = b"\x08\x00\x45", b"\x86\xdd", 17, 58
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +32,11 @@ class Kind:
     vxlan_port: int | None
     arp: bool
     broadcast: bool
-    source: str                             # IPv4 source or ARP sender; empty: neither
+    source: str                             # IP source or ARP sender; empty: neither
     macs: tuple[str, str]                   # destination, source
-    protocol: str                           # tcp, udp, icmp, or empty
+    protocol: str                           # tcp, udp, icmp (of both families), or empty
+    dscp: int | None
+    outer_dscp: int | None
     raw: bytes
 
 
@@ -72,21 +74,32 @@ def read(path: Path) -> Counter[bytes]:
 
 def _key(frame: bytes) -> bytes:
     """Header bytes without length, id, checksum, source port. A frame of another shape is its own kind."""
-    if frame[12:15] != _IPV4 or len(frame) < 42:
+    outer, protocol, at = _network(frame)
+    if not outer or len(frame) < at + 8:
         return frame
-    outer = frame[:16] + frame[20:24] + frame[26:34]
-    if frame[23] != _UDP or int.from_bytes(frame[36:38], "big") not in VXLAN_PORTS or len(frame) < 64 + 20:
+    if protocol != _UDP or int.from_bytes(frame[at + 2:at + 4], "big") not in VXLAN_PORTS or len(frame) < at + 50:
         # Transport that is not VXLAN: the payload may be what is looked for, so that it stays.
-        return outer + frame[36:38] + frame[42:]
-    inner = frame[50:]
-    if inner[12:15] != _IPV4:
-        return outer + frame[36:50] + inner
-    return outer + frame[36:38] + frame[42:50] + inner[:16] + inner[20:24] + inner[26:34]
+        return outer + frame[at + 2:at + 4] + frame[at + 8:]
+    tunnel = outer + frame[at + 2:at + 4] + frame[at + 8:at + 16]
+    inner, _, _ = _network(frame[at + 16:])
+    return tunnel + (inner or frame[at + 16:])
+
+
+def _network(frame: bytes) -> tuple[bytes, int, int]:
+    """What all IP frames of a kind have the same up to their transport, the protocol, where that begins."""
+    if frame[12:15] == _IPV4 and len(frame) >= 34:
+        return frame[:16] + frame[20:24] + frame[26:34], frame[23], 34
+    if frame[12:14] == _IPV6 and len(frame) >= 54:
+        return frame[:15] + bytes([frame[15] & 0xF0]) + frame[20:54], frame[20], 54
+    return b"", 0, 0
 
 
 def decode(frame: bytes) -> Kind:
     """One frame, decoded by scapy."""
-    from scapy.layers.inet import ICMP, IP, TCP, UDP
+    from scapy.config import conf
+
+    conf.ipv6_enabled = False               # or it looks for the routes of this machine
+    from scapy.layers.inet import UDP
     from scapy.layers.l2 import ARP, Ether
     from scapy.layers.vxlan import VXLAN
 
@@ -94,20 +107,33 @@ def decode(frame: bytes) -> Kind:
     tunnel = outer.getlayer(VXLAN)
     inner = tunnel.getlayer(Ether) if tunnel is not None and tunnel.getlayer(Ether) is not None else outer
     udp = outer.getlayer(UDP) if tunnel is not None else None
-    source = ""
-    if inner.haslayer(ARP):
-        source = str(inner[ARP].psrc)
-    elif inner.haslayer(IP):
-        source = str(inner[IP].src)
-    protocol = next((name for name, layer in (("tcp", TCP), ("udp", UDP), ("icmp", ICMP))
-                     if inner.haslayer(layer)), "")
+    source, dscp, protocol = _told(inner)
     text = inner.summary()
     if tunnel is not None:
-        text = f"{outer[IP].src} > {outer[IP].dst} VXLAN VNI {tunnel.vni}: {text}"
+        text = f"{outer.payload.src} > {outer.payload.dst} VXLAN VNI {tunnel.vni}: {text}"
     return Kind(text, outer.haslayer(ARP) == 1 and outer.type == 0x0806, _group(str(outer.dst)),
                 None if tunnel is None else int(tunnel.vni), None if udp is None else int(udp.dport),
                 bool(inner.haslayer(ARP)), _group(str(inner.dst)), source, (str(inner.dst), str(inner.src)),
-                protocol, frame)
+                protocol, dscp, _told(outer)[1], frame)
+
+
+def _told(frame: Any) -> tuple[str, int | None, str]:
+    """Source (of ARP: the sender), DSCP, and protocol of a decoded frame."""
+    from scapy.layers.inet import ICMP, IP, TCP, UDP
+    from scapy.layers.inet6 import IPv6
+    from scapy.layers.l2 import ARP
+
+    if frame.haslayer(ARP):
+        return str(frame[ARP].psrc), None, ""
+    packet = frame.payload
+    if not isinstance(packet, IP | IPv6):
+        return "", None, ""
+    dscp = (packet.tos if isinstance(packet, IP) else packet.tc) >> 2
+    kinds = (("tcp", TCP), ("udp", UDP), ("icmp", ICMP))
+    protocol = next((name for name, layer in kinds if packet.haslayer(layer)), "")
+    if isinstance(packet, IPv6) and not protocol and packet.nh == _ICMPV6:
+        protocol = "icmp"
+    return str(packet.src), dscp, protocol
 
 
 def _group(mac: str) -> bool:

@@ -59,6 +59,7 @@ def places(lab: Lab) -> dict[str, str]:
         netns = document["spec"].get("netns") if isinstance(document.get("spec"), dict) else None
         if document.get("kind") == "Endpoint" and isinstance(netns, str):
             metadata = document["metadata"]
+            found.setdefault(netns, netns)  # an endpoint that moves has one after the other
             found[f"{metadata.get('tenant', 'default')}/{metadata['name']}"] = netns
             if metadata.get("tenant", "default") == "default":
                 found.setdefault(str(metadata["name"]), netns)
@@ -71,9 +72,9 @@ def places(lab: Lab) -> dict[str, str]:
 def process_names(lab: Lab) -> Iterator[str]:
     """Names that finish, kill, restart and log may use."""
     for name, node in lab.nodes.items():
-        if node.kind == "controller":
+        if node.controls:
             yield "controller"
-        elif node.kind == "host":
+        if node.hosts:
             yield f"agent/{name}"
     for name, service in lab.services.items():
         yield from (f"{name}/{place}" for place in service.in_)
@@ -139,20 +140,20 @@ def _links(lab: Lab) -> Iterator[Found]:
                 yield ("nodes", name, "routes", index, "via"), (
                     f"{route.via} is on no link of {name}; use an address in one of "
                     f"{', '.join(map(str, on_link)) or '(it has none)'}")
-    controllers = [name for name, node in lab.nodes.items() if node.kind == "controller"]
+    controllers = [name for name, node in lab.nodes.items() if node.controls]
     for extra in controllers[1:]:
         yield ("nodes", extra, "kind"), f"{controllers[0]} is the controller already; a lab has one"
-    hosts = [name for name, node in lab.nodes.items() if node.kind == "host"]
+    hosts = [name for name, node in lab.nodes.items() if node.hosts]
     if hosts and not controllers:
-        yield ("nodes", hosts[0], "kind"), "a host needs a node of kind controller; add one"
+        yield ("nodes", hosts[0], "kind"), "a host needs a node of kind controller or manager; add one"
 
 
 def _documents(lab: Lab) -> Iterator[Found]:
     for index, document in enumerate(lab.resources):
         if not _named(document):
             yield ("resources", index), "a document has at least kind and metadata.name; add them"
-    if lab.resources and not any(node.kind == "controller" for node in lab.nodes.values()):
-        yield ("resources",), "resources need a node of kind controller; add one"
+    if lab.resources and not any(node.controls for node in lab.nodes.values()):
+        yield ("resources",), "resources need a node of kind controller or manager; add one"
     for path, document in documents(lab):
         if document["kind"] != "Endpoint":
             continue

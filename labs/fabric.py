@@ -10,13 +10,12 @@ import yaml
 
 from labs.errors import LabError, StepFailed
 from labs.processes import Spec
-from labs.schema import Lab, Node, Ready
+from labs.schema import WAIT_S, Lab, Node, Ready
 from labs.site import Site, sluice
 
 SOUTHBOUND_PORT = 7443
 CONNECT_S = 40
 FLOWS = 65536               # halves, of each host: a lab has many hosts and one machine's memory
-WAIT_S = 15
 
 
 def pin_directory(lab: Lab, host: str) -> str:
@@ -26,12 +25,12 @@ def pin_directory(lab: Lab, host: str) -> str:
 
 def hosts(lab: Lab) -> list[str]:
     """Nodes with an agent."""
-    return [name for name, node in lab.nodes.items() if node.kind == "host"]
+    return [name for name, node in lab.nodes.items() if node.hosts]
 
 
 def controller(lab: Lab) -> str | None:
     """The node where the controller runs."""
-    return next((name for name, node in lab.nodes.items() if node.kind == "controller"), None)
+    return next((name for name, node in lab.nodes.items() if node.controls), None)
 
 
 async def start_controller(site: Site, node: str) -> None:

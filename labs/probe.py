@@ -5,8 +5,10 @@
     beat ADDRESS PORT             one TCP connection, an HTTP request every so often; on SIGTERM, a summary
     transfer ADDRESS              iperf3 at a fixed rate; at its end, what was sent again and what was lost
     send INTERFACE FRAME...       send crafted frames, each a scapy expression
+    vxlan ADDRESS FRAME...        the same inside of VXLAN, by a UDP socket: what an impostor on the underlay can do
     serve PORT --say WHO          an HTTP and datagram server that says who it is and whom it sees (labs.serve)
     hold PROTOCOL ADDRESS PORT    many flows at once, asked again at the end (labs.hold)
+    reach PORT ADDRESS...         many servers at once, by TCP, UDP and ping; who answered, as JSON (labs.reach)
     vm TAP INTERFACE              a virtual machine's stand-in: joins a host's tap device and one here (labs.vm)
 
 Times in summaries are CLOCK_MONOTONIC seconds, which all processes of a host share.
@@ -19,6 +21,7 @@ import itertools
 import json
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -27,6 +30,7 @@ from pathlib import Path
 from types import FrameType
 
 from labs.hold import hold
+from labs.reach import PROTOCOLS, reach
 from labs.serve import serve
 from labs.vm import vm
 
@@ -125,15 +129,7 @@ def _duplicates() -> int:
 
 def send(interface: str, expressions: Sequence[str], count: int) -> int:
     """Send frames that scapy builds from expressions such as `Ether(dst="…")/IP(dst="…")/UDP(dport=9)/"text"`."""
-    from scapy.config import conf
-
-    conf.ipv6_enabled = False
-    from scapy.layers import inet, l2, vxlan
-    from scapy.packet import Raw
-
-    words = {**vars(l2), **vars(inet), **vars(vxlan), "Raw": Raw}
-    # A lab file runs commands as root anyway; its frames need no fence around them.
-    frames = [bytes(eval(text, words)) for text in expressions]
+    frames = built(expressions)
     with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as wire:
         wire.bind((interface, 0))
         for _ in range(count):
@@ -141,6 +137,30 @@ def send(interface: str, expressions: Sequence[str], count: int) -> int:
                 wire.send(frame)
     sys.stdout.write(f"{len(frames) * count} frames sent\n")
     return 0
+
+
+def send_vxlan(address: str, expressions: Sequence[str], vni: int, port: int, count: int) -> int:
+    """Send frames in VXLAN (RFC 7348), from a port of the range that VTEPs use."""
+    frames = built(expressions)
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM) as underlay:
+        for _ in range(count):
+            for frame in frames:
+                underlay.sendto(struct.pack("!II", 1 << 27, vni << 8) + frame, (address, port))
+    sys.stdout.write(f"{len(frames) * count} frames sent in VNI {vni}\n")
+    return 0
+
+
+def built(expressions: Sequence[str]) -> list[bytes]:
+    """Frames of scapy expressions."""
+    from scapy.config import conf
+
+    conf.ipv6_enabled = False
+    from scapy.layers import dhcp, inet, inet6, l2, vxlan
+    from scapy.packet import Raw
+
+    words = {**vars(l2), **vars(dhcp), **vars(inet), **vars(inet6), **vars(vxlan), "Raw": Raw}
+    # A lab file runs commands as root anyway; its frames need no fence around them.
+    return [bytes(eval(text, words)) for text in expressions]
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -167,6 +187,12 @@ def main(arguments: Sequence[str]) -> int:
     one.add_argument("interface")
     one.add_argument("frames", nargs="+")
     one.add_argument("--count", type=int, default=1)
+    one = probes.add_parser("vxlan")
+    one.add_argument("address", help="of the VTEP")
+    one.add_argument("frames", nargs="+")
+    one.add_argument("--vni", type=int, required=True)
+    one.add_argument("--port", type=int, default=4789)
+    one.add_argument("--count", type=int, default=1)
     one = probes.add_parser("serve")
     one.add_argument("port", type=int)
     one.add_argument("--say", default="serve")
@@ -179,6 +205,12 @@ def main(arguments: Sequence[str]) -> int:
     one.add_argument("--timeout", type=float, default=1.0)
     one.add_argument("--source-port", type=int, default=0, help="of the first; the next ones count upwards")
     one.add_argument("--at-once", action="store_true", help="ask again without waiting for SIGTERM")
+    one = probes.add_parser("reach")
+    one.add_argument("port", type=int)
+    one.add_argument("addresses", nargs="+", metavar="ADDRESS")
+    one.add_argument("--protocols", nargs="+", choices=PROTOCOLS, default=PROTOCOLS)
+    one.add_argument("--timeout", type=float, default=2.0)
+    one.add_argument("--name", default="", help="regular expression: who may answer")
     one = probes.add_parser("vm")
     one.add_argument("tap", help="tap device of the host, in the namespace of --host")
     one.add_argument("interface", help="the machine's own interface")
@@ -203,6 +235,10 @@ def main(arguments: Sequence[str]) -> int:
         case "hold":
             return hold(given.protocol, given.address, given.port, given.count, given.timeout, given.source_port,
                         given.at_once)
+        case "reach":
+            return reach(given.port, given.addresses, given.protocols, given.timeout, given.name)
+        case "vxlan":
+            return send_vxlan(given.address, given.frames, given.vni, given.port, given.count)
         case "vm":
             return vm(given.tap, given.interface, given.host, given.mac, given.mtu, given.address, given.gateway)
         case _:

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
 
+WAIT_S = 15                                 # of `sluice apply`
 SCHEMA_FILE = Path(__file__).with_name("schema.json")
 
 LabName = Annotated[str, Field(pattern=r"^[a-z]([a-z0-9-]{0,14}[a-z0-9])?$",
@@ -65,12 +66,22 @@ class Route(Model):
 class Node(Model):
     """One network namespace, `<lab>-<node>`."""
 
-    kind: Literal["plain", "host", "controller"] = Field(
-        "plain", description="host: an agent runs here; controller: the controller runs here")
+    kind: Literal["plain", "host", "controller", "manager"] = Field(
+        "plain", description="host: an agent runs here; controller: the controller runs here; manager: both do")
     interfaces: dict[LinkName, Interface] = Field(default_factory=dict)
     routes: tuple[Route, ...] = ()
     addresses: tuple[Address, ...] = Field(default=(), description="further addresses, on the loopback")
     ip_forward: bool = False
+
+    @property
+    def controls(self) -> bool:
+        """Whether the controller runs here."""
+        return self.kind in ("controller", "manager")
+
+    @property
+    def hosts(self) -> bool:
+        """Whether an agent runs here."""
+        return self.kind in ("host", "manager")
 
 
 # Expectations
@@ -190,6 +201,7 @@ class Apply(Model):
     """`sluice apply` of documents; returns when they are in the kernels of the hosts."""
 
     apply: tuple[dict[str, Any], ...] = Field(min_length=1)
+    wait_s: float = Field(default=WAIT_S, ge=0, le=60, description="for hosts that cannot do it at once")
     check: Check = Field(default_factory=Check)
     save: dict[str, Save] = Field(default_factory=dict)
 
@@ -198,6 +210,7 @@ class Delete(Model):
     """`sluice delete` of documents (kind and metadata are enough)."""
 
     delete: tuple[dict[str, Any], ...] = Field(min_length=1)
+    wait_s: float = Field(default=WAIT_S, ge=0, le=60, description="for hosts that cannot do it at once")
     check: Check = Field(default_factory=Check)
     save: dict[str, Save] = Field(default_factory=dict)
 
@@ -227,13 +240,15 @@ class Frames(Model):
 
     vnis: tuple[int | str, ...] | None = Field(default=None, description="VXLAN with one of these VNIs")
     vxlan_port: int | None = Field(default=None, description="VXLAN on this UDP destination port")
-    sources: tuple[str, ...] | None = Field(default=None, description="IPv4 source or ARP sender is one of these")
+    sources: tuple[str, ...] | None = Field(default=None, description="IP source or ARP sender is one of these")
     macs: tuple[str, ...] | None = Field(default=None, description="source and destination MAC are among these")
     arp: bool | None = None
     outer_arp: bool | None = None
     broadcast: bool | None = Field(default=None, description="destination MAC is broadcast or multicast")
     outer_broadcast: bool | None = None
     protocol: Literal["tcp", "udp", "icmp"] | None = None
+    dscp: int | None = Field(default=None, ge=0, le=63)
+    outer_dscp: int | None = Field(default=None, ge=0, le=63)
     payload: str | None = Field(default=None, description="this text occurs in the frame")
 
 

@@ -69,10 +69,10 @@ async def _one(site: Site, action: Any, names: Names, local: Names) -> str:
         case Restart():
             await site.processes.restart(fill_text(action.restart, names))
         case Apply():
-            arguments = ["apply", "-f", _written(site, action.apply, names), "--wait", str(fabric.WAIT_S)]
+            arguments = ["apply", "-f", _written(site, action.apply, names), "--wait", f"{action.wait_s:g}"]
             return await _sluice(site, arguments, action.check, action.save, names)
         case Delete():
-            arguments = ["delete", "-f", _written(site, action.delete, names), "--wait", str(fabric.WAIT_S)]
+            arguments = ["delete", "-f", _written(site, action.delete, names), "--wait", f"{action.wait_s:g}"]
             return await _sluice(site, arguments, action.check, action.save, names)
         case Log():
             return await _log(site, action, names)
@@ -111,7 +111,7 @@ async def _run(site: Site, action: Run, names: Names) -> str:
 async def _sluice(site: Site, arguments: Sequence[str], check: Check, wanted: Mapping[str, Save],
                   names: Names) -> str:
     command = site.words(["sluice", *arguments], {})
-    outcome = await site.processes.run(command, timeout_s=fabric.WAIT_S + 15)
+    outcome = await site.processes.run(command, timeout_s=75)
     judge(check, outcome, names)
     save(site.saved, wanted, outcome, names)
     return _first_line(outcome.stdout)

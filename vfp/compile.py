@@ -12,19 +12,16 @@ import numpy as np
 from vfp.classifier import CompiledGroup, compile_group, difference, edit_group, rewrite_fields, rule_cookie
 from vfp.errors import CompileError
 from vfp.layout import (
-    LOCATION,
     MAPPING,
     MAPPING_KEY,
     MAX_STAGES,
     PORT,
     PROGRAM,
     REWRITE,
-    SPACE_KEY,
     STAGE,
     TIMEOUTS,
     UPLINK,
     UPLINK_LOOPBACK,
-    LocationKind,
     PortFlag,
     pack,
     pack_address,
@@ -36,25 +33,21 @@ from vfp.model import (
     Forward,
     Group,
     Hairpin,
-    HostStack,
     Layer,
-    LocalPort,
-    Location,
     Mapping,
     Meter,
     Port,
-    Remote,
-    Space,
     ToUplink,
     TranslatePrefix,
     TranslateSource,
     Untranslate,
-    Virtual,
 )
 from vfp.pools import check_pools, compile_pools
 from vfp.prefixes import check_translation, mapping_rows, translation_row
 from vfp.sets import CompiledSet, check_sets, compile_set
+from vfp.spaces import CompiledSpace, compile_spaces
 from vfp.timeouts import Timeouts, nanoseconds
+from vfp.vteps import vtep_rows
 
 __all__ = ["CompiledPort", "Compiler", "Tables", "mapping_cookie", "rule_cookie"]
 
@@ -81,11 +74,12 @@ class CompiledPort:
 
 @dataclass(slots=True)
 class Tables:
-    """Wanted contents of every table, by map name; keys and values are the structs' bytes."""
+    """Wanted contents of every table, by map name; keys and values are the structs' bytes. Of spaces: in chunks."""
 
     ports: dict[int, CompiledPort] = field(default_factory=dict)
     groups: dict[int, CompiledGroup] = field(default_factory=dict)
     maps: dict[str, dict[bytes, bytes]] = field(default_factory=dict)
+    spaces: dict[int, CompiledSpace] = field(default_factory=dict)
     sets: dict[int, CompiledSet] = field(default_factory=dict)
     tunnel_ifindex: int = 0
     meters: frozenset[int] = frozenset()    # that rules name
@@ -111,7 +105,7 @@ class Compiler:
         self._groups: dict[tuple[str, Group], CompiledGroup] = {}
         self._large: dict[tuple[str, str, int], CompiledGroup] = {}
         self._same: dict[tuple[str, int], tuple[Group, CompiledGroup]] = {}     # small ones by identity: no hashing
-        self._spaces: dict[Space, dict[bytes, bytes]] = {}
+        self._spaces: dict[int, CompiledSpace] = {}
         self._sets: dict[int, tuple[AddressSet, CompiledSet]] = {}
 
     def compile(self, state: EngineState, max_ports: int) -> Tables:
@@ -151,7 +145,7 @@ class Compiler:
             action.meter for group in tables.groups.values() for action in group.actions if isinstance(action, Meter))
         tables.sets = {given.id: self._compile_set(given) for given in state.sets}
         _check_named_sets(tables)
-        spaces = {space: self._spaces.get(space) or dict(_space_entries(space)) for space in state.spaces}
+        tables.spaces = compile_spaces(state.spaces, self._spaces)
         tables.maps = {
             "links": _links(state),
             "uplinks": {
@@ -163,7 +157,7 @@ class Compiler:
             "mappings": dict(_mappings(state)),
             "prefixes": mapping_rows(state),
             "translations": dict(_translations(tables.groups.values())),
-            "spaces": {key: value for entries in spaces.values() for key, value in entries.items()},
+            **vtep_rows({vtep for space in tables.spaces.values() for vtep in space.vteps}),
             "rewrites": {
                 key.to_bytes(8, "little"): pack(REWRITE, **rewrite_fields(rewrite))
                 for group in tables.groups.values()
@@ -173,7 +167,7 @@ class Compiler:
         tables.mapping_names = {mapping_cookie(name): name for name in {m.name for m in state.mappings} if name}
         for content in [content for content, group in self._groups.items() if id(group) not in small]:
             del self._groups[content]
-        self._same, self._large, self._spaces = same, large, spaces
+        self._same, self._large, self._spaces = same, large, tables.spaces
         self._sets = {given.id: (given, tables.sets[given.id]) for given in state.sets}
         return tables
 
@@ -360,33 +354,6 @@ def _stages(
     for index, row in enumerate(rows):
         stages[index] = (*row, 0)
     return stages, used
-
-
-def _location(location: Location) -> dict[str, Any]:
-    match location:
-        case LocalPort(port=port, mac=mac):
-            return {"kind": LocationKind.PORT, "port": port, "mac": mac}
-        case Remote(vtep=vtep, vni=vni, mac=mac):
-            return {"kind": LocationKind.REMOTE, "vtep": int(vtep), "vni": vni, "mac": mac}
-        case HostStack(mac=mac):
-            return {"kind": LocationKind.HOST, "mac": mac}
-        case Virtual(mac=mac):
-            return {"kind": LocationKind.VIRTUAL, "mac": mac}
-
-
-def _space_entries(space: Space) -> Iterator[tuple[bytes, bytes]]:
-    for address in _duplicates(address for address, _ in space.entries):
-        raise CompileError(f"space {space.id}: address {address} is given twice; one place an address")
-    keys = np.zeros(len(space.entries), SPACE_KEY)
-    values = np.zeros(len(space.entries), LOCATION)
-    keys["space"] = space.id
-    for index, (address, location) in enumerate(space.entries):
-        keys["family"][index] = address.version
-        keys["address"][index] = np.frombuffer(pack_address(address), np.uint8)
-        for name, value in _location(location).items():
-            values[name][index] = np.frombuffer(value, np.uint8) if isinstance(value, bytes) else value
-    for index in range(len(space.entries)):
-        yield keys[index].tobytes(), values[index].tobytes()
 
 
 def _translations(groups: Iterable[CompiledGroup]) -> Iterator[tuple[bytes, bytes]]:

@@ -20,6 +20,7 @@ MEMORY_HITS = 8
 POOL_ADDRESSES = 16
 ZONE_SHIFT = 24
 UPLINK_LOOPBACK = 1 << 31
+VTEP_NOBODY = 0xE0000000                    # below: an IPv4 VTEP; above: the id of an IPv6 one
 
 _ADDRESS = ("u1", 16)
 _MAC = ("u1", 6)

@@ -39,6 +39,10 @@ class PortLink:
     mtu_bytes: int
     bridge: str = ""  # "": none; else a bridge of ours that exists
     tap: bool = False
+    queues: int = 1  # of a tap
+    dhcp: bool = False  # its IPv4 addresses and default route come from a server: they are its own business
+    accept_ra: bool = False  # it listens to router advertisements: it may have IPv6 routes by them
+    slaac: bool = False  # with `accept_ra`: and addresses (RFC 4862)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +58,13 @@ class BridgeLink:
 
 @dataclass(frozen=True, slots=True)
 class TunnelLink:
-    """The one VXLAN device (RFC 7348) of the host: external (collect metadata), no learning."""
+    """The one VXLAN device (RFC 7348) of the host: external (collect metadata), no learning, both families."""
 
     name: str  # "slvx0"
     alias: str  # "sluice:tunnel"
     udp_port: int = 4789
     mtu_bytes: int = 1450
+    ipv6: bool = False  # an underlay address is IPv6: packets without a UDP checksum are taken there, too (RFC 6935)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +106,24 @@ class UplinkState:
     mtu_bytes: int
     mac: str  # "" where the link has none
     addresses6: tuple[str, ...] = ()  # IPv6 likewise: of global scope, neither temporary nor deprecated
+
+
+@dataclass(frozen=True, slots=True)
+class UnderlayState:
+    """An address of the host that sends and receives VXLAN, and the link where its packets come in."""
+
+    address: str  # without prefix length
+    ifindex: int  # 0: the link is no Ethernet (lo, a tunnel): packets can be had by the VXLAN device only
+    name: str
+    mtu_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class PathState:
+    """How far a packet to an address gets in one piece."""
+
+    mtu_bytes: int
+    expires_s: float = 0.0  # seconds from now, when what a router told is forgotten; 0: it holds until routes change
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -144,6 +144,30 @@ class Netlink:
                         raise failure
                     return None
                 return _decode(kind, data)
+
+    def ask_many(self, kind: int, bodies: Sequence[bytes]) -> list[bytes | None]:
+        """Raw answers to many questions of one type, each without header; None where the kernel refused to answer.
+
+        Raises:
+            KernelRefused: it did not answer at all.
+        """
+        answers: list[bytes | None] = [None] * len(bodies)
+        for first in range(0, len(bodies), BATCH):
+            waiting: dict[int, int] = {}
+            datagram = bytearray()
+            for place in range(first, min(first + BATCH, len(bodies))):
+                self._sequence += 1
+                waiting[self._sequence] = place
+                body = bodies[place]
+                datagram += HEADER.pack(HEADER.size + len(body), kind, NLM_F_REQUEST, self._sequence, 0)
+                datagram += body + bytes(-len(body) % 4)
+            self._socket.send(datagram)
+            while waiting:
+                for found, _flags, sequence, data in self._receive():
+                    at = waiting.pop(sequence, None)
+                    if at is not None and found != NLMSG_ERROR:
+                        answers[at] = data
+        return answers
 
     def dump(self, request: Request) -> list[Message]:
         """Every object that fits; asked again when the kernel says that the set changed meanwhile.

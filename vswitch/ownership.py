@@ -46,6 +46,8 @@ class Found:
     peer_nsid: int  # namespace of the other end, as numbered here; -1: this one
     data: dict[int, bytes] = field(default_factory=dict)  # IFLA_INFO_DATA
     port_data: dict[int, bytes] = field(default_factory=dict)  # IFLA_INFO_SLAVE_DATA
+    type: int = 1  # ARPHRD_*, 1: Ethernet
+    flags: int = 0  # IFF_*
 
     @property
     def is_ours(self) -> bool:
@@ -62,7 +64,7 @@ def found_link(message: bytes) -> Found:
 
     By hand: pyroute2 takes a third of a millisecond for a link, and a host may have thousands.
     """
-    _family, _type, ifindex, flags, _change = LINK_HEADER.unpack_from(message, HEADER.size)
+    _family, kind, ifindex, flags, _change = LINK_HEADER.unpack_from(message, HEADER.size)
     got = attributes(message[HEADER.size + LINK_HEADER.size :])
     info = attributes(got.get(IFLA_LINKINFO, b""))
     return Found(
@@ -79,6 +81,8 @@ def found_link(message: bytes) -> Found:
         peer_nsid=number(got[IFLA_LINK_NETNSID]) if IFLA_LINK_NETNSID in got else -1,
         data=attributes(info.get(IFLA_INFO_DATA, b"")),
         port_data=attributes(info.get(IFLA_INFO_SLAVE_DATA, b"")),
+        type=kind,
+        flags=flags,
     )
 
 

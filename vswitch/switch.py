@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import errno
 import threading
-from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Collection, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from vswitch import bridges, hooks, inspect, ports, tunnels, uplinks
+from vswitch import bridges, hooks, inspect, ports, tunnels, underlay, uplinks
 from vswitch.changes import changes
 from vswitch.errors import KernelRefused
 from vswitch.links import (
@@ -19,12 +19,15 @@ from vswitch.links import (
     HookedProgram,
     InspectPrograms,
     OwnedLink,
+    PathState,
     PortLink,
     Surroundings,
     TunnelLink,
+    UnderlayState,
     UplinkState,
     Where,
 )
+from vswitch.listening import Listening
 from vswitch.loopback import LOOPBACK, LoopbackSettings
 from vswitch.namespaces import Visitor
 from vswitch.netlink import Netlink
@@ -48,6 +51,7 @@ class Switch:
         self._visitor = Visitor()
         self._reservations = Reservations(self._visitor, record_dir)
         self._loopback = LoopbackSettings(self._visitor, record_dir)
+        self._listening = Listening(self._netlink, self._visitor, record_dir)
 
     def __enter__(self) -> Self:
         return self
@@ -183,6 +187,32 @@ class Switch:
         """
         with self._lock:
             return uplinks.underlay(self._netlink, address)
+
+    def set_listening(self, everything: Collection[str], groups: Collection[str] = ()) -> None:
+        """Make exactly these links hear every frame, or every one to a group MAC, and take it back where we did before.
+
+        Links that are not there are passed over.
+        """
+        with self._lock:
+            self._listening.set(everything, groups)
+
+    def underlays(self, addresses: Sequence[str]) -> dict[str, UnderlayState]:
+        """Those of the addresses that this host has, in the order given.
+
+        Raises:
+            LinkInvalid.
+        """
+        with self._lock:
+            return underlay.underlays(self._netlink, addresses)
+
+    def paths(self, addresses: Iterable[str]) -> dict[str, PathState]:
+        """How far packets get in one piece, to each address that there is a route to.
+
+        Raises:
+            LinkInvalid.
+        """
+        with self._lock:
+            return underlay.paths(self._netlink, addresses)
 
     def facts(self) -> Surroundings:
         """Addresses, routes and listening sockets that Sluice did not make."""

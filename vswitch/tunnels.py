@@ -18,10 +18,14 @@ from vswitch.requests import LINK_GROUP, Attributes, link_delete, link_new, link
 from vswitch.settings import disable_ipv6
 
 IFLA_VXLAN_PORT = 15
+PLAIN_UDP6 = {("IFLA_VXLAN_UDP_ZERO_CSUM6_TX", 19): 1, ("IFLA_VXLAN_UDP_ZERO_CSUM6_RX", 20): 1}
 
 
 def ensure_tunnel(netlink: Netlink, visitor: Visitor, link: TunnelLink) -> int:
-    """Make or mend the device; its ifindex. The kernel cannot change a UDP port: another one makes it anew.
+    """Make or mend the device; its ifindex.
+
+    The kernel cannot change a UDP port, nor what is done with checksums: with another wish it is made anew. One that
+    takes IPv6 packets without checksum stays when there is no IPv6 underlay any more.
 
     Raises:
         AddressTaken: the UDP port is another's. LinkInvalid, InterfaceTaken, PermissionDenied, KernelRefused.
@@ -58,6 +62,7 @@ def _make(netlink: Netlink, link: TunnelLink) -> Found:
         ("IFLA_VXLAN_COLLECT_METADATA", 1),
         ("IFLA_VXLAN_LEARNING", 0),
         ("IFLA_VXLAN_PORT", link.udp_port),
+        *((name, value) for (name, _), value in (PLAIN_UDP6 if link.ipv6 else {}).items()),
     ]
     try:
         netlink.run(
@@ -74,6 +79,8 @@ def _make(netlink: Netlink, link: TunnelLink) -> Found:
 
 def _has_wanted_mode(found: Found, link: TunnelLink) -> bool:
     mode = {("IFLA_VXLAN_COLLECT_METADATA", 25): 1, ("IFLA_VXLAN_LEARNING", 7): 0}
+    if link.ipv6:
+        mode |= PLAIN_UDP6
     return not differing(found.data, mode) and udp_port(found) == link.udp_port
 
 

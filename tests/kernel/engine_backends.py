@@ -17,14 +17,15 @@ import vfp.datapath.groups
 from vfp.classifier import rule_cookie
 from vfp.datapath.engine import Datapath, Limits
 from vfp.datapath.records import LogEvent, MeterCount
-from vfp.layout import BUDGETS, SWEEP, PlaceKind, pack
-from vfp.model import EngineState
+from vfp.layout import BUDGETS, SWEEP, VTEP_NOBODY, PlaceKind, pack, pack_address
+from vfp.model import Address, EngineState
 from vfp.reasons import DropReason
 from vfp.reference import Engine, Hook, Result, Verdict
 from vfp.reference.bindings import Block, Told
 from vfp.reference.layers import RuleRef
 from vfp.reference.transposition import Exit, ToPort, ToStack, ToUplink, ToVtep
 from vfp.reference.zones import zone_of
+from vfp.vteps import vtep_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,7 @@ class Flow:
     state: str
     packets: int
     bytes: int
-    place: tuple[str, int, int]             # kind; interface or VNI; VTEP
+    place: tuple[str, int, str]             # kind; interface or VNI; VTEP
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -141,7 +142,7 @@ class Backend(Protocol):
     def load(self, state: EngineState) -> None:
         """Make `state` the policy in force."""
 
-    def process(self, hook: Hook, number: int, frame: bytes, vtep: IPv4Address | None, now_s: float,
+    def process(self, hook: Hook, number: int, frame: bytes, vtep: Address | None, now_s: float,
                 inspected: int = 0) -> Outcome:
         """Take one frame through. `now_s` is on the monotonic clock, and ignored by an engine with its own.
         `inspected`: the frame comes back from user space.
@@ -200,7 +201,7 @@ class ReferenceBackend:
     def load(self, state: EngineState) -> None:
         self.engine.update(state)
 
-    def process(self, hook: Hook, number: int, frame: bytes, vtep: IPv4Address | None, now_s: float,
+    def process(self, hook: Hook, number: int, frame: bytes, vtep: Address | None, now_s: float,
                 inspected: int = 0) -> Outcome:
         if inspected:
             zone = zone_of(hook, number)
@@ -226,16 +227,16 @@ class ReferenceBackend:
     def binding_log(self) -> Counter[Recorded]:
         return Counter(_recorded(told) for told in self.engine.bindings.log)
 
-    def _place(self, exit: Exit | None) -> tuple[str, int, int]:
+    def _place(self, exit: Exit | None) -> tuple[str, int, str]:
         match exit:
             case ToPort(id):
-                return "port", PORT_IFINDEX + id, 0
+                return "port", PORT_IFINDEX + id, ""
             case ToUplink(id):
-                return "uplink", UPLINK_IFINDEX + id, 0
+                return "uplink", UPLINK_IFINDEX + id, ""
             case ToVtep(vtep, vni):
-                return "tunnel", vni, int(vtep)
+                return "tunnel", vni, str(vtep)
             case ToStack():
-                return "stack", 0, 0
+                return "stack", 0, ""
         raise AssertionError(exit)
 
     def drop_counts(self) -> Counter[DropReason]:
@@ -320,10 +321,11 @@ class BpfBackend:
     def load(self, state: EngineState) -> None:
         self._datapath.apply(state)
 
-    def process(self, hook: Hook, number: int, frame: bytes, vtep: IPv4Address | None, now_s: float,
+    def process(self, hook: Hook, number: int, frame: bytes, vtep: Address | None, now_s: float,
                 inspected: int = 0) -> Outcome:
         context = bytearray(_SK_BUFF_BYTES)
-        struct.pack_into("=II", context, _CB_OFFSET, int(zone_of(hook, number)) | inspected << 30, int(vtep or 0))
+        struct.pack_into("=II", context, _CB_OFFSET, int(zone_of(hook, number)) | inspected << 30,
+                         self._vtep(vtep) if vtep else 0)
         run = self._probe.test_run(frame, ctx=bytes(context))
         place, reason, target = struct.unpack_from("=III", run.ctx, _CB_OFFSET + 8)
         mark, = struct.unpack_from("=I", run.ctx, _MARK_OFFSET)
@@ -341,6 +343,13 @@ class BpfBackend:
             target = 0
         return Outcome(verdict.value, DropReason(reason), target, b"" if verdict is Verdict.DROP else run.data, mirror)
 
+    def _vtep(self, vtep: Address) -> int:
+        """As the hook at the VXLAN device makes it of an outer source."""
+        if isinstance(vtep, IPv4Address):
+            return vtep_id(vtep)
+        found = self._datapath._object.map("vtep_ids").lookup(pack_address(vtep))
+        return VTEP_NOBODY if found is None else int.from_bytes(found, "little")
+
     def change_set(self, step: Join | Leave, now_s: float) -> None:
         if isinstance(step, Join):
             self._datapath.add_members(DYNAMIC_SET, step.members, step.ttl_s, step.redecide)
@@ -351,7 +360,7 @@ class BpfBackend:
         flows = []
         for record in self._datapath.flows():
             by_link = record.place in ("port", "uplink")
-            where = (record.place, record.ifindex if by_link else record.vni, record.vtep)
+            where = (record.place, record.ifindex if by_link else record.vni, str(record.vtep or ""))
             flows.append(Flow(
                 int(record.zone_kind) << 24 | record.zone, record.protocol, str(record.src), str(record.dst),
                 record.src_port, record.dst_port, record.reply, record.state, record.packets, record.bytes, where))

@@ -42,6 +42,7 @@ from vfp.model import (
     Prefix,
     Reject,
     Remote,
+    RemoteBlock,
     Rewrite,
     Rule,
     Space,
@@ -52,6 +53,7 @@ from vfp.model import (
     Uplink,
     Virtual,
 )
+from vfp.reference.index import Index
 from vfp.timeouts import Timeouts
 
 PORT_IDS = (1, 2, 3, 4)
@@ -71,7 +73,8 @@ MORE_6 = IPv6Address("2001:db8::198.51.100.2")
 WORLD = (IPv4Address("203.0.113.1"), IPv4Address("203.0.113.2"))
 LOCALHOST, LOCALHOST_6 = IPv4Address("127.0.0.1"), IPv6Address("::1")
 ADDRESSES = (*INSIDE, GATEWAY, *EXTERNAL, *WORLD, IPv4Address(0))
-VTEPS = (IPv4Address("172.31.0.2"), IPv4Address("172.31.0.3"))
+VTEPS: tuple[Address, ...] = (
+    IPv4Address("172.31.0.2"), IPv4Address("172.31.0.3"), IPv6Address("2001:db8:31::2"))
 PREFIXES = tuple(IPv4Network(text) for text in (
     "0.0.0.0/0", "10.1.0.0/24", "10.1.0.0/30", "10.1.0.4/30", "198.51.100.0/24", "203.0.113.0/24", "203.0.113.1/32",
     "10.1.0.1/32", "10.1.0.2/32", "10.1.0.3/32", "0.0.0.0/32"))
@@ -357,7 +360,39 @@ def spaces(draw: st.DrawFn, id: int) -> Space:
         if isinstance(place, Remote) and id in VNIS and draw(pick((True, True, False))):
             place = replace(place, vni=id)
         entries += [(address, place), (six(address), place)]
-    return Space(id, tuple(entries))
+    return blocked(Space(id, tuple(entries))) if draw(st.booleans()) else Space(id, tuple(entries))
+
+
+def blocked(space: Space) -> Space:
+    """The same, with its remote places in blocks."""
+    remotes: dict[tuple[Address, int, int], list[tuple[Address, bytes]]] = {}
+    for address, place in space.entries:
+        if isinstance(place, Remote):
+            remotes.setdefault((place.vtep, place.vni, address.version), []).append((address, place.mac))
+    blocks = tuple(
+        RemoteBlock(*who, b"".join(address.packed for address, _ in those), b"".join(mac for _, mac in those))
+        for who, those in remotes.items())
+    others = tuple(entry for entry in space.entries if not isinstance(entry[1], Remote))
+    return replace(space, entries=others, blocks=(*space.blocks, *blocks))
+
+
+def places_of(space: Space) -> list[tuple[Address, Location]]:
+    """Every address that a space has an entry for, be it in a block."""
+    found = Index(EngineState(spaces=(space,))).places()
+    return [(address, place) for (_, address), place in found.items()]
+
+
+def with_place(space: Space, address: Address, place: Location | None) -> Space:
+    """The space with another place of an address; None: with none."""
+    entries = [entry for entry in space.entries if entry[0] != address]
+    blocks = []
+    for block in space.blocks:
+        rest = [(each, there) for each, there in places_of(Space(space.id, blocks=(block,))) if each != address]
+        macs = b"".join(there.mac for _, there in rest)
+        blocks.append(replace(block, addresses=b"".join(each.packed for each, _ in rest), macs=macs))
+    if place is not None:
+        entries.append((address, place))
+    return replace(space, entries=tuple(entries), blocks=tuple(block for block in blocks if block.macs))
 
 
 _ANYONE = Filtering.ENDPOINT_INDEPENDENT
@@ -495,9 +530,8 @@ def changes(draw: st.DrawFn, state: EngineState, plain: bool = False) -> EngineS
         space = draw(pick(state.spaces))
         address = draw(pick((*INSIDE, GATEWAY)))
         address = draw(pick((address, six(address))))
-        kept = tuple(entry for entry in space.entries if entry[0] != address)
-        entries = (*kept, (address, draw(places(four(address))))) if what == "place" else kept
-        return replace(state, spaces=tuple(Space(s.id, entries) if s.id == space.id else s for s in state.spaces))
+        new = with_place(space, address, draw(places(four(address))) if what == "place" else None)
+        return replace(state, spaces=tuple(new if each is space else each for each in state.spaces))
     if what == "pool":
         id = draw(pick(POOLS))
         return replace(state, pools=tuple(draw(pools(id)) if pool.id == id else pool for pool in state.pools))

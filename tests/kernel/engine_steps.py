@@ -51,13 +51,15 @@ from engine_states import (
     four,
     members,
     pick,
+    places_of,
     set_states,
     six,
     states,
+    with_place,
 )
 from hypothesis import strategies as st
 
-from vfp.model import Address, EngineState, HostStack, LocalPort, Location, Mapping, Prefix, Remote, Space
+from vfp.model import Address, EngineState, HostStack, LocalPort, Location, Mapping, Prefix, Remote
 from vfp.reference import Engine, Hook, Result, Verdict
 from vfp.reference.zones import zone_of
 
@@ -77,7 +79,7 @@ class Send:
     hook: Hook
     number: int
     frame: bytes
-    vtep: IPv4Address | None = None
+    vtep: Address | None = None
     inspected: int = 0                      # back from user space: INSPECTED or RELEASED
 
 
@@ -324,11 +326,11 @@ def _to_prefix(draw: st.DrawFn, uplink: int, external: IPv6Address) -> Send:
 
 @st.composite
 def _encapsulated(draw: st.DrawFn, state: EngineState) -> tuple[
-        int, IPv4Address, st.SearchStrategy[IPv4Address], st.SearchStrategy[IPv4Address]]:
+        int, Address, st.SearchStrategy[IPv4Address], st.SearchStrategy[IPv4Address]]:
     """VNI, outer source, and inner addresses that a tunnel may bring, mostly those that the space knows."""
     number, vtep = draw(pick((*VNIS * 4, 300))), draw(pick(VTEPS))
-    entries = next((space.entries for space in state.spaces if space.id == number), ())
-    entries = tuple(entry for entry in entries if isinstance(entry[0], IPv4Address))
+    entries = [entry for space in state.spaces if space.id == number for entry in places_of(space)
+               if isinstance(entry[0], IPv4Address)]
     remotes = [(four(address), place) for address, place in entries if isinstance(place, Remote)]
     locals_ = [four(address) for address, place in entries if isinstance(place, LocalPort)]
     if not remotes or not locals_ or draw(one_in(6)):
@@ -563,8 +565,7 @@ class Player:
         if packet is None:
             return state
         spaces = tuple(
-            Space(space.id, tuple((address, step.place if address == packet.dst else place)
-                                  for address, place in space.entries))
+            with_place(space, packet.dst, step.place) if packet.dst in dict(places_of(space)) else space
             for space in state.spaces)
         return replace(state, spaces=spaces)
 

@@ -47,6 +47,7 @@ from engine_states import (
     VTEPS,
     WORLD,
     four,
+    places_of,
     six,
 )
 from engine_steps import ALL_NODES, FLAGS, HOMES, Again, Answer, Complain, Continue, Rehome, Send, Step, Wait
@@ -253,7 +254,7 @@ class Traffic:
         chance = self._chance
         hook = chance.choice((Hook.PORT_OUT,) * 5 + (Hook.OVERLAY_IN, Hook.OVERLAY_IN, Hook.UPLINK_IN, Hook.PORT_IN))
         number = chance.choice(tuple(port.id for port in state.ports) * 5 + (9,))
-        vtep: IPv4Address | None = None
+        vtep: Address | None = None
         family, own = chance.choice(self._families), min(number, 4)
         protocol = chance.choice((TCP, TCP, TCP, UDP, UDP, ICMP, 47, SCTP, UDPLITE, chance.randrange(256)))
         ports = self._port(), self._port()
@@ -315,11 +316,11 @@ class Traffic:
         ports = ports[0], chance.choice((low, low + 1, min(low + 2, pool.ports.high), ports[1]))
         return dst.version, chance.choice((TCP, UDP, UDP, SCTP)), dst, ports
 
-    def _encapsulated(self, state: EngineState) -> tuple[int, IPv4Address, Address, Address]:
+    def _encapsulated(self, state: EngineState) -> tuple[int, Address, Address, Address]:
         """VNI, outer source and inner addresses, mostly those that the space knows."""
         chance = self._chance
         number, vtep = chance.choice((*VNIS * 4, 300)), chance.choice(VTEPS)
-        entries = next((space.entries for space in state.spaces if space.id == number), ())
+        entries = [entry for space in state.spaces if space.id == number for entry in places_of(space)]
         remotes = [(address, place) for address, place in entries if isinstance(place, Remote)]
         locals_ = [address for address, place in entries if isinstance(place, LocalPort)]
         if not remotes or not locals_ or chance.random() < 0.15:

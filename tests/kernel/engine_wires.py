@@ -12,7 +12,7 @@ import struct
 import tempfile
 import time
 from contextlib import ExitStack, suppress
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Any, Self
 
@@ -23,12 +23,13 @@ from engine_storms import AgeingBpf, Duel
 from vswitch_kit import Namespace, run
 
 from vfp.datapath.engine import Hook as Program
+from vfp.model import Address
 from vfp.reasons import DropReason
 from vfp.reference import Hook, Result, Verdict
 from vswitch.switch import Switch
 
 MTU = 9000
-_UNDERLAY, _HOST = "ul0", IPv4Address("172.31.0.1")
+_UNDERLAY, _HOST, _HOST_6 = "ul0", IPv4Address("172.31.0.1"), IPv6Address("2001:db8:31::1")
 _NEIGHBOUR = "02:00:00:00:00:aa"            # every next hop of the host
 _VXLAN_PORT, _OUTER_BYTES = 4789, 50
 # For what the kernel still has in its hands; short where nothing is to be seen if the engines agree.
@@ -61,7 +62,7 @@ class WireBpf(AgeingBpf):
         self._stack.close()
         super().close()
 
-    def process(self, hook: Hook, number: int, frame: bytes, vtep: IPv4Address | None, now_s: float) -> Outcome:
+    def process(self, hook: Hook, number: int, frame: bytes, vtep: Address | None, now_s: float) -> Outcome:
         before = self._datapath.drop_counts()
         self._enter(hook, number, frame, vtep)
         for patience_s in _BRIEF_S if self.brief else _PATIENCE_S:
@@ -80,7 +81,7 @@ class WireBpf(AgeingBpf):
             while _received(wire) is not None:
                 pass
 
-    def _enter(self, hook: Hook, number: int, frame: bytes, vtep: IPv4Address | None) -> None:
+    def _enter(self, hook: Hook, number: int, frame: bytes, vtep: Address | None) -> None:
         match hook:
             case Hook.PORT_OUT:
                 self._wires[f"e{number}"].send(frame)
@@ -92,9 +93,12 @@ class WireBpf(AgeingBpf):
             case Hook.OVERLAY_IN:
                 self._wires["far"].send(self._encapsulated(number, frame, vtep or VTEPS[0]))
 
-    def _encapsulated(self, vni: int, frame: bytes, vtep: IPv4Address) -> bytes:
+    def _encapsulated(self, vni: int, frame: bytes, vtep: Address) -> bytes:
         inner = struct.pack("!II", 0x08000000, vni << 8) + frame
         udp = struct.pack("!HHHH", 50000, _VXLAN_PORT, 8 + len(inner), 0)
+        if vtep.version == 6:
+            outer = struct.pack("!IHBB16s16s", 6 << 28, len(udp + inner), 17, 64, vtep.packed, _HOST_6.packed)
+            return self._macs[_UNDERLAY] + bytes.fromhex("0200000000aa86dd") + outer + udp + inner
         header = struct.pack("!BBHHHBBH4s4s", 0x45, 0, 28 + len(inner), 0, 0, 64, 17, 0, vtep.packed, _HOST.packed)
         header = header[:10] + checksum(header) + header[12:]
         return self._macs[_UNDERLAY] + bytes.fromhex("0200000000aa0800") + header + udp + inner
@@ -109,8 +113,9 @@ class WireBpf(AgeingBpf):
             if (frame := _received(self._wires[f"w{id}"])) is not None:
                 return Outcome(Verdict.REDIRECT_UPLINK.value, DropReason.NONE, id, frame[12:])
         if (frame := _received(self._wires["far"])) is not None:
-            vni = int.from_bytes(frame[46:49], "big")
-            return Outcome(Verdict.TUNNEL.value, DropReason.NONE, vni, frame[_OUTER_BYTES:])
+            outer = _OUTER_BYTES if frame[12:14] == b"\x08\x00" else _OUTER_BYTES + 20
+            vni = int.from_bytes(frame[outer - 4 : outer - 1], "big")
+            return Outcome(Verdict.TUNNEL.value, DropReason.NONE, vni, frame[outer:])
         return None
 
     # Making it
@@ -131,11 +136,11 @@ class WireBpf(AgeingBpf):
             mtu = str(MTU + 100 if inner == _UNDERLAY else MTU)
             host.ip("link", "add", inner, "index", str(index), "mtu", mtu, "type", "veth", "peer", outer, "mtu", mtu,
                     "netns", ends.name)
-            host.execute("sysctl", "-qw", f"net.ipv6.conf.{inner}.disable_ipv6={int(not inner.startswith('up'))}")
+            host.execute("sysctl", "-qw", f"net.ipv6.conf.{inner}.disable_ipv6={int(inner.startswith('p'))}")
             host.ip("link", "set", inner, "addrgenmode", "none", "up")
             ends.ip("link", "set", outer, "up")
         host.ip("link", "add", "vx0", "index", str(TUNNEL_IFINDEX), "mtu", str(MTU), "type", "vxlan", "external",
-                "dstport", str(_VXLAN_PORT))
+                "dstport", str(_VXLAN_PORT), "udp6zerocsumrx", "udp6zerocsumtx")
         host.execute("sysctl", "-qw", "net.ipv6.conf.vx0.disable_ipv6=1")
         host.ip("link", "set", "vx0", "up")
         self._route(host)
@@ -144,6 +149,7 @@ class WireBpf(AgeingBpf):
     def _route(self, host: Namespace) -> None:
         """Each uplink and the underlay lead anywhere, over a neighbour who is known."""
         host.ip("addr", "add", f"{_HOST}/24", "dev", _UNDERLAY)
+        host.ip("-6", "addr", "add", f"{_HOST_6}/64", "dev", _UNDERLAY, "nodad")
         for vtep in VTEPS:
             host.ip("neigh", "add", str(vtep), "lladdr", _NEIGHBOUR, "dev", _UNDERLAY, "nud", "permanent")
         for id in UPLINKS:

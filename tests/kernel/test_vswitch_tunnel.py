@@ -60,6 +60,15 @@ def test_other_udp_port_makes_it_anew(switch: Switch, host: Namespace) -> None:
     assert host.link("slvx0")["linkinfo"]["info_data"]["port"] == 8472
 
 
+def test_ipv6_underlay_takes_packets_without_a_checksum(switch: Switch, host: Namespace) -> None:
+    plain = switch.ensure_tunnel(TUNNEL)
+    ifindex = switch.ensure_tunnel(replace(TUNNEL, ipv6=True))
+    data = host.link("slvx0")["linkinfo"]["info_data"]
+    assert (data["udp_zero_csum6_tx"], data["udp_zero_csum6_rx"]) == (True, True)
+    assert ifindex != plain
+    assert switch.ensure_tunnel(TUNNEL) == switch.ensure_tunnel(replace(TUNNEL, ipv6=True)) == ifindex
+
+
 def test_foreign_link_is_left_alone(switch: Switch, host: Namespace) -> None:
     host.ip("link", "add", "slvx0", "type", "bridge")
     with pytest.raises(InterfaceTaken):

@@ -121,7 +121,7 @@ def test_before_the_first_goal_state_there_is_nothing_to_see(datapath: FakeDatap
 def flow(kind: ZoneKind, zone: int, src: str, dst: str, dport: int, **more: Any) -> FlowRecord:
     fields: dict[str, Any] = {
         "reply": False, "state": "established", "packets": 9, "bytes": 900, "idle_s": 1.0, "age_s": 2.0,
-        "place": "tunnel", "ports": (0, 0), "ifindex": 0, "vtep": int(IPv4Address(OTHER_VTEP)), "vni": 5001,
+        "place": "tunnel", "ports": (0, 0), "ifindex": 0, "vtep": IPv4Address(OTHER_VTEP), "vni": 5001,
     }
     return FlowRecord(kind, zone, 6, IPv4Address(src), IPv4Address(dst), 40000, dport, **(fields | more))
 

@@ -69,6 +69,10 @@ MAP(translations, BPF_MAP_TYPE_HASH, __u64, struct prefix, 4096, BPF_F_NO_PREALL
 MAP(prefixes, BPF_MAP_TYPE_LPM_TRIE, struct prefix_key, struct prefix, 4096, BPF_F_NO_PREALLOC);
 /* Address to place. */
 MAP(spaces, BPF_MAP_TYPE_HASH, struct space_key, struct location, 65536, BPF_F_NO_PREALLOC);
+/* Underlay addresses of IPv6 hosts by id ... */
+MAP(vtep_addresses, BPF_MAP_TYPE_HASH, __u32, struct address, 65536, BPF_F_NO_PREALLOC);
+/* ... and back. */
+MAP(vtep_ids, BPF_MAP_TYPE_HASH, struct address, __u32, 65536, BPF_F_NO_PREALLOC);
 /* Members of sets ... */
 MAP(sets, BPF_MAP_TYPE_HASH, struct set_key, struct set_member, 65536, BPF_F_NO_PREALLOC);
 /* ... and the prefix lengths to look for. */

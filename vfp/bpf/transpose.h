@@ -7,6 +7,7 @@
 
 #include "drop.h"
 #include "parse.h"
+#include "tunnel.h"
 
 #define IPV4_CHECK (L3 + offsetof(struct iphdr, check))
 #define IPV4_TTL (L3 + offsetof(struct iphdr, ttl))
@@ -205,17 +206,6 @@ static __always_inline int rewrite_packet(struct __sk_buff *skb, struct scratch 
 			return reason;
 	}
 	return set_macs(skb, s, t);
-}
-
-static __always_inline int into_tunnel(struct __sk_buff *skb, const struct transposition *t)
-{
-	struct bpf_tunnel_key key = {
-		.tunnel_id = t->vni,
-		.remote_ipv4 = t->vtep,
-		.tunnel_ttl = 64,
-	};
-
-	return bpf_skb_set_tunnel_key(skb, &key, sizeof(key), BPF_F_ZERO_CSUM_TX);
 }
 
 /*

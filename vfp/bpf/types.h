@@ -77,7 +77,7 @@ struct transposition {
 	__u8 smac[6];
 	__u8 dmac[6];
 	__u32 vni;		/* PLACE_UPLINK: its MTU; 0: not known */
-	__u32 vtep;		/* host byte order, as the tunnel key wants it */
+	__u32 vtep;		/* IPv4 in host byte order, or the id of an IPv6 one: tunnel.h */
 };
 
 enum flow_flags {
@@ -380,7 +380,7 @@ struct location {
 	__u8 pad;
 	__u32 port;
 	__u32 vni;
-	__u32 vtep;		/* host byte order */
+	__u32 vtep;		/* as in struct transposition */
 };
 
 /* A member of a set, by prefix length; the address is masked. */

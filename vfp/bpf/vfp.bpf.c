@@ -58,17 +58,17 @@ int vfp_uplink_in(struct __sk_buff *skb)
 SEC("tc")
 int vfp_overlay_in(struct __sk_buff *skb)
 {
-	struct bpf_tunnel_key key = {};
 	struct scratch *s = scratch();
+	__u32 vni, vtep;
 
 	if (!s)
 		return TC_ACT_SHOT;
 	s->probe = NO_PROBE;
 	s->forgetful = 0;
 	s->inspected = 0;
-	if (bpf_skb_get_tunnel_key(skb, &key, sizeof(key), 0))
+	if (!from_tunnel(skb, &vni, &vtep))
 		return drop_unknown(skb, s, ZONE_OVERLAY);
-	return enter(skb, s, MAKE_ZONE(ZONE_OVERLAY, key.tunnel_id & 0xffffff), key.remote_ipv4);
+	return enter(skb, s, MAKE_ZONE(ZONE_OVERLAY, vni), vtep);
 }
 
 /* Any hook, for BPF_PROG_TEST_RUN: the zone is in cb[0], the outer source in cb[1]; the answer is in cb[2..4]. */

@@ -27,7 +27,6 @@ from collections.abc import Collection, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from enum import StrEnum
-from ipaddress import IPv4Address
 from pathlib import Path
 from secrets import token_bytes
 from types import TracebackType
@@ -61,6 +60,7 @@ from vfp.datapath.records import (
 from vfp.datapath.ring import RingBuffer
 from vfp.datapath.select import FlowFilter, FlowPage, select
 from vfp.datapath.sets import SetTable
+from vfp.datapath.spaces import SpaceChange, SpaceTable
 from vfp.datapath.switch import PortPrograms
 from vfp.datapath.trace import Traced, dry_run, flow_key
 from vfp.errors import TableFull
@@ -69,17 +69,14 @@ from vfp.layout import (
     FLOW_KEY,
     HIT_KEY,
     HITS,
-    LOCATION,
     MAPPING,
     METER,
     PORT,
     PREFIX,
     SETTINGS,
-    SPACE_KEY,
     SWEEP,
     UPLINK,
     FlowFlag,
-    LocationKind,
     Ring,
     ZoneKind,
     pack,
@@ -95,7 +92,9 @@ from vfp.timeouts import Timeouts
 OBJECT = Path(__file__).with_name("vfp.bpf.o")
 
 _ZERO = bytes(4)
-_KEYED = ("links", "pools", "held", "mappings", "prefixes", "spaces", "rewrites", "translations")
+_KEYED = (
+    "links", "pools", "held", "mappings", "prefixes", "rewrites", "translations", "vtep_addresses", "vtep_ids",
+)
 _JUMPS = (                                  # enum jump
     "vfp_slow", "vfp_odd", "vfp_related", "vfp_leave", "vfp_reject", "vfp_full", "vfp_stale", "vfp_decided",
     "vfp_inspect", "vfp_come_back",
@@ -136,6 +135,7 @@ class Datapath(AbstractContextManager["Datapath"]):
             loaded.map("groups"), loaded.map("buckets"), loaded.map("filter"), loaded.map("rules")
         )
         self._bindings = BindingTables(loaded)
+        self._spaces = SpaceTable(loaded.map("spaces"), limits.space_entries)
         self._named: frozenset[int] | None = None       # sets that rules name; None: not known
         self._one_at_a_time = threading.RLock()         # members of sets come from another thread than states
         settings = np.frombuffer(self._map("config").lookup(_ZERO) or bytes(SETTINGS.itemsize), SETTINGS)[0]
@@ -213,14 +213,15 @@ class Datapath(AbstractContextManager["Datapath"]):
 
     def _apply(self, tables: Tables) -> None:
         self._check_room(tables)
+        spaces = self._spaces.change(tables.spaces)
         timeouts = self._profiles.plan(tables.ports)
         tables.ports = timeouts.ports
         self._hits_of_others |= self._mapping_names is None or bool(self._mapping_names.keys() - tables.mapping_names)
         self._mapping_names = tables.mapping_names
-        stale = self._ports_to_bump(tables)
+        stale = self._ports_to_bump(tables, spaces.spaces)
         named = frozenset(number for port in tables.ports.values() for number in port.sets)
         self._sets.expect(tables.sets)
-        if not self._differs(tables, stale):
+        if not spaces and not self._differs(tables, stale):
             self._named = named
             return
         self._profiles.write(timeouts)
@@ -235,9 +236,14 @@ class Datapath(AbstractContextManager["Datapath"]):
         self._put("translations", tables)
         self._add_meters(tables.meters)
         left = self._left_behind(tables)
-        for name in ("held", "pools", "spaces", "mappings", "prefixes"):
+        for name in ("vtep_addresses", "vtep_ids", "held", "pools"):
             self._put(name, tables)
+        for name in ("held", "pools"):
             self._remove(name, tables, keep=left)
+        self._change_spaces(tables, spaces)
+        for name in ("mappings", "prefixes"):
+            self._put(name, tables)
+            self._remove(name, tables)
         self._write_uplinks(tables.maps["uplinks"])
         changed = self._sets.changed(tables.sets)
         before = self._named if self._named is not None else changed if self._ports.ids else frozenset()
@@ -259,7 +265,8 @@ class Datapath(AbstractContextManager["Datapath"]):
         for port_id in self._ports.ids - tables.ports.keys():
             self._ports.drop(port_id)
             self._hits_of_others = True
-        for name in ("spaces", "pools", "rewrites", "translations"):
+        self._spaces.remove(spaces)
+        for name in ("pools", "rewrites", "translations", "vtep_addresses", "vtep_ids"):
             self._remove(name, tables)
         if purge:
             self._run_sweep("vfp_purge")
@@ -332,15 +339,20 @@ class Datapath(AbstractContextManager["Datapath"]):
         _, records = self._map("ports").lookup_all()
         generations = np.ascontiguousarray(records).reshape(-1).view(PORT)["generation"]
         policy = Generations(generations, self._settings["sets_generation"])
-        return list(read_flows(keys, values, time.monotonic_ns(), policy))
+        return list(read_flows(keys, values, time.monotonic_ns(), policy, self._vteps()))
 
-    def trace(self, hook: Hook, number: int, frame: bytes, vtep: IPv4Address | None = None) -> Traced:
+    def _vteps(self) -> dict[int, Address]:
+        """IPv6 VTEPs by id."""
+        rows = self._shadow["vtep_addresses"].items()
+        return {int.from_bytes(key, "little"): unpack_address(value, 6) for key, value in rows}
+
+    def trace(self, hook: Hook, number: int, frame: bytes, vtep: Address | None = None) -> Traced:
         """What the programs would do with a frame: a dry run on the tables as they are, which changes none.
 
         Raises:
             KernelRefused: EINVAL when the frame is too long for a test run (about 3,500 bytes).
         """
-        return dry_run(self._object, _ZONES[hook], number, frame, vtep)
+        return dry_run(self._object, _ZONES[hook], number, frame, vtep, self._vteps())
 
     def bindings(self) -> list[BindingRecord]:
         """Every source translation there is."""
@@ -544,7 +556,7 @@ class Datapath(AbstractContextManager["Datapath"]):
     def _check_room(self, tables: Tables) -> None:
         limits = self._limits
         for name, limit, option in (
-            ("spaces", limits.space_entries, "space_entries"), ("mappings", limits.mappings, "mappings"),
+            ("mappings", limits.mappings, "mappings"), ("vtep_ids", limits.vteps, "vteps"),
             ("links", limits.ports + 256, "ports"), ("meters", limits.meters, "meters"),
             ("pools", limits.pools, "pools"),
         ):
@@ -558,11 +570,13 @@ class Datapath(AbstractContextManager["Datapath"]):
         wanted = tables.maps[name]
         return {key for key, value in self._shadow[name].items() if wanted.get(key) != value}
 
-    def _ports_to_bump(self, tables: Tables) -> set[int]:
-        """Ports whose decisions may be outdated: program, record, or something a rule of theirs refers to."""
+    def _ports_to_bump(self, tables: Tables, spaces: frozenset[int]) -> set[int]:
+        """Ports whose decisions may be outdated: program, record, or something a rule of theirs refers to.
+
+        `spaces`: those that change.
+        """
         if self._interrupted or tables.tunnel_ifindex != self._settings["tunnel_ifindex"]:
             return set(tables.ports)
-        spaces = {int(np.frombuffer(key, SPACE_KEY)[0]["space"]) for key in self._changed("spaces", tables)}
         pools = {int.from_bytes(key, "little") for key in self._changed("pools", tables)}
         mapped = {
             int(np.frombuffer(self._shadow["mappings"][key], MAPPING)[0]["port"])
@@ -572,7 +586,7 @@ class Datapath(AbstractContextManager["Datapath"]):
             int(np.frombuffer(self._shadow["prefixes"][key], PREFIX)[0]["space"])
             for key in self._changed("prefixes", tables)
         }
-        inhabitants = self._ports_in(spaces | behind_prefixes)
+        inhabitants = self._spaces.ports_in(spaces | behind_prefixes)
         uplinks_changed = self._uplinks_changed(tables.maps["uplinks"])
         return {
             port.id
@@ -580,15 +594,6 @@ class Datapath(AbstractContextManager["Datapath"]):
             if uplinks_changed or port.id in mapped or port.id in inhabitants or port.spaces & spaces
             or port.pools & pools or not self._ports.has(port)
         }
-
-    def _ports_in(self, spaces: set[int]) -> set[int]:
-        """Ports that are a place in one of `spaces`: what comes to them over an overlay was decided by it."""
-        if not spaces:
-            return set()
-        keys = np.frombuffer(b"".join(self._shadow["spaces"].keys()), SPACE_KEY)
-        places = np.frombuffer(b"".join(self._shadow["spaces"].values()), LOCATION)
-        theirs = np.isin(keys["space"], list(spaces)) & (places["kind"] == LocationKind.PORT)
-        return {int(port) for port in places["port"][theirs]}
 
     def _differs(self, tables: Tables, stale: set[int]) -> bool:
         return bool(
@@ -643,17 +648,14 @@ class Datapath(AbstractContextManager["Datapath"]):
             uplinks.update(key, value)
 
     def _left_behind(self, tables: Tables) -> frozenset[bytes]:
-        """Keys of spaces and pools that the old policy alone refers to: they go when it is no longer in force.
-
-        An entry that leaves a space which stays goes before: no new policy may meet it.
-        """
-        spaces = {int(np.frombuffer(key, SPACE_KEY)[0]["space"]) for key in tables.maps["spaces"]}
-        spaces.update(*(port.spaces for port in tables.ports.values()))
+        """Keys of pools that the old policy alone refers to: they go when it is no longer in force."""
         pools = set().union(*(port.pools for port in tables.ports.values()))
-        return frozenset((
-            *(key for key in self._shadow["spaces"] if int(np.frombuffer(key, SPACE_KEY)[0]["space"]) not in spaces),
-            *(key for key in self._shadow["pools"] if int.from_bytes(key, "little") not in pools),
-        ))
+        return frozenset(key for key in self._shadow["pools"] if int.from_bytes(key, "little") not in pools)
+
+    def _change_spaces(self, tables: Tables, change: SpaceChange) -> None:
+        """An entry that leaves a space which stays goes now: no new policy may meet it. Whole spaces go after."""
+        self._spaces.put(change)
+        self._spaces.remove(change, frozenset(tables.spaces).union(*(port.spaces for port in tables.ports.values())))
 
     def _turn_over(self) -> None:
         turned = {**self._settings, "turn": self._settings["turn"] ^ 1}

@@ -33,7 +33,8 @@ class Limits:
     rules: int = 262144                     # a change of a whole group needs room for old and new side by side
     bindings: int = 524288
     ports: int = 4096
-    space_entries: int = 131072
+    space_entries: int = 1048576
+    vteps: int = 65536                      # IPv6 ones; those of IPv4 need no room
     mappings: int = 262144
     pools: int = 16384                      # the agent gives no more numbers
     meters: int = 4096
@@ -51,7 +52,8 @@ class Limits:
             "flows": self.flows, "rules": self.rules, "buckets": self.rules, "filter": filter_words(self.rules),
             "bindings": self.bindings, "externals": self.bindings, "contacts": self.bindings,
             "ports": self.ports, "programs": self.ports, "links": self.ports + 256,
-            "spaces": self.space_entries, "mappings": self.mappings, "meters": self.meters,
+            "spaces": self.space_entries, "vtep_ids": self.vteps, "vtep_addresses": self.vteps,
+            "mappings": self.mappings, "meters": self.meters,
             "pools": self.pools, "uses": 4 * self.pools,
             "rule_hits": self.rules + self.mappings, "timeouts": self.timeouts,
             "sets": self.set_members, "set_lengths": 2 * self.sets,

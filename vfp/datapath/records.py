@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ from vfp.layout import (
 )
 from vfp.model import Address
 from vfp.reasons import DropReason
+from vfp.vteps import vtep_of
 
 _TCP = 6
 
@@ -48,7 +49,7 @@ class FlowRecord:
     place: str                              # stack, port, uplink, tunnel
     ports: tuple[int, int]                  # sender, receiver; 0: none
     ifindex: int                            # of the port or uplink it leaves by
-    vtep: int                               # IPv4 as an integer, for a tunnel
+    vtep: Address | None                    # of a tunnel; None: no tunnel, or a VTEP that is no longer known
     vni: int
     current: bool = True                    # False: the policy has changed; its next packet is decided again
 
@@ -145,13 +146,17 @@ def flow_state(state: int, protocol: int) -> str:
 
 
 def read_flows(keys: npt.NDArray[np.uint8], values: npt.NDArray[np.uint8], now_ns: int,
-               policy: Generations | None = None) -> Iterator[FlowRecord]:
-    """Decode rows of the flow table. `policy`: what is in force; None: every flow counts as current."""
+               policy: Generations | None = None, vteps: Mapping[int, Address] | None = None) -> Iterator[FlowRecord]:
+    """Decode rows of the flow table.
+
+    `policy`: what is in force; None: every flow counts as current. `vteps`: IPv6 ones by id.
+    """
     key_rows = np.ascontiguousarray(keys).reshape(-1).view(FLOW_KEY)
     flow_rows = np.ascontiguousarray(values).reshape(-1).view(FLOW)
     for key, flow in zip(key_rows, flow_rows, strict=True):
         family = int(key["family"])
         protocol = int(key["protocol"])
+        in_tunnel = flow["out"]["place"] == PlaceKind.TUNNEL
         yield FlowRecord(
             zone_kind=ZoneKind(int(key["zone"]) >> ZONE_SHIFT), zone=int(key["zone"]) & ((1 << ZONE_SHIFT) - 1),
             protocol=protocol, src=unpack_address(key["src"].tobytes(), family),
@@ -161,8 +166,8 @@ def read_flows(keys: npt.NDArray[np.uint8], values: npt.NDArray[np.uint8], now_n
             idle_s=max(0, now_ns - int(flow["seen_ns"])) / 1e9, age_s=max(0, now_ns - int(flow["created_ns"])) / 1e9,
             place=PlaceKind(int(flow["out"]["place"])).of_model.name.lower(),
             ports=(int(flow["ports"][0]), int(flow["ports"][1])), ifindex=int(flow["out"]["ifindex"]),
-            vtep=int(flow["out"]["vtep"]),
-            vni=int(flow["out"]["vni"]) if flow["out"]["place"] == PlaceKind.TUNNEL else 0,
+            vtep=vtep_of(int(flow["out"]["vtep"]), vteps or {}) if in_tunnel else None,
+            vni=int(flow["out"]["vni"]) if in_tunnel else 0,
             current=policy is None or _is_current(flow, policy),
         )
 

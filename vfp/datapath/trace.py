@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import re
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Address
 from typing import Any
 
 import numpy as np
@@ -22,8 +22,10 @@ from vfp.layout import (
     pack_address,
     zone,
 )
+from vfp.model import Address
 from vfp.reasons import DropReason
 from vfp.reference.packet import FlowTuple
+from vfp.vteps import vtep_id, vtep_of
 
 __all__ = ["Traced", "dry_run", "flow_key"]
 
@@ -41,7 +43,7 @@ class Traced:
     place: PlaceKind                        # NONE: dropped
     reason: DropReason
     target: int
-    vtep: IPv4Address | None                # of a tunnel
+    vtep: Address | None                    # of a tunnel
     frame: bytes                            # as it would leave; as it came, if it was dropped
     hits: tuple[tuple[int, int], ...]       # (port id, rule cookie) of every rule that matched, in order
     cookie: int                             # of the rule that denied; 0: none
@@ -49,8 +51,9 @@ class Traced:
     layer: int | None                       # index in the port's OUT order
 
 
-def dry_run(loaded: BpfObject, kind: ZoneKind, number: int, frame: bytes, vtep: IPv4Address | None) -> Traced:
-    """Decide a frame as if it were the first of a flow; no table changes. One at a time.
+def dry_run(loaded: BpfObject, kind: ZoneKind, number: int, frame: bytes, vtep: Address | None,
+            vteps: Mapping[int, Address]) -> Traced:
+    """Decide a frame as if it were the first of a flow; no table changes. One at a time. `vteps`: IPv6 ones by id.
 
     Raises:
         DatapathError: the kernel is older than `SINCE`.
@@ -60,13 +63,13 @@ def dry_run(loaded: BpfObject, kind: ZoneKind, number: int, frame: bytes, vtep: 
         raise DatapathError(f"dry run: Linux {release} lets packets of the same CPU in between; boot "
                             f"{'.'.join(map(str, SINCE))} or later")
     context = bytearray(_SK_BUFF_BYTES)
-    struct.pack_into("=II", context, _CB_OFFSET, zone(kind, number), int(vtep or 0))
+    struct.pack_into("=II", context, _CB_OFFSET, zone(kind, number), vtep_id(vtep) if vtep else 0)
     run = loaded.program("vfp_trace").test_run(frame, ctx=bytes(context))
     outer, place, reason, target = struct.unpack_from("=IIII", run.ctx, _CB_OFFSET + 4)
     met: Any = np.frombuffer(loaded.map("traced").lookup(bytes(4)) or b"", TRACE)[0]
     hits = tuple((int(hit["port"]), int(hit["cookie"])) for hit in met["hits"][: int(met["count"])])
     layer = int(met["layer"])
-    tunnel = IPv4Address(outer) if place == PlaceKind.TUNNEL else None
+    tunnel = vtep_of(outer, vteps) if place == PlaceKind.TUNNEL else None
     return Traced(PlaceKind(place).of_model, DropReason(reason), target, tunnel, run.data, hits, int(met["cookie"]),
                   int(met["port"]), None if layer == _NO_LAYER else layer)
 

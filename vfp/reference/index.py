@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from ipaddress import IPv6Address
+from ipaddress import IPv4Address, IPv6Address
 
 from vfp.model import (
     Address,
@@ -19,6 +19,7 @@ from vfp.model import (
     Pool,
     Port,
     PrefixMapping,
+    Remote,
     Rule,
     TranslateSource,
 )
@@ -33,14 +34,28 @@ class Index:
         self.pools: dict[int, Pool] = {pool.id: pool for pool in state.pools}
         self.uplinks = {uplink.id: uplink for uplink in state.uplinks}
         self.has_tunnel = state.tunnel_ifindex != 0
-        self._places: dict[tuple[int, Address], Location] = {
+        self._spaces = {space.id: space for space in state.spaces}
+        self._entries: dict[tuple[int, Address], Location] = {
             (space.id, address): location for space in state.spaces for address, location in space.entries
         }
         self._mappings = {(m.uplink, m.protocol, m.external, m.external_port): m for m in state.mappings}
 
     def place(self, space: int, address: Address) -> Location | None:
-        """Where `address` is, by the entries of `space`."""
-        return self._places.get((space, address))
+        """Where `address` is, by the entries and blocks of `space`."""
+        return self._entries.get((space, address)) or self._in_block(space, address)
+
+    def _in_block(self, space: int, address: Address) -> Remote | None:
+        """As blocks are: 100,000 remotes are not worth a dictionary for the few packets that are explained."""
+        if space not in self._spaces:
+            return None
+        wanted, size = address.packed, len(address.packed)
+        for block in self._spaces[space].blocks:
+            at = block.addresses.find(wanted) if block.version == address.version else -1
+            while at >= 0 and at % size:
+                at = block.addresses.find(wanted, at + 1)
+            if at >= 0:
+                return Remote(block.vtep, block.vni, block.macs[at // size * 6 : at // size * 6 + 6])
+        return None
 
     def mapping(self, uplink: int, protocol: int, external: Address, port: int) -> Mapping | None:
         """The fixed inbound translation for what arrives at an uplink. Protocol and port 0: of a whole address."""
@@ -63,8 +78,16 @@ class Index:
             uplink.id: (uplink.ifindex, uplink.loopback, uplink.mtu) for uplink in self.state.uplinks}
 
     def places(self) -> dict[tuple[int, Address], Location]:
-        """All entries of all spaces."""
-        return self._places
+        """All entries of all spaces, and all in their blocks."""
+        places = dict(self._entries)
+        for space in self.state.spaces:
+            for block in space.blocks:
+                size, kind = (4, IPv4Address) if block.version == 4 else (16, IPv6Address)
+                for number in range(len(block.macs) // 6):
+                    address = kind(block.addresses[number * size : (number + 1) * size])
+                    mac = block.macs[number * 6 : (number + 1) * 6]
+                    places[space.id, address] = Remote(block.vtep, block.vni, mac)
+        return places
 
 
 def rules_of(port: Port) -> Iterator[Rule]:
@@ -87,8 +110,8 @@ def changed_ports(old: Index, new: Index) -> set[int]:
     if old.links() != new.links():
         return before.keys() | after_ports.keys()
     changed = {id for id in before.keys() | after_ports.keys() if before.get(id) != after_ports.get(id)}
-    after = new.places()
-    spaces = {key[0] for key, location in old.places().items() if after.get(key) != location}
+    places, after = old.places(), new.places()
+    spaces = {key[0] for key, location in places.items() if after.get(key) != location}
     pools = {id for id, pool in old.pools.items() if new.pools.get(id) != pool}
     for port in new.state.ports:
         for rule in rules_of(port):
@@ -97,12 +120,12 @@ def changed_ports(old: Index, new: Index) -> set[int]:
                     changed.add(port.id)
                 case TranslateSource(pool) | Hairpin(pool) if pool in pools:
                     changed.add(port.id)
-    for (space, _), location in old.places().items():
+    for (space, _), location in places.items():
         if space in spaces and isinstance(location, LocalPort):
             changed.add(location.port)
     kept_prefixes = set(new.state.prefixes)
     behind = {mapping.space for mapping in old.state.prefixes if mapping not in kept_prefixes}
-    changed |= {location.port for (space, _), location in old.places().items()
+    changed |= {location.port for (space, _), location in places.items()
                 if space in behind and isinstance(location, LocalPort)}
     kept = set(new.state.mappings)
     changed |= {mapping.port for mapping in old.state.mappings if mapping not in kept}
