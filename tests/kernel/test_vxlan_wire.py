@@ -21,7 +21,7 @@ from vfp.model import LocalPort, Remote
 
 DSCP_ECN = [(dscp, ecn) for dscp in (0, 10, 46, 63) for ecn in (0, 1, 2)]
 GENERAL = ("tcpdump_vxlan.pcap", "tcpdump_vxlan_port_8472.pcap")
-SEGMENTED = ("tcpdump_gso-ipv4-vxlan-ipv4.pcap", "tcpdump_gso-ipv4-vxlan-ipv6.pcap")
+SEGMENTED = tuple(f"tcpdump_gso-ipv{outer}-vxlan-ipv{inner}.pcap" for outer in (4, 6) for inner in (4, 6))
 MTU = 9000
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="makes namespaces, which needs root")
@@ -41,7 +41,7 @@ def _drain(wire: socket.socket, wait_s: float = 0.3) -> list[bytes]:
             found.append(frame)
 
 
-@pytest.fixture(scope="module", params=[(4, True), (4, False)], ids=str)
+@pytest.fixture(scope="module", params=[(4, True), (4, False), (6, True), (6, False)], ids=str)
 def foreign(request: pytest.FixtureRequest) -> Iterator[Foreign]:
     family, direct = request.param
     with Foreign(family, direct) as made:
