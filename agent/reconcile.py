@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from ipaddress import ip_interface
+from ipaddress import ip_address, ip_interface
 from typing import Any, NamedTuple
 
 import structlog
@@ -31,11 +31,14 @@ from agent.build import INSPECT_LINKS, Built, Observed, build, wanted
 from agent.egress import EgressSeam, NameInvalid, QueueError
 from agent.goals import Goals
 from agent.ids import MAX_POOLS, Ids, allocate, recover
+from agent.observed import UnderlayState
 from agent.overlaps import Overlap, overlapping
 from agent.seams import DatapathSeam, SwitchSeam
 from agent.state import Disk
 from policy.contribution import Fault
 from policy.domains import DNS_QUEUE
+from policy.world import is_translated
+from segments.layer import MODES as SEGMENTS
 from southbound.messages import Goal, HostFacts, Key, MappingGoal, NetworkGoal, ObjectStatus, PortGoal, key_of
 from vfp.compile import Compiler
 from vfp.datapath.engine import Hook
@@ -44,7 +47,7 @@ from vfp.errors import CompileError, PolicyError
 from vfp.model import Address, EngineState
 from vfp.timeouts import Timeouts
 from vswitch.errors import UplinkMissing, VSwitchError
-from vswitch.links import Detour, HookedProgram, InspectPrograms, OwnedLink, PortLink, Where
+from vswitch.links import Detour, HookedProgram, InspectPrograms, OwnedLink, PortLink, UplinkState, Where
 
 __all__ = ["Outcome", "Reconciler", "host_addresses"]
 
@@ -137,32 +140,48 @@ class Reconciler:
         return Outcome(goals.revision, statuses, built, tuple(general), overlaps)
 
     def _observe(self, goals: Goals, overlaps: Mapping[str, Overlap]) -> Observed:
-        modes = {network.mode for network in goals.networks}
-        uplink = underlay = None
-        uplink_error = underlay_error = ""
-        if "nat" in modes:
-            try:
-                uplink = self._switch.uplink(goals.host.uplink)
-            except VSwitchError as error:
-                uplink_error = str(error)
-        if "overlay" in modes and goals.host.underlay:
-            try:
-                underlay = self._switch.underlay(goals.host.underlay)
-            except VSwitchError as error:
-                underlay_error = str(error)
-        addresses = self._switch.addresses() if "nat" in modes else ()
+        translated = any(is_translated(network) for network in goals.networks)
+        uplink, uplink_error = self._uplink(goals.host.uplink) if translated else (None, "")
+        segments: dict[str, UplinkState] = {}
+        segment_errors: dict[str, str] = {}
+        for name in {network.uplink for network in goals.networks if network.mode in SEGMENTS}:
+            link, segment_errors[name] = self._uplink(name or goals.host.uplink)
+            if link is not None:
+                segments[name] = link
+        underlays, underlay_error = self._underlays(goals)
+        addresses = self._switch.addresses() if translated else ()
         return Observed(
             uplink=uplink,
             uplink_error=uplink_error,
-            underlay=underlay,
+            segments=segments,
+            segment_errors=segment_errors,
+            underlays=underlays,
             underlay_error=underlay_error,
             addresses=host_addresses(addresses),
             owned=self._switch.owned(),
-            listeners=self._switch.listeners() if "nat" in modes else (),
+            listeners=self._switch.listeners() if translated else (),
             served=self._served,
             overlaps={uid: str(overlap) for uid, overlap in overlaps.items() if overlap.eclipses},
             timeouts=self._timeouts,
         )
+
+    def _uplink(self, name: str) -> tuple[UplinkState | None, str]:
+        try:
+            return self._switch.uplink(name), ""
+        except VSwitchError as error:
+            return None, str(error)
+
+    def _underlays(self, goals: Goals) -> tuple[tuple[UnderlayState, ...], str]:
+        if not any(network.mode == "overlay" for network in goals.networks):
+            return (), ""
+        found: list[UnderlayState] = []
+        errors: list[str] = []
+        for text in goals.host.underlays or filter(None, (goals.host.underlay,)):
+            try:
+                found.append(UnderlayState(ip_address(text), self._switch.underlay(text)))
+            except (VSwitchError, ValueError) as error:
+                errors.append(str(error))
+        return tuple(found), "; ".join(errors)
 
     def _identify(self, goals: Goals, observed: Observed) -> None:
         ids = recover(self._ids, observed.owned.values())
@@ -304,7 +323,7 @@ class Reconciler:
                 else:
                     self._hook(uplink.ifindex, ("ingress", Hook.UPLINK_IN))
         except VSwitchError as error:
-            nats = [network for network in goals.networks if network.mode == "nat"]
+            nats = [network for network in goals.networks if is_translated(network) or network.mode in SEGMENTS]
             return [Fault(key_of(network), f"uplink: {error}") for network in nats]
         return []
 

@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from ipaddress import IPv4Address, ip_network
+from ipaddress import IPv4Address, IPv6Address, ip_network
 from pathlib import Path
 
 from scapy.layers.inet import IP, TCP, UDP
@@ -17,16 +17,19 @@ from scapy.packet import Packet
 from agent.build import INSPECT_LINKS, Built, Observed, build, wanted
 from agent.goals import Goals
 from agent.ids import Ids, allocate
+from agent.observed import UnderlayState
 from agent.reconcile import Reconciler
 from agent.state import Disk
 from southbound.messages import (
     Goal,
     HostGoal,
     MappingGoal,
+    Mode,
     NatGoal,
     NetworkGoal,
     PortGoal,
     RemoteGoal,
+    RemotesGoal,
     Subnet,
     key_of,
 )
@@ -109,6 +112,26 @@ def remote(
     return RemoteGoal(f"uid-{name}", name, network.id, address, f"02:00:00:00:00:{n:02x}", vtep, address6)
 
 
+def remotes(
+    network: NetworkGoal, *endpoints: tuple[str, str, int, str], host: str = "h2",
+    vteps: tuple[str, ...] = (OTHER_VTEP,), block: int = 0,
+) -> RemotesGoal:
+    """A block of (name, IPv4 or "", number of the MAC, IPv6 or "")."""
+    return RemotesGoal(
+        f"{network.id}/{host}/{block}", network.id, host, vteps, tuple(name for name, *_ in endpoints),
+        b"".join(bytes((2, 0, 0, 0, 0, n)) for _, _, n, _ in endpoints),
+        b"".join(IPv4Address(four or 0).packed for _, four, _, _ in endpoints),
+        b"".join(IPv6Address(six or "::").packed for *_, six in endpoints))
+
+
+def network_of(mode: Mode, *prefixes: str, n: int = 1, **more: object) -> NetworkGoal:
+    """A network of a mode that is neither nat nor overlay."""
+    subnets = tuple(subnet(prefix) for prefix in prefixes or ("172.16.0.0/24",))
+    return NetworkGoal(
+        f"{mode}-{n}", f"{mode}{n}", "default", mode, (1 << 24) + 100 + n, subnets, f"02:fe:00:00:02:{n:02x}", 0,
+        **more)  # type: ignore[arg-type]
+
+
 def mapping(name: str, to: PortGoal, outside: int, inside: int, **more: object) -> MappingGoal:
     defaults: dict[str, object] = {
         "protocol": "tcp", "external_address": "0.0.0.0", "external_ports": (outside, outside),
@@ -134,7 +157,9 @@ UNDERLAY = UplinkState(2, "under0", (f"{VTEP}/24",), 1400, "02:aa:00:00:00:02")
 
 def observed(wanted_goals: Goals, ids: Ids, **more: object) -> Observed:
     """A host on which all links of `wanted_goals` exist."""
-    empty = Observed(UPLINK, "", UNDERLAY, "", frozenset({IPv4Address(HOST_ADDRESS)}), {})
+    empty = Observed(
+        uplink=UPLINK, segments={"": UPLINK}, underlays=(UnderlayState(IPv4Address(VTEP), UNDERLAY),),
+        addresses=frozenset({IPv4Address(HOST_ADDRESS)}))
     empty = replace(empty, **more)  # type: ignore[arg-type]
     plan = build(wanted_goals, empty, ids)
     aliases = {link.host_interface: link.alias for link in plan.ports.values()}
@@ -147,7 +172,8 @@ def observed(wanted_goals: Goals, ids: Ids, **more: object) -> Observed:
 
 def ids_for(*objects: Goal, **more: object) -> Ids:
     state = goals(*objects)
-    return allocate(Ids(), wanted(state, replace(Observed(UPLINK), **more)), MAX_PORTS)  # type: ignore[arg-type]
+    host = replace(Observed(uplink=UPLINK, segments={"": UPLINK}), **more)
+    return allocate(Ids(), wanted(state, host), MAX_PORTS)  # type: ignore[arg-type]
 
 
 def built(*objects: Goal, compiled: bool = True, **more: object) -> Built:
