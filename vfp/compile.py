@@ -12,6 +12,7 @@ import numpy as np
 from vfp.classifier import CompiledGroup, compile_group, difference, edit_group, rewrite_fields, rule_cookie
 from vfp.errors import CompileError
 from vfp.layout import (
+    GATEWAYS,
     MAPPING,
     MAPPING_KEY,
     MAX_STAGES,
@@ -37,6 +38,7 @@ from vfp.model import (
     Mapping,
     Meter,
     Port,
+    Switch,
     ToUplink,
     TranslatePrefix,
     TranslateSource,
@@ -46,15 +48,17 @@ from vfp.pools import check_pools, compile_pools
 from vfp.prefixes import check_translation, mapping_rows, translation_row
 from vfp.sets import CompiledSet, check_sets, compile_set
 from vfp.spaces import CompiledSpace, check_exits, compile_spaces
+from vfp.switching import check_switching, flooded_vteps, hop_rows, switch_rows, uplink_flags, wire_spaces
 from vfp.timeouts import Timeouts, nanoseconds
-from vfp.vteps import vtep_rows
+from vfp.underlays import Tunnelling, check_underlays, compile_underlays, numbers_of
+from vfp.vteps import vtep_id, vtep_rows
 
 __all__ = ["CompiledPort", "Compiler", "Tables", "mapping_cookie", "rule_cookie"]
 
 MAX_TIMEOUT_S = 1 << 31
 
 _IN_ONLY = (Untranslate,)
-_OUT_ONLY = (Forward, ToUplink, AnswerArp, Hairpin, TranslatePrefix)
+_OUT_ONLY = (Forward, Switch, ToUplink, AnswerArp, Hairpin, TranslatePrefix)
 _SCTP = 132
 
 
@@ -85,6 +89,7 @@ class Tables:
     meters: frozenset[int] = frozenset()    # that rules name
     inspect_ifindex: int = 0
     mapping_names: dict[int, str] = field(default_factory=dict)     # by the cookie of their hits
+    tunnelling: Tunnelling = field(default_factory=Tunnelling)
 
 
 EDITABLE = 256
@@ -117,6 +122,8 @@ class Compiler:
         _check_ids(state, max_ports)
         check_sets(state)
         check_pools(state)
+        check_switching(state)
+        check_underlays(state)
         large: dict[tuple[str, str, int], CompiledGroup] = {}
         same: dict[tuple[str, int], tuple[Group, CompiledGroup]] = {}
 
@@ -138,28 +145,36 @@ class Compiler:
 
         tables = Tables(tunnel_ifindex=state.tunnel_ifindex, inspect_ifindex=state.inspect_ifindex)
         for port in state.ports:
-            tables.ports[port.id] = _compile_port(port, compiled)
+            tables.ports[port.id] = _compile_port(port, compiled, state)
         small = {id(group): group for _, group in same.values()}
         tables.groups = {group.id: group for group in (*small.values(), *large.values())}
         tables.meters = frozenset(
             action.meter for group in tables.groups.values() for action in group.actions if isinstance(action, Meter))
         tables.sets = {given.id: self._compile_set(given) for given in state.sets}
         _check_named_sets(tables)
-        tables.spaces = compile_spaces(state.spaces, self._spaces)
+        tables.spaces = compile_spaces((*state.spaces, *wire_spaces(state)), self._spaces)
         check_exits(state)
+        wired = uplink_flags(state)
+        tables.tunnelling, underlay_numbers = compile_underlays(state)
         tables.maps = {
+            "underlay_numbers": underlay_numbers,
+            "gateways": {_u32(port.id): pack(GATEWAYS, of=_gateways(port)) for port in state.ports if port.gateways},
+            "paths": {_u32(vtep_id(vtep)): _u32(mtu) for vtep, mtu in state.paths},
             "links": _links(state),
             "uplinks": {
                 _u32(uplink.id): pack(
-                    UPLINK, ifindex=uplink.ifindex | UPLINK_LOOPBACK * uplink.loopback, mtu=uplink.mtu)
+                    UPLINK, ifindex=uplink.ifindex | UPLINK_LOOPBACK * uplink.loopback, mtu=uplink.mtu,
+                    mac=uplink.mac, flags=wired.get(uplink.id, 0))
                 for uplink in state.uplinks
             },
             **compile_pools(state.pools),
+            **switch_rows(state),
+            "hops": hop_rows(action for group in tables.groups.values() for action in group.actions),
             "mappings": dict(_mappings(state)),
             "prefixes": mapping_rows(state),
             "translations": dict(_translations(tables.groups.values())),
             "routes": {key: row for space in tables.spaces.values() for key, row in space.routes.items()},
-            **vtep_rows({vtep for space in tables.spaces.values() for vtep in space.vteps}),
+            **vtep_rows({vtep for space in tables.spaces.values() for vtep in space.vteps} | flooded_vteps(state)),
             "rewrites": {
                 key.to_bytes(8, "little"): pack(REWRITE, **rewrite_fields(rewrite))
                 for group in tables.groups.values()
@@ -285,7 +300,9 @@ def _check_named_sets(tables: Tables) -> None:
                     )
 
 
-def _compile_port(port: Port, compiled: Callable[[str, Group], CompiledGroup]) -> CompiledPort:
+def _compile_port(
+    port: Port, compiled: Callable[[str, Group], CompiledGroup], state: EngineState
+) -> CompiledPort:
     numbered = list(enumerate(port.layers))
     out, out_groups = _stages(port, numbered, "out", compiled)
     in_, in_groups = _stages(port, numbered[::-1], "in", compiled)
@@ -300,15 +317,20 @@ def _compile_port(port: Port, compiled: Callable[[str, Group], CompiledGroup]) -
         record=pack(PORT, ifindex=port.ifindex, mac=port.mac, gateway_mac=port.gateway_mac,
                     flags=PortFlag.STRICT_TCP * port.strict_tcp | PortFlag.TAP * port.tap
                     | PortFlag.EXIT * (port.exit_of is not None),
-                    space=port.exit_of or 0),
+                    mtu=port.mtu, underlays=numbers_of(port, state), space=port.exit_of or 0),
         program=program.tobytes(),
         groups=frozenset(out_groups | in_groups),
-        spaces=frozenset(action.space for action in actions if isinstance(action, Forward | AnswerArp)).union(
+        spaces=frozenset(action.space for action in actions if isinstance(action, Forward | AnswerArp | Switch)).union(
             () if port.exit_of is None else (port.exit_of,)),
         pools=frozenset(action.pool for action in actions if isinstance(action, TranslateSource | Hairpin)),
         sets=frozenset(number for group in (*out_groups.values(), *in_groups.values()) for number in group.sets),
         timeouts=None if port.timeouts is None else _timeouts(port.name, port.timeouts),
     )
+
+
+def _gateways(port: Port) -> Any:
+    given = {address.version: pack_address(address) for address in port.gateways}
+    return np.frombuffer(given.get(4, bytes(16)) + given.get(6, bytes(16)), np.uint8).reshape(2, 16)
 
 
 def _timeouts(port: str, timeouts: Timeouts) -> bytes:

@@ -18,8 +18,10 @@ MAX_STAGES = 32
 MAX_TUPLES = 60
 MEMORY_HITS = 8
 POOL_ADDRESSES = 16
+UNDERLAYS = 16
 ZONE_SHIFT = 24
 UPLINK_LOOPBACK = 1 << 31
+WIRE_SPACE = 0xFFFFFF00
 VTEP_NOBODY = 0xE0000000                    # below: an IPv4 VTEP; above: the id of an IPv6 one
 
 _ADDRESS = ("u1", 16)
@@ -51,6 +53,8 @@ class PlaceKind(IntEnum):
     INSPECT = 6
     LOOPBACK = 7
     TAP = 8
+    WIRE = 9
+    FLOOD = 10
 
     @property
     def of_model(self) -> PlaceKind:
@@ -130,6 +134,7 @@ class ActionCode(IntEnum):
     INSPECT = 14
     HAIRPIN = 15
     TRANSLATE_PREFIX = 16
+    SWITCH = 17
 
 
 class Kind(IntFlag):
@@ -160,6 +165,8 @@ class FlowFlag(IntFlag):
     CONTACT = 1 << 9
     CONTACTED = 1 << 10
     HAIRPIN = 1 << 11
+    TO_MAC = 1 << 12
+    TO_WIRE = 1 << 13
 
 
 class PortFlag(IntFlag):
@@ -169,6 +176,21 @@ class PortFlag(IntFlag):
     CAPTURE = 1 << 1
     TAP = 1 << 2
     EXIT = 1 << 15
+
+
+class UplinkFlag(IntFlag):
+    """Twin of enum uplink_flags."""
+
+    STATIONS = 1 << 0
+    PROXY = 1 << 1
+
+
+class SegmentKind(IntEnum):
+    """Twin of enum segment_kind."""
+
+    SPACE = 0
+    WIRE = 1
+    VTEPS = 2
 
 
 class Filter(IntEnum):
@@ -240,7 +262,8 @@ FLOW_KEY = _struct(
 )
 TRANSPOSITION = _struct(
     ("flags", "u2"), ("place", "u1"), ("dscp", "u1"), ("ifindex", "u4"), ("src", *_ADDRESS), ("dst", *_ADDRESS),
-    ("sport", ">u2"), ("dport", ">u2"), ("smac", *_MAC), ("dmac", *_MAC), ("vni", "u4"), ("vtep", "u4"),
+    ("sport", ">u2"), ("dport", ">u2"), ("smac", *_MAC), ("dmac", *_MAC), ("vni", "u4"), ("vtep", "u4"), ("mtu", "u2"),
+    ("underlay", "u1"), ("pad", "u1"),
 )
 EXTRAS = _struct(
     ("log_cookie", "u8"), ("meters", "u4", 2), ("mirror", "u4"), ("log_every", "u4"), ("log_port", "u4"),
@@ -253,14 +276,25 @@ FLOW = _struct(
     ("icmp_code", "u1"), ("dmac", *_MAC), ("pad", "u4"), ("extras", EXTRAS),
 )
 PORT = _struct(("generation", "u4"), ("ifindex", "u4"), ("mac", *_MAC), ("gateway_mac", *_MAC), ("flags", "u2"),
-               ("timeouts", "u2"), ("born", "u4"), ("space", "u4"))
+               ("timeouts", "u2"), ("born", "u4"), ("mtu", "u2"), ("underlays", "u1", 2), ("space", "u4"))
+GATEWAYS = _struct(("of", "u1", (2, 16)))
 STAGE = _struct(("group", "u8"), ("layer", "u1"), ("last", "u1"), ("deny", "u1"), ("kinds", "u1"), ("pad", "u1", 4))
 PROGRAM = _struct(
     ("generation", "u4"), ("out_count", "u1"), ("in_count", "u1"), ("out_fussy", "u1"), ("in_fussy", "u1"),
     ("out", STAGE, MAX_STAGES), ("in", STAGE, MAX_STAGES)
 )
 PROGRAMS = _struct(("turns", PROGRAM, 2))
-UPLINK = _struct(("ifindex", "u4"), ("mtu", "u4"))
+UPLINK = _struct(("ifindex", "u4"), ("mtu", "u4"), ("mac", *_MAC), ("flags", "u2"))
+SEGMENT_KEY = _struct(("number", "u4"), ("kind", "u4"))
+SEGMENT = _struct(
+    ("of", SEGMENT_KEY), ("flood_ns", "u8"), ("flood_burst_ns", "u8"), ("wire", "u4"), ("vni", "u4"), ("ports", "u4"),
+    ("vteps", "u4"), ("floods", "u4"), ("pad", "u4"),
+)
+STATION_KEY = _struct(("number", "u4"), ("kind", "u2"), ("mac", *_MAC))
+FLOODED_KEY = _struct(("number", "u4"), ("kind", "u4"), ("index", "u4"))
+HOP = _struct(("address", *_ADDRESS), ("family", "u4"))
+UNDERLAY = _struct(("address", *_ADDRESS), ("ifindex", "u4"), ("mtu", "u2"), ("family", "u1"), ("pad", "u1"))
+UNDERLAY_KEY = _struct(("address", *_ADDRESS), ("family", "u1"), ("pad", "u1", 3))
 TUPLE = _struct(
     ("seed", "u8"), ("pair", "u8"), ("rest", "u8"), ("best_priority", "u4"), ("src_len", "u1"), ("dst_len", "u1"),
     ("wide", "u1"), ("pad", "u1"),
@@ -342,7 +376,8 @@ SETTINGS = _struct(
     ("reap_time_wait_ns", "u8"), ("reap_reset_ns", "u8"), ("half_open_max", "u8"), ("udp_max", "u8"),
     ("redecide_cost_ns", "u8"), ("redecide_burst_ns", "u8"),
     ("secret", "u8", 2), ("tunnel_ifindex", "u4"), ("inspect_ifindex", "u4"),
-    ("sets_generation", "u4"), ("dirty", "u4"), ("turn", "u4"), ("pad", "u4"), ("answer_ns", "u8"),
+    ("sets_generation", "u4"), ("dirty", "u4"), ("turn", "u4"), ("tunnel_port", ">u2"), ("underlays", "u1", 2),
+    ("answer_ns", "u8"),
     ("answer_burst_ns", "u8"),
 )
 METER = _struct(("packets", "u8", 2), ("bytes", "u8", 2))
@@ -368,7 +403,9 @@ SWEEP = _struct(
 
 STRUCTS: dict[str, np.dtype[Any]] = {
     "flow_key": FLOW_KEY, "transposition": TRANSPOSITION, "extras": EXTRAS, "flow": FLOW, "port": PORT, "stage": STAGE,
-    "uplink": UPLINK,
+    "uplink": UPLINK, "segment_key": SEGMENT_KEY, "segment": SEGMENT, "station_key": STATION_KEY,
+    "flooded_key": FLOODED_KEY, "hop": HOP,
+    "underlay": UNDERLAY, "underlay_key": UNDERLAY_KEY, "gateways": GATEWAYS,
     "program": PROGRAM, "programs": PROGRAMS, "tuple": TUPLE, "group": GROUP, "bucket": BUCKET, "rule": RULE,
     "rewrite": REWRITE, "prefix": PREFIX, "prefix_key": PREFIX_KEY, "set_key": SET_KEY, "set_member": SET_MEMBER,
     "set_lengths_key": SET_LENGTHS_KEY, "set_lengths": SET_LENGTHS, "space_key": SPACE_KEY, "location": LOCATION,

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "layers.h"
+#include "vxlan.h"
 
 /* These say whose layers are asked first, and where the packet goes if they let it. Return a drop reason. */
 
@@ -27,7 +28,7 @@ static __always_inline int ask_exit(struct decision *d, __u32 port, int slot)
 {
 	d->exit = port;
 	d->where = PLACE_NONE;
-	d->routed = 0;
+	d->routed = d->bridged = d->switched = 0;
 	return ask(d, port, 0, slot);
 }
 
@@ -44,14 +45,15 @@ static __always_inline int decide_from_overlay(struct scratch *s, __u32 vni)
 		return WRONG_VTEP;
 	d->source = s->found;
 	seek_place(s, vni, &s->h.key, &s->h.key.dst);
-	if (is_asking(&s->h)) {
-		location = bpf_map_lookup_elem(&spaces, &s->space);
-		if (location && (location->kind == LOCATION_PORT || location->kind == LOCATION_VIRTUAL)) {
-			d->place = *location;
-			d->where = PLACE_REPLY;
-			return NONE;
-		}
+	location = bpf_map_lookup_elem(&spaces, &s->space);
+	if (location && is_asking(&s->h) &&
+	    (location->kind == LOCATION_PORT || location->kind == LOCATION_VIRTUAL)) {
+		d->place = *location;
+		d->where = PLACE_REPLY;
+		return NONE;
 	}
+	if ((!location || location->kind != LOCATION_PORT) && !flood_from_overlay(s, vni))
+		return NONE;
 	if (!find_location(s))
 		return NO_MAPPING;
 	switch (s->found.kind) {
@@ -90,6 +92,10 @@ static __always_inline int decide_from_uplink(struct scratch *s, __u32 uplink)
 		if (!link || !(link->ifindex & UPLINK_LOOPBACK))
 			return NO_MAPPING;
 	}
+	if (take_from_wire(s, uplink))
+		return d->where != PLACE_PORT ? NONE : exit_of(d->place.port) ? UNKNOWN_PORT : ask(d, d->place.port, 1, 1);
+	if (!s->h.tracked)
+		return NO_MAPPING;
 	s->mapping.uplink = uplink;
 	if (!find_mapping(s)) {
 		reason = find_sender(s, uplink);
@@ -143,7 +149,7 @@ static __always_inline int go_on(struct scratch *s)
 		return NO_ROUTE;
 	if (d->where == PLACE_PORT) {
 		if (!exit_of(d->place.port))
-			return ask(d, d->place.port, 1, 1);
+			return d->exit && d->switched ? NO_ROUTE : ask(d, d->place.port, 1, 1);
 		return d->exit || d->routed ? NO_ROUTE : ask_exit(d, d->place.port, 1);
 	}
 	if (d->exit && d->where != PLACE_UPLINK && d->where != PLACE_TUNNEL)
@@ -222,6 +228,7 @@ static __always_inline int to_port(struct transposition *t, __u32 id, int routed
 		return UNKNOWN_PORT;
 	t->place = port->flags & PORT_TAP ? PLACE_TAP : PLACE_PORT;
 	t->ifindex = port->ifindex;
+	t->mtu = port->mtu;
 	t->flags |= SET_DMAC;
 	copy_mac(t->dmac, port->mac);
 	if (routed) {
@@ -239,27 +246,65 @@ static __always_inline int to_uplink(struct transposition *t, __u32 id)
 		return NO_ROUTE;
 	t->place = PLACE_UPLINK;
 	t->ifindex = uplink->ifindex & ~UPLINK_LOOPBACK;
-	t->vni = uplink->mtu;
+	t->mtu = uplink->mtu;
 	if (uplink->ifindex & UPLINK_LOOPBACK) {	/* the address of the loopback device is all zeros, as are the MACs here */
 		t->place = PLACE_LOOPBACK;
+		t->mtu = 0;
 		t->flags |= SET_SMAC | SET_DMAC;
 	}
 	return NONE;
 }
 
-/* What is routed comes from the gateway, by a way out. */
-static __always_inline int to_tunnel(struct transposition *t, const struct decision *d, const struct location *remote)
+/* The frame keeps its MACs. */
+static __always_inline int to_wire(struct transposition *t, __u32 id)
 {
-	struct port *exit = d->routed ? exit_of(d->exit) : 0;
-	__u32 zero = 0;
+	int reason = to_uplink(t, id);
+
+	t->place = PLACE_WIRE;
+	return reason;
+}
+
+/* To whom a packet that came by a proxy wire is from: the host's routes know, or, of one of ours, who sent it on. */
+static __always_inline int back_to_wire(struct scratch *s, struct transposition *t, __u32 id)
+{
+	struct uplink *uplink = bpf_map_lookup_elem(&uplinks, &id);
+
+	if (!came_round(s, id) || !uplink)
+		return to_uplink(t, id);
+	t->flags |= SET_SMAC | SET_DMAC;
+	copy_mac(t->smac, uplink->mac);
+	copy_mac(t->dmac, s->h.smac);
+	return to_wire(t, id);
+}
+
+/* By way of a router that a rule named. */
+static __always_inline int to_hop(struct transposition *t, __u32 id, __u8 family)
+{
+	struct hop *hop = id ? bpf_map_lookup_elem(&hops, &id) : 0;
+
+	t->vtep = id;
+	return id && (!hop || hop->family != family) ? NO_ROUTE : NONE;
+}
+
+/*
+ * `sender`: whose packets these are; 0: none of our ports'. What is routed, or sent on, by a way out is its own, and comes
+ * from the gateway.
+ */
+static __always_inline int to_tunnel(struct transposition *t, const struct decision *d, const struct location *remote,
+				     __u32 sender)
+{
+	struct port *exit = d->routed | d->bridged ? exit_of(d->exit) : 0, *port;
+	__u32 zero = 0, six = is_ipv6_vtep(remote->vtep), from = d->exit ? d->exit : sender;
 	struct settings *settings = bpf_map_lookup_elem(&config, &zero);
 
 	if (!settings || !settings->tunnel_ifindex)
 		return NO_ROUTE;
+	port = from ? bpf_map_lookup_elem(&ports, &from) : 0;
 	t->place = PLACE_TUNNEL;
 	t->ifindex = settings->tunnel_ifindex;
 	t->vni = remote->vni;
 	t->vtep = remote->vtep;
+	t->underlay = port && port->underlays[six] ? port->underlays[six] : settings->underlays[six];
 	t->flags |= SET_DMAC;
 	copy_mac(t->dmac, remote->mac);
 	if (exit) {
@@ -306,18 +351,29 @@ static __always_inline int forward_out(struct scratch *s, __u32 *reply_zone)
 
 	switch (d->where) {
 	case PLACE_PORT:
-		reason = to_port(t, d->ports[1], d->routed);
+		reason = to_port(t, d->ports[1], d->routed | d->bridged);
+		if (d->switched)
+			t->flags &= ~(SET_SMAC | SET_DMAC);
 		*reply_zone = MAKE_ZONE(ZONE_PORT, d->ports[1]);
 		return reason;
 	case PLACE_TUNNEL:
 		*reply_zone = MAKE_ZONE(ZONE_OVERLAY, d->place.vni);
 		s->reply.from_vtep = d->place.vtep;
-		return to_tunnel(t, d, &d->place);
+		return to_tunnel(t, d, &d->place, d->ports[0]);
 	case PLACE_UPLINK:
 		if (!s->h.key.family || s->h.nd)
 			return NO_ROUTE;
 		*reply_zone = MAKE_ZONE(ZONE_UPLINK, d->uplink);
-		return to_uplink(t, d->uplink);
+		reason = to_hop(t, d->hop, s->h.key.family);
+		return reason ? reason : to_uplink(t, d->uplink);
+	case PLACE_WIRE:
+		*reply_zone = MAKE_ZONE(ZONE_UPLINK, d->uplink);
+		return to_wire(t, d->uplink);
+	case PLACE_FLOOD:
+		t->place = PLACE_FLOOD;
+		t->ifindex = d->segment.number;
+		t->vni = d->segment.kind;
+		return s->deciding_again ? NOT_FLOODED : NONE;
 	case PLACE_STACK:
 		t->place = PLACE_STACK;
 		/* From a port to the stack, or from the stack to a port: the answer takes the other of the two. */
@@ -328,7 +384,8 @@ static __always_inline int forward_out(struct scratch *s, __u32 *reply_zone)
 		return NONE;
 	case PLACE_REPLY:
 		t->place = PLACE_REPLY;
-		return ZONE_KIND(s->h.key.zone) == ZONE_OVERLAY ? to_tunnel(&s->reply.out, d, &d->source) : NONE;
+		return ZONE_KIND(s->h.key.zone) == ZONE_OVERLAY ?
+		       to_tunnel(&s->reply.out, d, &d->source, d->place.port) : NONE;
 	}
 	return NO_ROUTE;
 }
@@ -337,6 +394,7 @@ static __always_inline int reply_out(struct scratch *s)
 {
 	struct transposition *t = &s->reply.out;
 	struct decision *d = &s->d;
+	int reason;
 
 	switch (ZONE_KIND(s->h.key.zone)) {
 	case ZONE_PORT:
@@ -344,11 +402,18 @@ static __always_inline int reply_out(struct scratch *s)
 			t->place = PLACE_STACK;
 			return NONE;
 		}
-		return to_port(t, ZONE_NUMBER(s->h.key.zone), d->routed);
+		reason = to_port(t, ZONE_NUMBER(s->h.key.zone), d->routed | d->bridged);
+		if (d->switched)
+			t->flags &= ~(SET_SMAC | SET_DMAC);
+		return reason;
 	case ZONE_OVERLAY:
 		s->forward.from_vtep = d->source.vtep;
-		return to_tunnel(t, d, &d->source);
+		return to_tunnel(t, d, &d->source, d->ports[1]);
 	case ZONE_UPLINK:
+		if (d->switched)
+			return to_wire(t, ZONE_NUMBER(s->h.key.zone));
+		if (d->bridged)
+			return back_to_wire(s, t, ZONE_NUMBER(s->h.key.zone));
 		return to_uplink(t, ZONE_NUMBER(s->h.key.zone));
 	case ZONE_HOST:
 		t->place = PLACE_STACK;
@@ -385,9 +450,11 @@ static __always_inline int compose(struct scratch *s)
 	}
 	if (f->out.place == PLACE_REPLY)
 		return NONE;
-	reason = reply_out(s);
-	if (reason)
-		return reason;
+	if (f->out.place != PLACE_FLOOD) {
+		reason = reply_out(s);
+		if (reason)
+			return reason;
+	}
 	keep_bindings(s, f);
 	diff(&f->out, &h->key, &d->cur);
 	reverse(&f->pair, &d->cur, reply_zone);
@@ -418,7 +485,7 @@ static __always_inline int compose(struct scratch *s)
 
 		if (!port)
 			return UNKNOWN_PORT;
-		copy_mac(r->smac, port->mac);
+		copy_mac(r->smac, d->switched ? h->dmac : port->mac);
 	}
 	/* On the way to user space and back a packet loses its MACs: an answer gets those of who it is from. */
 	if (ZONE_KIND(reply_zone) != ZONE_PORT)
@@ -439,5 +506,9 @@ static __always_inline int compose(struct scratch *s)
 	if (d->strict && h->key.protocol == IPPROTO_TCP && !is_stateless(d))
 		f->flags |= FLOW_STRICT;
 	r->flags = FLOW_REPLY | f->flags;
+	if (d->switched) {
+		f->flags |= FLOW_TO_MAC;
+		r->flags |= ZONE_KIND(h->key.zone) == ZONE_UPLINK ? FLOW_TO_WIRE : FLOW_TO_MAC;
+	}
 	return NONE;
 }

@@ -90,18 +90,20 @@ from vfp.model import Address, EngineState, Prefix
 from vfp.reasons import DropReason
 from vfp.reference.bindings import BindingKey, Block, External
 from vfp.reference.packet import FlowTuple
+from vfp.switching import changed_segments
 from vfp.timeouts import Timeouts
+from vfp.underlays import Tunnelling
 
 OBJECT = Path(__file__).with_name("vfp.bpf.o")
 
 _ZERO = bytes(4)
 _KEYED = (
     "links", "pools", "held", "mappings", "prefixes", "rewrites", "routes", "translations", "vtep_addresses",
-    "vtep_ids",
+    "vtep_ids", "hops", "segments", "stations", "flooded", "underlay_numbers", "paths", "gateways",
 )
 _JUMPS = (                                  # enum jump
     "vfp_slow", "vfp_odd", "vfp_related", "vfp_leave", "vfp_reject", "vfp_full", "vfp_stale", "vfp_decided",
-    "vfp_inspect", "vfp_come_back",
+    "vfp_inspect", "vfp_come_back", "vfp_flood", None, "vfp_encapsulate", "vfp_decapsulate",
 )
 
 ANSWERS_PER_S = 1000
@@ -116,6 +118,7 @@ class Hook(StrEnum):
     PORT_IN = "port_in"
     OVERLAY_IN = "overlay_in"
     UPLINK_IN = "uplink_in"
+    UNDERLAY_IN = "underlay_in"             # ingress of an underlay's link that is no uplink
     INSPECT_IN = "inspect_in"               # these three: of the detour by user space, and not in the host's own links
     INSPECT_OUT = "inspect_out"
     INSPECTED = "inspected"
@@ -149,7 +152,8 @@ class Datapath(AbstractContextManager["Datapath"]):
         self._settings: dict[str, Any] = {
             **self._profiles.shortest(), **limits.settings(), "secret": np.frombuffer(secret, np.uint64),
             "tunnel_ifindex": int(settings["tunnel_ifindex"]), "inspect_ifindex": int(settings["inspect_ifindex"]),
-            "turn": int(settings["turn"]),
+            "turn": int(settings["turn"]), "tunnel_port": int(settings["tunnel_port"]),
+            "underlays": tuple(map(int, settings["underlays"])),
             "answer_ns": int(1e9 / ANSWERS_PER_S), "answer_burst_ns": int(1e9 * (ANSWERS_BURST - 1) / ANSWERS_PER_S),
             "sets_generation": int(settings["sets_generation"]),
         }
@@ -174,7 +178,8 @@ class Datapath(AbstractContextManager["Datapath"]):
         with ExitStack() as undo:
             loaded = undo.enter_context(BpfObject.load(OBJECT, max_entries=limits.by_map(), pin_dir=pin_dir))
             for index, program in enumerate(_JUMPS):
-                loaded.map("jumps").set_fd(index, loaded.program(program).fd)
+                if program is not None:
+                    loaded.map("jumps").set_fd(index, loaded.program(program).fd)
             datapath = cls(loaded, limits, timeouts or Timeouts())
             undo.pop_all()
             return datapath
@@ -238,6 +243,7 @@ class Datapath(AbstractContextManager["Datapath"]):
         self._groups.add(tables.groups.values())
         self._put("rewrites", tables)
         self._put("translations", tables)
+        self._put("hops", tables)
         self._add_meters(tables.meters)
         left = self._left_behind(tables)
         for name in ("vtep_addresses", "vtep_ids", "held", "pools"):
@@ -245,9 +251,12 @@ class Datapath(AbstractContextManager["Datapath"]):
         for name in ("held", "pools"):
             self._remove(name, tables, keep=left)
         self._change_spaces(tables, spaces)
-        for name in ("mappings", "prefixes"):
+        for name in (
+            "mappings", "prefixes", "flooded", "stations", "segments", "underlay_numbers", "paths", "gateways",
+        ):
             self._put(name, tables)
             self._remove(name, tables)
+        self._write_underlays(tables.tunnelling)
         self._write_uplinks(tables.maps["uplinks"])
         changed = self._sets.changed(tables.sets)
         before = self._named if self._named is not None else changed if self._ports.ids else frozenset()
@@ -270,7 +279,7 @@ class Datapath(AbstractContextManager["Datapath"]):
             self._ports.drop(port_id)
             self._hits_of_others = True
         self._spaces.remove(spaces)
-        for name in ("pools", "rewrites", "routes", "translations", "vtep_addresses", "vtep_ids"):
+        for name in ("pools", "rewrites", "routes", "translations", "vtep_addresses", "vtep_ids", "hops"):
             self._remove(name, tables)
         if purge:
             self._run_sweep("vfp_purge")
@@ -563,7 +572,9 @@ class Datapath(AbstractContextManager["Datapath"]):
             ("mappings", limits.mappings, "mappings"), ("vtep_ids", limits.vteps, "vteps"),
             ("routes", limits.routes, "routes"),
             ("links", limits.ports + 256, "ports"), ("meters", limits.meters, "meters"),
-            ("pools", limits.pools, "pools"),
+            ("pools", limits.pools, "pools"), ("stations", limits.stations, "stations"),
+            ("segments", limits.segments, "segments"), ("flooded", limits.flooded, "flooded"),
+            ("hops", limits.hops, "hops"),
         ):
             if (wanted := len(tables.meters if name == "meters" else tables.maps[name])) > limit:
                 raise TableFull(f"table {name}: {wanted} entries wanted, {limit} fit; raise Limits.{option}")
@@ -591,7 +602,8 @@ class Datapath(AbstractContextManager["Datapath"]):
 
         `spaces`: those that change.
         """
-        if self._interrupted or tables.tunnel_ifindex != self._settings["tunnel_ifindex"]:
+        if (self._interrupted or tables.tunnel_ifindex != self._settings["tunnel_ifindex"]
+                or self._tunnelling_changed(tables.tunnelling)):
             return set(tables.ports)
         pools = {int.from_bytes(key, "little") for key in self._changed("pools", tables)}
         mapped = {
@@ -603,6 +615,9 @@ class Datapath(AbstractContextManager["Datapath"]):
             for key in self._changed("prefixes", tables)
         }
         inhabitants = self._spaces.ports_in(spaces | behind_prefixes) | self._exits_of(spaces)
+        switched = changed_segments(self._shadow, tables.maps)
+        spaces |= switched.spaces
+        inhabitants |= switched.ports
         uplinks_changed = self._uplinks_changed(tables.maps["uplinks"])
         return {
             port.id
@@ -655,6 +670,15 @@ class Datapath(AbstractContextManager["Datapath"]):
         if gone:
             self._map("meters").delete_batch(b"".join(meter.to_bytes(4, "little") for meter in gone), len(gone))
             self._meters &= wanted
+
+    def _tunnelling_changed(self, wanted: Tunnelling) -> bool:
+        rows = tuple(value for _, value in sorted(self._map("underlays").items()))
+        return rows != wanted.rows or any(self._settings[name] != value for name, value in wanted.settings.items())
+
+    def _write_underlays(self, wanted: Tunnelling) -> None:
+        for number, row in enumerate(wanted.rows):
+            self._map("underlays").update(number.to_bytes(4, "little"), row)
+        self._settings |= wanted.settings
 
     def _uplinks(self) -> dict[bytes, bytes]:
         return {key: value for key, value in self._map("uplinks").items() if any(value)}
