@@ -56,9 +56,10 @@ def _without_more_frames(state: EngineState) -> EngineState:
         return replace(layer, groups_out=out, groups_in=in_)
 
     return replace(
-        state, ports=tuple(replace(port, layers=tuple(map(tamed, port.layers))) for port in state.ports),
+        state, ports=tuple(replace(port, layers=tuple(map(tamed, port.layers)), mtu=0) for port in state.ports),
         # Real sockets see a loopback, and an answer looks like any frame there.
-        uplinks=tuple(replace(uplink, loopback=False, mtu=0) for uplink in state.uplinks))
+        uplinks=tuple(replace(uplink, loopback=False, mtu=0) for uplink in state.uplinks),
+        underlays=tuple(replace(underlay, mtu=UNDERLAY_MTU if underlay.mtu else 0) for underlay in state.underlays), paths=())
 
 
 def _can_enter(send: Send, state: EngineState) -> bool:

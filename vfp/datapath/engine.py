@@ -266,9 +266,12 @@ class Datapath(AbstractContextManager["Datapath"]):
         self._settings["inspect_ifindex"] = tables.inspect_ifindex
         self._settings["shaper_ifindex"] = tables.shaper
         if turning:
+            capped = self._ports.are_newly_capped(tables)
             self._ports.prepare(tables, stale)
             self._turn_over()
             self._ports.raise_generations(tables, stale)
+            if capped:
+                self._run_sweep("vfp_tally")
         self._put("links", tables)
         self._remove("links", tables)
         for port_id in self._ports.ids - tables.ports.keys():
