@@ -14,7 +14,7 @@ from engine_states import PORT_IDS, UPLINKS, changes, states
 from engine_steps import Player, Rehome, Send, Update, Wait
 from engine_storms import Storm
 from engine_traffic import Traffic
-from engine_wires import MTU, WireBpf, WireDuel
+from engine_wires import MTU, UNDERLAY_MTU, WireBpf, WireDuel
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
@@ -59,7 +59,7 @@ def _without_more_frames(state: EngineState) -> EngineState:
         state, ports=tuple(replace(port, layers=tuple(map(tamed, port.layers)), mtu=0) for port in state.ports),
         # Real sockets see a loopback, and an answer looks like any frame there.
         uplinks=tuple(replace(uplink, loopback=False, mtu=0) for uplink in state.uplinks),
-        underlays=tuple(replace(underlay, mtu=UNDERLAY_MTU if underlay.mtu else 0) for underlay in state.underlays), paths=())
+        underlays=tuple(replace(each, mtu=UNDERLAY_MTU if each.mtu else 0) for each in state.underlays), paths=())
 
 
 def _can_enter(send: Send, state: EngineState) -> bool:
