@@ -207,7 +207,7 @@ class Foreign(Vtep):
         other.ip("link", "add", "pc", "mtu", str(self.endpoint_mtu), "type", "veth", "peer", "eth0", "mtu",
                  str(self.endpoint_mtu), "netns", self.c.name)
         other.ip("link", "set", "pc", "master", "br0", "up")
-        for mac in (MACS["a"], bytes(6)):       # the second: where what has no entry of its own goes
+        for mac in (MACS["a"], GATEWAY_MAC, bytes(6)):      # the last: where what has no entry of its own goes
             other.execute("bridge", "fdb", "append", mac.hex(":"), "dev", "vx0", "dst", self.ours.underlay)
         self.c.ip("link", "set", "eth0", "address", MACS["c"].hex(":"))
         for name, space in (("a", self.a), ("c", self.c)):

@@ -4,22 +4,14 @@ segments, offloads, checksums, DSCP and ECN; over both families of underlay.
 
 from __future__ import annotations
 
-import hashlib
 import os
-import socket
-import threading
-import time
-from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import replace
 from ipaddress import ip_address
 
 import pytest
-from engine_vtep import INNER, OUTER, VNI, Ours, Vtep
+from engine_vtep import Vtep
 
-from vfp.datapath.engine import Hook
-from vfp.model import EngineState, LocalPort, Port, Rate, Remote
-from vfp.reasons import DropReason
+from vfp.model import EngineState, Port
 
 MTU = 1500
 MACS = {"a": bytes.fromhex("02000000000a"), "c": bytes.fromhex("02000000000c")}
@@ -43,6 +35,7 @@ class End(Vtep):
     def change(self, *, paths: tuple[tuple[object, int], ...] = (), shaper: int = 0, **port: object) -> None:
         """The state with some of it otherwise."""
         from engine_vtep import GATEWAY_MAC, open_layers
+
         from vfp.model import Space, Underlay
         ours = self.ours
         own = Port(1, "a", self.host.link("pa")["ifindex"], ours.port_mac, GATEWAY_MAC, open_layers(ours.vni),

@@ -21,7 +21,7 @@ from vfp.model import LocalPort, Remote
 
 DSCP_ECN = [(dscp, ecn) for dscp in (0, 10, 46, 63) for ecn in (0, 1, 2)]
 GENERAL = ("tcpdump_vxlan.pcap", "tcpdump_vxlan_port_8472.pcap")
-SEGMENTED = ("tcpdump_gso-ipv4-vxlan-ipv4.pcap", "tcpdump_gso-ipv4-vxlan-ipv6.pcap")
+SEGMENTED = tuple(f"tcpdump_gso-ipv{outer}-vxlan-ipv{inner}.pcap" for outer in (4, 6) for inner in (4, 6))
 MTU = 9000
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="makes namespaces, which needs root")
