@@ -5,34 +5,39 @@ agent builds twice: once for the links, and, when they are there, again for the 
 is not there is not in the engine, and what refers to it (mappings, spaces) leaves it out; its packets, if
 any, meet an unknown port.
 
-Nat networks have up to two uplinks: the link towards the world, and, if there are static mappings or shadowed
-networks, the loopback device, by which the host's own processes and those are in reach of each other.
+Translated networks have up to two uplinks: the link towards the world, and, if there are static mappings or networks
+that the host's stack does not know (shadowed ones, overlays), the loopback device, by which the host's own processes
+and those are in reach of each other. Networks on a segment have one each, which may be the same link.
+
+An overlay network by which other hosts leave has an *exit* here: a port of the engine without a link.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from ipaddress import ip_interface
+from ipaddress import IPv4Interface, ip_address, ip_interface
 from types import MappingProxyType
 
 from agent.goals import Goals
 from agent.ids import Ids, Wanted
 from agent.networks import Networks, bridge, check_networks
 from agent.observed import Observed
-from agent.ports import is_there, neighbours, port_links, timeouts
+from agent.ports import Taken, is_there, neighbours, nested_ports, port_links, timeouts
+from agent.qos import SHAPER_LINKS, Shape, not_guaranteed, packet_rate, shapes_of
 from nat.access import HostAccess
 from nat.layer import SourceNat
 from nat.pools import pool_names
 from nat.vnet import NatVnet
 from overlay.layer import OverlayVnet, endpoint_mtu
 from policy.acl import Acl
-from policy.addresses import Interface
+from policy.addresses import Interface, gateways_of
 from policy.contribution import (
     Contributor,
     DomainRule,
     Fault,
     HostView,
+    MeterRow,
     ObjectError,
     Tables,
     UplinkView,
@@ -40,14 +45,22 @@ from policy.contribution import (
 )
 from policy.domains import has_domains
 from policy.guard import Guard
+from policy.meter import Metering
+from policy.world import exit_uid, has_exit, is_translated
+from segments.layer import MODES as SEGMENTS
+from segments.layer import SegmentVnet
 from southbound.messages import NetworkGoal, PortGoal, key_of
-from vfp.model import EngineState, Layer, Port, Uplink
+from southbound.vteps import choose_vtep
+from vfp.model import Address, EngineState, Layer, Port, Underlay, Uplink
 from vswitch.links import OWNER_ALIAS, BridgeLink, PortLink, TunnelLink, UplinkState
 
 __all__ = ["CONTRIBUTORS", "INSPECT_LINKS", "LOOPBACK", "TUNNEL", "Built", "Observed", "build", "wanted"]
 
 # The features, in OUT order of their layers. Adding a feature is adding one entry.
-CONTRIBUTORS: tuple[Contributor, ...] = (Guard(), Acl(), HostAccess(), SourceNat(), NatVnet(), OverlayVnet())
+_ACL, _NAT, _OVERLAY = Acl(), SourceNat(), OverlayVnet()
+CONTRIBUTORS: tuple[Contributor, ...] = (
+    Guard(), _ACL, Metering(_ACL), HostAccess(), _NAT, NatVnet(), _OVERLAY, SegmentVnet(),
+)
 
 TUNNEL = "slvx0"
 INSPECT_LINKS = ("sl-ins0", "sl-ins1")     # to user space, and from there
@@ -75,10 +88,17 @@ class Built:
     inspects: tuple[str, ...] = ()                              # PortGoal.id of whose DNS it sees; none: no detour
     shadowed: frozenset[str] = frozenset()                      # NetworkGoal.id whose bridge has no address
     pool_names: Mapping[int, str] = field(default_factory=dict)  # model.Pool.id -> its name in `agent.ids`
+    shapes: Mapping[int, Shape] = field(default_factory=dict)   # model.Port.id -> what the queues do for it
+    promiscuous: frozenset[str] = frozenset()                   # uplinks on which endpoints have MACs of their own
+    meters: tuple[MeterRow, ...] = ()
+    leases: Mapping[str, IPv4Interface] = field(default_factory=dict)   # PortGoal.id -> address got by DHCP
+    nested: Mapping[str, str] = field(default_factory=dict)     # PortGoal.id -> that of the endpoint it is behind
 
     def links(self) -> set[str]:
         """Names of all links that must exist; every other of ours must go."""
         names = {link.host_interface for link in self.ports.values()}
+        if any(shape.shaped for shape in self.shapes.values()):
+            names.update(SHAPER_LINKS)
         names.update(link.name for link in self.bridges.values())
         if self.tunnel is not None:
             names.add(self.tunnel.name)
@@ -89,7 +109,7 @@ class Built:
 
 def wanted(goals: Goals, observed: Observed) -> Wanted:
     """What needs an identity before `build`. Our links that must still go keep theirs until then."""
-    ports = {port.id for port in goals.ports}
+    ports = {port.id for port in goals.ports if not port.behind}
     bridges = {network.id for network in goals.networks if network.mode == "nat"}
     for link in observed.owned.values():
         match link.alias.removeprefix(OWNER_ALIAS).split(":"):
@@ -98,17 +118,19 @@ def wanted(goals: Goals, observed: Observed) -> Wanted:
             case ["bridge", uid]:
                 bridges.add(uid)
     networks = check_networks(goals, observed)
-    nats = [network for network in networks.good.values() if network.mode == "nat"]
+    ports.update(exit_uid(network) for network in networks.good.values() if has_exit(network))
+    nats = [network for network in networks.good.values() if is_translated(network)]
     uplink = observed.uplink if nats else None
     uplinks = [uplink.name] if uplink else []
     if _needs_loopback(goals, networks):
         uplinks.append(LOOPBACK)
+    uplinks += (link.name for _, link in sorted(observed.segments.items()) if link.name not in uplinks)
     addresses = _addresses(uplink)
     places = {port.id: port.network for port in goals.ports}
     mapped = {places.get(mapping.port) for mapping in goals.mappings}
     names = (
         name for network in nats
-        for name in pool_names(network, addresses, network.id in networks.shadowed, network.id in mapped)
+        for name in pool_names(network, addresses, network.id in _unknown(networks), network.id in mapped)
     )
     return Wanted(
         ports=ports,
@@ -118,9 +140,15 @@ def wanted(goals: Goals, observed: Observed) -> Wanted:
     )
 
 
+def _unknown(networks: Networks) -> frozenset[str]:
+    """NetworkGoal.id of translated networks that the host's stack does not know."""
+    return networks.shadowed | {
+        network.id for network in networks.good.values() if is_translated(network) and network.mode != "nat"}
+
+
 def _needs_loopback(goals: Goals, networks: Networks) -> bool:
-    nat = any(network.mode == "nat" for network in networks.good.values())
-    return nat and bool(goals.mappings or networks.shadowed)
+    nat = any(is_translated(network) for network in networks.good.values())
+    return nat and bool(goals.mappings or _unknown(networks))
 
 
 def _addresses(uplink: UplinkState | None) -> tuple[Interface, ...]:
@@ -145,24 +173,32 @@ def build(
         network.id: bridge(network, ids, observed, network.id in networks.shadowed)
         for network in networks.good.values() if network.mode == "nat" and network.id in ids.bridges
     }
-    links = port_links(goals, networks.good, bridges, observed, ids, faults)
+    taken: Taken = {}
+    links = port_links(goals, networks.good, bridges, observed, ids, faults, taken)
+    nested = nested_ports(goals, networks.good, links, faults, taken)
     left = links
     while True:             # until no port is left out: layers and tables are of one view
-        view = _view(goals, networks, left, observed, ids)
+        view = _view(goals, networks, left, nested, observed, ids)
         layers, failed = _all_layers(view, contributors, refused)
         if not failed:
             break
         faults.extend(failed)
-        left = {uid: links[uid] for uid in layers}
+        gone = {fault.key[1] for fault in failed}
+        left = {uid: link for uid, link in left.items() if uid not in gone}
+        nested = {uid: tuple(port for port in ports if port.id not in gone) for uid, ports in nested.items()}
     tables = [contributor.tables(view) for contributor in contributors]
-    engine = _engine(view, layers, links, tables, observed)
+    shapes = shapes_of(goals.host, (
+        (ids.ports[port.id], links[port.id].host_interface, port) for port in goals.ports if port.id in links))
+    engine = _engine(view, layers, links, tables, observed, shapes)
     for table in tables:
         faults.extend(table.faults)
+    faults.extend(Fault(key_of(port), why) for port in view.ports.values()
+                  if (why := not_guaranteed(port.qos, goals.host)))
     opened = {uid: addresses for table in tables for uid, addresses in table.opened.items()}
     return Built(
         engine=engine,
         ports=links,
-        port_ids={uid: ids.ports[uid] for uid in layers},
+        port_ids={uid: view.port_ids[uid] for uid in layers},
         bridges=bridges,
         tunnel=tunnel,
         uplinks=engine.uplinks,
@@ -175,6 +211,13 @@ def build(
         inspects=tuple(sorted(port.id for port in goals.ports if has_domains(port))),
         shadowed=networks.shadowed,
         pool_names={number: name for name, number in ids.pools.items()},
+        shapes=shapes,
+        promiscuous=frozenset(
+            view.segments[network.id].name for network in view.networks.values()
+            if network.mode == "transparent" and network.id in view.segments),
+        meters=tuple(row for table in tables for row in table.meters),
+        leases=view.leases,
+        nested={port.id: uid for uid, ports in view.nested.items() for port in ports},
     )
 
 
@@ -183,33 +226,41 @@ def _tunnel(
 ) -> TunnelLink | None:
     if not any(network.mode == "overlay" for network in networks.values()):
         return None
-    if observed.underlay is None:
+    if goals.host.underlay and observed.underlay_error:
+        faults.append(Fault(key_of(goals.host), observed.underlay_error))
+    if not observed.underlays:
         reason = observed.underlay_error or "the host has no underlay address; set spec.underlay of the host"
-        if goals.host.underlay:
-            faults.append(Fault(key_of(goals.host), reason))
         faults.extend(Fault(key_of(remote), f"not reachable: {reason}") for remote in goals.remotes)
         return None
-    return TunnelLink(TUNNEL, f"{OWNER_ALIAS}tunnel", mtu_bytes=endpoint_mtu(observed.underlay.mtu_bytes))
+    largest = max(endpoint_mtu(one.link.mtu_bytes, one.address.version) for one in observed.underlays)
+    return TunnelLink(TUNNEL, f"{OWNER_ALIAS}tunnel", udp_port=goals.host.vxlan_port, mtu_bytes=largest,
+                      ipv6=any(one.address.version == 6 for one in observed.underlays))
 
 
 def _view(
     goals: Goals,
     networks: Networks,
     links: Mapping[str, PortLink],
+    nested: Mapping[str, tuple[PortGoal, ...]],
     observed: Observed,
     ids: Ids,
 ) -> HostView:
     """What the contributors see: the ports whose links exist, the uplinks if there are any."""
     found, uplink = observed.uplink, None
-    nat = any(network.mode == "nat" for network in networks.good.values())
-    if nat and found is not None and found.name in ids.uplinks and found.name != LOOPBACK:
-        uplink = UplinkView(
-            ids.uplinks[found.name], found.name, found.ifindex, _addresses(found), found.mtu_bytes
-        )
+    nat = any(is_translated(network) for network in networks.good.values())
+    if nat and found is not None and found.name != LOOPBACK:
+        uplink = _uplink_view(found, ids)
+    ports = {port.id: port for port in goals.ports if port.id in links and is_there(links[port.id], observed.owned)}
+    segments = {}
+    for network in networks.good.values():
+        link = observed.segments.get(network.uplink) if network.mode in SEGMENTS else None
+        segment = _uplink_view(link, ids) if link is not None and link.name != LOOPBACK else None
+        if segment is not None:
+            segments[network.id] = segment
     return HostView(
         host=goals.host,
         networks=networks.good,
-        ports={port.id: port for port in goals.ports if port.id in links and is_there(links[port.id], observed.owned)},
+        ports=ports,
         remotes=tuple(goals.remotes) if TUNNEL in observed.owned else (),
         mappings=tuple(goals.mappings),
         port_ids=ids.ports,
@@ -219,9 +270,23 @@ def _view(
         host_addresses=observed.addresses,
         listeners=observed.listeners,
         served=observed.served,
-        shadowed=networks.shadowed,
+        shadowed=_unknown(networks),
         timeouts=observed.timeouts,
+        nested={uid: behind for uid, behind in nested.items() if uid in ports},
+        segments=segments,
+        segment_errors={network.id: observed.segment_errors.get(network.uplink, "")
+                        for network in networks.good.values() if network.mode in SEGMENTS},
+        underlays=tuple(str(one.address) for one in observed.underlays),
+        exits={network.id: ids.ports[exit_uid(network)] for network in networks.good.values()
+               if has_exit(network) and exit_uid(network) in ids.ports},
+        leases={uid: lease for uid, lease in observed.leases.items() if uid in ports and ports[uid].dhcp},
     )
+
+
+def _uplink_view(link: UplinkState, ids: Ids) -> UplinkView | None:
+    if link.name not in ids.uplinks:
+        return None
+    return UplinkView(ids.uplinks[link.name], link.name, link.ifindex, _addresses(link), link.mtu_bytes, link.mac)
 
 
 def _all_layers(
@@ -236,7 +301,10 @@ def _all_layers(
                 raise ObjectError(refused[port.id])
             layers[port.id] = _layers(port, view, contributors)
         except ObjectError as error:
-            failed.append(Fault(key_of(port), str(error)))
+            failed.append(Fault((PortGoal.kind, error.culprit or port.id), str(error)))
+    for uid in view.exits:
+        network = view.networks[uid]
+        layers[exit_uid(network)] = (_NAT.exit_layer(network, view), _OVERLAY.exit_layer(network, view))
     return layers, failed
 
 
@@ -251,10 +319,11 @@ def _engine(
     links: Mapping[str, PortLink],
     tables: list[Tables],
     observed: Observed,
+    shapes: Mapping[int, Shape],
 ) -> EngineState:
-    ports = (_port(port, view, layers[port.id], links[port.id], observed) for port in view.ports.values())
-    tunnel = observed.owned.get(TUNNEL)
-    detour = observed.owned.get(INSPECT_LINKS[0])
+    ports = [_port(port, view, layers[port.id], links[port.id], observed, shapes) for port in view.ports.values()]
+    ports += (_exit(view.networks[uid], view, layers[exit_uid(view.networks[uid])]) for uid in view.exits)
+    tunnel, detour, queues = (observed.owned.get(name) for name in (TUNNEL, INSPECT_LINKS[0], SHAPER_LINKS[0]))
     return EngineState(
         ports=tuple(sorted(ports, key=lambda port: port.id)),
         spaces=tuple(space for table in tables for space in table.spaces),
@@ -265,30 +334,75 @@ def _engine(
         inspect_ifindex=detour.ifindex if detour else 0,
         sets=tuple(given for table in tables for given in table.sets),
         prefixes=tuple(prefix for table in tables for prefix in table.prefixes),
+        underlays=_underlays(observed),
+        paths=observed.paths if tunnel else (),
+        tunnel_port=view.host.vxlan_port,
+        shaper=queues.ifindex if queues and any(shape.shaped for shape in shapes.values()) else 0,
     )
 
 
+def _underlays(observed: Observed) -> tuple[Underlay, ...]:
+    return tuple(Underlay(one.address, one.link.ifindex, one.link.mtu_bytes) for one in observed.underlays)
+
+
 def _port(
-    port: PortGoal, view: HostView, layers: tuple[Layer, ...], link: PortLink, observed: Observed
+    port: PortGoal,
+    view: HostView,
+    layers: tuple[Layer, ...],
+    link: PortLink,
+    observed: Observed,
+    shapes: Mapping[int, Shape],
 ) -> Port:
     network = view.networks[port.network]
+    number = view.port_ids[port.id]
+    shape = shapes.get(number)
+    mac = mac_bytes(port.mac)
     return Port(
-        id=view.port_ids[port.id],
+        id=number,
         name=f"{port.tenant}/{port.name}",
         ifindex=observed.owned[link.host_interface].ifindex,
-        mac=mac_bytes(port.mac),
+        mac=mac,
         gateway_mac=mac_bytes(network.gateway_mac),
         layers=layers,
         strict_tcp=port.strict_tcp,
         timeouts=timeouts(network, view.timeouts),
         tap=link.tap,
+        gateways=gateways_of(port, network),
+        mtu=link.mtu_bytes,
+        shaped=shape is not None and shape.shaped,
+        queued=shape is not None and shape.queued,
+        rate_out=packet_rate(port.qos.packets_out),
+        rate_in=packet_rate(port.qos.packets_in),
+        connections=port.qos.connections,
+        vteps=_vteps(mac, view) if network.mode == "overlay" else (),
+        vlans=port.vlans,
+    )
+
+
+def _vteps(mac: bytes, view: HostView) -> tuple[Address, ...]:
+    """Of several underlay addresses of ours each port has one, which other hosts expect it behind."""
+    families = [family for family, mark in ((4, "."), (6, ":")) if any(mark in address for address in view.underlays)]
+    return tuple(ip_address(choose_vtep(view.underlays, family, mac)) for family in families)
+
+
+def _exit(network: NetworkGoal, view: HostView, layers: tuple[Layer, ...]) -> Port:
+    mac = mac_bytes(network.gateway_mac)
+    return Port(
+        id=view.exits[network.id],
+        name=f"{network.tenant}/{network.name} exit",
+        ifindex=0,
+        mac=mac,
+        gateway_mac=mac,
+        layers=layers,
+        timeouts=timeouts(network, view.timeouts),
+        vteps=_vteps(mac, view),
+        exit_of=network.space,
     )
 
 
 def _uplinks(view: HostView) -> tuple[Uplink, ...]:
-    found = []
-    if view.uplink is not None:
-        found.append(Uplink(view.uplink.id, view.uplink.name, view.uplink.ifindex, mtu=view.uplink.mtu_bytes))
+    links = {link.id: link for link in (view.uplink, *view.segments.values()) if link is not None}
+    found = [Uplink(link.id, link.name, link.ifindex, mtu=link.mtu_bytes) for _, link in sorted(links.items())]
     if view.loopback:
         found.append(Uplink(view.loopback, LOOPBACK, _LOOPBACK_IFINDEX, loopback=True))
     return tuple(found)

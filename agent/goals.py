@@ -15,6 +15,7 @@ from southbound.messages import (
     NetworkGoal,
     PortGoal,
     RemoteGoal,
+    RemotesGoal,
     key_of,
 )
 
@@ -48,9 +49,9 @@ class Goals:
         return sorted((g for g in self.objects.values() if isinstance(g, PortGoal)), key=lambda g: g.id)
 
     @property
-    def remotes(self) -> list[RemoteGoal]:
-        """Remote endpoints by uid."""
-        return sorted((g for g in self.objects.values() if isinstance(g, RemoteGoal)), key=lambda g: g.id)
+    def remotes(self) -> list[RemotesGoal | RemoteGoal]:
+        """Remote endpoints, in blocks or one by one, by id."""
+        return sorted((g for g in self.objects.values() if isinstance(g, RemotesGoal | RemoteGoal)), key=lambda g: g.id)
 
     @property
     def mappings(self) -> list[MappingGoal]:

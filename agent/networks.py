@@ -20,6 +20,8 @@ from agent.observed import Observed
 from overlay.layer import endpoint_mtu
 from policy.addresses import gateways, network_prefixes
 from policy.contribution import Fault, ObjectError, mac_bytes
+from policy.world import is_translated
+from segments.layer import MODES as SEGMENTS
 from southbound.messages import HostGoal, NetworkGoal, key_of
 from vfp.compile import MAX_TIMEOUT_S
 from vfp.model import Filtering, Prefix
@@ -32,6 +34,7 @@ __all__ = ["TIMEOUTS", "Networks", "bridge", "check_networks", "mtu"]
 TIMEOUTS = frozenset(one.name.removesuffix("_s") for one in fields(Timeouts))
 _DEFAULT_MTU = 1500
 _MOST_PORT = 65535
+_LEAST_MTU = {4: 68, 6: 1280}                # RFC 791, RFC 8200
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +57,7 @@ def check_networks(goals: Goals, observed: Observed) -> Networks:
     for network in sorted(goals.networks, key=lambda network: (network.space, network.id)):
         try:
             prefixes = _check(network)
-            if network.mode == "nat":
+            if is_translated(network):
                 _check_nat(network, goals.host)
             other = spaces.setdefault(network.space, network)
             if other is not network:
@@ -84,7 +87,15 @@ def _check(network: NetworkGoal) -> tuple[Prefix, ...]:
         if one.version == other.version and one.overlaps(other):
             raise ObjectError(f"subnets {one} and {other} overlap; take one out")
     gateways(network)
+    _check_mtu(network, prefixes)
     return prefixes
+
+
+def _check_mtu(network: NetworkGoal, prefixes: tuple[Prefix, ...]) -> None:
+    least = _LEAST_MTU[6 if any(prefix.version == 6 for prefix in prefixes) else 4]
+    if network.mtu_bytes and not least <= network.mtu_bytes <= _MOST_PORT:
+        why = "; IPv6 needs 1280 (RFC 8200 5)" if least > _LEAST_MTU[4] else ""
+        raise ObjectError(f"mtu {network.mtu_bytes}; give {least} to {_MOST_PORT}, or leave it out{why}")
 
 
 def _check_nat(network: NetworkGoal, host: HostGoal) -> None:
@@ -164,5 +175,11 @@ def mtu(network: NetworkGoal, observed: Observed) -> int:
     if network.mtu_bytes:
         return network.mtu_bytes
     if network.mode == "overlay":
-        return endpoint_mtu(observed.underlay.mtu_bytes if observed.underlay else _DEFAULT_MTU)
-    return observed.uplink.mtu_bytes if observed.uplink else _DEFAULT_MTU
+        fitting = (endpoint_mtu(one.link.mtu_bytes, one.address.version) for one in observed.underlays)
+        return min(fitting, default=endpoint_mtu(_DEFAULT_MTU))
+    if network.mode in SEGMENTS:
+        segment = observed.segments.get(network.uplink)
+        return segment.mtu_bytes if segment else _DEFAULT_MTU
+    if network.mode == "nat" and observed.uplink:
+        return observed.uplink.mtu_bytes
+    return _DEFAULT_MTU

@@ -10,17 +10,23 @@ from agent.goals import Goals
 from agent.ids import Ids, port_alias
 from agent.networks import mtu
 from agent.observed import Observed
+from agent.qos import check_qos
 from policy.addresses import Interface, gateways, held_addresses, own_addresses
 from policy.contribution import Fault, HostView, ObjectError, mac_bytes
-from southbound.messages import NetworkGoal, PortGoal, key_of
+from policy.world import is_translated
+from southbound.messages import HostGoal, NetworkGoal, PortGoal, key_of
 from vfp.model import Address
 from vfp.timeouts import Timeouts
 from vswitch.links import BridgeLink, OwnedLink, PortLink, port_interface
 
-__all__ = ["is_there", "neighbours", "port_links", "timeouts"]
+__all__ = ["is_there", "neighbours", "nested_ports", "port_links", "timeouts"]
 
 # Names that this agent gives to links, and the loopback device.
-_OUR_NAMES = re.compile(r"(slp|slb)\d+|slvx0|sl-ins[01]|lo")
+_OUR_NAMES = re.compile(r"(slp|slb)\d+|slvx0|slq[01]|sl-ins[01]|lo")
+
+_MOST_VLANS, _TAGS = 8, 4095             # model.Port.vlans
+
+Taken = dict[tuple[str, Address], PortGoal]     # by NetworkGoal.id
 
 
 def port_links(
@@ -30,25 +36,20 @@ def port_links(
     observed: Observed,
     ids: Ids,
     faults: list[Fault],
+    taken: Taken,
 ) -> dict[str, PortLink]:
-    """The link of each endpoint that can have one, by PortGoal.id."""
+    """The link of each endpoint that can have one, by PortGoal.id. `taken`: gets their addresses."""
     links: dict[str, PortLink] = {}
-    taken: dict[tuple[str, Address], PortGoal] = {}
     taps: dict[str, PortGoal] = {}
     for port in goals.ports:
+        if port.behind:
+            continue
         try:
-            network = networks.get(port.network)
-            if network is None:
-                raise ObjectError("its network is not here, or has an error; see the network's status")
             if port.id not in ids.ports:
                 raise ObjectError("this host has no free port id; remove endpoints or raise the limit")
-            mac_bytes(port.mac)
+            network = _check(port, networks, goals.host, taken)
             addresses = own_addresses(port)
             ways_out = [gateway for address in addresses for gateway in _gateway(network, address)]
-            for held in held_addresses(port):
-                other = taken.get((network.id, held), port)
-                if other is not port:
-                    raise ObjectError(f"address {held} is that of {other.tenant}/{other.name} too")
             if not port.netns:
                 _check_tap(port, taps, observed)
         except ObjectError as error:
@@ -67,8 +68,66 @@ def port_links(
             mtu_bytes=mtu(network, observed),
             bridge=bridges[network.id].name if network.id in bridges else "",
             tap=not port.netns,
+            queues=1 if port.netns else port.queues,
+            dhcp=port.dhcp,
+            accept_ra=network.advertise or network.slaac,
+            slaac=network.slaac,
         )
     return links
+
+
+def nested_ports(
+    goals: Goals, networks: Mapping[str, NetworkGoal], links: Mapping[str, PortLink], faults: list[Fault], taken: Taken
+) -> dict[str, tuple[PortGoal, ...]]:
+    """Endpoints that have no link of their own, by the PortGoal.id of the one that they are behind."""
+    found: dict[str, tuple[PortGoal, ...]] = {}
+    ports = {port.id: port for port in goals.ports if not port.behind}
+    for port in goals.ports:
+        if not port.behind:
+            continue
+        try:
+            network = _check(port, networks, goals.host, taken)
+            outer = ports.get(port.behind)
+            if outer is None or outer.id not in links:
+                raise ObjectError(f"the endpoint that it is behind ({outer.name if outer else port.behind}) is not"
+                                  " ready on this host; see that one's status")
+            if outer.network != port.network:
+                raise ObjectError(f"endpoint {outer.name}, which it is behind, is in another network; put both in one")
+        except ObjectError as error:
+            faults.append(Fault(key_of(port), str(error)))
+            continue
+        taken.update(((network.id, address.ip), port) for address in own_addresses(port))
+        found[port.behind] = (*found.get(port.behind, ()), port)
+    return found
+
+
+def _check(port: PortGoal, networks: Mapping[str, NetworkGoal], host: HostGoal, taken: Taken) -> NetworkGoal:
+    """What holds for every endpoint.
+
+    Raises:
+        ObjectError: it cannot be served.
+    """
+    network = networks.get(port.network)
+    if network is None:
+        raise ObjectError("its network is not here, or has an error; see the network's status")
+    mac_bytes(port.mac)
+    own = own_addresses(port)
+    for one in own:
+        _gateway(network, one)
+    held = [one.ip for one in own] if port.behind else held_addresses(port)
+    for address in held:
+        other = taken.get((network.id, address), port)
+        if other is not port:
+            raise ObjectError(f"address {address} is that of {other.tenant}/{other.name} too")
+    if port.dhcp and network.mode != "transparent":
+        raise ObjectError(f"dhcp in a network of mode {network.mode}; only transparent ones have a DHCP server")
+    if port.vlans and network.mode != "transparent":
+        raise ObjectError(f"vlans {', '.join(map(str, port.vlans))} in a network of mode {network.mode}; only"
+                          " transparent ones carry tags")
+    if len(port.vlans) > _MOST_VLANS or any(not 0 < tag < _TAGS for tag in port.vlans):
+        raise ObjectError(f"vlans {', '.join(map(str, port.vlans))}; give at most {_MOST_VLANS}, of 1 to {_TAGS - 1}")
+    check_qos(port.qos, host)
+    return network
 
 
 def _gateway(network: NetworkGoal, address: Interface) -> list[Interface]:
@@ -103,7 +162,8 @@ def neighbours(bridges: Mapping[str, BridgeLink], view: HostView) -> dict[str, d
     return {
         bridge.name: {
             str(address.ip): port.mac
-            for port in view.ports_of(view.networks[uid]) for address in own_addresses(port)
+            for port in view.ports_of(view.networks[uid])
+            for one in (port, *view.nested.get(port.id, ())) for address in own_addresses(one)
         } if bridge.addresses else {}
         for uid, bridge in bridges.items()
     }
@@ -111,6 +171,6 @@ def neighbours(bridges: Mapping[str, BridgeLink], view: HostView) -> dict[str, d
 
 def timeouts(network: NetworkGoal, engine: Timeouts) -> Timeouts | None:
     """The times of a network's flows; None: the engine's."""
-    if network.mode != "nat" or not network.nat.timeouts:
+    if not is_translated(network) or not network.nat.timeouts:
         return None
     return replace(engine, **{f"{name}_s": seconds for name, seconds in network.nat.timeouts})

@@ -1,5 +1,7 @@
 """The `nat` layer: source translation and hairpins on the way out, static mappings and bindings on the way in.
 
+Ports of nat networks have it, of overlay networks that leave by their own host, and the exits of overlay networks.
+
 Inside its own network an endpoint is itself; so it is towards the host's own addresses, which answer by the bridge.
 What goes to an external address that a mapping or a binding has turns around here (`hairpin`). Everything else leaves
 with an external address (`nat.pools`), but for what the network says is routed: exceptions, other destinations than
@@ -12,11 +14,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 from ipaddress import IPv4Network, IPv6Network, ip_network
 
-from nat.mappings import VXLAN_PORT, Expander
+from nat.mappings import Expander
 from nat.plan import NatPlan, make_plan, one_to_one
 from nat.pools import Choice
-from policy.addresses import ETHERTYPES, LINK_LOCAL, ND_TYPES, host_prefix, nd, network_prefixes, to_prefix
+from policy.addresses import ETHERTYPES, ND_TYPES, host_prefix, nd, to_prefix
 from policy.contribution import HostView, ObjectError, Tables
+from policy.world import host_destinations, inside_prefixes
 from southbound.messages import NetworkGoal, PortGoal
 from vfp.model import (
     ETH_P_ARP,
@@ -39,7 +42,7 @@ from vfp.model import (
     Untranslate,
 )
 
-__all__ = ["SourceNat", "host_destinations"]
+__all__ = ["SourceNat"]
 
 UDP = 17
 _EVERYWHERE: dict[int, Prefix] = {4: IPv4Network("0.0.0.0/0"), 6: IPv6Network("::/0")}
@@ -49,7 +52,7 @@ _STATIC = Group("static", (Rule(0, Match(), Untranslate(), "untranslate"),))
 
 
 class SourceNat:
-    """Contributes `nat` to the ports of nat networks, and the pools, mappings and translated prefixes of the host.
+    """Contributes `nat` to the ports of networks that are translated here, and the host's pools, mappings and prefixes.
 
     The groups of a network are made once for a view: its ports share them, but for those with an address of their own.
     """
@@ -62,10 +65,16 @@ class SourceNat:
     def layer(self, port: PortGoal, view: HostView) -> Layer | None:
         """Inside and host untranslated, the rest from a pool; without an uplink nothing else leaves."""
         network = view.networks[port.network]
-        if network.mode != "nat":
+        if network.mode != "nat" and not network.egress:
             return None
+        return self._layer(network, view, one_to_one(self._plan(view), port.id))
+
+    def exit_layer(self, network: NetworkGoal, view: HostView) -> Layer:
+        """Of the exit of an overlay network, by which other hosts' endpoints leave."""
+        return self._layer(network, view, ())
+
+    def _layer(self, network: NetworkGoal, view: HostView, whole: tuple[tuple[Address, Address], ...]) -> Layer:
         plan = self._plan(view)
-        whole = one_to_one(plan, port.id)
         groups = self._groups.get(network.id)
         if groups is None:
             groups = self._groups[network.id] = tuple(_groups(network, view, plan, ()))
@@ -95,13 +104,6 @@ class SourceNat:
         return self._view[1]
 
 
-def host_destinations(network: NetworkGoal, view: HostView) -> tuple[Address, ...]:
-    """The host's addresses as the network's endpoints may reach them: those that are not an endpoint's."""
-    taken = {text.split("/")[0] for port in view.ports_of(network) for text in (port.address, port.address6)}
-    own = (address for address in view.host_addresses if str(address) not in taken)
-    return tuple(sorted(own, key=lambda address: (address.version, int(address))))
-
-
 def _groups(
     network: NetworkGoal, view: HostView, plan: NatPlan, whole: tuple[tuple[Address, Address], ...]
 ) -> Iterator[Group]:
@@ -112,12 +114,13 @@ def _groups(
         Rule(0, Match(ethertype=ETH_P_ARP), Allow(), "arp"),
         *(Rule(0, nd(icmp_type), Allow(), "nd") for icmp_type in ND_TYPES),
         *_to_host(network, view, plan),
-        *(Rule(10, to_prefix(prefix), Allow(), "inside") for prefix in (*network_prefixes(network), LINK_LOCAL)),
+        *(Rule(10, to_prefix(prefix), Allow(), "inside") for prefix in inside_prefixes(network, view)),
     ]
     if view.host.underlay:
-        # From our VTEP address, a translated datagram to 4789 would be a frame of any VNI to other hosts.
-        forged = Match(ethertype=ETH_P_IP, protocol=UDP, dst_ports=PortRange(VXLAN_PORT, VXLAN_PORT))
-        rules.append(Rule(15, forged, Deny(), "no-vxlan"))
+        # From our VTEP address, a translated datagram to that port would be a frame of any VNI to other hosts.
+        port = PortRange(view.host.vxlan_port, view.host.vxlan_port)
+        rules += [Rule(15, Match(ethertype=ethertype, protocol=UDP, dst_ports=port), Deny(), "no-vxlan")
+                  for ethertype in (ETH_P_IP, ETH_P_IPV6)]
     rules += [Rule(30, to_prefix(prefix), Allow(), "exception") for prefix in _prefixes(network.nat.exceptions)]
     rules += _translations(network, view, plan, whole)
     yield Group("source", tuple(rules))
@@ -169,7 +172,7 @@ def _translations(
                 if narrowed is not None:
                     yield Rule(number, narrowed, action, name)
             number += 1
-        if named or (version == 6 and network.nat.ipv6 == "routed"):
+        if named or (version == 6 and network.nat.ipv6 == "routed" and network.mode == "nat"):
             yield Rule(number, Match(ethertype=ETHERTYPES[version]), Allow(), "routed")
             number += 1
 
@@ -181,7 +184,7 @@ def _actions(
     if version == 6 and network.id in plan.prefixes:
         internal, external = plan.prefixes[network.id]
         yield Match(ethertype=ETH_P_IPV6, src=internal), TranslatePrefix(internal, external), "prefix"
-    elif version == 4 or ipv6 == "masquerade":
+    elif version == 4 or ipv6 == "masquerade" or network.mode == "overlay":
         for choice in plan.choices.get((network.id, version), ()):
             yield _by_destination(choice, version), TranslateSource(view.pool_ids[choice.name]), _name(choice)
 

@@ -22,10 +22,9 @@ from southbound.messages import MappingGoal, PortGoal, key_of
 from vfp import model
 from vfp.model import Address
 
-__all__ = ["PROTOCOLS", "VXLAN_PORT", "Expanded", "Expander"]
+__all__ = ["PROTOCOLS", "Expanded", "Expander"]
 
 PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132, "icmp": 1, "any": 0}
-VXLAN_PORT = 4789
 _ICMPV6 = 58
 _MOST_PORT = 65535
 _EVERY: tuple[Address, ...] = (IPv4Address(0), IPv6Address(0))
@@ -213,8 +212,9 @@ def _check_ports(goal: MappingGoal, view: HostView) -> None:
             f"external port {first} is in the host's NAT ports {low}-{high};"
             f" choose one outside, or change spec.natPorts of the host"
         )
-    if view.host.underlay and goal.protocol == "udp" and first <= VXLAN_PORT <= last:
-        raise ObjectError("external port udp/4789 carries this host's overlay; choose another")
+    vxlan = view.host.vxlan_port
+    if view.host.underlay and goal.protocol == "udp" and first <= vxlan <= last:
+        raise ObjectError(f"external port udp/{vxlan} carries this host's overlay; choose another")
 
 
 def _mappings(goal: MappingGoal, number: int, internal: Address, doors: _Doors) -> Iterator[model.Mapping]:

@@ -19,6 +19,7 @@ from nat.pools import (
 )
 from policy.addresses import gateways, network_prefixes
 from policy.contribution import Fault, HostView, ObjectError
+from policy.world import is_translated
 from southbound.messages import NetworkGoal, key_of
 from vfp.model import Address, Pool, PrefixMapping
 from vfp.prefixes import MAX_LENGTH
@@ -67,7 +68,7 @@ class NatPlan:
 
 def make_plan(view: HostView, expander: Expander) -> NatPlan:
     """The plan of one view. Never raises: what cannot be served is a fault."""
-    nats = [network for network in view.networks.values() if network.mode == "nat"]
+    nats = [network for network in view.networks.values() if is_translated(network)]
     no_uplink = _missing_uplink(view)
     expanded = expander.expand(view, no_uplink)
     plan = NatPlan(expanded)
@@ -105,13 +106,13 @@ def _choose(network: NetworkGoal, view: HostView, plan: NatPlan, maps_ipv6: bool
     if view.uplink is None or not view.uplink.addresses:
         return
     for version in sorted(versions):
-        if version == 6 and network.nat.ipv6 != "masquerade" and not maps_ipv6:
+        if version == 6 and network.nat.ipv6 != "masquerade" and not maps_ipv6 and network.mode == "nat":
             continue                        # nobody would use it, not even a hairpin
         chosen = choices(network, view.uplink.addresses, version, whole)
         if chosen:
             _see_room(view, *(choice.name for choice in chosen))
             plan.choices[network.id, version] = chosen
-        elif version == 4 or network.nat.ipv6 == "masquerade":
+        elif version == 4 or (network.nat.ipv6 == "masquerade" and network.mode == "nat"):
             raise ObjectError(
                 f"uplink {view.uplink.name} has no IPv{version} address to translate to; give it one"
                 + (", or set nat.ipv6 to routed" if version == 6 else "")

@@ -8,17 +8,21 @@ the host by the loopback uplink.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from ipaddress import IPv4Network, IPv6Network
-
-from nat.layer import host_destinations
-from policy.addresses import LINK_LOCAL, gateways, held_addresses, host_prefix, nd, network_prefixes, to_prefix
+from policy.addresses import (
+    LINK_LOCAL,
+    behind_port,
+    gateways,
+    host_prefix,
+    link_local,
+    nd,
+    network_prefixes,
+    to_prefix,
+)
 from policy.contribution import Fault, HostView, ObjectError, Tables, mac_bytes
+from policy.world import host_destinations, outside, walls
 from southbound.messages import NetworkGoal, PortGoal, key_of
 from vfp.model import (
     ETH_P_ARP,
-    ETH_P_IP,
-    ETH_P_IPV6,
     Address,
     Allow,
     AnswerArp,
@@ -30,7 +34,6 @@ from vfp.model import (
     LocalPort,
     Location,
     Match,
-    Prefix,
     Rule,
     Space,
     ToUplink,
@@ -40,13 +43,6 @@ from vfp.model import (
 __all__ = ["NatVnet"]
 
 _SOLICITATION = 135
-
-# Destinations that no router forwards: this network, loopback (RFC 1122 3.2.1.3), multicast, limited
-# broadcast; in IPv6 (RFC 4291 2.5) unspecified, loopback, link-local, multicast.
-_NOT_ROUTED: tuple[Prefix, ...] = (
-    *map(IPv4Network, ("0.0.0.0/8", "127.0.0.0/8", "224.0.0.0/4", "255.255.255.255/32")),
-    *map(IPv6Network, ("::/127", "fe80::/10", "ff00::/8")),
-)
 
 
 class NatVnet:
@@ -63,7 +59,7 @@ class NatVnet:
         if network.mode != "nat":
             return None
         if self._view is not view:
-            self._view, self._layers, self._walls = view, {}, list(_walls(view))
+            self._view, self._layers, self._walls = view, {}, list(walls(view))
         if network.id not in self._layers:
             self._layers[network.id] = _layer(network, view, self._walls)
         return self._layers[network.id]
@@ -81,7 +77,7 @@ class NatVnet:
         return Tables(spaces=tuple(spaces), faults=tuple(faults))
 
 
-def _layer(network: NetworkGoal, view: HostView, walls: list[tuple[str, Rule]]) -> Layer:
+def _layer(network: NetworkGoal, view: HostView, others: list[tuple[str, Rule]]) -> Layer:
     inside = Forward(network.space)
     rules = [
         Rule(0, Match(ethertype=ETH_P_ARP), AnswerArp(network.space), "arp"),
@@ -94,20 +90,9 @@ def _layer(network: NetworkGoal, view: HostView, walls: list[tuple[str, Rule]]) 
             rules.append(Rule(20, match, inside, "host"))
         elif view.loopback:
             rules.append(Rule(5, match, ToUplink(view.loopback), "host"))
-    rules += {rule.match.dst: rule for other, rule in walls if other != network.id}.values()
-    rules += [Rule(40, to_prefix(prefix), Deny(), "not-routed") for prefix in _NOT_ROUTED]
-    if view.uplink is not None:
-        outside = ToUplink(view.uplink.id)
-        rules += [Rule(50, Match(ethertype=ethertype), outside, "outside") for ethertype in (ETH_P_IP, ETH_P_IPV6)]
+    rules += {rule.match.dst: rule for other, rule in others if other != network.id}.values()
+    rules += outside(view)
     return Layer("vnet", (Group("route", tuple(rules)),), default_out=Deny(), default_in=Allow())
-
-
-def _walls(view: HostView) -> Iterator[tuple[str, Rule]]:
-    """Rules are made once for all networks: there may be hundreds of each."""
-    for network in view.networks.values():
-        if network.mode == "nat":
-            for prefix in network_prefixes(network):
-                yield network.id, Rule(30, to_prefix(prefix), Deny(), "other-network")
 
 
 def _space(network: NetworkGoal, view: HostView) -> Space:
@@ -115,7 +100,9 @@ def _space(network: NetworkGoal, view: HostView) -> Space:
     router: Location = Virtual(mac) if network.id in view.shadowed else HostStack(mac)
     entries: dict[Address, Location] = dict.fromkeys(host_destinations(network, view), router)
     entries.update((gateway.ip, router) for gateway in gateways(network))
+    if any(gateway.version == 6 for gateway in gateways(network)):
+        entries[link_local(mac)] = router
     for port in view.ports_of(network):
         place = LocalPort(view.port_ids[port.id], mac_bytes(port.mac))
-        entries.update(dict.fromkeys(held_addresses(port), place))
+        entries.update(dict.fromkeys(behind_port(port, view), place))
     return Space(network.space, tuple(entries.items()))

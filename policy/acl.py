@@ -11,9 +11,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from policy.addresses import ND_TYPES, nd
+from policy.addresses import ND_TYPES, nd, own_addresses
 from policy.contribution import HostView, ObjectError, Tables
 from policy.domains import DomainSets, dns_group, has_domains, inspecting
+from policy.nested import NestedTiers, nested_groups
 from policy.peers import PeerSets, prefixes_of, rule_names
 from southbound.messages import AclRule, AclTier, PortGoal
 from vfp.model import (
@@ -85,17 +86,13 @@ class Acl:
 
     def layer(self, port: PortGoal, view: HostView) -> Layer:
         """A group per tier by ascending order; what no tier decides falls to the port's defaults."""
-        peers, domains = self._sets(view)
-        tiers = [
-            (tier, {**peers.of(port, tier), **domains.of(port, tier)})
-            for tier in sorted(port.tiers, key=lambda tier: (tier.order, tier.policy))
-        ]
         inspects = has_domains(port)
         last = (dns_group(),) if inspects and port.default_out == "allow" else ()
+        nested = view.nested.get(port.id, ())
         return Layer(
             "acl",
-            groups_out=(_ARP_OUT, *self._groups(tiers, "out", inspects), *last),
-            groups_in=(_ARP_IN, *self._groups(tiers, "in")),
+            groups_out=(_ARP_OUT, *self._nested(nested, view, "out"), *self._groups(port, view, "out"), *last),
+            groups_in=(_ARP_IN, *self._nested(nested, view, "in"), *self._groups(port, view, "in")),
             default_out=_default(port.default_out),
             default_in=_default(port.default_in),
         )
@@ -118,11 +115,35 @@ class Acl:
             self._view = (view, peers, DomainSets(view, {one.id for one in peers.all}))
         return self._view[1:]
 
-    def _groups(
-        self, tiers: list[tuple[AclTier, _Peers]], direction: Direction, inspects: bool = False
-    ) -> Iterator[Group]:
-        """`inspects`: DNS that a rule allows goes by user space."""
-        for tier, sets in tiers:
+    def _nested(self, endpoints: tuple[PortGoal, ...], view: HostView, direction: Direction) -> Iterator[Group]:
+        if not endpoints:
+            return iter(())
+        return nested_groups((self._nested_tiers(port, view, direction) for port in endpoints), direction)
+
+    def _nested_tiers(self, port: PortGoal, view: HostView, direction: Direction) -> NestedTiers:
+        default = port.default_out if direction == "out" else port.default_in
+        inspects = direction == "out" and has_domains(port)
+        try:
+            tiers = tuple(self._tiers(port, view, direction))
+        except ObjectError as error:
+            raise ObjectError(str(error), port.id) from None
+        return NestedTiers(
+            port.name,
+            tuple(address.ip for address in own_addresses(port)),
+            tiers,
+            _default(default),
+            dns_group().rules if inspects and default == "allow" else (),
+        )
+
+    def _groups(self, port: PortGoal, view: HostView, direction: Direction) -> Iterator[Group]:
+        return (group for _, group in self._tiers(port, view, direction))
+
+    def _tiers(self, port: PortGoal, view: HostView, direction: Direction) -> Iterator[tuple[AclTier, Group]]:
+        """Those with rules in this direction. If one names domains, DNS that a rule allows goes by user space."""
+        peers, domains = self._sets(view)
+        inspects = direction == "out" and has_domains(port)
+        for tier in sorted(port.tiers, key=lambda tier: (tier.order, tier.policy)):
+            sets = {**peers.of(port, tier), **domains.of(port, tier)}
             ids = tuple((position, given.id) for position, given in sorted(sets.items()))
             key = (id(tier), direction, ids, inspects)
             found = self._same.get(key)
@@ -130,7 +151,7 @@ class Acl:
                 found = self._same[key] = (tier, self._known(tier, sets, ids, direction, inspects))
             self._used.add(key)
             if found[1].group is not None:
-                yield found[1].group
+                yield tier, found[1].group
 
     def _known(
         self, tier: AclTier, sets: _Peers, ids: _SetIds, direction: Direction, inspects: bool

@@ -13,7 +13,7 @@ from ipaddress import (
     ip_network,
 )
 
-from policy.contribution import ObjectError, mac_bytes
+from policy.contribution import HostView, ObjectError, mac_bytes
 from southbound.messages import NetworkGoal, PortGoal
 from vfp.model import ETH_P_IP, ETH_P_IPV6, Address, Match, Prefix
 
@@ -23,7 +23,9 @@ __all__ = [
     "LINK_LOCAL",
     "ND_TYPES",
     "Interface",
+    "behind_port",
     "gateways",
+    "gateways_of",
     "held_addresses",
     "host_prefix",
     "link_local",
@@ -42,7 +44,7 @@ ND_TYPES = (135, 136)                       # neighbour solicitation and adverti
 
 
 def own_addresses(port: PortGoal) -> tuple[Interface, ...]:
-    """The addresses that the port was given, with prefix length: one of a family, one or two.
+    """The addresses that the port was given, with prefix length: one of a family, one or two; none of a `dhcp` one yet.
 
     Raises:
         ObjectError: one is none of its family, or there is none.
@@ -54,7 +56,7 @@ def own_addresses(port: PortGoal) -> tuple[Interface, ...]:
             found += [_interface(kind, text)] if text else []
         except ValueError as error:
             raise ObjectError(f"address {text!r} of endpoint {name}: {error}") from None
-    if not found:
+    if not found and not port.dhcp:
         raise ObjectError(f"endpoint {name} has neither an IPv4 nor an IPv6 address; give it one")
     return tuple(found)
 
@@ -72,6 +74,20 @@ def held_addresses(port: PortGoal) -> tuple[Address, ...]:
     """
     own = tuple(address.ip for address in own_addresses(port))
     return (*own, link_local(mac_bytes(port.mac))) if any(address.version == 6 for address in own) else own
+
+
+def behind_port(port: PortGoal, view: HostView) -> tuple[Address, ...]:
+    """All addresses that are reached by the port's link: its own, one that DHCP gave it, and those nested behind it.
+
+    Raises:
+        ObjectError: as `held_addresses`.
+    """
+    found = list(held_addresses(port))
+    if port.id in view.leases:
+        found.append(view.leases[port.id].ip)
+    for nested in view.nested.get(port.id, ()):
+        found += [address.ip for address in own_addresses(nested)]
+    return tuple(dict.fromkeys(found))
 
 
 @lru_cache(maxsize=16_384)
@@ -116,6 +132,17 @@ def gateways(network: NetworkGoal) -> tuple[Interface, ...]:
         kind = IPv4Interface if address.version == 4 else IPv6Interface
         found.append(kind((address, prefix.prefixlen)))
     return tuple(found)
+
+
+def gateways_of(port: PortGoal, network: NetworkGoal) -> tuple[Address, ...]:
+    """The gateways of the port's own subnets, at most one of each family; of a `dhcp` one those of its network."""
+    found: dict[int, Address] = {}
+    own = own_addresses(port)
+    for gateway in gateways(network):
+        unknown = port.dhcp and gateway.version == 4
+        if unknown or any(one.version == gateway.version and one.ip in gateway.network for one in own):
+            found.setdefault(gateway.version, gateway.ip)
+    return tuple(found.values())
 
 
 @lru_cache(maxsize=16_384)

@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from ipaddress import IPv4Interface, IPv6Interface
-from typing import Protocol
+from typing import Literal, Protocol
 
-from southbound.messages import HostGoal, Key, MappingGoal, NetworkGoal, PortGoal, RemoteGoal
+from southbound.messages import HostGoal, Key, MappingGoal, NetworkGoal, PortGoal, RemoteGoal, RemotesGoal
 from vfp import model
 from vfp.timeouts import Timeouts
 
@@ -23,6 +23,7 @@ __all__ = [
     "DomainRule",
     "Fault",
     "HostView",
+    "MeterRow",
     "ObjectError",
     "Tables",
     "UplinkView",
@@ -31,7 +32,14 @@ __all__ = [
 
 
 class ObjectError(Exception):
-    """A goal-state object cannot be programmed; the text says what was found and what to do."""
+    """A goal-state object cannot be programmed; the text says what was found and what to do.
+
+    `culprit`: PortGoal.id of the endpoint that it is about, if it is not the port that a layer was asked for.
+    """
+
+    def __init__(self, text: str, culprit: str = "") -> None:
+        super().__init__(text)
+        self.culprit = culprit
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,19 +59,21 @@ class UplinkView:
     ifindex: int
     addresses: tuple[IPv4Interface | IPv6Interface, ...]        # no link-local IPv6
     mtu_bytes: int
+    mac: str = ""                                               # "": it has none
 
 
 @dataclass(frozen=True, slots=True)
 class HostView:
     """The goal state of one host, indexed, with the identities and surroundings that the agent found.
 
-    `ports` holds only the ports that the engine will have; a port with a fault is not in it.
+    `ports` holds only the ports that the engine will have; a port with a fault is not in it. `nested` are endpoints
+    that have no link of their own: they are reached by that of a port.
     """
 
     host: HostGoal
     networks: Mapping[str, NetworkGoal]
     ports: Mapping[str, PortGoal]
-    remotes: tuple[RemoteGoal, ...] = ()
+    remotes: tuple[RemotesGoal | RemoteGoal, ...] = ()
     mappings: tuple[MappingGoal, ...] = ()
     port_ids: Mapping[str, int] = field(default_factory=dict)   # PortGoal.id -> model.Port.id
     uplink: UplinkView | None = None
@@ -74,6 +84,12 @@ class HostView:
     served: frozenset[str] = frozenset()                        # MappingGoal.id of those that are in force already
     shadowed: frozenset[str] = frozenset()                      # NetworkGoal.id of those the host's stack knows not
     timeouts: Timeouts = field(default_factory=Timeouts)        # of the engine
+    nested: Mapping[str, tuple[PortGoal, ...]] = field(default_factory=dict)    # by PortGoal.id of whom they are behind
+    segments: Mapping[str, UplinkView] = field(default_factory=dict)    # NetworkGoal.id -> the link it is a part of
+    segment_errors: Mapping[str, str] = field(default_factory=dict)     # NetworkGoal.id -> why there is none
+    underlays: tuple[str, ...] = ()                             # VTEP addresses of this host that are there
+    exits: Mapping[str, int] = field(default_factory=dict)      # NetworkGoal.id -> model.Port.id of its exit here
+    leases: Mapping[str, IPv4Interface] = field(default_factory=dict)   # PortGoal.id -> address got by DHCP
 
     _by_network: dict[str, list[PortGoal]] = field(init=False, repr=False, compare=False, default_factory=dict)
 
@@ -85,6 +101,17 @@ class HostView:
         """The network's ports on this host, by port id."""
         return self._by_network.get(network.id, [])
 
+    def judged(self) -> list[tuple[int, PortGoal]]:
+        """Every endpoint with policies here, and the engine's port that runs them: ports, and who is behind."""
+        found = [(self.port_ids[port.id], port) for port in self.ports.values()]
+        found += [(self.port_ids[uid], port) for uid, ports in self.nested.items() for port in ports]
+        return sorted(found, key=lambda pair: (pair[0], pair[1].behind, pair[1].id))
+
+    def peers_of(self, network: NetworkGoal) -> list[NetworkGoal]:
+        """The networks that it is peered with, as far as they are here, by space."""
+        found = (self.networks[uid] for uid in dict.fromkeys(network.peers) if uid in self.networks)
+        return sorted(found, key=lambda peer: peer.space)
+
 
 @dataclass(frozen=True, slots=True)
 class DomainRule:
@@ -93,6 +120,17 @@ class DomainRule:
     port: int                               # model.Port.id
     set_id: int
     names: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class MeterRow:
+    """What a meter counts: flows of an endpoint that a rule let through. `direction`: in which they begin."""
+
+    meter: int                              # model.Meter.meter
+    port: str                               # PortGoal.id
+    direction: Literal["in", "out"]
+    policy: str                             # "": no policy decided
+    rule: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +145,7 @@ class Tables:
     domains: tuple[DomainRule, ...] = ()
     prefixes: tuple[model.PrefixMapping, ...] = ()
     opened: Mapping[str, tuple[str, ...]] = field(default_factory=dict)     # MappingGoal.id -> external addresses
+    meters: tuple[MeterRow, ...] = ()
 
 
 class Contributor(Protocol):

@@ -31,7 +31,7 @@ class DomainSets:
         self._sets: dict[tuple[str, str, int], AddressSet] = {}     # by port, policy and place of the rule in it
         self.rules: tuple[DomainRule, ...] = ()
         rules = []
-        for port in sorted(view.ports.values(), key=lambda port: view.port_ids[port.id]):
+        for port_id, port in view.judged():
             for tier in port.tiers:
                 for position, name in _domain_rules(tier):
                     names = tier.rules[position].domains
@@ -39,7 +39,7 @@ class DomainSets:
                     taken.add(number)
                     title = name if name.startswith(tier.policy) else f"{tier.policy}/{name}"
                     self._sets[port.id, tier.policy, position] = AddressSet(number, title, dynamic=True)
-                    rules.append(DomainRule(view.port_ids[port.id], number, names))
+                    rules.append(DomainRule(port_id, number, names))
         self.rules = tuple(rules)
 
     @property

@@ -25,7 +25,7 @@ class PeerSets:
 
     def __init__(self, view: HostView) -> None:
         lists: dict[_Key, list[tuple[str, ...]]] = {}
-        for port in sorted(view.ports.values(), key=lambda port: view.port_ids[port.id]):
+        for _, port in view.judged():
             for tier in port.tiers:
                 for key, position in _keys(port, tier):
                     variants = lists.setdefault(key, [])
@@ -102,10 +102,11 @@ def _name(key: _Key) -> str:
 
 
 def set_identity(key: tuple[str | int, ...], taken: set[int]) -> int:
-    """32 bits that stay the same, unless another set has them."""
+    """A number that stays the same, unless another set has it. Those below 2**31 are for features that have a number
+    for a set already."""
     for salt in range(len(taken) + 2):
         text = "\0".join(map(str, (*key, salt)))
-        number = int.from_bytes(blake2b(text.encode(), digest_size=4).digest(), "little")
-        if number and number not in taken:
+        number = int.from_bytes(blake2b(text.encode(), digest_size=4).digest(), "little") | 1 << 31
+        if number not in taken:
             return number
     raise ObjectError(f"no identity is left for the address set of {key[1]}")

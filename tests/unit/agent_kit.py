@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from ipaddress import IPv4Address, ip_network
+from ipaddress import IPv4Address, IPv6Address, ip_network
 from pathlib import Path
 
 from scapy.layers.inet import IP, TCP, UDP
@@ -17,16 +17,19 @@ from scapy.packet import Packet
 from agent.build import INSPECT_LINKS, Built, Observed, build, wanted
 from agent.goals import Goals
 from agent.ids import Ids, allocate
+from agent.observed import UnderlayState
 from agent.reconcile import Reconciler
 from agent.state import Disk
 from southbound.messages import (
     Goal,
     HostGoal,
     MappingGoal,
+    Mode,
     NatGoal,
     NetworkGoal,
     PortGoal,
     RemoteGoal,
+    RemotesGoal,
     Subnet,
     key_of,
 )
@@ -46,14 +49,18 @@ from vfp.reference import Engine, explain_frame
 from vfp.reference.bindings import BindingKey, Block, External
 from vfp.reference.packet import FlowTuple
 from vfp.reference.transposition import ToPort, ToUplink, ToVtep
+from vswitch import links as vswitch_links
 from vswitch.errors import NamespaceMissing, UplinkMissing, VSwitchError
 from vswitch.links import (
     BridgeLink,
     Detour,
     HookedProgram,
     InspectPrograms,
+    Limit,
     OwnedLink,
+    PathState,
     PortLink,
+    ShaperLink,
     Surroundings,
     TunnelLink,
     UplinkState,
@@ -109,6 +116,26 @@ def remote(
     return RemoteGoal(f"uid-{name}", name, network.id, address, f"02:00:00:00:00:{n:02x}", vtep, address6)
 
 
+def remotes(
+    network: NetworkGoal, *endpoints: tuple[str, str, int, str], host: str = "h2",
+    vteps: tuple[str, ...] = (OTHER_VTEP,), block: int = 0,
+) -> RemotesGoal:
+    """A block of (name, IPv4 or "", number of the MAC, IPv6 or "")."""
+    return RemotesGoal(
+        f"{network.id}/{host}/{block}", network.id, host, vteps, tuple(name for name, *_ in endpoints),
+        b"".join(bytes((2, 0, 0, 0, 0, n)) for _, _, n, _ in endpoints),
+        b"".join(IPv4Address(four or 0).packed for _, four, _, _ in endpoints),
+        b"".join(IPv6Address(six or "::").packed for *_, six in endpoints))
+
+
+def network_of(mode: Mode, *prefixes: str, n: int = 1, **more: object) -> NetworkGoal:
+    """A network of a mode that is neither nat nor overlay."""
+    subnets = tuple(subnet(prefix) for prefix in prefixes or ("172.16.0.0/24",))
+    return NetworkGoal(
+        f"{mode}-{n}", f"{mode}{n}", "default", mode, (1 << 24) + 100 + n, subnets, f"02:fe:00:00:02:{n:02x}", 0,
+        **more)  # type: ignore[arg-type]
+
+
 def mapping(name: str, to: PortGoal, outside: int, inside: int, **more: object) -> MappingGoal:
     defaults: dict[str, object] = {
         "protocol": "tcp", "external_address": "0.0.0.0", "external_ports": (outside, outside),
@@ -134,7 +161,9 @@ UNDERLAY = UplinkState(2, "under0", (f"{VTEP}/24",), 1400, "02:aa:00:00:00:02")
 
 def observed(wanted_goals: Goals, ids: Ids, **more: object) -> Observed:
     """A host on which all links of `wanted_goals` exist."""
-    empty = Observed(UPLINK, "", UNDERLAY, "", frozenset({IPv4Address(HOST_ADDRESS)}), {})
+    empty = Observed(
+        uplink=UPLINK, segments={"": UPLINK}, underlays=(UnderlayState(IPv4Address(VTEP), UNDERLAY),),
+        addresses=frozenset({IPv4Address(HOST_ADDRESS)}))
     empty = replace(empty, **more)  # type: ignore[arg-type]
     plan = build(wanted_goals, empty, ids)
     aliases = {link.host_interface: link.alias for link in plan.ports.values()}
@@ -147,7 +176,8 @@ def observed(wanted_goals: Goals, ids: Ids, **more: object) -> Observed:
 
 def ids_for(*objects: Goal, **more: object) -> Ids:
     state = goals(*objects)
-    return allocate(Ids(), wanted(state, replace(Observed(UPLINK), **more)), MAX_PORTS)  # type: ignore[arg-type]
+    host = replace(Observed(uplink=UPLINK, segments={"": UPLINK}), **more)
+    return allocate(Ids(), wanted(state, host), MAX_PORTS)  # type: ignore[arg-type]
 
 
 def built(*objects: Goal, compiled: bool = True, **more: object) -> Built:
@@ -215,6 +245,11 @@ class FakeSwitch:
     listening: list[tuple[str, str, int]] = field(default_factory=list)
     lost_uplink: bool = False
     broken: str = ""
+    widths: dict[str, int] = field(default_factory=dict)                    # MTU of paths
+    others_hooked: dict[str, int] = field(default_factory=dict)             # by a process before
+    hearing: tuple[set[str], set[str]] = field(default_factory=lambda: (set(), set()))
+    classes: dict[int, Limit] = field(default_factory=dict)
+    queues: dict[int, Limit] = field(default_factory=dict)
     _next: int = 100
 
     def _ensure(self, name: str, kind: str, mtu: int, alias: str) -> int:
@@ -280,10 +315,38 @@ class FakeSwitch:
             raise UplinkMissing(f"uplink {name!r}", "no such interface", "make it")
         return UPLINK
 
-    def underlay(self, address: str) -> UplinkState:
-        if address != VTEP:
-            raise UplinkMissing(f"underlay {address}", "no interface has it", "set it")
-        return UNDERLAY
+    def underlays(self, addresses: Sequence[str]) -> dict[str, vswitch_links.UnderlayState]:
+        state = vswitch_links.UnderlayState(VTEP, UNDERLAY.ifindex, UNDERLAY.name, UNDERLAY.mtu_bytes)
+        return {VTEP: state} if VTEP in addresses else {}
+
+    def paths(self, addresses: Iterable[str]) -> dict[str, PathState]:
+        self.calls.append(("paths", *addresses))
+        return {address: PathState(self.widths.get(address, UNDERLAY.mtu_bytes)) for address in addresses}
+
+    def hooked(self) -> dict[str, int]:
+        return dict(self.others_hooked)
+
+    def set_listening(self, everything: Collection[str], groups: Collection[str] = ()) -> None:
+        self.hearing = set(everything), set(groups)
+
+    def ensure_shaper(self, link: ShaperLink, hooked: Sequence[HookedProgram] = ()) -> int:
+        self._ensure(link.peer, "veth", 65535, link.alias)
+        return self._ensure(link.name, "veth", 65535, link.alias)
+
+    def ensure_classes(self, ifindex: int, limits: Mapping[int, Limit], total_bps: int = 0) -> None:
+        self.calls.append(("classes", *(str(number) for number in limits)))
+        self.classes |= limits
+
+    def prune_classes(self, ifindex: int, keep: Collection[int]) -> None:
+        self.calls.append(("prune", *map(str, sorted(keep))))
+        self.classes = {number: limit for number, limit in self.classes.items() if number in keep}
+
+    def ensure_queue(self, ifindex: int, limit: Limit) -> None:
+        self.calls.append(("queue", str(ifindex)))
+        self.queues[ifindex] = limit
+
+    def remove_queue(self, ifindex: int) -> None:
+        self.queues.pop(ifindex, None)
 
     def facts(self) -> Surroundings:
         addresses = (("lan0", f"{HOST_ADDRESS}/24"), ("lo", "127.0.0.1/8"), *self.joined)

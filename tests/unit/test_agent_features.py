@@ -359,7 +359,7 @@ def test_a_policy_that_makes_no_layer_stops_only_its_port(rules: tuple[AclRule, 
 
 def test_a_host_without_underlay_says_so_to_host_and_remotes() -> None:
     host = HostGoal("self", underlay="172.31.9.9", uplink="lan0")
-    made = built(host, RED, RED_A, RED_FAR, underlay=None, underlay_error="no interface has 172.31.9.9")
+    made = built(host, RED, RED_A, RED_FAR, underlays=(), underlay_error="no interface has 172.31.9.9")
     assert made.tunnel is None
     assert "172.31.9.9" in error_of(made, host)
     assert "not reachable" in error_of(made, RED_FAR)

@@ -18,16 +18,17 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "southbound": (),
     # What a feature is given and gives (policy.contribution), and what guard knows of an endpoint, is shared.
     "nat": ("vfp", "southbound.messages", "policy"),
-    "overlay": ("vfp", "southbound.messages", "policy"),
+    "overlay": ("vfp", "southbound.messages", "southbound.vteps", "policy"),
+    "segments": ("vfp", "southbound.messages", "policy"),
     "policy": ("vfp", "southbound.messages"),
-    "agent": ("vfp", "inspection", "vswitch", "southbound", "nat", "overlay", "policy"),
+    "agent": ("vfp", "inspection", "vswitch", "southbound", "nat", "overlay", "segments", "policy"),
     "controller": ("southbound",),
     "labs": ("controller.client",),
     # The command starts the daemons and the labs, joins a host, and asks the loader what the kernel can do.
     "cli": ("controller.client", "controller.app", "agent.app", "southbound.client", "southbound.errors",
             "southbound.identity", "labs", "vfp.datapath", "vfp.timeouts"),
-    "bench": ("vfp", "inspection", "vswitch", "southbound", "nat", "overlay", "policy", "agent", "controller",
-              "labs", "cli"),
+    "bench": ("vfp", "inspection", "vswitch", "southbound", "nat", "overlay", "segments", "policy", "agent",
+              "controller", "labs", "cli"),
 }
 ROOMS = tuple(ARROWS)
 
