@@ -276,7 +276,7 @@ def _view(
         segments=segments,
         segment_errors={network.id: observed.segment_errors.get(network.uplink, "")
                         for network in networks.good.values() if network.mode in SEGMENTS},
-        underlays=tuple(str(one.address) for one in observed.underlays),
+        underlays=tuple(str(one.address) for one in observed.underlays) if TUNNEL in observed.owned else (),
         exits={network.id: ids.ports[exit_uid(network)] for network in networks.good.values()
                if has_exit(network) and exit_uid(network) in ids.ports},
         leases={uid: lease for uid, lease in observed.leases.items() if uid in ports and ports[uid].dhcp},

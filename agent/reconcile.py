@@ -322,7 +322,8 @@ class Reconciler:
         refused: dict[str, str] = {}
         for port in built.engine.ports:
             try:
-                Compiler().compile(EngineState(ports=(port,), sets=built.engine.sets), self._max_ports)
+                alone = EngineState(ports=(port,), sets=built.engine.sets, underlays=built.engine.underlays)
+                Compiler().compile(alone, self._max_ports)
             except CompileError as error:
                 refused[goal_ids[port.id]] = str(error)
         return refused
