@@ -233,7 +233,8 @@ def _tunnel(
         faults.extend(Fault(key_of(remote), f"not reachable: {reason}") for remote in goals.remotes)
         return None
     largest = max(endpoint_mtu(one.link.mtu_bytes, one.address.version) for one in observed.underlays)
-    return TunnelLink(TUNNEL, f"{OWNER_ALIAS}tunnel", udp_port=goals.host.vxlan_port, mtu_bytes=largest)
+    return TunnelLink(TUNNEL, f"{OWNER_ALIAS}tunnel", udp_port=goals.host.vxlan_port, mtu_bytes=largest,
+                      ipv6=any(one.address.version == 6 for one in observed.underlays))
 
 
 def _view(
@@ -275,7 +276,7 @@ def _view(
         segments=segments,
         segment_errors={network.id: observed.segment_errors.get(network.uplink, "")
                         for network in networks.good.values() if network.mode in SEGMENTS},
-        underlays=tuple(str(one.address) for one in observed.underlays),
+        underlays=tuple(str(one.address) for one in observed.underlays) if TUNNEL in observed.owned else (),
         exits={network.id: ids.ports[exit_uid(network)] for network in networks.good.values()
                if has_exit(network) and exit_uid(network) in ids.ports},
         leases={uid: lease for uid, lease in observed.leases.items() if uid in ports and ports[uid].dhcp},

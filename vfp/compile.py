@@ -47,7 +47,8 @@ from vfp.prefixes import check_translation, mapping_rows, translation_row
 from vfp.sets import CompiledSet, check_sets, compile_set
 from vfp.spaces import CompiledSpace, compile_spaces
 from vfp.timeouts import Timeouts, nanoseconds
-from vfp.vteps import vtep_rows
+from vfp.underlays import Tunnelling, check_underlays, compile_underlays, numbers_of
+from vfp.vteps import vtep_id, vtep_rows
 
 __all__ = ["CompiledPort", "Compiler", "Tables", "mapping_cookie", "rule_cookie"]
 
@@ -85,6 +86,7 @@ class Tables:
     meters: frozenset[int] = frozenset()    # that rules name
     inspect_ifindex: int = 0
     mapping_names: dict[int, str] = field(default_factory=dict)     # by the cookie of their hits
+    tunnelling: Tunnelling = field(default_factory=Tunnelling)
 
 
 EDITABLE = 256
@@ -117,6 +119,7 @@ class Compiler:
         _check_ids(state, max_ports)
         check_sets(state)
         check_pools(state)
+        check_underlays(state)
         large: dict[tuple[str, str, int], CompiledGroup] = {}
         same: dict[tuple[str, int], tuple[Group, CompiledGroup]] = {}
 
@@ -138,7 +141,7 @@ class Compiler:
 
         tables = Tables(tunnel_ifindex=state.tunnel_ifindex, inspect_ifindex=state.inspect_ifindex)
         for port in state.ports:
-            tables.ports[port.id] = _compile_port(port, compiled)
+            tables.ports[port.id] = _compile_port(port, compiled, state)
         small = {id(group): group for _, group in same.values()}
         tables.groups = {group.id: group for group in (*small.values(), *large.values())}
         tables.meters = frozenset(
@@ -146,7 +149,10 @@ class Compiler:
         tables.sets = {given.id: self._compile_set(given) for given in state.sets}
         _check_named_sets(tables)
         tables.spaces = compile_spaces(state.spaces, self._spaces)
+        tables.tunnelling, underlay_numbers = compile_underlays(state)
         tables.maps = {
+            "underlay_numbers": underlay_numbers,
+            "paths": {_u32(vtep_id(vtep)): _u32(mtu) for vtep, mtu in state.paths},
             "links": _links(state),
             "uplinks": {
                 _u32(uplink.id): pack(
@@ -280,7 +286,9 @@ def _check_named_sets(tables: Tables) -> None:
                     )
 
 
-def _compile_port(port: Port, compiled: Callable[[str, Group], CompiledGroup]) -> CompiledPort:
+def _compile_port(
+    port: Port, compiled: Callable[[str, Group], CompiledGroup], state: EngineState
+) -> CompiledPort:
     numbered = list(enumerate(port.layers))
     out, out_groups = _stages(port, numbered, "out", compiled)
     in_, in_groups = _stages(port, numbered[::-1], "in", compiled)
@@ -293,7 +301,8 @@ def _compile_port(port: Port, compiled: Callable[[str, Group], CompiledGroup]) -
     return CompiledPort(
         id=port.id,
         record=pack(PORT, ifindex=port.ifindex, mac=port.mac, gateway_mac=port.gateway_mac,
-                    flags=PortFlag.STRICT_TCP * port.strict_tcp | PortFlag.TAP * port.tap),
+                    flags=PortFlag.STRICT_TCP * port.strict_tcp | PortFlag.TAP * port.tap,
+                    mtu=port.mtu, underlays=numbers_of(port, state)),
         program=program.tobytes(),
         groups=frozenset(out_groups | in_groups),
         spaces=frozenset(action.space for action in actions if isinstance(action, Forward | AnswerArp)),

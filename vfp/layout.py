@@ -18,6 +18,7 @@ MAX_STAGES = 32
 MAX_TUPLES = 60
 MEMORY_HITS = 8
 POOL_ADDRESSES = 16
+UNDERLAYS = 16
 ZONE_SHIFT = 24
 UPLINK_LOOPBACK = 1 << 31
 VTEP_NOBODY = 0xE0000000                    # below: an IPv4 VTEP; above: the id of an IPv6 one
@@ -239,7 +240,8 @@ FLOW_KEY = _struct(
 )
 TRANSPOSITION = _struct(
     ("flags", "u2"), ("place", "u1"), ("dscp", "u1"), ("ifindex", "u4"), ("src", *_ADDRESS), ("dst", *_ADDRESS),
-    ("sport", ">u2"), ("dport", ">u2"), ("smac", *_MAC), ("dmac", *_MAC), ("vni", "u4"), ("vtep", "u4"),
+    ("sport", ">u2"), ("dport", ">u2"), ("smac", *_MAC), ("dmac", *_MAC), ("vni", "u4"), ("vtep", "u4"), ("mtu", "u2"),
+    ("underlay", "u1"), ("pad", "u1"),
 )
 EXTRAS = _struct(
     ("log_cookie", "u8"), ("meters", "u4", 2), ("mirror", "u4"), ("log_every", "u4"), ("log_port", "u4"),
@@ -252,7 +254,7 @@ FLOW = _struct(
     ("icmp_code", "u1"), ("dmac", *_MAC), ("pad", "u4"), ("extras", EXTRAS),
 )
 PORT = _struct(("generation", "u4"), ("ifindex", "u4"), ("mac", *_MAC), ("gateway_mac", *_MAC), ("flags", "u2"),
-               ("timeouts", "u2"), ("born", "u4"))
+               ("timeouts", "u2"), ("born", "u4"), ("mtu", "u2"), ("underlays", "u1", 2))
 STAGE = _struct(("group", "u8"), ("layer", "u1"), ("last", "u1"), ("deny", "u1"), ("kinds", "u1"), ("pad", "u1", 4))
 PROGRAM = _struct(
     ("generation", "u4"), ("out_count", "u1"), ("in_count", "u1"), ("out_fussy", "u1"), ("in_fussy", "u1"),
@@ -260,6 +262,8 @@ PROGRAM = _struct(
 )
 PROGRAMS = _struct(("turns", PROGRAM, 2))
 UPLINK = _struct(("ifindex", "u4"), ("mtu", "u4"))
+UNDERLAY = _struct(("address", *_ADDRESS), ("ifindex", "u4"), ("mtu", "u2"), ("family", "u1"), ("pad", "u1"))
+UNDERLAY_KEY = _struct(("address", *_ADDRESS), ("family", "u1"), ("pad", "u1", 3))
 TUPLE = _struct(
     ("seed", "u8"), ("pair", "u8"), ("rest", "u8"), ("best_priority", "u4"), ("src_len", "u1"), ("dst_len", "u1"),
     ("wide", "u1"), ("pad", "u1"),
@@ -339,7 +343,8 @@ SETTINGS = _struct(
     ("reap_time_wait_ns", "u8"), ("reap_reset_ns", "u8"), ("half_open_max", "u8"), ("udp_max", "u8"),
     ("redecide_cost_ns", "u8"), ("redecide_burst_ns", "u8"),
     ("secret", "u8", 2), ("tunnel_ifindex", "u4"), ("inspect_ifindex", "u4"),
-    ("sets_generation", "u4"), ("dirty", "u4"), ("turn", "u4"), ("pad", "u4"), ("answer_ns", "u8"),
+    ("sets_generation", "u4"), ("dirty", "u4"), ("turn", "u4"), ("tunnel_port", ">u2"), ("underlays", "u1", 2),
+    ("answer_ns", "u8"),
     ("answer_burst_ns", "u8"),
 )
 METER = _struct(("packets", "u8", 2), ("bytes", "u8", 2))
@@ -365,7 +370,7 @@ SWEEP = _struct(
 
 STRUCTS: dict[str, np.dtype[Any]] = {
     "flow_key": FLOW_KEY, "transposition": TRANSPOSITION, "extras": EXTRAS, "flow": FLOW, "port": PORT, "stage": STAGE,
-    "uplink": UPLINK,
+    "uplink": UPLINK, "underlay": UNDERLAY, "underlay_key": UNDERLAY_KEY,
     "program": PROGRAM, "programs": PROGRAMS, "tuple": TUPLE, "group": GROUP, "bucket": BUCKET, "rule": RULE,
     "rewrite": REWRITE, "prefix": PREFIX, "prefix_key": PREFIX_KEY, "set_key": SET_KEY, "set_member": SET_MEMBER,
     "set_lengths_key": SET_LENGTHS_KEY, "set_lengths": SET_LENGTHS, "space_key": SPACE_KEY, "location": LOCATION,

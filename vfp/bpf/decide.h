@@ -3,6 +3,7 @@
 #pragma once
 
 #include "layers.h"
+#include "vxlan.h"
 
 static __always_inline int decide_from_port(struct scratch *s, __u32 number)
 {
@@ -118,6 +119,7 @@ static __always_inline int to_port(struct transposition *t, __u32 id, int routed
 		return UNKNOWN_PORT;
 	t->place = port->flags & PORT_TAP ? PLACE_TAP : PLACE_PORT;
 	t->ifindex = port->ifindex;
+	t->mtu = port->mtu;
 	t->flags |= SET_DMAC;
 	copy_mac(t->dmac, port->mac);
 	if (routed) {
@@ -135,17 +137,20 @@ static __always_inline int to_uplink(struct transposition *t, __u32 id)
 		return NO_ROUTE;
 	t->place = PLACE_UPLINK;
 	t->ifindex = uplink->ifindex & ~UPLINK_LOOPBACK;
-	t->vni = uplink->mtu;
+	t->mtu = uplink->mtu;
 	if (uplink->ifindex & UPLINK_LOOPBACK) {	/* the address of the loopback device is all zeros, as are the MACs here */
 		t->place = PLACE_LOOPBACK;
+		t->mtu = 0;
 		t->flags |= SET_SMAC | SET_DMAC;
 	}
 	return NONE;
 }
 
-static __always_inline int to_tunnel(struct transposition *t, const struct location *remote)
+/* `sender`: whose packets these are; 0: none of our ports'. */
+static __always_inline int to_tunnel(struct transposition *t, const struct location *remote, __u32 sender)
 {
-	__u32 zero = 0;
+	struct port *port = sender ? bpf_map_lookup_elem(&ports, &sender) : 0;
+	__u32 zero = 0, six = is_ipv6_vtep(remote->vtep);
 	struct settings *settings = bpf_map_lookup_elem(&config, &zero);
 
 	if (!settings || !settings->tunnel_ifindex)
@@ -154,6 +159,7 @@ static __always_inline int to_tunnel(struct transposition *t, const struct locat
 	t->ifindex = settings->tunnel_ifindex;
 	t->vni = remote->vni;
 	t->vtep = remote->vtep;
+	t->underlay = port && port->underlays[six] ? port->underlays[six] : settings->underlays[six];
 	t->flags |= SET_DMAC;
 	copy_mac(t->dmac, remote->mac);
 	return NONE;
@@ -202,7 +208,7 @@ static __always_inline int forward_out(struct scratch *s, __u32 *reply_zone)
 	case PLACE_TUNNEL:
 		*reply_zone = MAKE_ZONE(ZONE_OVERLAY, d->place.vni);
 		s->reply.from_vtep = d->place.vtep;
-		return to_tunnel(t, &d->place);
+		return to_tunnel(t, &d->place, d->ports[0]);
 	case PLACE_UPLINK:
 		if (!s->h.key.family || s->h.nd)
 			return NO_ROUTE;
@@ -237,7 +243,7 @@ static __always_inline int reply_out(struct scratch *s)
 		return to_port(t, ZONE_NUMBER(s->h.key.zone), d->routed);
 	case ZONE_OVERLAY:
 		s->forward.from_vtep = d->place.vtep;
-		return to_tunnel(t, &d->place);
+		return to_tunnel(t, &d->place, d->ports[1]);
 	case ZONE_UPLINK:
 		return to_uplink(t, ZONE_NUMBER(s->h.key.zone));
 	case ZONE_HOST:

@@ -79,6 +79,13 @@ static __always_inline int come_back(struct __sk_buff *skb, struct scratch *s, _
 	return jump(skb, s, JUMP_ODD);
 }
 
+/* A packet that is not parsed; what of it is known is told. */
+static __always_inline int drop_arrived(struct __sk_buff *skb, struct scratch *s, __u32 zone, __u32 reason)
+{
+	parse(skb, s, zone, 0);
+	return drop_early(skb, s, reason);
+}
+
 static __always_inline int drop_unknown(struct __sk_buff *skb, struct scratch *s, __u32 kind)
 {
 	__builtin_memset(&s->pkt, 0, sizeof(s->pkt));

@@ -19,7 +19,9 @@ enum jump {
 	JUMP_DECIDED = 7,	/* their packets, once that is done */
 	JUMP_INSPECT = 8,	/* packets of flows that user space sees first */
 	JUMP_INSPECTED = 9,	/* what comes back from user space */
-	JUMPS = 10,
+	JUMP_ENCAPSULATE = 12,	/* into a tunnel */
+	JUMP_DECAPSULATE = 13,	/* out of one */
+	JUMPS = 16,
 };
 
 enum ring {
@@ -81,6 +83,12 @@ MAP(set_lengths, BPF_MAP_TYPE_HASH, struct set_lengths_key, struct set_lengths, 
 MAP(pools, BPF_MAP_TYPE_HASH, __u32, struct pool, 16384, BPF_F_NO_PREALLOC);
 /* Uplink id to interface and MTU. */
 MAP(uplinks, BPF_MAP_TYPE_ARRAY, __u32, struct uplink, 256, 0);
+/* Addresses of the underlay by number, from 1 ... */
+MAP(underlays, BPF_MAP_TYPE_ARRAY, __u32, struct underlay, UNDERLAYS, 0);
+/* ... and back. */
+MAP(underlay_numbers, BPF_MAP_TYPE_HASH, struct underlay_key, __u32, UNDERLAYS, 0);
+/* Bytes of the largest outer packet to a VTEP, where that is less than what the underlay's links take. */
+MAP(paths, BPF_MAP_TYPE_HASH, __u32, __u32, 4096, BPF_F_NO_PREALLOC);
 /* Static inbound translations. */
 MAP(mappings, BPF_MAP_TYPE_HASH, struct mapping_key, struct mapping, 65536, BPF_F_NO_PREALLOC);
 /* Source translations in use, from inside ... */

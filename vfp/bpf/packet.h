@@ -139,6 +139,18 @@ struct binding_scratch {
 	struct releasing gone;
 };
 
+/* Where a packet goes that leaves by a tunnel. */
+struct into_tunnel {
+	__u32 vni;
+	__u32 vtep;
+	__u8 underlay;			/* 0: by route */
+	__u8 family;			/* of the packet inside; 0: no IP */
+	__u8 fragments;			/* too big, and its sender does not mind: its outer packet may be fragmented */
+	__u8 pad;
+};
+
+#define TCP_OPTIONS 40
+
 struct scratch {
 	struct headers pkt;		/* the packet in hand */
 	struct headers h;		/* the tuple being decided: the packet's, or its flow's forward one */
@@ -175,6 +187,9 @@ struct scratch {
 	__u32 copying;			/* interface to which a copy is on its way at this moment */
 	__u32 mtu;			/* that an answer tells; 0: it tells of a rejection */
 	__u64 answers_ns;		/* until when this CPU's ICMP answers are spent */
+	struct into_tunnel tunnel;
+	__u8 options[TCP_OPTIONS];	/* of a SYN */
+	__u64 by_device_ns;		/* when a packet was last left to the VXLAN device to be taken out of its tunnel */
 	__u32 watched[2];		/* sender, receiver: being captured, and told BEFORE; 0: not */
 	/* Takes no room: names types that no map uses, so that BTF has them for the layout test. */
 	struct {

@@ -296,7 +296,6 @@ static __always_inline int replace(struct __sk_buff *skb, const struct scratch *
 static __always_inline int send_back(struct __sk_buff *skb, struct scratch *s)
 {
 	__u32 number = ZONE_NUMBER(s->pkt.key.zone), zero = 0, reason = s->mtu ? TOO_BIG : REJECTED;
-	struct transposition tunnel = {.vni = number, .vtep = s->pkt.vtep};
 	struct settings *settings = bpf_map_lookup_elem(&config, &zero);
 	struct port *port;
 	struct uplink *uplink;
@@ -309,10 +308,11 @@ static __always_inline int send_back(struct __sk_buff *skb, struct scratch *s)
 		report(skb, s, PLACE_PORT, reason, port->ifindex);
 		return to_endpoint(skb, s, port->ifindex, port->flags & PORT_TAP);
 	case ZONE_OVERLAY:
-		if (!settings || !settings->tunnel_ifindex || into_tunnel(skb, &tunnel))
+		if (!settings || !settings->tunnel_ifindex)
 			return TC_ACT_SHOT;
 		report(skb, s, PLACE_TUNNEL, reason, number);
-		return bpf_redirect(settings->tunnel_ifindex, 0);
+		s->tunnel.fragments = 0;
+		return into_tunnel(skb, s, number, s->pkt.vtep, settings->underlays[is_ipv6_vtep(s->pkt.vtep)]);
 	case ZONE_UPLINK:
 		uplink = bpf_map_lookup_elem(&uplinks, &number);
 		if (!uplink || !uplink->ifindex)

@@ -5,15 +5,14 @@
 #include <linux/if_packet.h>
 #include <stddef.h>
 
-#include "drop.h"
-#include "parse.h"
-#include "tunnel.h"
+#include "mss.h"
+#include "vxlan.h"
 
 #define IPV4_CHECK (L3 + offsetof(struct iphdr, check))
 #define IPV4_TTL (L3 + offsetof(struct iphdr, ttl))
 #define IPV4_DST (L3 + offsetof(struct iphdr, daddr))
 #define IPV6_HOPS (L3 + offsetof(struct ipv6_header, hops))
-#define EVERY_LINK (L3 + 1280)	/* bytes of a frame that are never too big: one compare for most packets */
+#define EVERY_LINK (L3 + 576)	/* bytes of a frame that are never too big: one compare for most packets */
 #define GSO_BY_FRAGS 0xffff
 #define MARK_INSPECTED 0x51ce1a57	/* of a packet that enters again at its link */
 #define IPV6_SRC (L3 + offsetof(struct ipv6_header, src))
@@ -208,6 +207,19 @@ static __always_inline int rewrite_packet(struct __sk_buff *skb, struct scratch 
 	return set_macs(skb, s, t);
 }
 
+/* Outer headers are made beyond a tail call; a test run shows the packet without them. */
+static __always_inline int into_tunnel(struct __sk_buff *skb, struct scratch *s, __u32 vni, __u32 vtep, __u8 underlay)
+{
+	s->tunnel.vni = vni;
+	s->tunnel.vtep = vtep;
+	s->tunnel.underlay = underlay;
+	s->tunnel.family = s->pkt.key.family;
+	if (s->probe)
+		return TC_ACT_OK;
+	bpf_tail_call(skb, &jumps, JUMP_ENCAPSULATE);
+	return drop_early(skb, s, ENGINE_ERROR);
+}
+
 /*
  * What the engine itself sends by way of a link that has a hook of it: an answer that the host's stack gets by ingress of
  * a port's link, what goes to the host's sockets by that of the loopback device, and to a tap by its egress. The hook knows
@@ -270,30 +282,69 @@ static __always_inline int enter_again(struct __sk_buff *skb, struct scratch *s)
 	return bpf_redirect(port->ifindex, ZONE_KIND(s->pkt.key.zone) == ZONE_HOST ? 0 : BPF_F_INGRESS);
 }
 
+enum size {
+	SIZE_FITS = 0,
+	SIZE_FRAGMENTS = 1,	/* too big, and may be fragmented outside */
+	SIZE_TOO_BIG = 2,
+};
+
+/* Bytes of the largest IP packet that may leave so; 0: not known. */
+static __always_inline __u32 mtu_of(const struct transposition *t)
+{
+	__u32 mtu, vtep = t->vtep, *path;
+	struct underlay *from;
+
+	if (t->place != PLACE_TUNNEL)
+		return t->mtu;
+	from = underlay_of(t->underlay);
+	if (!from || !from->mtu)
+		return 0;
+	mtu = from->mtu;
+	path = bpf_map_lookup_elem(&paths, &vtep);
+	if (path && *path < mtu)
+		mtu = *path;
+	return mtu - (from->family == 6 ? OVERHEAD6 : OVERHEAD4);
+}
+
 /*
- * Whether what leaves is more than the uplink carries; of an offloaded packet, what each of its segments will be. Those
+ * Whether what leaves is more than there is room for; of an offloaded packet, what each of its segments will be. Those
  * of SCTP (GSO_BY_FRAGS) differ, and their sender knows its path.
  */
-static __always_inline int is_too_big(struct __sk_buff *skb, const struct scratch *s, const struct transposition *t)
+static __always_inline int exceeds(struct __sk_buff *skb, const struct scratch *s, __u32 mtu)
 {
 	__u32 length = skb->len - L3, segment = skb->gso_size;
 	__u8 offset;
 
-	if (t->place != PLACE_UPLINK || !t->vni || length <= t->vni || segment == GSO_BY_FRAGS)
+	if (!mtu || length <= mtu || segment == GSO_BY_FRAGS)
 		return 0;
 	if (!segment)
 		return 1;
 	if (s->pkt.key.protocol != IPPROTO_TCP)
-		return s->l4 - L3 + sizeof(struct udphdr) + segment > t->vni;
+		return s->l4 - L3 + sizeof(struct udphdr) + segment > mtu;
 	if (bpf_skb_load_bytes(skb, s->l4 + 12, &offset, 1))
 		return 1;
-	return s->l4 - L3 + (offset >> 4) * 4U + segment > t->vni;
+	return s->l4 - L3 + (offset >> 4) * 4U + segment > mtu;
+}
+
+/* An IPv4 packet that may be fragmented is so in a tunnel only: nothing else that the engine sends by fragments. */
+static __always_inline int size_of(struct __sk_buff *skb, struct scratch *s, const struct transposition *t)
+{
+	__u32 mtu = mtu_of(t);
+	__be16 field = 0;
+
+	if (!exceeds(skb, s, mtu))
+		return SIZE_FITS;
+	s->mtu = mtu;
+	if (t->place == PLACE_TUNNEL && s->pkt.key.family == 4 &&
+	    !bpf_skb_load_bytes(skb, L3 + offsetof(struct iphdr, frag_off), &field, sizeof(field)) &&
+	    !(field & bpf_htons(IP_DONT_FRAGMENT)))
+		return SIZE_FRAGMENTS;
+	return SIZE_TOO_BIG;
 }
 
 /* bpf_redirect_neigh does not fragment and does not tell: the device, or the next one, loses the packet. */
-static __always_inline int drop_too_big(struct __sk_buff *skb, struct scratch *s, const struct transposition *t)
+static __always_inline int drop_too_big(struct __sk_buff *skb, struct scratch *s)
 {
-	s->mtu = t->vni;
 	drop_early(skb, s, TOO_BIG);
 	if (!is_dry(s))
 		bpf_tail_call(skb, &jumps, JUMP_REJECT);
@@ -312,8 +363,16 @@ static __always_inline int transpose(struct __sk_buff *skb, struct scratch *s, c
 		if ((t->place == PLACE_UPLINK || t->place == PLACE_LOOPBACK) && s->pkt.dmac[0] & 1)
 			return drop_early(skb, s, NO_ROUTE);
 	}
-	if (skb->len > EVERY_LINK && is_too_big(skb, s, t))
-		return drop_too_big(skb, s, t);
+	s->tunnel.fragments = 0;
+	if (skb->len > EVERY_LINK) {
+		int size = size_of(skb, s, t);
+
+		if (size == SIZE_TOO_BIG)
+			return drop_too_big(skb, s);
+		s->tunnel.fragments = size;
+	}
+	if (s->pkt.tcp_flags & TCP_SYN)
+		clamp_mss(skb, s, mtu_of(t));
 	reason = rewrite_packet(skb, s, t);
 	if (reason)
 		return drop_early(skb, s, reason);
@@ -325,9 +384,7 @@ static __always_inline int transpose(struct __sk_buff *skb, struct scratch *s, c
 	case PLACE_PORT:
 		return to_endpoint(skb, s, t->ifindex, 0);
 	case PLACE_TUNNEL:
-		if (into_tunnel(skb, t))
-			return drop_early(skb, s, ENGINE_ERROR);
-		return bpf_redirect(t->ifindex, 0);
+		return into_tunnel(skb, s, t->vni, t->vtep, t->underlay);
 	case PLACE_UPLINK:
 		return bpf_redirect_neigh(t->ifindex, 0, 0, 0);
 	case PLACE_STACK:

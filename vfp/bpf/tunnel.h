@@ -41,24 +41,3 @@ static __always_inline int from_tunnel(struct __sk_buff *skb, __u32 *vni, __u32 
 	*vni = key.tunnel_id & 0xffffff;
 	return 1;
 }
-
-/* What the VXLAN device shall do with a packet. Returns 0, or that it cannot be told. */
-static __always_inline int into_tunnel(struct __sk_buff *skb, const struct transposition *t)
-{
-	struct bpf_tunnel_key key = {
-		.tunnel_id = t->vni,
-		.tunnel_ttl = 64,
-	};
-	struct address *address;
-	__u32 vtep = t->vtep;
-
-	if (!is_ipv6_vtep(vtep)) {
-		key.remote_ipv4 = vtep;
-		return bpf_skb_set_tunnel_key(skb, &key, sizeof(key), BPF_F_ZERO_CSUM_TX);
-	}
-	address = bpf_map_lookup_elem(&vtep_addresses, &vtep);
-	if (!address)
-		return 1;
-	__builtin_memcpy(key.remote_ipv6, address, sizeof(*address));
-	return bpf_skb_set_tunnel_key(skb, &key, sizeof(key), BPF_F_ZERO_CSUM_TX | BPF_F_TUNINFO_IPV6);
-}

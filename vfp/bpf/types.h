@@ -76,8 +76,11 @@ struct transposition {
 	__be16 dport;
 	__u8 smac[6];
 	__u8 dmac[6];
-	__u32 vni;		/* PLACE_UPLINK: its MTU; 0: not known */
+	__u32 vni;
 	__u32 vtep;		/* IPv4 in host byte order, or the id of an IPv6 one: tunnel.h */
+	__u16 mtu;		/* bytes of the largest IP packet that may leave so; 0: not known. In a tunnel: its underlay's */
+	__u8 underlay;		/* PLACE_TUNNEL: number of the outer source; 0: by route, and the VXLAN device sends it */
+	__u8 pad;
 };
 
 enum flow_flags {
@@ -165,6 +168,22 @@ struct uplink {
 	__u32 mtu;		/* 0: not known */
 };
 
+#define UNDERLAYS 16		/* and one that is never used: 0 */
+
+/* An outer address of ours. */
+struct underlay {
+	struct address address;
+	__u32 ifindex;		/* 0: outer headers are the VXLAN device's business */
+	__u16 mtu;		/* of outer packets; 0: not known */
+	__u8 family;		/* 0: there is none */
+	__u8 pad;
+};
+
+struct underlay_key {
+	struct address address;
+	__u8 family;
+	__u8 pad[3];
+};
 
 struct port {
 	__u32 generation;
@@ -174,6 +193,8 @@ struct port {
 	__u16 flags;
 	__u16 timeouts;		/* number in the map of that name; 0: the engine's own */
 	__u32 born;		/* generation at which the id became this port's: flows of older ones are of another */
+	__u16 mtu;		/* bytes of the largest packet that the endpoint takes; 0: not known */
+	__u8 underlays[2];	/* outer source of what it sends, of IPv4 and of IPv6; 0: the host's */
 };
 
 /* Coarse kinds of packets: a group is not searched for a packet of a kind that none of its rules can match. */
@@ -649,7 +670,8 @@ struct settings {
 	__u32 sets_generation;
 	__u32 dirty;		/* a change was begun and its generations were not yet raised */
 	__u32 turn;		/* of `struct programs`: 0 or 1 */
-	__u32 pad;
+	__be16 tunnel_port;	/* UDP; 0: no outer headers are taken off here */
+	__u8 underlays[2];	/* outer source of whatever has none of its own; 0: by route */
 	__u64 answer_ns;	/* time between two ICMP answers of a CPU to what was rejected */
 	__u64 answer_burst_ns;	/* time that a CPU may be ahead of that */
 };

@@ -50,9 +50,50 @@ int vfp_port_in(struct __sk_buff *skb)
 SEC("tc")
 int vfp_uplink_in(struct __sk_buff *skb)
 {
+	struct scratch *s = scratch();
+
 	if (skb->pkt_type == PACKET_OTHERHOST)
 		return TC_ACT_UNSPEC;
+	if (s && is_tunnelled(skb, s))
+		bpf_tail_call(skb, &jumps, JUMP_DECAPSULATE);
 	return enter_link(skb, ZONE_UPLINK);
+}
+
+/* A link of the underlay that is no uplink. */
+SEC("tc")
+int vfp_underlay_in(struct __sk_buff *skb)
+{
+	struct scratch *s = scratch();
+
+	if (s && skb->pkt_type != PACKET_OTHERHOST && is_tunnelled(skb, s))
+		bpf_tail_call(skb, &jumps, JUMP_DECAPSULATE);
+	return TC_ACT_UNSPEC;
+}
+
+/* Outer headers come off; what is left enters as if from the VXLAN device, which gets all that is not to be had so. */
+SEC("tc")
+int vfp_decapsulate(struct __sk_buff *skb)
+{
+	struct taken_off off = {};
+	struct scratch *s = scratch();
+	int six, ecn;
+
+	if (!s)
+		return TC_ACT_SHOT;
+	six = skb->protocol == bpf_htons(ETH_P_IPV6);
+	if (!(six ? read_outer6(skb, &off) : read_outer4(skb, &off)))
+		return TC_ACT_UNSPEC;
+	ecn = ecn_of(off.outer, off.inner);
+	if (!(six ? take_off(skb, &off, OVERHEAD6, 6) : take_off(skb, &off, OVERHEAD4, 4)))
+		return TC_ACT_UNSPEC;
+	s->probe = NO_PROBE;
+	s->forgetful = 0;
+	s->inspected = 0;
+	if (ecn < 0)
+		return drop_arrived(skb, s, MAKE_ZONE(ZONE_OVERLAY, off.vni), ECN_INVALID);
+	if (ecn != (off.inner & ECN_MASK) && set_ecn(skb, off.family, off.inner, ecn))
+		return drop_arrived(skb, s, MAKE_ZONE(ZONE_OVERLAY, off.vni), ENGINE_ERROR);
+	return enter(skb, s, MAKE_ZONE(ZONE_OVERLAY, off.vni), off.vtep);
 }
 
 SEC("tc")

@@ -88,16 +88,18 @@ from vfp.reasons import DropReason
 from vfp.reference.bindings import BindingKey, Block, External
 from vfp.reference.packet import FlowTuple
 from vfp.timeouts import Timeouts
+from vfp.underlays import Tunnelling
 
 OBJECT = Path(__file__).with_name("vfp.bpf.o")
 
 _ZERO = bytes(4)
 _KEYED = (
     "links", "pools", "held", "mappings", "prefixes", "rewrites", "translations", "vtep_addresses", "vtep_ids",
+    "underlay_numbers", "paths",
 )
 _JUMPS = (                                  # enum jump
     "vfp_slow", "vfp_odd", "vfp_related", "vfp_leave", "vfp_reject", "vfp_full", "vfp_stale", "vfp_decided",
-    "vfp_inspect", "vfp_come_back",
+    "vfp_inspect", "vfp_come_back", None, None, "vfp_encapsulate", "vfp_decapsulate",
 )
 
 ANSWERS_PER_S = 1000
@@ -112,6 +114,7 @@ class Hook(StrEnum):
     PORT_IN = "port_in"
     OVERLAY_IN = "overlay_in"
     UPLINK_IN = "uplink_in"
+    UNDERLAY_IN = "underlay_in"             # ingress of an underlay's link that is no uplink
     INSPECT_IN = "inspect_in"               # these three: of the detour by user space, and not in the host's own links
     INSPECT_OUT = "inspect_out"
     INSPECTED = "inspected"
@@ -145,7 +148,8 @@ class Datapath(AbstractContextManager["Datapath"]):
         self._settings: dict[str, Any] = {
             **self._profiles.shortest(), **limits.settings(), "secret": np.frombuffer(secret, np.uint64),
             "tunnel_ifindex": int(settings["tunnel_ifindex"]), "inspect_ifindex": int(settings["inspect_ifindex"]),
-            "turn": int(settings["turn"]),
+            "turn": int(settings["turn"]), "tunnel_port": int(settings["tunnel_port"]),
+            "underlays": tuple(map(int, settings["underlays"])),
             "answer_ns": int(1e9 / ANSWERS_PER_S), "answer_burst_ns": int(1e9 * (ANSWERS_BURST - 1) / ANSWERS_PER_S),
             "sets_generation": int(settings["sets_generation"]),
         }
@@ -170,7 +174,8 @@ class Datapath(AbstractContextManager["Datapath"]):
         with ExitStack() as undo:
             loaded = undo.enter_context(BpfObject.load(OBJECT, max_entries=limits.by_map(), pin_dir=pin_dir))
             for index, program in enumerate(_JUMPS):
-                loaded.map("jumps").set_fd(index, loaded.program(program).fd)
+                if program is not None:
+                    loaded.map("jumps").set_fd(index, loaded.program(program).fd)
             datapath = cls(loaded, limits, timeouts or Timeouts())
             undo.pop_all()
             return datapath
@@ -241,9 +246,10 @@ class Datapath(AbstractContextManager["Datapath"]):
         for name in ("held", "pools"):
             self._remove(name, tables, keep=left)
         self._change_spaces(tables, spaces)
-        for name in ("mappings", "prefixes"):
+        for name in ("mappings", "prefixes", "underlay_numbers", "paths"):
             self._put(name, tables)
             self._remove(name, tables)
+        self._write_underlays(tables.tunnelling)
         self._write_uplinks(tables.maps["uplinks"])
         changed = self._sets.changed(tables.sets)
         before = self._named if self._named is not None else changed if self._ports.ids else frozenset()
@@ -575,7 +581,8 @@ class Datapath(AbstractContextManager["Datapath"]):
 
         `spaces`: those that change.
         """
-        if self._interrupted or tables.tunnel_ifindex != self._settings["tunnel_ifindex"]:
+        if (self._interrupted or tables.tunnel_ifindex != self._settings["tunnel_ifindex"]
+                or self._tunnelling_changed(tables.tunnelling)):
             return set(tables.ports)
         pools = {int.from_bytes(key, "little") for key in self._changed("pools", tables)}
         mapped = {
@@ -633,6 +640,15 @@ class Datapath(AbstractContextManager["Datapath"]):
         if gone:
             self._map("meters").delete_batch(b"".join(meter.to_bytes(4, "little") for meter in gone), len(gone))
             self._meters &= wanted
+
+    def _tunnelling_changed(self, wanted: Tunnelling) -> bool:
+        rows = tuple(value for _, value in sorted(self._map("underlays").items()))
+        return rows != wanted.rows or any(self._settings[name] != value for name, value in wanted.settings.items())
+
+    def _write_underlays(self, wanted: Tunnelling) -> None:
+        for number, row in enumerate(wanted.rows):
+            self._map("underlays").update(number.to_bytes(4, "little"), row)
+        self._settings |= wanted.settings
 
     def _uplinks(self) -> dict[bytes, bytes]:
         return {key: value for key, value in self._map("uplinks").items() if any(value)}
