@@ -47,6 +47,8 @@ def test_the_underlays_link_is_hooked_and_let_go(tmp_path: Path) -> None:
     assert switch.filters[UNDERLAY.ifindex, "ingress"] == "sluice_underlay_in"
     assert (77, "ingress") not in switch.filters            # of a process before, and of no use now
     one.reconcile(goals(HostGoal("self", underlay=VTEP)))
+    assert switch.filters[UNDERLAY.ifindex, "ingress"] == "sluice_underlay_in"     # as the tunnel stays
+    one.reconcile(goals(HostGoal("self")))
     assert (UNDERLAY.ifindex, "ingress") not in switch.filters
 
 
