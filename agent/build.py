@@ -338,7 +338,7 @@ def _engine(
         inspect_ifindex=detour.ifindex if detour else 0,
         sets=tuple(given for table in tables for given in table.sets),
         prefixes=tuple(prefix for table in tables for prefix in table.prefixes),
-        underlays=_underlays(observed) if tunnel else (),
+        underlays=_underlays(observed),
         paths=observed.paths if tunnel else (),
         tunnel_port=view.host.vxlan_port,
         shaper=queues.ifindex if queues and any(shape.shaped for shape in shapes.values()) else 0,
