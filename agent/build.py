@@ -233,7 +233,8 @@ def _tunnel(
         faults.extend(Fault(key_of(remote), f"not reachable: {reason}") for remote in goals.remotes)
         return None
     largest = max(endpoint_mtu(one.link.mtu_bytes, one.address.version) for one in observed.underlays)
-    return TunnelLink(TUNNEL, f"{OWNER_ALIAS}tunnel", udp_port=goals.host.vxlan_port, mtu_bytes=largest)
+    return TunnelLink(TUNNEL, f"{OWNER_ALIAS}tunnel", udp_port=goals.host.vxlan_port, mtu_bytes=largest,
+                      ipv6=any(one.address.version == 6 for one in observed.underlays))
 
 
 def _view(
@@ -333,7 +334,7 @@ def _engine(
         inspect_ifindex=detour.ifindex if detour else 0,
         sets=tuple(given for table in tables for given in table.sets),
         prefixes=tuple(prefix for table in tables for prefix in table.prefixes),
-        underlays=_underlays(observed) if tunnel else (),
+        underlays=_underlays(observed),
         paths=observed.paths if tunnel else (),
         tunnel_port=view.host.vxlan_port,
         shaper=queues.ifindex if queues and any(shape.shaped for shape in shapes.values()) else 0,

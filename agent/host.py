@@ -195,13 +195,16 @@ class Host:
             listeners=found.listeners,
             underlay_mtu_bytes=self._underlay_mtu(),
             features=self._features,
+            links=found.links,
         )
 
     def _underlay_mtu(self) -> int:
         """Of the underlay, if it is known; else of the way out of the host; else Ethernet's."""
         try:
-            if self.goals.host.underlay:
-                return self._switch.underlay(self.goals.host.underlay).mtu_bytes
+            host = self.goals.host
+            wanted = host.underlays or tuple(filter(None, (host.underlay,)))
+            if found := self._switch.underlays(wanted):
+                return min(one.mtu_bytes for one in found.values())
             return self._switch.uplink(self.goals.host.uplink).mtu_bytes
         except VSwitchError:
             return 1500

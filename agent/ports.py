@@ -68,6 +68,10 @@ def port_links(
             mtu_bytes=mtu(network, observed),
             bridge=bridges[network.id].name if network.id in bridges else "",
             tap=not port.netns,
+            queues=1 if port.netns else port.queues,
+            dhcp=port.dhcp,
+            accept_ra=network.advertise or network.slaac,
+            slaac=network.slaac,
         )
     return links
 

@@ -22,17 +22,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from ipaddress import ip_address, ip_interface
+from ipaddress import IPv4Interface, ip_interface
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import structlog
 
+from agent.bandwidth import Bandwidth
 from agent.build import INSPECT_LINKS, Built, Observed, build, wanted
 from agent.egress import EgressSeam, NameInvalid, QueueError
 from agent.goals import Goals
 from agent.ids import MAX_POOLS, Ids, allocate, recover
-from agent.observed import UnderlayState
 from agent.overlaps import Overlap, overlapping
+from agent.paths import Paths, underlays_of
+from agent.qos import SHAPER_LINKS
 from agent.seams import DatapathSeam, SwitchSeam
 from agent.state import Disk
 from policy.contribution import Fault
@@ -107,17 +110,24 @@ class Reconciler:
         self._done: dict[str, _Done] = {}   # by PortGoal.id
         self._surrounded: tuple[Any, ...] | None = None     # what `_surround` left
         self._unhooked: set[str] = set()    # former uplinks that are known to be free of our program
+        self._underlying: dict[str, int] | None = None      # links that have the underlays' program, and ifindex
+        self._bandwidth = Bandwidth(switch, datapath)
+        self.paths = Paths(switch)
 
-    def reconcile(self, goals: Goals, mend: bool = True, facts: HostFacts = _NO_FACTS) -> Outcome:
+    def reconcile(
+        self, goals: Goals, mend: bool = True, facts: HostFacts = _NO_FACTS,
+        leases: Mapping[str, IPv4Interface] = MappingProxyType({}),
+    ) -> Outcome:
         """One run. Raises only what is no object's fault: the disk is full, netlink is closed.
 
         Args:
             mend: look at ports again that this process made or mended before and whose links are still there.
             facts: what else the host has: its networks may meet their prefixes there.
+            leases: by PortGoal.id, the addresses that endpoints have by DHCP.
         """
         general: list[str] = []
         overlaps = overlapping(goals, facts)
-        observed = self._observe(goals, overlaps)
+        observed = self._observe(goals, overlaps, leases)
         self._identify(goals, observed)
         plan = build(goals, observed, self._ids)
         self._remove(observed, plan, _PORT_KINDS, general)
@@ -126,11 +136,17 @@ class Reconciler:
         if owned != observed.owned:
             observed = replace(observed, owned=owned)
             plan = build(goals, observed, self._ids)
+        failures += self._queue(goals, plan, owned, mend)
+        if not plan.links().isdisjoint(SHAPER_LINKS) and not owned.keys() >= set(SHAPER_LINKS):
+            observed = replace(observed, owned=self._switch.owned())
+            plan = build(goals, observed, self._ids)
         failures += self._name_domains(plan)
         built, refusals = self._program(goals, observed, plan)
         failures += refusals
         failures += self._hook_uplink(goals, built)
+        failures += self._hook_underlays(goals, built, observed)
         self._surround(built, observed.owned, mend, general)
+        self._bandwidth.tidy(built.shapes, observed.owned, general)
         self._remove(observed, built, (), general)
         self._unhook_uplinks(built, general)
         if not built.inspects:
@@ -139,7 +155,9 @@ class Reconciler:
         statuses = tuple(_statuses(goals, built, failures, overlaps))
         return Outcome(goals.revision, statuses, built, tuple(general), overlaps)
 
-    def _observe(self, goals: Goals, overlaps: Mapping[str, Overlap]) -> Observed:
+    def _observe(
+        self, goals: Goals, overlaps: Mapping[str, Overlap], leases: Mapping[str, IPv4Interface]
+    ) -> Observed:
         translated = any(is_translated(network) for network in goals.networks)
         uplink, uplink_error = self._uplink(goals.host.uplink) if translated else (None, "")
         segments: dict[str, UplinkState] = {}
@@ -148,7 +166,7 @@ class Reconciler:
             link, segment_errors[name] = self._uplink(name or goals.host.uplink)
             if link is not None:
                 segments[name] = link
-        underlays, underlay_error = self._underlays(goals)
+        underlays, underlay_error = underlays_of(self._switch, goals)
         addresses = self._switch.addresses() if translated else ()
         return Observed(
             uplink=uplink,
@@ -157,6 +175,8 @@ class Reconciler:
             segment_errors=segment_errors,
             underlays=underlays,
             underlay_error=underlay_error,
+            paths=self.paths.narrow(goals, underlays),
+            leases=leases,
             addresses=host_addresses(addresses),
             owned=self._switch.owned(),
             listeners=self._switch.listeners() if translated else (),
@@ -171,18 +191,6 @@ class Reconciler:
         except VSwitchError as error:
             return None, str(error)
 
-    def _underlays(self, goals: Goals) -> tuple[tuple[UnderlayState, ...], str]:
-        if not any(network.mode == "overlay" for network in goals.networks):
-            return (), ""
-        found: list[UnderlayState] = []
-        errors: list[str] = []
-        for text in goals.host.underlays or filter(None, (goals.host.underlay,)):
-            try:
-                found.append(UnderlayState(ip_address(text), self._switch.underlay(text)))
-            except (VSwitchError, ValueError) as error:
-                errors.append(str(error))
-        return tuple(found), "; ".join(errors)
-
     def _identify(self, goals: Goals, observed: Observed) -> None:
         ids = recover(self._ids, observed.owned.values())
         ids = allocate(ids, wanted(goals, observed), self._max_ports, self._max_pools)
@@ -194,7 +202,7 @@ class Reconciler:
         """Remove our links that must not be; of some kinds, or of all that are left."""
         going = set(observed.owned) - keep.links()
         if kinds:
-            going |= _taps_of_others(observed, keep)
+            going = (going | _taps_of_others(observed, keep)) - set(SHAPER_LINKS)  # the engine may still send there
         for name in sorted(going):
             if not kinds or observed.owned[name].kind in kinds:
                 try:
@@ -234,6 +242,12 @@ class Reconciler:
                 faults.append(Fault((PortGoal.kind, uid), str(error)))
         self._done = done
         return faults
+
+    def _queue(self, goals: Goals, plan: Built, owned: Mapping[str, OwnedLink], mend: bool) -> list[Fault]:
+        """Queues that the engine is about to use. A port whose queue failed sends or gets nothing rather than all."""
+        failed = self._bandwidth.prepare(plan.shapes, goals.host.uplink_bps, owned, mend)
+        uids = {number: uid for uid, number in plan.port_ids.items()}
+        return [Fault((PortGoal.kind, uids[number]), f"qos: {error}") for number, error in failed.items()]
 
     def _make_detour(self, plan: Built, present: Mapping[str, OwnedLink]) -> list[Fault]:
         """The way of DNS by user space, and someone who listens there."""
@@ -307,8 +321,9 @@ class Reconciler:
         goal_ids = {number: uid for uid, number in built.port_ids.items()}
         refused: dict[str, str] = {}
         for port in built.engine.ports:
+            alone = replace(built.engine, ports=(port,), spaces=(), mappings=(), prefixes=())
             try:
-                Compiler().compile(EngineState(ports=(port,), sets=built.engine.sets), self._max_ports)
+                Compiler().compile(alone, self._max_ports)
             except CompileError as error:
                 refused[goal_ids[port.id]] = str(error)
         return refused
@@ -325,6 +340,25 @@ class Reconciler:
         except VSwitchError as error:
             nats = [network for network in goals.networks if is_translated(network) or network.mode in SEGMENTS]
             return [Fault(key_of(network), f"uplink: {error}") for network in nats]
+        return []
+
+    def _hook_underlays(self, goals: Goals, built: Built, observed: Observed) -> list[Fault]:
+        """Links by which packets of the overlay come, but for uplinks, whose program takes them, too."""
+        taken = {uplink.ifindex for uplink in built.uplinks}
+        links = {one.link.name: one.link.ifindex for one in observed.underlays
+                 if built.tunnel is not None and one.link.ifindex and one.link.ifindex not in taken}
+        try:
+            for ifindex in links.values():
+                self._hook(ifindex, ("ingress", Hook.UNDERLAY_IN))
+            if self._underlying is None:    # whatever another process of ours left
+                self._underlying = self._switch.hooked()
+            for _, ifindex in self._underlying.items() - links.items():
+                if ifindex not in taken:
+                    self._switch.detach(ifindex, "ingress")
+            self._underlying = links
+            self._switch.set_listening(built.promiscuous, _attentive(goals, observed) - built.promiscuous)
+        except VSwitchError as error:
+            return [Fault(key_of(goals.host), f"underlay: {error}")]
         return []
 
     def _surround(self, built: Built, owned: Mapping[str, OwnedLink], mend: bool, general: list[str]) -> None:
@@ -353,6 +387,7 @@ class Reconciler:
     def _unhook_uplinks(self, built: Built, general: list[str]) -> None:
         """Take our program off interfaces that were our uplink once."""
         now = {uplink.name for uplink in built.uplinks}
+        now |= set(self._underlying or ())
         for name in sorted(({LOOPBACK_LINK} | set(self._ids.uplinks)) - now - self._unhooked):
             try:
                 if name == LOOPBACK_LINK:
@@ -366,6 +401,13 @@ class Reconciler:
                 continue
             self._unhooked.add(name)
         self._unhooked -= now
+
+
+def _attentive(goals: Goals, observed: Observed) -> set[str]:
+    """Links by which others ask for IPv6 addresses of endpoints: by group MACs that the host's stack has not joined."""
+    return {observed.segments[network.uplink].name for network in goals.networks
+            if network.mode in SEGMENTS and network.uplink in observed.segments
+            and any(":" in subnet.prefix for subnet in network.subnets)}
 
 
 def _taps_of_others(observed: Observed, keep: Built) -> set[str]:

@@ -25,10 +25,14 @@ from vswitch.links import (
     Detour,
     HookedProgram,
     InspectPrograms,
+    Limit,
     OwnedLink,
+    PathState,
     PortLink,
+    ShaperLink,
     Surroundings,
     TunnelLink,
+    UnderlayState,
     UplinkState,
     Where,
 )
@@ -52,7 +56,17 @@ class SwitchSeam(Protocol):
     def open_loopback(self, program_fd: int, name: str) -> int: ...  # noqa: D102
     def close_loopback(self) -> bool: ...  # noqa: D102
     def uplink(self, name: str = "") -> UplinkState: ...  # noqa: D102
-    def underlay(self, address: str) -> UplinkState: ...  # noqa: D102
+    def underlays(self, addresses: Sequence[str]) -> dict[str, UnderlayState]: ...  # noqa: D102
+    def paths(self, addresses: Iterable[str]) -> dict[str, PathState]: ...  # noqa: D102
+    def hooked(self) -> dict[str, int]: ...  # noqa: D102
+    def set_listening(self, everything: Collection[str], groups: Collection[str] = ()) -> None: ...  # noqa: D102
+    def ensure_shaper(self, link: ShaperLink, hooked: Sequence[HookedProgram] = ()) -> int: ...  # noqa: D102
+    def ensure_classes(  # noqa: D102
+        self, ifindex: int, limits: Mapping[int, Limit], total_bps: int = 0
+    ) -> None: ...
+    def prune_classes(self, ifindex: int, keep: Collection[int]) -> None: ...  # noqa: D102
+    def ensure_queue(self, ifindex: int, limit: Limit) -> None: ...  # noqa: D102
+    def remove_queue(self, ifindex: int) -> None: ...  # noqa: D102
     def facts(self) -> Surroundings: ...  # noqa: D102
     def addresses(self) -> tuple[tuple[str, str], ...]: ...  # noqa: D102
     def listeners(self) -> tuple[tuple[str, str, int], ...]: ...  # noqa: D102

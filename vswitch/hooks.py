@@ -20,6 +20,8 @@ from pyroute2.netlink.rtnl.tcmsg.sched_bpf import TCA_BPF_FLAG_ACT_DIRECT
 from vswitch.errors import HookTaken, KernelRefused, LinkInvalid, LinkMissing
 from vswitch.links import Where
 from vswitch.netlink import Message, Netlink, Request
+from vswitch.ownership import found_link
+from vswitch.requests import link_dump
 
 NAME_PREFIX = "sluice_"
 NAME_BYTES = 255  # CLS_BPF_NAME_LEN without the final zero
@@ -115,6 +117,17 @@ def detach(netlink: Netlink, ifindex: int, where: Where) -> bool:
     if any(found.handle == HANDLE_QDISC_MADE for found in ours):
         _drop_empty_qdisc(netlink, ifindex)
     return bool(ours)
+
+
+def hooked(netlink: Netlink) -> dict[str, int]:
+    """Links that are not ours and have a filter of ours at their ingress: name and ifindex.
+
+    Raises:
+        PermissionDenied, KernelRefused.
+    """
+    others = (link for link in map(found_link, netlink.dump(link_dump())) if not link.is_ours)
+    return {link.name: link.ifindex for link in others
+            if any(found.is_ours for found in _filters(netlink, link.ifindex, "ingress"))}
 
 
 def program_id(program_fd: int) -> int:

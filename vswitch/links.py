@@ -68,6 +68,24 @@ class TunnelLink:
 
 
 @dataclass(frozen=True, slots=True)
+class Limit:
+    """Bandwidth of one queue, in bits a second of Ethernet frames without their checksum."""
+
+    rate_bps: int  # guaranteed, if all guarantees together fit
+    ceil_bps: int  # at most
+    burst_bytes: int = 0  # that may come at once; 0: what a hundredth of a second brings
+
+
+@dataclass(frozen=True, slots=True)
+class ShaperLink:
+    """A veth pair whose first end has a queue for each shaped port; what leaves it comes in at the second."""
+
+    name: str  # "slq0"
+    peer: str  # "slq1"
+    alias: str  # "sluice:shaper"
+
+
+@dataclass(frozen=True, slots=True)
 class InspectPrograms:
     """Descriptors of the programs on the detour by user space: its first link, its second, and the host's end."""
 
@@ -133,3 +151,4 @@ class Surroundings:
     addresses: tuple[tuple[str, str], ...]  # (interface, "172.16.0.10/24"); no link-local IPv6
     routes: tuple[tuple[str, str], ...]  # (interface or "", prefix), all tables; no default routes
     listeners: tuple[tuple[str, str, int], ...]  # ("tcp" | "udp" | "sctp", address, port)
+    links: tuple[str, ...] = ()  # names

@@ -13,7 +13,7 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -50,10 +50,11 @@ class Request:
     fields: dict[str, int]
     attributes: list[tuple[str, Any]]
     flags: int = 0
+    form: Callable[[], Any] | None = None  # of the message, where it is not pyroute2's own
 
     def encode(self, sequence: int, flags: int) -> bytes:
         """The message on the wire, padded to 4 bytes."""
-        message = MESSAGES[self.type]()
+        message = (self.form or MESSAGES[self.type])()
         message["header"]["type"] = self.type
         message["header"]["flags"] = NLM_F_REQUEST | self.flags | flags
         message["header"]["sequence_number"] = sequence

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from vswitch import bridges, hooks, inspect, ports, tunnels, underlay, uplinks
+from vswitch import bridges, hooks, inspect, ports, queues, shaper, tunnels, underlay, uplinks
 from vswitch.changes import changes
 from vswitch.errors import KernelRefused
 from vswitch.links import (
@@ -18,9 +18,11 @@ from vswitch.links import (
     Detour,
     HookedProgram,
     InspectPrograms,
+    Limit,
     OwnedLink,
     PathState,
     PortLink,
+    ShaperLink,
     Surroundings,
     TunnelLink,
     UnderlayState,
@@ -108,6 +110,43 @@ class Switch:
         with self._lock:
             return inspect.remove_inspection(self._netlink, self._visitor)
 
+    def ensure_shaper(self, link: ShaperLink, hooked: Sequence[HookedProgram] = ()) -> int:
+        """Make or mend the shaper, with these programs at its second end; ifindex of the first.
+
+        Raises:
+            LinkInvalid, InterfaceTaken, HookTaken.
+        """
+        with self._lock:
+            return shaper.ensure_shaper(self._netlink, self._visitor, link, hooked)
+
+    def ensure_classes(self, ifindex: int, limits: Mapping[int, Limit], total_bps: int = 0) -> None:
+        """Let the shaper have these classes among others, and all together this rate (0: any).
+
+        Raises:
+            LinkInvalid.
+        """
+        with self._lock:
+            queues.ensure_classes(self._netlink, ifindex, limits, total_bps)
+
+    def prune_classes(self, ifindex: int, keep: Collection[int]) -> None:
+        """Take all other classes off the shaper, each when what waits in it has left."""
+        with self._lock:
+            queues.prune_classes(self._netlink, ifindex, keep)
+
+    def ensure_queue(self, ifindex: int, limit: Limit) -> None:
+        """Let what leaves by a link of ours pass a queue of this bandwidth.
+
+        Raises:
+            LinkInvalid.
+        """
+        with self._lock:
+            queues.ensure_classes(self._netlink, ifindex, {1: limit}, default=1)
+
+    def remove_queue(self, ifindex: int) -> None:
+        """Take it off, when what waits in it has left. Idempotent."""
+        with self._lock:
+            queues.remove_tree(self._netlink, ifindex)
+
     def remove(self, name: str) -> None:
         """Remove a link of ours, with all that hangs on it; one that is gone, or is another's, is left."""
         with self._lock:
@@ -153,6 +192,11 @@ class Switch:
         with self._lock:
             hooks.detach(self._netlink, ifindex, where)
 
+    def hooked(self) -> dict[str, int]:
+        """Links that are not ours and have a program of ours at their ingress: name and ifindex."""
+        with self._lock:
+            return hooks.hooked(self._netlink)
+
     def open_loopback(self, program_fd: int, name: str) -> int:
         """Let endpoints reach the host's own sockets by lo, and these mapped ports: settings and hook; its ifindex.
 
@@ -178,15 +222,6 @@ class Switch:
         """
         with self._lock:
             return uplinks.uplink(self._netlink, name)
-
-    def underlay(self, address: str) -> UplinkState:
-        """The interface that has this address.
-
-        Raises:
-            UplinkMissing, LinkInvalid.
-        """
-        with self._lock:
-            return uplinks.underlay(self._netlink, address)
 
     def set_listening(self, everything: Collection[str], groups: Collection[str] = ()) -> None:
         """Make exactly these links hear every frame, or every one to a group MAC, and take it back where we did before.

@@ -1,16 +1,15 @@
-"""Which link leads to the world, and which has the underlay address."""
+"""Which link leads to the world."""
 
 from __future__ import annotations
 
 import socket
 
 from vswitch.addressing import FAMILIES, address_messages, addresses_of
-from vswitch.checks import checked_address
 from vswitch.errors import UplinkMissing
 from vswitch.links import UplinkState
 from vswitch.netlink import Message, Netlink
 from vswitch.ownership import Found, find_link
-from vswitch.requests import RT_TABLE_MAIN, RTN_UNICAST, address_dump, route_dump
+from vswitch.requests import RT_TABLE_MAIN, RTN_UNICAST, route_dump
 
 RTNH_F_UNUSABLE = 1 | 16  # RTNH_F_DEAD | RTNH_F_LINKDOWN
 # IFA_F_TEMPORARY, _DADFAILED, _DEPRECATED, _TENTATIVE: addresses that are not for new connections, or not ours yet.
@@ -37,25 +36,6 @@ def uplink(netlink: Netlink, name: str) -> UplinkState:
                 "add one, or name the interface in the Host's spec.uplink",
             )
     return _state(netlink, found)
-
-
-def underlay(netlink: Netlink, address: str) -> UplinkState:
-    """The link that has this IPv4 address.
-
-    Raises:
-        LinkInvalid: not an address. UplinkMissing: no link has it. PermissionDenied, KernelRefused.
-    """
-    wanted = str(checked_address(address, "underlay"))
-    for message in netlink.dump(address_dump()):
-        if message.get_attr("IFA_LOCAL") == wanted:
-            found = find_link(netlink, ifindex=message["index"])
-            if found is not None:
-                return _state(netlink, found)
-    raise UplinkMissing(
-        f"underlay address {wanted}",
-        "no interface of this host has it",
-        "give it to one, or correct the Host's spec.underlay",
-    )
 
 
 def _default(netlink: Netlink) -> Found | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from vswitch_kit import Namespace, World, port, world
 
-from vswitch import BridgeLink, LinkInvalid, Switch, UplinkMissing, surroundings
+from vswitch import BridgeLink, Switch, UplinkMissing, surroundings
 
 
 @pytest.fixture
@@ -66,14 +66,6 @@ def test_missing_uplink_is_named(switch: Switch) -> None:
         switch.uplink("lan9")
     with pytest.raises(UplinkMissing, match="default route"):
         switch.uplink()
-
-
-def test_underlay_by_address(switch: Switch) -> None:
-    assert switch.underlay("192.0.2.7").name == "lan0"
-    with pytest.raises(UplinkMissing, match=r"192\.0\.2\.8"):
-        switch.underlay("192.0.2.8")
-    with pytest.raises(LinkInvalid):
-        switch.underlay("192.0.2")
 
 
 def test_facts_are_those_of_others(w: World, switch: Switch, host: Namespace) -> None:

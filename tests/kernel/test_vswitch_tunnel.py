@@ -142,7 +142,7 @@ def test_endpoints_of_two_hosts_reach_each_other(w: World, tmp_path: Path) -> No
         host.ip("address", "add", f"{underlay[number]}/24", "dev", "lan0")
         host.ip("link", "set", "lan0", "up")
         switch = w.switch(host)
-        assert switch.underlay(underlay[number]).name == "lan0"
+        assert switch.underlays(underlay)[underlay[number]].name == "lan0"
         tunnel = switch.ensure_tunnel(TUNNEL)
         here = switch.ensure_port(port(5 + number, end, gateways=(), mtu_bytes=1450))
         constants = {"VNI": 77, "REMOTE": int(IPv4Address(underlay[1 - number])), "TUNNEL": tunnel, "PORT": here}

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from agent.build import Observed, build
+from agent.paths import underlays_of
 from agent.reconcile import host_addresses
 from agent.state import Disk
 from vfp.compile import Compiler, Tables
@@ -27,7 +28,7 @@ def remains(pin_dir: Path, state_dir: Path, scratch: Path, max_ports: int) -> li
     stored = Disk(state_dir).load()
     with Switch(scratch) as switch:
         observed = Observed(
-            uplink=switch.uplink("lan0"), underlay=switch.underlay(stored.goals.host.underlay),
+            uplink=switch.uplink("lan0"), underlays=underlays_of(switch, stored.goals)[0],
             addresses=host_addresses(switch.addresses()), owned=switch.owned(),
         )
     state = build(stored.goals, observed, stored.ids).engine

@@ -49,14 +49,18 @@ from vfp.reference import Engine, explain_frame
 from vfp.reference.bindings import BindingKey, Block, External
 from vfp.reference.packet import FlowTuple
 from vfp.reference.transposition import ToPort, ToUplink, ToVtep
+from vswitch import links as vswitch_links
 from vswitch.errors import NamespaceMissing, UplinkMissing, VSwitchError
 from vswitch.links import (
     BridgeLink,
     Detour,
     HookedProgram,
     InspectPrograms,
+    Limit,
     OwnedLink,
+    PathState,
     PortLink,
+    ShaperLink,
     Surroundings,
     TunnelLink,
     UplinkState,
@@ -241,6 +245,11 @@ class FakeSwitch:
     listening: list[tuple[str, str, int]] = field(default_factory=list)
     lost_uplink: bool = False
     broken: str = ""
+    widths: dict[str, int] = field(default_factory=dict)                    # MTU of paths
+    others_hooked: dict[str, int] = field(default_factory=dict)             # by a process before
+    hearing: tuple[set[str], set[str]] = field(default_factory=lambda: (set(), set()))
+    classes: dict[int, Limit] = field(default_factory=dict)
+    queues: dict[int, Limit] = field(default_factory=dict)
     _next: int = 100
 
     def _ensure(self, name: str, kind: str, mtu: int, alias: str) -> int:
@@ -306,10 +315,38 @@ class FakeSwitch:
             raise UplinkMissing(f"uplink {name!r}", "no such interface", "make it")
         return UPLINK
 
-    def underlay(self, address: str) -> UplinkState:
-        if address != VTEP:
-            raise UplinkMissing(f"underlay {address}", "no interface has it", "set it")
-        return UNDERLAY
+    def underlays(self, addresses: Sequence[str]) -> dict[str, vswitch_links.UnderlayState]:
+        state = vswitch_links.UnderlayState(VTEP, UNDERLAY.ifindex, UNDERLAY.name, UNDERLAY.mtu_bytes)
+        return {VTEP: state} if VTEP in addresses else {}
+
+    def paths(self, addresses: Iterable[str]) -> dict[str, PathState]:
+        self.calls.append(("paths", *addresses))
+        return {address: PathState(self.widths.get(address, UNDERLAY.mtu_bytes)) for address in addresses}
+
+    def hooked(self) -> dict[str, int]:
+        return dict(self.others_hooked)
+
+    def set_listening(self, everything: Collection[str], groups: Collection[str] = ()) -> None:
+        self.hearing = set(everything), set(groups)
+
+    def ensure_shaper(self, link: ShaperLink, hooked: Sequence[HookedProgram] = ()) -> int:
+        self._ensure(link.peer, "veth", 65535, link.alias)
+        return self._ensure(link.name, "veth", 65535, link.alias)
+
+    def ensure_classes(self, ifindex: int, limits: Mapping[int, Limit], total_bps: int = 0) -> None:
+        self.calls.append(("classes", *(str(number) for number in limits)))
+        self.classes |= limits
+
+    def prune_classes(self, ifindex: int, keep: Collection[int]) -> None:
+        self.calls.append(("prune", *map(str, sorted(keep))))
+        self.classes = {number: limit for number, limit in self.classes.items() if number in keep}
+
+    def ensure_queue(self, ifindex: int, limit: Limit) -> None:
+        self.calls.append(("queue", str(ifindex)))
+        self.queues[ifindex] = limit
+
+    def remove_queue(self, ifindex: int) -> None:
+        self.queues.pop(ifindex, None)
 
     def facts(self) -> Surroundings:
         addresses = (("lan0", f"{HOST_ADDRESS}/24"), ("lo", "127.0.0.1/8"), *self.joined)

@@ -216,7 +216,7 @@ def test_mending_looks_at_every_port_and_its_hooks(tmp_path: Path) -> None:
     one.reconcile(ALL)
     switch.filters.clear()
     one.reconcile(ALL, mend=True)
-    assert len(switch.filters) == 9
+    assert len(switch.filters) == 10
 
 
 @dataclass
