@@ -339,7 +339,7 @@ def ports(draw: st.DrawFn, number: int, plain: bool = False) -> Port:
     strict = draw(pick((False,) * 7 + (True,)))
     tap = draw(pick((False, False, True)))
     return Port(number, f"p{number}", 10 + number, MACS[number], GATEWAY_MAC, head + asks + middle + tail, strict,
-                draw(pick((None, None, *TIMEOUTS))), tap)
+                draw(pick((None, None, *TIMEOUTS))), tap, vlans=draw(pick(((), (5,), (5, 6)))))
 
 
 @st.composite
