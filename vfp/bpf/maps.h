@@ -22,6 +22,7 @@ enum jump {
 	JUMP_FLOOD = 10,	/* frames to groups */
 	JUMP_ENCAPSULATE = 12,	/* into a tunnel */
 	JUMP_DECAPSULATE = 13,	/* out of one */
+	JUMP_PARTICULAR = 14,	/* from a port that is shaped, or limited in what it sends */
 	JUMPS = 16,
 };
 
@@ -54,6 +55,8 @@ MAP(flows, BPF_MAP_TYPE_HASH, struct flow_key, struct flow, 65536, 0);
 MAP(links, BPF_MAP_TYPE_HASH, __u32, __u32, 8192, 0);
 /* Port id to generation, interface, MACs. */
 MAP(ports, BPF_MAP_TYPE_ARRAY, __u32, struct port, 4096, 0);
+/* By port id. */
+MAP(usages, BPF_MAP_TYPE_ARRAY, __u32, struct usage, 4096, 0);
 /* Ports that have any. */
 MAP(gateways, BPF_MAP_TYPE_HASH, __u32, struct gateways, 4096, BPF_F_NO_PREALLOC);
 /* Port id to policy. A hash map, because its element is replaced in one step. */
@@ -74,6 +77,8 @@ MAP(translations, BPF_MAP_TYPE_HASH, __u64, struct prefix, 4096, BPF_F_NO_PREALL
 MAP(prefixes, BPF_MAP_TYPE_LPM_TRIE, struct prefix_key, struct prefix, 4096, BPF_F_NO_PREALLOC);
 /* Address to place. */
 MAP(spaces, BPF_MAP_TYPE_HASH, struct space_key, struct location, 65536, BPF_F_NO_PREALLOC);
+/* Prefix to place, for addresses that have none. */
+MAP(routes, BPF_MAP_TYPE_LPM_TRIE, struct route_key, struct route, 65536, BPF_F_NO_PREALLOC);
 /* Segments by space and by wire ... */
 MAP(segments, BPF_MAP_TYPE_HASH, struct segment_key, struct segment, 1024, BPF_F_NO_PREALLOC);
 /* ... the ports behind their MACs ... */

@@ -59,6 +59,14 @@ struct headers {
 	__u8 pad[2];
 };
 
+/* Whose layers are run, and where the port goes in the flow's dependencies. */
+struct leg {
+	__u32 port;			/* 0: nobody's */
+	__u8 in;
+	__u8 slot;			/* 0 sender, 1 receiver */
+	__u8 pad[2];
+};
+
 struct decision {
 	struct flow_key cur;		/* the tuple as layers have rewritten it */
 	struct mapping via;		/* found at the uplink */
@@ -97,6 +105,9 @@ struct decision {
 	__u8 bridged;			/* by an uplink in its name, and not routed */
 	__u8 pad[3];
 	struct location place;
+	struct location source;		/* of what came by the overlay */
+	struct leg leg;
+	__u32 exit;			/* the port that is the way out of the space, or into it; 0: none */
 };
 
 /* A set that is asked for an address: `vfp/bpf/sets.h`. */
@@ -153,6 +164,12 @@ struct into_tunnel {
 	__u8 pad;
 };
 
+/* Whose a pair is. */
+struct parties {
+	__u32 ports[2];
+	__u32 generations[2];
+};
+
 #define TCP_OPTIONS 40
 
 struct scratch {
@@ -166,7 +183,9 @@ struct scratch {
 	struct external_key external;
 	struct external holder;
 	struct prefix_key prefix;
-	struct space_key space;		/* of the image by a prefix */
+	struct space_key space;		/* what is looked for in a space: `find_location` ... */
+	struct route_key route;
+	struct location found;		/* ... and what it is */
 	struct binding_scratch nat;
 	struct mapping_key mapping;
 	struct segment_key segment;
@@ -189,6 +208,7 @@ struct scratch {
 	__u8 probe;			/* enum probe */
 	__u8 forgetful;			/* decisions are neither remembered nor recalled */
 	__u8 inspected;			/* user space has seen it: enum inspected */
+	__u8 shaped;			/* it has been through the shaper's queues */
 	__u8 deciding_again;		/* the tuple is that of a flow that exists */
 	__u8 flooded;			/* a copy of a frame to a group: it makes no flow */
 	__u32 copying;			/* interface to which a copy is on its way at this moment */
@@ -196,6 +216,7 @@ struct scratch {
 	__u32 mtu;			/* that an answer tells; 0: it tells of a rejection */
 	__u64 answers_ns;		/* until when this CPU's ICMP answers are spent */
 	struct into_tunnel tunnel;
+	struct parties parties;		/* of the pair that is taken out */
 	__u8 options[TCP_OPTIONS];	/* of a SYN */
 	__u64 by_device_ns;		/* when a packet was last left to the VXLAN device to be taken out of its tunnel */
 	__u32 watched[2];		/* sender, receiver: being captured, and told BEFORE; 0: not */
@@ -234,6 +255,16 @@ struct {
 	__uint(max_entries, 1);
 } scratches SEC(".maps");
 
+/* A packet at a real hook. */
+static __always_inline void begin_packet(struct scratch *s)
+{
+	s->probe = NO_PROBE;
+	s->forgetful = 0;
+	s->inspected = 0;
+	s->shaped = 0;
+	s->flooded = 0;
+}
+
 static __always_inline struct scratch *scratch(void)
 {
 	__u32 zero = 0;
@@ -260,6 +291,12 @@ static __noinline int count_lost(__u32 ring)
 static __always_inline __u8 address_family(const struct flow_key *key)
 {
 	return key->family == 6 ? 6 : 4;
+}
+
+/* A record of a port that is gone has neither. */
+static __always_inline int is_there(const struct port *port)
+{
+	return port->ifindex || port->flags & PORT_EXIT;
 }
 
 static __always_inline int same_mac(const __u8 *a, const __u8 *b)

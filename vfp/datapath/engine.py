@@ -73,10 +73,13 @@ from vfp.layout import (
     METER,
     PORT,
     PREFIX,
+    ROUTE,
+    ROUTE_KEY,
     SETTINGS,
     SWEEP,
     UPLINK,
     FlowFlag,
+    LocationKind,
     Ring,
     ZoneKind,
     pack,
@@ -95,12 +98,12 @@ OBJECT = Path(__file__).with_name("vfp.bpf.o")
 
 _ZERO = bytes(4)
 _KEYED = (
-    "links", "pools", "held", "mappings", "prefixes", "rewrites", "translations", "vtep_addresses", "vtep_ids", "hops",
-    "segments", "stations", "flooded", "vlans", "underlay_numbers", "paths", "gateways",
+    "links", "pools", "held", "mappings", "prefixes", "rewrites", "routes", "translations", "vtep_addresses",
+    "vtep_ids", "hops", "segments", "stations", "flooded", "vlans", "underlay_numbers", "paths", "gateways",
 )
 _JUMPS = (                                  # enum jump
     "vfp_slow", "vfp_odd", "vfp_related", "vfp_leave", "vfp_reject", "vfp_full", "vfp_stale", "vfp_decided",
-    "vfp_inspect", "vfp_come_back", "vfp_flood", None, "vfp_encapsulate", "vfp_decapsulate",
+    "vfp_inspect", "vfp_come_back", "vfp_flood", None, "vfp_encapsulate", "vfp_decapsulate", "vfp_particular",
 )
 
 ANSWERS_PER_S = 1000
@@ -116,6 +119,7 @@ class Hook(StrEnum):
     OVERLAY_IN = "overlay_in"
     UPLINK_IN = "uplink_in"
     UNDERLAY_IN = "underlay_in"             # ingress of an underlay's link that is no uplink
+    SHAPED_IN = "shaped_in"                 # ingress of where the shaper's queues lead to
     INSPECT_IN = "inspect_in"               # these three: of the detour by user space, and not in the host's own links
     INSPECT_OUT = "inspect_out"
     INSPECTED = "inspected"
@@ -149,7 +153,8 @@ class Datapath(AbstractContextManager["Datapath"]):
         self._settings: dict[str, Any] = {
             **self._profiles.shortest(), **limits.settings(), "secret": np.frombuffer(secret, np.uint64),
             "tunnel_ifindex": int(settings["tunnel_ifindex"]), "inspect_ifindex": int(settings["inspect_ifindex"]),
-            "turn": int(settings["turn"]), "tunnel_port": int(settings["tunnel_port"]),
+            "turn": int(settings["turn"]), "shaper_ifindex": int(settings["shaper_ifindex"]),
+            "tunnel_port": int(settings["tunnel_port"]),
             "underlays": tuple(map(int, settings["underlays"])),
             "answer_ns": int(1e9 / ANSWERS_PER_S), "answer_burst_ns": int(1e9 * (ANSWERS_BURST - 1) / ANSWERS_PER_S),
             "sets_generation": int(settings["sets_generation"]),
@@ -224,7 +229,7 @@ class Datapath(AbstractContextManager["Datapath"]):
         tables.ports = timeouts.ports
         self._hits_of_others |= self._mapping_names is None or bool(self._mapping_names.keys() - tables.mapping_names)
         self._mapping_names = tables.mapping_names
-        stale = self._ports_to_bump(tables, spaces.spaces)
+        stale = self._ports_to_bump(tables, self._spaces_to_bump(tables, spaces))
         named = frozenset(number for port in tables.ports.values() for number in port.sets)
         self._sets.expect(tables.sets)
         if not spaces and not self._differs(tables, stale):
@@ -266,17 +271,21 @@ class Datapath(AbstractContextManager["Datapath"]):
         self._named = None                      # until all ports have the rules that name them
         self._settings["tunnel_ifindex"] = tables.tunnel_ifindex
         self._settings["inspect_ifindex"] = tables.inspect_ifindex
+        self._settings["shaper_ifindex"] = tables.shaper
         if turning:
+            capped = self._ports.are_newly_capped(tables)
             self._ports.prepare(tables, stale)
             self._turn_over()
             self._ports.raise_generations(tables, stale)
+            if capped:
+                self._run_sweep("vfp_tally")
         self._put("links", tables)
         self._remove("links", tables)
         for port_id in self._ports.ids - tables.ports.keys():
             self._ports.drop(port_id)
             self._hits_of_others = True
         self._spaces.remove(spaces)
-        for name in ("pools", "rewrites", "translations", "vtep_addresses", "vtep_ids", "hops"):
+        for name in ("pools", "rewrites", "routes", "translations", "vtep_addresses", "vtep_ids", "hops"):
             self._remove(name, tables)
         if purge:
             self._run_sweep("vfp_purge")
@@ -567,6 +576,7 @@ class Datapath(AbstractContextManager["Datapath"]):
         limits = self._limits
         for name, limit, option in (
             ("mappings", limits.mappings, "mappings"), ("vtep_ids", limits.vteps, "vteps"),
+            ("routes", limits.routes, "routes"),
             ("links", limits.ports + 256, "ports"), ("meters", limits.meters, "meters"),
             ("pools", limits.pools, "pools"), ("stations", limits.stations, "stations"),
             ("segments", limits.segments, "segments"), ("flooded", limits.flooded, "flooded"),
@@ -581,6 +591,17 @@ class Datapath(AbstractContextManager["Datapath"]):
         """Keys whose old value goes: changed or removed, not added."""
         wanted = tables.maps[name]
         return {key for key, value in self._shadow[name].items() if wanted.get(key) != value}
+
+    def _spaces_to_bump(self, tables: Tables, change: SpaceChange) -> frozenset[int]:
+        """Spaces whose flows may go elsewhere now. What is only added concerns no flow, unless routes led there."""
+        before, after = self._shadow["routes"], tables.maps["routes"]
+        rows = {key: np.frombuffer(key, ROUTE_KEY)[0] for key in {*before, *after}} if before else {}
+        routed = {(int(rows[key]["space"]), int(rows[key]["family"])) for key in before}
+        grown = change.grown | {
+            (int(row["space"]), int(row["family"])) for key, row in rows.items() if key not in before}
+        return change.spaces.union(
+            (space for space, _ in routed & grown),
+            (int(rows[key]["space"]) for key in self._changed("routes", tables)))
 
     def _ports_to_bump(self, tables: Tables, spaces: frozenset[int]) -> set[int]:
         """Ports whose decisions may be outdated: program, record, or something a rule of theirs refers to.
@@ -599,7 +620,7 @@ class Datapath(AbstractContextManager["Datapath"]):
             int(np.frombuffer(self._shadow["prefixes"][key], PREFIX)[0]["space"])
             for key in self._changed("prefixes", tables)
         }
-        inhabitants = self._spaces.ports_in(spaces | behind_prefixes)
+        inhabitants = self._spaces.ports_in(spaces | behind_prefixes) | self._exits_of(spaces)
         switched = changed_segments(self._shadow, tables.maps)
         spaces |= switched.spaces
         inhabitants |= switched.ports | ports_of_vlans(self._shadow["vlans"].keys() ^ tables.maps["vlans"].keys())
@@ -611,6 +632,12 @@ class Datapath(AbstractContextManager["Datapath"]):
             or port.pools & pools or not self._ports.has(port)
         }
 
+    def _exits_of(self, spaces: frozenset[int]) -> set[int]:
+        """Ports to which a route of these spaces leads."""
+        routes = [(np.frombuffer(key, ROUTE_KEY)[0], np.frombuffer(value, ROUTE)[0]["to"])
+                  for key, value in self._shadow["routes"].items()] if spaces else []
+        return {int(to["port"]) for key, to in routes if to["kind"] == LocationKind.PORT and key["space"] in spaces}
+
     def _differs(self, tables: Tables, stale: set[int]) -> bool:
         return bool(
             stale or self._interrupted or self._meters != tables.meters or self._ports.ids != tables.ports.keys()
@@ -618,6 +645,7 @@ class Datapath(AbstractContextManager["Datapath"]):
             or self._uplinks_changed(tables.maps["uplinks"])
             or tables.tunnel_ifindex != self._settings["tunnel_ifindex"]
             or tables.inspect_ifindex != self._settings["inspect_ifindex"]
+            or tables.shaper != self._settings["shaper_ifindex"] or self._tunnelling_changed(tables.tunnelling)
         )
 
     def _put(self, name: str, tables: Tables) -> None:
@@ -679,8 +707,12 @@ class Datapath(AbstractContextManager["Datapath"]):
 
     def _change_spaces(self, tables: Tables, change: SpaceChange) -> None:
         """An entry that leaves a space which stays goes now: no new policy may meet it. Whole spaces go after."""
+        stay = frozenset(tables.spaces).union(*(port.spaces for port in tables.ports.values()))
         self._spaces.put(change)
-        self._spaces.remove(change, frozenset(tables.spaces).union(*(port.spaces for port in tables.ports.values())))
+        self._put("routes", tables)
+        self._spaces.remove(change, stay)
+        self._remove("routes", tables, keep=frozenset(
+            key for key in self._shadow["routes"] if int(np.frombuffer(key, ROUTE_KEY)[0]["space"]) not in stay))
 
     def _turn_over(self) -> None:
         turned = {**self._settings, "turn": self._settings["turn"] ^ 1}

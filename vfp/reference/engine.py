@@ -29,6 +29,7 @@ from vfp.reference.flows import Entry, FlowKey, FlowTable, Pair, Refused, pair_o
 from vfp.reference.fragments import FragmentTable
 from vfp.reference.index import Index, changed_ports
 from vfp.reference.layers import RuleRef
+from vfp.reference.limits import Buckets
 from vfp.reference.packet import (
     TCP_ACK,
     TCP_SYN,
@@ -37,6 +38,7 @@ from vfp.reference.packet import (
     Packet,
     Part,
     arp_answer,
+    echo_answer,
     nd_answer,
 )
 from vfp.reference.reject import Answer, AnswerLimit, answer_to
@@ -135,6 +137,7 @@ class Engine:
         self.mapping_hits: Counter[str] = Counter()         # by `Mapping.name`
         self.journal = Journal()
         self._answers = AnswerLimit()
+        self._buckets = Buckets()
         self._floods: dict[header.Flood, Bucket] = {}
 
     @property
@@ -164,6 +167,8 @@ class Engine:
         self._generations.update(changed)
         gone = {id for id in old.ports if not _is_same(old.ports[id], new.ports.get(id))}
         self.bindings.purge(gone, old.pools.keys() - new.pools.keys())
+        for id in gone:
+            self._buckets.forget(id)
         self._born |= {id: self._generations[id] for id in new.ports if id in gone or id not in old.ports}
         self.journal.forget_meters_but(new.meters())
         return changed
@@ -241,7 +246,7 @@ class Engine:
         if denied_by is not None:
             self.rule_drops[denied_by] += 1
         at_port = passage.zone.kind in (ZoneKind.PORT, ZoneKind.HOST)
-        drop_port = decision.drop_port if decision else passage.zone.number if at_port else 0
+        drop_port = decision.drop_port if decision else drop.port or (passage.zone.number if at_port else 0)
         return Result(Verdict.DROP, passage.frame, drop.reason, drop_port=drop_port,
                       layer=step.layer if step else "", denied_by=denied_by,
                       answer=self._answer(passage, drop.mtu) if drop.is_told else None)
@@ -270,11 +275,12 @@ class _Former(Exception):
 class _Drop(Exception):
     """The frame ends here."""
 
-    def __init__(self, reason: DropReason, decision: Decision | None = None, mtu: int = 0) -> None:
+    def __init__(self, reason: DropReason, decision: Decision | None = None, mtu: int = 0, port: int = 0) -> None:
         super().__init__(reason.name)
         self.reason = reason
         self.decision = decision
         self.mtu = mtu                      # of TOO_BIG
+        self.port = port                    # whose doing it is, if no layer's and not of who sent it
 
     @property
     def is_told(self) -> bool:
@@ -313,6 +319,10 @@ class _Passage:
                 return header.ToStack()
 
     def run(self) -> Result:
+        if self.zone.kind is ZoneKind.PORT and not self.inspected:
+            port = self.engine._index.ports.get(self.zone.number)
+            if port and not self.engine._buckets.take(port.id, "out", port.rate_out, self.now_s):
+                raise _Drop(DropReason.RATE_LIMITED)
         try:
             self.frame, packet = parse_tagged(self.engine._index, self.zone, self.frame)
             packet = self.engine._fragments.resolve(self.zone, packet, self.now_s)
@@ -416,17 +426,18 @@ class _Passage:
         return new, new.reply
 
     def _miss(self, packet: Packet) -> Result:
-        decision = self._decide(Subject(self.zone, packet.tuple, packet.headers, self.vtep))
+        decision = self._decide(Subject(self.zone, packet.tuple, packet.headers, self.vtep, plain=packet.is_plain))
         if decision.not_ours:
             return self._to_stack()
         if decision.reason:
             raise _Drop(decision.reason, decision)
         assert decision.forward is not None
         exit = decision.forward.transposition.exit
-        begins = packet.makes_flow and not self.flooded and not isinstance(exit, header.Flood)
+        begins = packet.makes_flow and not self.flooded and not isinstance(exit, header.Flood | header.ToSender)
         if decision.inspect and not (begins and is_inspectable(packet)):
             raise _Drop(DropReason.INSPECT_REFUSED)
         if not begins:
+            self._arrive(exit)
             self._do_extras(packet, decision.extras, alone=True)
             return self._leave(packet, decision.forward.transposition, ())
         if decision.strict and decision.stateful and packet.is_tcp and not is_opening(packet.headers.tcp_flags):
@@ -446,7 +457,7 @@ class _Passage:
         pair = pair_of(decision, headers, generations, self.now_s, old)
         pair.sets_generation = self.engine._sets.generation if decision.by_set else None
         try:
-            self.engine._flows.put(pair, self.now_s, new=old is None)
+            self.engine._flows.put(pair, self.now_s, new=old is None, is_former=self.engine.is_former)
         except Refused as refused:
             raise _Drop(refused.reason) from None
         return pair
@@ -467,8 +478,21 @@ class _Passage:
         if fit is Fit.NO:
             raise _Drop(DropReason.OUT_OF_STATE)
         pair.count(entry, flags if fit is Fit.YES else 0, len(self.frame), self.now_s)
+        self._arrive(entry.transposition.exit)
         self._do_extras(packet, pair.extras, entry, first=first)
         return self._leave(packet, entry.transposition, flows)
+
+    def _arrive(self, exit: Exit | None) -> None:
+        """A packet for a port uses up what that may get."""
+        match exit:
+            case header.ToPort(id):
+                port = self.engine._index.ports.get(id)
+            case header.ToStack() if self.zone.kind is ZoneKind.HOST:
+                port = self.engine._index.ports.get(self.zone.number)
+            case _:
+                return
+        if port and not self.engine._buckets.take(port.id, "in", port.rate_in, self.now_s):
+            raise _Drop(DropReason.RATE_LIMITED, port=port.id)
 
     def _do_extras(self, packet: Packet, extras: Extras, entry: Entry | None = None, *, first: bool = False,
                    alone: bool = False) -> None:
@@ -479,7 +503,8 @@ class _Passage:
         due = alone or (first if not every or entry is None else entry.packets % every == 0)
         if extras.log is not None and due:
             journal.tell(extras.log, self.zone, packet.tuple, len(self.frame))
-        if extras.mirror in self.engine._index.ports:
+        index = self.engine._index
+        if extras.mirror in index.ports and index.exit(extras.mirror) is None:
             self.mirror = extras.mirror
 
     def _leave(self, packet: Packet, how: Transposition, flows: tuple[FlowKey, ...],
@@ -493,7 +518,8 @@ class _Passage:
             raise _Drop(DropReason.TOO_BIG, mtu=mtu)
         frame = clamp_mss(frame, packet, mtu)
         if isinstance(how.exit, header.ToSender):
-            return replace(_leaving(how.exit.to, self._answer(packet, how.exit.mac), ()), verdict=Verdict.REPLY)
+            answer = answer_on_the_spot(self.frame, packet, how.exit.mac)
+            return replace(_leaving(how.exit.to, answer, ()), verdict=Verdict.REPLY)
         if isinstance(how.exit, header.Flood):
             return self._spread(how.exit, frame, packet.tuple.vlan)
         return _leaving(how.exit, frame, flows)
@@ -507,11 +533,6 @@ class _Passage:
             return self._to_stack()
         targets = self.engine._index.flooded(exit, self.zone, vlan)
         return Result(Verdict.FLOOD, frame, uplink=exit.number, flooded=targets)
-
-    def _answer(self, packet: Packet, mac: bytes) -> bytes:
-        if packet.headers.nd:
-            return nd_answer(self.frame, packet.tuple.dst, mac)
-        return arp_answer(self.frame, mac)
 
     def _to_stack(self) -> Result:
         return Result(Verdict.STACK, self.frame)
@@ -529,6 +550,13 @@ def _leaving(exit: Exit | None, frame: bytes, flows: tuple[FlowKey, ...]) -> Res
             return Result(Verdict.REDIRECT_WIRE, frame, uplink=uplink, flows=flows)
         case _:
             return Result(Verdict.STACK, frame, flows=flows)
+
+
+def answer_on_the_spot(frame: bytes, packet: Packet, mac: bytes) -> bytes:
+    """To an ARP request, a neighbour solicitation, or an echo request to a gateway."""
+    if packet.headers.nd:
+        return nd_answer(frame, packet.tuple.dst, mac)
+    return echo_answer(frame, packet, mac) if packet.is_ip else arp_answer(frame, mac)
 
 
 def is_inspectable(packet: Packet) -> bool:
