@@ -90,7 +90,7 @@ from vfp.model import Address, EngineState, Prefix
 from vfp.reasons import DropReason
 from vfp.reference.bindings import BindingKey, Block, External
 from vfp.reference.packet import FlowTuple
-from vfp.switching import changed_segments
+from vfp.switching import changed_segments, ports_of_vlans
 from vfp.timeouts import Timeouts
 from vfp.underlays import Tunnelling
 
@@ -99,7 +99,7 @@ OBJECT = Path(__file__).with_name("vfp.bpf.o")
 _ZERO = bytes(4)
 _KEYED = (
     "links", "pools", "held", "mappings", "prefixes", "rewrites", "routes", "translations", "vtep_addresses",
-    "vtep_ids", "hops", "segments", "stations", "flooded", "underlay_numbers", "paths", "gateways",
+    "vtep_ids", "hops", "segments", "stations", "flooded", "vlans", "underlay_numbers", "paths", "gateways",
 )
 _JUMPS = (                                  # enum jump
     "vfp_slow", "vfp_odd", "vfp_related", "vfp_leave", "vfp_reject", "vfp_full", "vfp_stale", "vfp_decided",
@@ -256,7 +256,7 @@ class Datapath(AbstractContextManager["Datapath"]):
             self._remove(name, tables, keep=left)
         self._change_spaces(tables, spaces)
         for name in (
-            "mappings", "prefixes", "flooded", "stations", "segments", "underlay_numbers", "paths", "gateways",
+            "mappings", "prefixes", "flooded", "stations", "segments", "vlans", "underlay_numbers", "paths", "gateways",
         ):
             self._put(name, tables)
             self._remove(name, tables)
@@ -584,7 +584,7 @@ class Datapath(AbstractContextManager["Datapath"]):
             ("links", limits.ports + 256, "ports"), ("meters", limits.meters, "meters"),
             ("pools", limits.pools, "pools"), ("stations", limits.stations, "stations"),
             ("segments", limits.segments, "segments"), ("flooded", limits.flooded, "flooded"),
-            ("hops", limits.hops, "hops"),
+            ("hops", limits.hops, "hops"), ("vlans", limits.vlans, "vlans"),
         ):
             if (wanted := len(tables.meters if name == "meters" else tables.maps[name])) > limit:
                 raise TableFull(f"table {name}: {wanted} entries wanted, {limit} fit; raise Limits.{option}")
@@ -627,7 +627,7 @@ class Datapath(AbstractContextManager["Datapath"]):
         inhabitants = self._spaces.ports_in(spaces | behind_prefixes) | self._exits_of(spaces)
         switched = changed_segments(self._shadow, tables.maps)
         spaces |= switched.spaces
-        inhabitants |= switched.ports
+        inhabitants |= switched.ports | ports_of_vlans(self._shadow["vlans"].keys() ^ tables.maps["vlans"].keys())
         uplinks_changed = self._uplinks_changed(tables.maps["uplinks"])
         return {
             port.id
