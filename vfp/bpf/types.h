@@ -164,6 +164,7 @@ enum port_flags {
 	PORT_STRICT_TCP = 1 << 0,
 	PORT_CAPTURE = 1 << 1,		/* somebody looks at its packets */
 	PORT_TAP = 1 << 2,		/* no veth */
+	PORT_EXIT = 1 << 15,		/* no link: the way out of a space */
 };
 
 #define UPLINK_LOOPBACK (1U << 31)	/* beside an uplink's interface index */
@@ -255,6 +256,7 @@ struct port {
 	__u32 born;		/* generation at which the id became this port's: flows of older ones are of another */
 	__u16 mtu;		/* bytes of the largest packet that the endpoint takes; 0: not known */
 	__u8 underlays[2];	/* outer source of what it sends, of IPv4 and of IPv6; 0: the host's */
+	__u32 space;		/* PORT_EXIT: whose way out it is */
 };
 
 /* From whom ICMP errors to a port are, in IPv4 and in IPv6; all zero: from whom the packet was meant for. */
@@ -459,6 +461,7 @@ enum location_kind {
 	LOCATION_REMOTE = 2,
 	LOCATION_HOST = 3,
 	LOCATION_VIRTUAL = 4,
+	LOCATION_VIA = 5,	/* of a route: wherever another address is */
 };
 
 struct location {
@@ -468,6 +471,20 @@ struct location {
 	__u32 port;
 	__u32 vni;
 	__u32 vtep;		/* as in struct transposition */
+};
+
+/* Of a longest-prefix match: `length` counts the bits of all fields. */
+struct route_key {
+	__u32 length;
+	__u32 space;
+	__u32 family;
+	struct address address;
+};
+
+/* Where a space has what it has no place for. */
+struct route {
+	struct location to;
+	struct address via;	/* LOCATION_VIA: of the next hop */
 };
 
 /* A member of a set, by prefix length; the address is masked. */
