@@ -224,7 +224,8 @@ def build(
 def _tunnel(
     goals: Goals, networks: Mapping[str, NetworkGoal], observed: Observed, faults: list[Fault]
 ) -> TunnelLink | None:
-    if not any(network.mode == "overlay" for network in networks.values()):
+    if not any(network.mode == "overlay" for network in networks.values()) and not (
+            TUNNEL in observed.owned and observed.underlays):
         return None
     if goals.host.underlay and observed.underlay_error:
         faults.append(Fault(key_of(goals.host), observed.underlay_error))

@@ -14,6 +14,7 @@ from agent.goals import Goals
 from agent.overlaps import Overlap, overlapping
 from agent.reconcile import Outcome, Reconciler
 from agent.seams import SwitchSeam
+from agent.services import Services
 from agent.state import Disk
 from agent.worker import Worker
 from southbound.messages import Ack, Facts, HostFacts, ObjectStatus
@@ -42,6 +43,7 @@ class Host:
         reconciler: Reconciler,
         disk: Disk,
         features: tuple[str, ...] = (),
+        services: Services | None = None,
     ) -> None:
         stored = disk.load()
         self.goals: Goals = stored.goals
@@ -56,6 +58,7 @@ class Host:
         self._reconciler = reconciler
         self._disk = disk
         self._features = features
+        self._services = services
         self._lock = asyncio.Lock()
         self._incomplete = asyncio.Event()
         self._changed = asyncio.Event()
@@ -104,6 +107,7 @@ class Host:
         """Look again whenever something about links, addresses, routes or namespaces changed. Never ends."""
         async with aclosing(self._switch.watch()) as changes:
             async for _ in changes:
+                self._reconciler.paths.stale()
                 if self.goals.revision:
                     await self.again(mend=False)
                     self._changed.set()
@@ -132,6 +136,11 @@ class Host:
             await self.again()
             await asyncio.sleep(MEND_PAUSE * (time.monotonic() - began))
 
+    async def serve(self) -> None:
+        """What endpoints are given besides. Never ends."""
+        if self._services is not None:
+            await self._services.keep(lambda: self.again(mend=False))
+
     async def retry(self) -> None:
         """Look again, ever less often, while something is not as it should be. Never ends."""
         delay_s = RETRY_FIRST_S
@@ -145,7 +154,8 @@ class Host:
     async def _apply(self, mend: bool) -> Ack:
         goals = self.goals
         try:
-            outcome = await self._worker.run(self._reconciler.reconcile, goals, mend, self.facts)
+            leases = self._services.leases() if self._services is not None else {}
+            outcome = await self._worker.run(self._reconciler.reconcile, goals, mend, self.facts, leases)
         except (VSwitchError, DatapathError, OSError) as error:
             _log.exception("reconcile failed", revision=goals.revision)
             self._incomplete.set()
@@ -155,6 +165,8 @@ class Host:
         else:
             self._note(outcome)
             self._note_overlaps(goals, outcome.overlaps)
+            if self._services is not None:
+                await self._services.follow(goals, outcome.built)
             self.ack = Ack(outcome.revision, outcome.objects)
         return self.ack
 
