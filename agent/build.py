@@ -188,7 +188,7 @@ def build(
         nested = {uid: tuple(port for port in ports if port.id not in gone) for uid, ports in nested.items()}
     tables = [contributor.tables(view) for contributor in contributors]
     shapes = shapes_of(goals.host, (
-        (view.port_ids[uid], links[uid].host_interface, port) for uid, port in view.ports.items()))
+        (ids.ports[port.id], links[port.id].host_interface, port) for port in goals.ports if port.id in links))
     engine = _engine(view, layers, links, tables, observed, shapes)
     for table in tables:
         faults.extend(table.faults)
@@ -335,7 +335,7 @@ def _engine(
         inspect_ifindex=detour.ifindex if detour else 0,
         sets=tuple(given for table in tables for given in table.sets),
         prefixes=tuple(prefix for table in tables for prefix in table.prefixes),
-        underlays=_underlays(observed) if tunnel else (),
+        underlays=_underlays(observed),
         paths=observed.paths if tunnel else (),
         tunnel_port=view.host.vxlan_port,
         shaper=queues.ifindex if queues and any(shape.shaped for shape in shapes.values()) else 0,

@@ -207,6 +207,7 @@ class Host:
             listeners=found.listeners,
             underlay_mtu_bytes=self._underlay_mtu(),
             features=self._features,
+            links=found.links,
         )
 
     def _underlay_mtu(self) -> int:

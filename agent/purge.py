@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import ParamSpec
 
+from agent.goal_files import GOAL_FILES
 from vfp.datapath.engine import Datapath
 from vswitch.errors import VSwitchError
 from vswitch.links import Where
@@ -17,7 +18,7 @@ __all__ = ["purge_host"]
 P = ParamSpec("P")
 
 _HOOKS: tuple[Where, ...] = ("ingress", "egress")
-_STATE_FILES = ("goal.msgpack", "agent.json", "leases.json")
+_STATE_FILES = (*GOAL_FILES, "agent.json", "leases.json")
 
 
 def purge_host(state_dir: Path, pin_dir: Path) -> list[str]:

@@ -321,8 +321,8 @@ class Reconciler:
         goal_ids = {number: uid for uid, number in built.port_ids.items()}
         refused: dict[str, str] = {}
         for port in built.engine.ports:
+            alone = replace(built.engine, ports=(port,), spaces=(), mappings=(), prefixes=())
             try:
-                alone = EngineState(ports=(port,), sets=built.engine.sets, underlays=built.engine.underlays)
                 Compiler().compile(alone, self._max_ports)
             except CompileError as error:
                 refused[goal_ids[port.id]] = str(error)

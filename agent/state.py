@@ -1,6 +1,6 @@
 """What the agent keeps on disk, so that a host without its controller, or after a crash, goes on as it was.
 
-`DIR/goal.msgpack`: the last acknowledged goal state, as a southbound `FullSync`. `DIR/agent.json`: the
+`DIR/goal.msgpack`, `DIR/goal.log`: the last acknowledged goal state (`agent.goal_files`). `DIR/agent.json`: the
 identities given on this host and the identity of the controller's database. Each file is replaced whole:
 written beside, fsynced, renamed, and the directory fsynced. A file that cannot be read is put aside as
 `*.unreadable` and counts as absent: the controller sends the goal state again, and identities come back from
@@ -17,13 +17,10 @@ from typing import Any
 
 import structlog
 
-from agent.goals import Goals, from_sync
+from agent.goal_files import GoalFiles, put_aside
+from agent.goals import Goals
 from agent.ids import Ids
-from southbound import codec
 from southbound.durable import write_file
-from southbound.earlier import decode_kept
-from southbound.errors import ProtocolError
-from southbound.messages import FullSync, Goal, Key
 
 __all__ = ["Disk", "Stored"]
 
@@ -45,23 +42,17 @@ class Disk:
 
     def __init__(self, directory: Path) -> None:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._goal = directory / "goal.msgpack"
+        self._goals = GoalFiles(directory)
         self._agent = directory / "agent.json"
         self._ids, self._store = self._load_agent()
-        self._encoded: dict[Key, tuple[Goal, bytes]] = {}      # as saved last: what did not change is not encoded again
 
     def load(self) -> Stored:
         """What was saved last."""
-        return Stored(self._load_goals(), self._ids, self._store)
+        return Stored(self._goals.load(), self._ids, self._store)
 
     def save_goals(self, goals: Goals) -> None:
         """Keep a goal state; when this returns it survives a power cut."""
-        encoded: dict[Key, tuple[Goal, bytes]] = {}
-        for key, goal in goals.objects.items():
-            known = self._encoded.get(key)
-            encoded[key] = known if known is not None and known[0] is goal else (goal, codec.encode_goal(goal))
-        write_file(self._goal, codec.encode_sync(goals.revision, [piece for _, piece in encoded.values()]))
-        self._encoded = encoded
+        self._goals.save(goals)
 
     def save_ids(self, ids: Ids) -> None:
         """Keep identities, before anything in the kernel is made under them."""
@@ -78,26 +69,13 @@ class Disk:
         content = {"format": _FORMAT, "store": self._store, "ids": asdict(self._ids)}
         write_file(self._agent, json.dumps(content, indent=1, sort_keys=True).encode())
 
-    def _load_goals(self) -> Goals:
-        try:
-            message = decode_kept(self._goal.read_bytes())
-        except FileNotFoundError:
-            return Goals()
-        except ProtocolError as error:
-            _put_aside(self._goal, str(error))
-            return Goals()
-        if not isinstance(message, FullSync):
-            _put_aside(self._goal, f"a {type(message).__name__} in place of a goal state")
-            return Goals()
-        return from_sync(message)
-
     def _load_agent(self) -> tuple[Ids, str]:
         try:
             return _read_agent(json.loads(self._agent.read_bytes()))
         except FileNotFoundError:
             return Ids(), ""
         except (ValueError, KeyError, TypeError) as error:
-            _put_aside(self._agent, repr(error))
+            put_aside(self._agent, repr(error))
             return Ids(), ""
 
 
@@ -122,9 +100,3 @@ def _numbers(raw: Mapping[str, Any]) -> dict[str, int]:
     if len(set(found.values())) != len(found) or any(number < 1 for number in found.values()):
         raise ValueError("identities are not positive, or not unique")
     return found
-
-
-def _put_aside(path: Path, why: str) -> None:
-    aside = path.with_name(path.name + ".unreadable")
-    path.replace(aside)
-    _log.error("state file unreadable, put aside", path=str(path), aside=str(aside), why=why)

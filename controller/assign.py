@@ -12,7 +12,9 @@ from ipaddress import ip_address, ip_network
 from typing import cast
 
 from controller import ipam
-from controller.check_mappings import VXLAN_PORT, listeners_in, mapped
+from controller.check_mappings import listeners_in, mapped
+from controller.check_modes import ON_SEGMENT
+from controller.checks import own_addresses
 from controller.documents import Declared
 from controller.ipam import Range
 from controller.overlaps import chosen
@@ -48,6 +50,7 @@ class Asked:
 
 
 _NOTHING = Asked()
+_NO_FACTS: Mapping[str, HostFacts] = {}
 
 
 def assign(document: Declared, uid: str, state: State, facts: Mapping[str, HostFacts],
@@ -65,7 +68,7 @@ def assign(document: Declared, uid: str, state: State, facts: Mapping[str, HostF
         assigned = before.assigned if before else _network(spec, uid, state)
         return replace(assigned, subnets=_subnets(document.ref, spec, before, state, facts))
     if isinstance(spec, EndpointSpec):
-        return _endpoint(document.ref, spec, cast("Stored[EndpointSpec] | None", old), state, asked)
+        return _endpoint(document.ref, spec, cast("Stored[EndpointSpec] | None", old), state, asked, facts)
     if isinstance(spec, StaticMappingSpec):
         port = _external_port(document.ref, spec, cast("Stored[StaticMappingSpec] | None", old), state, facts)
         return Assigned(external_port=port)
@@ -140,7 +143,7 @@ def _network(spec: NetworkSpec, uid: str, state: State) -> Assigned:
     elif spec.mode == "overlay":
         space = state.cursors["vni"] = ipam.next_vni(state.cursors.get("vni", 0), state.spaces)
     else:
-        space = ipam.next_nat_space(state.cursors.get("nat-space", 0), state.spaces)
+        space = ipam.next_space(state.cursors.get("nat-space", 0), state.spaces)
         state.cursors["nat-space"] = space
     return Assigned(space=space, gateway_mac=ipam.hashed_mac(f"gateway/{uid}", lambda _: False))
 
@@ -166,22 +169,28 @@ def _subnets(ref: Ref, spec: NetworkSpec, old: Stored[NetworkSpec] | None, state
     return tuple(settled[i] for i in range(len(spec.subnets)))
 
 
-def _endpoint(ref: Ref, spec: EndpointSpec, old: Stored[EndpointSpec] | None, state: State, asked: Asked) -> Assigned:
+def _endpoint(ref: Ref, spec: EndpointSpec, old: Stored[EndpointSpec] | None, state: State, asked: Asked,
+              facts: Mapping[str, HostFacts] = _NO_FACTS) -> Assigned:
     network_ref = Ref("Network", ref.tenant, spec.network)
     network = state.network(network_ref)
     assert network is not None, "checked before"
     subnets = subnets_of(network)
     address, address6 = "", ""
-    if any(subnet.version == 4 for subnet in subnets):
+    host = state.host(spec.host)
+    external = host is not None and host.spec.external          # it has what it has; we choose nothing
+    versions = {subnet.version for subnet in subnets}
+    if 4 in versions and not spec.dhcp and (spec.address or not external):
         same = old is not None and spec.address in (None, old.spec.address)
         had = old.assigned.address if old and same else ""
-        address = _address(network, subnets, 4, spec.address, had, state, asked)
-    if any(subnet.version == 6 for subnet in subnets):
+        address = _address(network, subnets, 4, spec.address, had, state, asked, facts)
+    if 6 in versions and (spec.address6 or not external):
         same = old is not None and spec.address6 in (None, old.spec.address6)
         had = old.assigned.address6 if old and same else ""
-        address6 = _address(network, subnets, 6, spec.address6, had, state, asked)
+        address6 = _address(network, subnets, 6, spec.address6, had, state, asked, facts)
     mac = spec.mac or (old.assigned.mac if old else "")
-    if not mac:
+    if spec.behind is not None:
+        mac = ""                            # that of the link which it uses
+    elif not mac:
         gateway_mac = network.assigned.gateway_mac
         mac = ipam.hashed_mac(f"{network.uid}/{ref.name}",
                               lambda m: m == gateway_mac or (network_ref, m) in state.macs)
@@ -189,7 +198,7 @@ def _endpoint(ref: Ref, spec: EndpointSpec, old: Stored[EndpointSpec] | None, st
 
 
 def _address(network: Stored[NetworkSpec], subnets: Sequence[InUse], version: int, wanted: str | None, had: str,
-             state: State, asked: Asked) -> str:
+             state: State, asked: Asked, facts: Mapping[str, HostFacts]) -> str:
     """An address of a family: the one it had, the one that is asked for, or the next free one."""
     if had:
         return had
@@ -200,6 +209,8 @@ def _address(network: Stored[NetworkSpec], subnets: Sequence[InUse], version: in
     ring = _ring(subnets, version)
     key = address_key(network.uid, version)
     reserved, taken = asked.of(network), _taken(network.ref, version, state)
+    if network.spec.mode in ON_SEGMENT:     # hosts have addresses there, too
+        reserved |= {address for each in facts.values() for address in own_addresses(each)}
     number = ipam.next_free(ring, state.cursors.get(key, 0),
                             lambda number: taken(number) or ipam.text_of(number, version) in reserved)
     if number is None:
@@ -236,7 +247,7 @@ def _external_port(ref: Ref, spec: StaticMappingSpec, old: Stored[StaticMappingS
     (low, high), (first, last) = host.spec.nat_ports, host.spec.mapping_ports
     listening = {port for _, port in listeners_in(facts.get(name), spec, (first, last))}
     if spec.protocol == "udp" and host.spec.underlay:
-        listening.add(VXLAN_PORT)
+        listening.add(state.vxlan_port())
 
     def taken(port: int) -> bool:
         return low <= port <= high or port in listening or mapped(state, name, ref, spec, (port, port)) is not None

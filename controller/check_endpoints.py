@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from controller.check_modes import ON_SEGMENT, known_link
 from controller.check_networks import outside
-from controller.checks import Surroundings, exists
+from controller.checks import Surroundings, exists, own_addresses
 from controller.documents import Declared
+from controller.endpoint_specs import EndpointSpec
 from controller.errors import Problem
-from controller.network_specs import EndpointSpec, NetworkSpec
+from controller.network_specs import NetworkSpec
+from controller.qos_specs import QosSpec
 from controller.state import AnyStored, Ref, State, Stored
 from controller.subnets import meant, subnets_of
 
@@ -25,7 +28,35 @@ def check_endpoint(document: Declared, old: AnyStored | None, around: Surroundin
         yield Problem("immutable", f"cannot be changed (it is {was.network})", "spec.network", spec.network,
                       "delete the endpoint and make it anew")
         return
-    holder = state.interfaces.get(spec.place)
+    yield from _place(ref, spec, state)
+    network, host = state.network(network_ref), state.host(spec.host)
+    if network is None:
+        return
+    if network.spec.mode != "overlay" and network.spec.host not in (None, spec.host):
+        yield Problem("invalid", f"{network_ref} is a {network.spec.mode} network of host {network.spec.host}",
+                      "spec.host", spec.host, f"use host {network.spec.host}, or a network of {spec.host}")
+    if network.spec.mode == "overlay" and host is not None and not host.spec.underlay:
+        yield Problem("invalid", f"host {spec.host} has no underlay address, which an overlay endpoint needs",
+                      "spec.host", spec.host, f"set spec.underlay of Host {spec.host}")
+    if host is not None and host.spec.external:
+        yield from _external(spec, network)
+    elif spec.place is None and spec.behind is None:
+        yield Problem("missing", "neither netns nor tap says where it is", "spec.netns", "nothing",
+                      "add netns, or tap with the name of a tap device, or behind with the name of an endpoint")
+    yield from _modes(spec, network)
+    if network.spec.mode in ON_SEGMENT and network.spec.uplink is not None:
+        yield from known_link(network.spec.uplink, "spec.host", spec.host, around, f", the uplink of {network.ref}")
+    for field in ("address", "address6"):
+        text = getattr(spec, field)
+        if text and (was is None or getattr(was, field) != text):      # what was asked for before may have moved since
+            yield from _address(ref, text, f"spec.{field}", network, state)
+            yield from _host_address(text, f"spec.{field}", spec.host, network, around)
+    if spec.mac:
+        yield from _mac(ref, spec.mac, network, state)
+
+
+def _place(ref: Ref, spec: EndpointSpec, state: State) -> Iterator[Problem]:
+    holder = state.interfaces.get(spec.place) if spec.place is not None else None
     if holder not in (None, ref):
         if spec.tap is not None:
             yield Problem("in_use", f"tap device {spec.tap} on {spec.host} is that of {holder}", "spec.tap", spec.tap,
@@ -33,21 +64,51 @@ def check_endpoint(document: Declared, old: AnyStored | None, around: Surroundin
         else:
             yield Problem("in_use", f"interface {spec.interface} in {spec.netns} on {spec.host} is that of {holder}",
                           "spec.interface", spec.interface, "choose another interface name or namespace")
-    network, host = state.network(network_ref), state.host(spec.host)
-    if network is None:
-        return
-    if network.spec.mode == "nat" and network.spec.host != spec.host:
-        yield Problem("invalid", f"{network_ref} is a nat network of host {network.spec.host}", "spec.host",
-                      spec.host, f"use host {network.spec.host}, or a network of {spec.host}")
-    if network.spec.mode == "overlay" and host is not None and not host.spec.underlay:
-        yield Problem("invalid", f"host {spec.host} has no underlay address, which an overlay endpoint needs",
-                      "spec.host", spec.host, f"set spec.underlay of Host {spec.host}")
-    for field in ("address", "address6"):
-        text = getattr(spec, field)
-        if text and (was is None or getattr(was, field) != text):      # what was asked for before may have moved since
-            yield from _address(ref, text, f"spec.{field}", network, state)
-    if spec.mac:
-        yield from _mac(ref, spec.mac, network, state)
+
+
+def _host_address(text: str, where: str, host: str, network: Stored[NetworkSpec],
+                  around: Surroundings) -> Iterator[Problem]:
+    """A problem if the host, which is on the same segment, has the address itself."""
+    facts = around.facts.get(host)
+    if network.spec.mode in ON_SEGMENT and facts is not None and text in own_addresses(facts):
+        yield Problem("in_use", f"{text} is an address of host {host} on that segment", where, text,
+                      "choose another, or leave it out")
+
+
+def _external(spec: EndpointSpec, network: Stored[NetworkSpec]) -> Iterator[Problem]:
+    """Problems of an endpoint behind a VTEP that is not ours: nothing can be done there, so all must be known."""
+    if network.spec.mode != "overlay":
+        yield Problem("invalid", f"host {spec.host} is external, and {network.ref} a {network.spec.mode} network",
+                      "spec.host", spec.host, "use an overlay network, or another host")
+    for field in ("netns", "tap", "behind"):
+        if getattr(spec, field) is not None:
+            yield Problem("invalid", f"host {spec.host} is external: no agent attaches it there", f"spec.{field}",
+                          str(getattr(spec, field)), "leave it out")
+    if not spec.mac:
+        yield Problem("missing", f"host {spec.host} is external: its MAC cannot be chosen", "spec.mac", "nothing",
+                      "add the MAC that it has")
+    versions = {subnet.version for subnet in subnets_of(network)}
+    given = {version for version, text in ((4, spec.address), (6, spec.address6)) if text}
+    if not given & versions:
+        field = "address" if 4 in versions else "address6"
+        yield Problem("missing", f"host {spec.host} is external: its address cannot be chosen", f"spec.{field}",
+                      "nothing", "add the address that it has")
+    if spec.qos != QosSpec():
+        yield Problem("invalid", f"host {spec.host} is external: nobody holds qos there", "spec.qos", "caps",
+                      "leave it out")
+
+
+_ONLY = {"dhcp": ("transparent",), "vlans": ("transparent",), "forwards": ("overlay", "transparent")}
+"""Fields that endpoints of some modes only may have."""
+
+
+def _modes(spec: EndpointSpec, network: Stored[NetworkSpec]) -> Iterator[Problem]:
+    for field, modes in _ONLY.items():
+        value = getattr(spec, field)
+        if value and network.spec.mode not in modes:
+            shown = "true" if value is True else ", ".join(map(str, value))
+            yield Problem("wrong_mode", f"{network.ref} is a {network.spec.mode} network; {field} is for "
+                          f"{' and '.join(modes)} networks", f"spec.{field}", shown, "leave it out")
 
 
 def _address(ref: Ref, text: str, where: str, network: Stored[NetworkSpec], state: State) -> Iterator[Problem]:

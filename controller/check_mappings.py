@@ -9,15 +9,14 @@ from controller.check_networks import whole_address_mappings
 from controller.checks import Surroundings, endpoint_of, exists, own_addresses
 from controller.documents import Declared
 from controller.errors import Problem
+from controller.host_specs import HostSpec
 from controller.ipam import Range
 from controller.mapping_specs import ANY_ADDRESSES, StaticMappingSpec
-from controller.network_specs import HostSpec, NatSpec, NetworkSpec
+from controller.network_specs import NatSpec, NetworkSpec
 from controller.state import AnyStored, Ref, State, Stored
 from controller.subnets import meant, subnets_of
 from controller.texts import port_range
 from southbound.messages import HostFacts
-
-VXLAN_PORT = 4789
 
 
 def check_mapping(document: Declared, old: AnyStored | None, around: Surroundings) -> Iterator[Problem]:
@@ -96,7 +95,7 @@ def _whole(ref: Ref, spec: StaticMappingSpec, host: str, around: Surroundings) -
     if facts is not None and address in primary_addresses(facts):
         yield Problem("in_use", f"{address} is the host's own primary address, which would no longer reach host {host}",
                       where, address, "add a second address to the interface, and name that")
-    if stored is not None and stored.spec.underlay == address:
+    if stored is not None and address in stored.spec.underlays:
         yield Problem("in_use", f"{address} is the underlay address of Host {host}", where, address, todo)
     for network in state.nat_networks_on(host):
         if address in (network.spec.nat or NatSpec()).external_addresses:
@@ -132,10 +131,11 @@ def _ports(ref: Ref, spec: StaticMappingSpec, ports: Range, host: str, around: S
     if listener is not None and not in_place:
         yield Problem("in_use", f"{spec.protocol} port {listener[1]} of host {host} is taken by a program of "
                       f"the host that listens on {listener[0]}", where, found, todo + ", or stop that program")
-    yield from _reserved(spec, ports, stored)
+    yield from _reserved(spec, ports, stored, around.state.vxlan_port())
 
 
-def _reserved(spec: StaticMappingSpec, ports: Range, host: Stored[HostSpec] | None) -> Iterator[Problem]:
+def _reserved(spec: StaticMappingSpec, ports: Range, host: Stored[HostSpec] | None,
+              vxlan_port: int) -> Iterator[Problem]:
     if host is None:
         return
     where, found, todo = "spec.externalPort", str(spec.external_port), "choose another, or auto"
@@ -144,8 +144,8 @@ def _reserved(spec: StaticMappingSpec, ports: Range, host: Stored[HostSpec] | No
         which = f"port {ports[0]} is" if ports[0] == ports[1] else f"ports {ports[0]}-{ports[1]} are"
         yield Problem("in_use", f"{which} in the range {low}-{high} that NAT uses on host {host.ref.name}", where,
                       found, f"{todo}, or change spec.natPorts of Host {host.ref.name}")
-    if spec.protocol == "udp" and host.spec.underlay and ports[0] <= VXLAN_PORT <= ports[1]:
-        yield Problem("in_use", f"udp port {VXLAN_PORT} carries the overlay of host {host.ref.name}", where, found,
+    if spec.protocol == "udp" and host.spec.underlay and ports[0] <= vxlan_port <= ports[1]:
+        yield Problem("in_use", f"udp port {vxlan_port} carries the overlay of host {host.ref.name}", where, found,
                       todo)
 
 

@@ -7,6 +7,7 @@ from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import Any, cast
 
 from controller import ipam
+from controller.check_modes import check_modes
 from controller.checks import Surroundings, exists, listing, own_addresses
 from controller.documents import Declared
 from controller.errors import Problem
@@ -43,9 +44,10 @@ def check_network(document: Declared, old: AnyStored | None, around: Surrounding
         if changed:
             return
         yield from _changed_subnets(spec, cast("Stored[NetworkSpec]", old), around)
+    yield from check_modes(ref, spec, old, around)
     if spec.mode == "overlay":
         yield from _overlay(spec, old, around)
-    else:
+    elif spec.mode == "nat":
         yield from _nat_mode(ref, spec, old, around)
 
 
@@ -146,17 +148,9 @@ def _overlay(spec: NetworkSpec, old: AnyStored | None, around: Surroundings) -> 
         if subnet.prefix == "auto":
             yield Problem("invalid", "an overlay network is on no host that could say what is free",
                           f"spec.subnets[{i}].prefix", "auto", "give a prefix such as 10.1.0.0/24, or use mode nat")
-    if spec.nat is not None:
-        yield Problem("invalid", "an overlay network is not translated", "spec.nat", "a nat section",
-                      "leave it out, or use mode nat")
-    if spec.on_overlap != "degrade":
-        yield Problem("invalid", "an overlay network is apart from the prefixes of its hosts", "spec.onOverlap",
-                      spec.on_overlap, "leave it out, or use mode nat")
 
 
 def _nat_mode(ref: Ref, spec: NetworkSpec, old: AnyStored | None, around: Surroundings) -> Iterator[Problem]:
-    if spec.vni != "auto":
-        yield Problem("invalid", "a nat network has no VNI", "spec.vni", str(spec.vni), "leave it out")
     if spec.host is None:
         yield Problem("missing", "a nat network lives on one host", "spec.host", "nothing", "add the name of a host")
         return

@@ -15,8 +15,8 @@ from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 
 MIN_AUTO_VNI = 4096                         # below are numbers that people choose by hand
 MAX_VNI = 2**24 - 1
-FIRST_NAT_SPACE = 2**24                     # spaces of nat networks: 2**24 + n
-MAX_NAT_SPACE = 2**25 - 1
+FIRST_SPACE = 2**24                     # spaces of networks that are no overlays
+MAX_SPACE = 2**25 - 1
 
 Prefix = IPv4Network | IPv6Network
 Range = tuple[int, int]
@@ -149,9 +149,9 @@ def next_vni(after: int, taken: Container[int]) -> int:
     return value
 
 
-def next_nat_space(after: int, taken: Container[int]) -> int:
-    """A free space id for a nat network. Raises `Exhausted`."""
-    value = next_free([(FIRST_NAT_SPACE, MAX_NAT_SPACE)], after, taken.__contains__)
+def next_space(after: int, taken: Container[int]) -> int:
+    """A free space id for a network that is no overlay. Raises `Exhausted`."""
+    value = next_free([(FIRST_SPACE, MAX_SPACE)], after, taken.__contains__)
     if value is None:
         raise Exhausted("all space ids are in use")
     return value
@@ -189,6 +189,22 @@ def hashed_mac(identity: str, taken: Callable[[str], bool]) -> str:
     raise Exhausted(f"no free MAC address for {identity}")
 
 
-__all__ = ["Exhausted", "Prefix", "Range", "cursor_past", "default_gateway", "free_prefix", "hashed_mac",
-           "local_prefix", "next_free", "next_nat_space", "next_ports", "next_vni", "range_of", "text_of", "usable",
-           "within", "without"]
+__all__ = [
+    "Exhausted",
+    "Prefix",
+    "Range",
+    "cursor_past",
+    "default_gateway",
+    "free_prefix",
+    "hashed_mac",
+    "local_prefix",
+    "next_free",
+    "next_ports",
+    "next_space",
+    "next_vni",
+    "range_of",
+    "text_of",
+    "usable",
+    "within",
+    "without",
+]

@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal, ParamSpec, TypeVar
 
 from controller.assign import Asked, assign, follow, release
+from controller.check_relations import check_relations
 from controller.checks import Surroundings
 from controller.documents import Declared, parse, render
 from controller.errors import NotFound, Outdated, Problem, on, refusal
@@ -197,6 +198,9 @@ class Ledger:
                 problems += on(str(each.ref), found)
                 continue
             items[each.ref] = Item(each.ref, "configured" if old else "created", fork.objects[each.ref])
+        if not problems:
+            put = [after for change in changes.values() if (after := change.after) is not None]
+            problems = check_relations(put, Surroundings(fork, facts))
         if problems:
             raise refusal(_without_echoes(problems, parsed))
         return fork, [items[each.ref] for each in declared], list(changes.values())
@@ -215,7 +219,8 @@ class Ledger:
         fork.revision += 1
         problems: list[Problem] = []
         changes: dict[Ref, Change] = {}
-        for ref in sorted(set(refs), key=lambda r: -RANK[r.kind]):
+        going = frozenset(refs)
+        for ref in sorted(going, key=lambda r: -RANK[r.kind]):
             stored = fork.get(ref)
             if if_match is not None:
                 _match(ref, stored, if_match)
@@ -223,7 +228,7 @@ class Ledger:
                 if not missing_ok:
                     problems.append(missing(ref, fork))
                 continue
-            found = check_removal(stored, fork)
+            found = check_removal(stored, fork, going)
             if found:
                 problems += on(str(ref), found)
                 continue

@@ -1,4 +1,4 @@
-"""What hosts, networks and endpoints may say: subnets, translation, addresses."""
+"""What a Network may say: mode, subnets, translation, neighbours."""
 
 from __future__ import annotations
 
@@ -7,19 +7,18 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from controller.host_specs import MAX_PREFIXES
+from controller.qos_specs import QosSpec
+from controller.routing_specs import Broadcast, Egress, EgressHost, RouteSpec
 from controller.texts import (
-    Address4Text,
-    Address6Text,
     AddressesText,
     AddressText,
     InterfaceName,
-    MacText,
     Model,
     ModeText,
     MtuOrAuto,
     Name,
-    NetnsText,
-    Port,
+    PeerText,
     PrefixOrAuto,
     PrefixText,
     VniOrAuto,
@@ -29,44 +28,12 @@ from controller.texts import (
 
 MAX_SUBNETS = 16
 MAX_EXTERNAL_ADDRESSES = 16
-MAX_PREFIXES = 1024                         # of one list
+MAX_PEERS = 64
 MAX_TIMEOUT_S = 30 * 86400
 BLOCK_PORTS = (16, 4096)
 AUTO_LENGTHS = (8, 30)
 DEFAULT_AUTO_LENGTH = 24
-AUTO_PREFIXES = ("192.168.0.0/16", "172.16.0.0/12", "10.0.0.0/8")
-DEFAULT_INTERFACE = "eth0"
-
-
-class HostSpec(Model):
-    """What Sluice may use of a host."""
-
-    underlay: Address4Text | None = Field(default=None, description="VTEP address; without it: no overlay")
-    uplink: InterfaceName | None = Field(
-        default=None, description="interface for NAT; default: that of the default route")
-    nat_ports: tuple[Port, Port] = Field(
-        default=(20000, 32767), description="source ports that NAT may use, inclusive")
-    mapping_ports: tuple[Port, Port] = Field(
-        default=(10000, 19999), description="where `externalPort: auto` takes from, inclusive; not from natPorts")
-    avoid_prefixes: tuple[PrefixText, ...] = Field(
-        default=(), max_length=MAX_PREFIXES,
-        description="prefixes that nat networks of this host must not overlap, whatever its routes say now")
-    auto_prefixes: tuple[PrefixText, ...] = Field(
-        default=(), max_length=MAX_PREFIXES,
-        description=f"where `prefix: auto` takes from, in order; default: {', '.join(AUTO_PREFIXES)}")
-
-    @model_validator(mode="after")
-    def _range(self) -> HostSpec:
-        low, high = self.nat_ports
-        if not 1024 <= low <= high:
-            raise wrong(f"natPorts [{low}, {high}] is not a range of unprivileged ports",
-                        "give [low, high] with 1024 <= low <= high <= 65535", field="natPorts",
-                        found=self.nat_ports)
-        low, high = self.mapping_ports
-        if low > high:
-            raise wrong(f"mappingPorts [{low}, {high}] ends before it starts", f"write [{high}, {low}]",
-                        field="mappingPorts", found=self.mapping_ports)
-        return self
+DEFAULT_FLOODING = (1000, 2000)             # of a segment that is there anyway
 
 
 class SubnetSpec(Model):
@@ -193,43 +160,50 @@ class NetworkSpec(Model):
 
     mode: ModeText
     subnets: tuple[SubnetSpec, ...]
-    host: Name | None = Field(default=None, description="the host of a nat network; an overlay network has none")
+    host: Name | None = Field(
+        default=None, description="the host of a nat network; of other modes but overlay the only one it is on")
+    uplink: InterfaceName | None = Field(
+        default=None, description="transparent, l2bridge, l2tunnel: interface to the segment; default: the host's")
     vni: VniOrAuto = Field(default="auto", description="overlay only")
     mtu: MtuOrAuto = Field(default="auto", description="bytes; auto: what the underlay or uplink leaves")
     on_overlap: Literal["degrade", "renumber"] = Field(
         default="degrade", description="nat only: what happens when the host comes to overlap it")
-    nat: NatSpec | None = Field(default=None, description="nat only")
-
-
-class EndpointSpec(Model):
-    """An interface in a network namespace of a host, or behind a tap device of it, attached to a network."""
-
-    network: Name
-    host: Name
-    netns: NetnsText | None = Field(default=None, description="name under /run/netns, or an absolute path")
-    tap: InterfaceName | None = Field(default=None, description="in place of netns: a tap device of the host")
-    interface: InterfaceName = Field(default=DEFAULT_INTERFACE, description="name in the namespace")
-    address: Address4Text | None = Field(default=None, description="default: the next free one of the subnets")
-    address6: Address6Text | None = Field(default=None, description="default: the next free one of the subnets")
-    mac: MacText | None = Field(default=None, description="default: 02: and a hash")
-
-    @model_validator(mode="after")
-    def _one_place(self) -> EndpointSpec:
-        if self.netns is None and self.tap is None:
-            raise wrong("neither netns nor tap says where it is", "add netns, or tap with the name of a tap device",
-                        "missing", field="netns", found="nothing")
-        if self.netns is not None and self.tap is not None:
-            raise wrong(f"both netns {self.netns} and tap {self.tap}", "keep one of them", field="tap", found=self.tap)
-        if self.tap is not None and self.interface != DEFAULT_INTERFACE:
-            raise wrong(f"interface {self.interface} with tap {self.tap}, whose machine names it itself",
-                        "leave interface out", field="interface", found=self.interface)
-        return self
+    nat: NatSpec | None = Field(default=None, description="nat, and overlay with egress")
+    peers: tuple[PeerText, ...] = Field(
+        default=(), max_length=MAX_PEERS,
+        description="overlay only: networks, name or tenant/name, that it reaches and that reach it")
+    routes: tuple[RouteSpec, ...] = Field(
+        default=(), max_length=MAX_PREFIXES, description="overlay only: by the longest prefix")
+    egress: Egress = Field(
+        default="none", description="overlay only: to the world by each host's NAT, or by that of one host")
+    broadcast: Broadcast | None = Field(
+        default=None, description="overlay, private, transparent; default: off, of transparent 1000 and 2000")
+    isolation: bool = Field(default=False, description="its endpoints reach the gateway and beyond, not each other")
+    router_advertisements: bool = Field(default=False, description="IPv6, from the gateway; overlay, nat, private")
+    slaac: bool = Field(default=False, description="with routerAdvertisements: hosts may choose their addresses")
+    qos: QosSpec = Field(default_factory=QosSpec, description="of its endpoints, where they say nothing else")
 
     @property
-    def place(self) -> tuple[str, str, str]:
-        """Host, namespace (empty: the host's own) and name of the interface: what no two endpoints share."""
-        return self.host, self.netns or "", self.tap or self.interface
+    def exit(self) -> str | None:
+        """The host by which the network reaches the world, if that is one."""
+        return self.egress.host if isinstance(self.egress, EgressHost) else None
+
+    @property
+    def exits(self) -> tuple[str, ...]:
+        """All hosts by which some packets of it leave."""
+        hosts = [self.exit, *(route.via.host for route in self.routes)]
+        return tuple(dict.fromkeys(host for host in hosts if host is not None))
+
+    @property
+    def flooding(self) -> tuple[int, int] | None:
+        """Frames a second and at once to all; None: none."""
+        if self.broadcast is None:
+            return DEFAULT_FLOODING if self.mode == "transparent" else None
+        return None if self.broadcast == "off" else (self.broadcast.rate, self.broadcast.burst)
+
+    def peer_paths(self, tenant: str) -> tuple[tuple[str, str], ...]:
+        """Tenant and name of each peer of a network of this tenant."""
+        return tuple((other or tenant, name) for other, _, name in (text.rpartition("/") for text in self.peers))
 
 
-__all__ = ["AUTO_PREFIXES", "DEFAULT_INTERFACE", "EndpointSpec", "HostSpec", "NatSpec", "NetworkSpec",
-           "SubnetSpec", "TimeoutsSpec"]
+__all__ = ["NatSpec", "NetworkSpec", "SubnetSpec", "TimeoutsSpec"]

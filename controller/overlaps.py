@@ -8,8 +8,8 @@ from functools import lru_cache
 from ipaddress import ip_interface, ip_network
 
 from controller import ipam
+from controller.host_specs import AUTO_PREFIXES
 from controller.ipam import Prefix, Range
-from controller.network_specs import AUTO_PREFIXES
 from controller.state import Ref, State
 from controller.subnets import InUse, subnets_of
 from southbound.messages import HostFacts
@@ -85,8 +85,7 @@ def obstacles(state: State, host: str, besides: Ref, facts: HostFacts | None) ->
     stored = state.host(host)
     if stored is not None:
         yield from map(ip_network, stored.spec.avoid_prefixes)
-        if stored.spec.underlay:
-            yield ip_network(stored.spec.underlay)
+        yield from map(ip_network, stored.spec.underlays)
 
 
 def chosen(state: State, host: str, network: Ref, facts: HostFacts | None, length: int,

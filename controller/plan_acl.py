@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from ipaddress import ip_address
 from typing import Literal
 
+from controller.endpoint_specs import EndpointSpec
 from controller.ipam import text_of
 from controller.mapping_specs import EVERYONE, StaticMappingSpec
-from controller.network_specs import EndpointSpec
 from controller.policy_specs import PolicyRule, PolicySpec, Selector
 from controller.state import Ref, Stored
 from controller.texts import PROTOCOL_NUMBERS, port_range

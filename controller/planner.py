@@ -1,35 +1,25 @@
 """From what is declared to the goal state of each host: pure functions over a `State`.
 
-A plan is made of one part per network, and one goal per host that has a port. `replan` makes anew only the parts
-that changes touch, takes over every goal object that stayed the same, and says what each host must be told. A host
-learns of a network only when it has a port in it, and of remote endpoints only in such networks.
+A plan is made of one part per network, and one goal per host that has something to do. `replan` makes anew only what
+changes touch, takes over every goal object that stayed the same, and says what each host must be told. A host learns
+of a network only when it has a port in it or in a network that is peered with it, or is its exit; and of remote
+endpoints only in such networks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from ipaddress import ip_address, ip_network
 
-from controller.ipam import Prefix
-from controller.network_specs import EndpointSpec, NatSpec, NetworkSpec
-from controller.plan_acl import Acl, Members, Verdict
-from controller.resources import PolicySpec, StaticMappingSpec
-from controller.state import Change, Ref, State, Stored
-from southbound.messages import (
-    AclTier,
-    Goal,
-    HostGoal,
-    Key,
-    MappingGoal,
-    NatGoal,
-    NetworkGoal,
-    PortGoal,
-    RemoteGoal,
-    key_of,
-)
-
-HOST_GOAL_ID = "self"
+from controller.endpoint_specs import EndpointSpec
+from controller.host_specs import HostSpec
+from controller.mapping_specs import StaticMappingSpec
+from controller.network_specs import NetworkSpec
+from controller.plan_goals import HOST_GOAL_ID, host_goal
+from controller.plan_network import NetworkPlan, network_plan
+from controller.policy_specs import PolicySpec
+from controller.state import Change, Ref, State
+from southbound.messages import Goal, HostGoal, Key, key_of
 
 Goals = dict[Key, Goal]
 Patch = dict[Key, Goal | None]
@@ -37,28 +27,11 @@ Patch = dict[Key, Goal | None]
 
 
 @dataclass(frozen=True, slots=True)
-class NetworkPlan:
-    """The part of one network. `local` holds, for each host with a port, its ports and mappings."""
-
-    goal: NetworkGoal
-    local: Mapping[str, Mapping[Key, Goal]]
-    remotes: Mapping[Key, tuple[str, RemoteGoal]]         # host where it lives, goal for the others
-    tiers: Mapping[Ref, AclTier] = field(default_factory=dict)
-    sources: Mapping[Key, object] = field(default_factory=dict)   # stored object of each port and mapping goal
-
-    def for_host(self, host: str) -> Iterator[tuple[Key, Goal]]:
-        """Everything that a host with a port here must know of the network."""
-        yield key_of(self.goal), self.goal
-        yield from self.local[host].items()
-        yield from ((key, goal) for key, (home, goal) in self.remotes.items() if home != host)
-
-
-@dataclass(frozen=True, slots=True)
 class Plan:
     """Goal states of all hosts, in shared parts."""
 
     networks: Mapping[Ref, NetworkPlan] = field(default_factory=dict)
-    hosts: Mapping[str, HostGoal] = field(default_factory=dict)     # those that have a port
+    hosts: Mapping[str, HostGoal] = field(default_factory=dict)     # those that have something to do
 
     def goals(self, host: str) -> Goals:
         """The whole goal state of one host; empty: it has nothing to do."""
@@ -66,38 +39,66 @@ class Plan:
         if host in self.hosts:
             goals[key_of(self.hosts[host])] = self.hosts[host]
         for part in self.networks.values():
-            if host in part.local:
+            if host in part.goals:
                 goals.update(part.for_host(host))
         return goals
 
     def hosts_of(self, network: Ref) -> tuple[str, ...]:
-        """The hosts that have a port in a network."""
+        """The hosts that have a port in a network or are its exits."""
         part = self.networks.get(network)
-        return tuple(sorted(part.local)) if part else ()
+        if part is None:
+            return ()
+        return tuple(sorted(host for host in part.goals if host in part.ports or host in part.network.spec.exits))
+
+
+@dataclass(slots=True)
+class _Touched:
+    """What changes may concern, in a fixed order."""
+
+    networks: dict[Ref, set[str]] = field(default_factory=dict)     # with the endpoints concerned, by uid
+    verdicts: set[Ref] = field(default_factory=set)                 # networks whose policies or mappings changed
+    hosts: dict[str, None] = field(default_factory=dict)
+
+    def endpoint(self, network: Ref, uid: str) -> None:
+        """An endpoint of a network."""
+        self.networks.setdefault(network, set()).add(uid)
 
 
 def plan(state: State) -> Plan:
     """The plan of a state, from scratch."""
-    parts = {n.ref: part for n in state.networks() if (part := _network_plan(state, n, None)) is not None}
-    hosts = {h.ref.name: goal for h in state.hosts() if (goal := _host_goal(state, h.ref.name)) is not None}
-    return Plan(parts, hosts)
+    parts = {n.ref: network_plan(state, n, None) for n in state.networks()}
+    told = {ref: part.told_to(_audience(state, parts, ref), state, None) for ref, part in parts.items()}
+    hosts = {h.ref.name: goal for h in state.hosts() if (goal := host_goal(state, h.ref.name)) is not None}
+    return Plan({ref: part for ref, part in told.items() if part.goals or part.placed}, hosts)
 
 
 def replan(old: Plan, state: State, changes: Iterable[Change]) -> tuple[Plan, dict[str, Patch]]:
     """The plan after changes, and what each host must be told of it. Equal to `plan(state)` and the difference."""
-    touched_networks, touched_hosts = _touched(state, changes)
+    touched = _touched(state, changes)
     networks, hosts = dict(old.networks), dict(old.hosts)
     patches: dict[str, Patch] = {}
-    for ref in touched_networks:
-        before, network = old.networks.get(ref), state.network(ref)
-        after = _network_plan(state, network, before) if network is not None else None
-        if after is None:
+    for ref, uids in touched.networks.items():
+        network = state.network(ref)
+        if network is None:
             networks.pop(ref, None)
         else:
-            networks[ref] = after
-        _difference(before, after, patches)
-    for name in touched_hosts:
-        goal = _host_goal(state, name)
+            networks[ref] = network_plan(state, network, old.networks.get(ref), uids, ref in touched.verdicts)
+    for ref in _with_peers(old, state, touched.networks):
+        before, network = old.networks.get(ref), state.network(ref)
+        if network is None:
+            networks.pop(ref, None)
+            _difference(before, None, patches)
+            continue
+        part = networks.get(ref) or network_plan(state, network, None)
+        part = part.told_to(_audience(state, networks, ref), state, before)
+        if part.goals or part.placed:
+            networks[ref] = part
+            _difference(before, part, patches)
+        else:
+            networks.pop(ref, None)
+            _difference(before, None, patches)
+    for name in touched.hosts:
+        goal = host_goal(state, name)
         if goal == hosts.get(name):
             continue
         patches.setdefault(name, {})["host", HOST_GOAL_ID] = goal
@@ -108,163 +109,123 @@ def replan(old: Plan, state: State, changes: Iterable[Change]) -> tuple[Plan, di
     return Plan(networks, hosts), patches
 
 
-def _touched(state: State, changes: Iterable[Change]) -> tuple[list[Ref], list[str]]:
-    """Networks and hosts that changes may concern, in a fixed order."""
-    networks: dict[Ref, None] = {}
-    hosts: dict[str, None] = {}
+def _audience(state: State, parts: Mapping[Ref, NetworkPlan], ref: Ref) -> set[str]:
+    """The hosts that must know a network."""
+    part = parts[ref]
+    hosts = set(part.ports)
+    for peer in state.peers_of(ref):
+        if peer.ref in parts:
+            hosts.update(parts[peer.ref].ports)
+    if part.placed:
+        hosts.update(part.network.spec.exits)
+    return hosts
+
+
+def _with_peers(old: Plan, state: State, networks: Iterable[Ref]) -> list[Ref]:
+    """These networks, and those that are or were peered with one of them."""
+    found: dict[Ref, None] = dict.fromkeys(networks)
+    for ref in list(found):
+        found.update(dict.fromkeys(peer.ref for peer in state.peers_of(ref)))
+        before = old.networks.get(ref)
+        for uid in before.goal.peers if before is not None else ():
+            if uid in state.uids:
+                found[state.uids[uid]] = None
+    return list(found)
+
+
+def _touched(state: State, changes: Iterable[Change]) -> _Touched:
+    touched = _Touched()
     for change in changes:
         for stored in (change.before, change.after):
             if stored is None:
                 continue
-            spec = stored.spec
+            spec, ref = stored.spec, stored.ref
             if isinstance(spec, NetworkSpec):
-                networks[stored.ref] = None
-            elif isinstance(spec, (EndpointSpec, PolicySpec, StaticMappingSpec)):
-                networks[State.network_ref(stored)] = None
-            if isinstance(spec, EndpointSpec):
-                hosts[spec.host] = None
-            elif stored.ref.kind == "Host":
-                hosts[stored.ref.name] = None
-                networks.update(dict.fromkeys(State.network_ref(e) for e in state.endpoints_on(stored.ref.name)))
-    return list(networks), list(hosts)
+                touched.networks.setdefault(ref, set())
+                touched.hosts.update(dict.fromkeys(spec.exits))
+            elif isinstance(spec, (PolicySpec, StaticMappingSpec)):
+                touched.networks.setdefault(State.network_ref(stored), set())
+                touched.verdicts.add(State.network_ref(stored))
+            elif isinstance(spec, EndpointSpec):
+                _touch_endpoint(touched, state, State.network_ref(stored), ref, stored.uid, spec.host)
+            elif isinstance(spec, HostSpec):
+                _touch_host(touched, state, ref.name)
+        if change.ref.kind == "Host" and _vxlan_port(change.before) != _vxlan_port(change.after):
+            touched.hosts.update(dict.fromkeys(host.ref.name for host in state.hosts()))
+    return touched
+
+
+def _vxlan_port(stored: object) -> int | None:
+    spec = getattr(stored, "spec", None)
+    return spec.vxlan_port if isinstance(spec, HostSpec) else None
+
+
+def _touch_endpoint(touched: _Touched, state: State, network: Ref, ref: Ref, uid: str, host: str) -> None:
+    touched.endpoint(network, uid)
+    touched.hosts[host] = None
+    if network in state.objects:            # its first endpoint, or its last, calls its exits or lets them go
+        part = state.network(network)
+        touched.hosts.update(dict.fromkeys(part.spec.exits if part is not None else ()))
+    for user in state.users.get(ref, ()):
+        if user.kind == "Network":          # a next hop
+            touched.networks.setdefault(user, set())
+        else:                               # behind it
+            touched.endpoint(network, state.objects[user].uid)
+
+
+def _touch_host(touched: _Touched, state: State, name: str) -> None:
+    touched.hosts[name] = None
+    for endpoint in state.endpoints_on(name):
+        touched.endpoint(State.network_ref(endpoint), endpoint.uid)
+    for network in state.named_by(Ref("Host", "", name), "Network"):
+        touched.networks.setdefault(network, set())
 
 
 def _difference(before: NetworkPlan | None, after: NetworkPlan | None, patches: dict[str, Patch]) -> None:
     """Add what the hosts of a network must be told of its change."""
-    old_hosts = before.local if before else {}
-    new_hosts = after.local if after else {}
+    old_hosts = before.goals.keys() if before else set()
+    new_hosts = after.goals.keys() if after else set()
     if before:
-        for host in old_hosts.keys() - new_hosts.keys():
+        for host in old_hosts - new_hosts:
             patches.setdefault(host, {}).update((key, None) for key, _ in before.for_host(host))
     if not after:
         return
-    for host in new_hosts.keys() - old_hosts.keys():
+    for host in new_hosts - old_hosts:
         patches.setdefault(host, {}).update(after.for_host(host))
     if not before:
         return
-    moved = [(key, before.remotes.get(key), after.remotes.get(key))
-             for key in after.remotes.keys() | before.remotes.keys()]
-    moved = [(key, was, now) for key, was, now in moved if was is not now and was != now]
-    for host in new_hosts.keys() & old_hosts.keys():
+    moved = _moved(before, after)
+    for host in new_hosts & old_hosts:
         patch: Patch = {}
-        if before.goal != after.goal:
-            patch[key_of(after.goal)] = after.goal
-        was_local, now_local = old_hosts[host], new_hosts[host]
-        patch.update((key, None) for key in was_local.keys() - now_local.keys())
-        patch.update((key, goal) for key, goal in now_local.items()
-                     if (was_goal := was_local.get(key)) is not goal and was_goal != goal)
-        for key, was, now in moved:
-            if now is not None and now[0] != host:
-                patch[key] = now[1]
-            elif was is not None and was[0] != host:
-                patch[key] = None
+        if before.goals[host] != after.goals[host]:
+            patch[key_of(after.goals[host])] = after.goals[host]
+        patch.update(_changes(before.ports.get(host, {}), after.ports.get(host, {})))
+        patch.update(_changes(before.mappings.get(host, {}), after.mappings.get(host, {})))
+        for home, changes in moved.items():
+            if home != host:
+                patch.update(changes)
         if patch:
             patches.setdefault(host, {}).update(patch)
 
 
-def _host_goal(state: State, name: str) -> HostGoal | None:
-    host = state.host(name)
-    if host is None or not state.endpoints_on(name):
-        return None
-    return HostGoal(HOST_GOAL_ID, host.spec.underlay or "", host.spec.uplink or "", host.spec.nat_ports)
+def _moved(before: NetworkPlan, after: NetworkPlan) -> dict[str, Patch]:
+    """What others must be told of the endpoints of each host."""
+    found = {}
+    for host in before.homes.keys() | after.homes.keys():
+        was, now = before.homes.get(host), after.homes.get(host)
+        if was is not now:
+            changes = _changes(was.goals if was else {}, now.goals if now else {})
+            if changes:
+                found[host] = changes
+    return found
 
 
-def _network_plan(state: State, network: Stored[NetworkSpec], old: NetworkPlan | None) -> NetworkPlan | None:
-    """The part of one network; None when nobody is in it. Goals that are as in `old` are taken from there."""
-    endpoints = state.endpoints_of(network.ref)
-    if not endpoints:
-        return None
-    goal = _network_goal(network)
-    policies = sorted(state.policies_of(network.ref), key=lambda p: (p.spec.priority, p.ref.name))
-    acl = Acl(policies, Members(endpoints), old.tiers if old else {})
-    prefixes = [ip_network(subnet.prefix) for subnet in network.assigned.subnets]
-    mappings = sorted(state.mappings_of(network.ref), key=lambda m: m.ref)
-    mapped: dict[str, list[Stored[StaticMappingSpec]]] = {}
-    for mapping in mappings:
-        mapped.setdefault(mapping.spec.endpoint, []).append(mapping)
-    local: dict[str, dict[Key, Goal]] = {}
-    remotes: dict[Key, tuple[str, RemoteGoal]] = {}
-    sources: dict[Key, object] = {}
-    kept = old if old is not None and old.goal == goal else None
-    vteps = {host: _vtep(state, host) for host in {e.spec.host for e in endpoints}}
-    for endpoint in endpoints:
-        host, key = endpoint.spec.host, ("port", endpoint.uid)
-        verdict = acl.of(endpoint, mapped.get(endpoint.ref.name, ()))
-        same = kept is not None and kept.sources.get(key) is endpoint
-        port = kept.local[host][key] if kept is not None and same else None
-        if not isinstance(port, PortGoal) or not verdict.shows(port):
-            port = _port_goal(endpoint, goal.id, prefixes, verdict)
-        local.setdefault(host, {})[key] = port
-        sources[key] = endpoint
-        if goal.mode == "overlay":
-            key = ("remote", endpoint.uid)
-            remote = kept.remotes[key][1] if kept is not None and same else None
-            if remote is None or remote.vtep != vteps[host]:
-                remote = _remote_goal(endpoint, goal.id, vteps[host])
-            remotes[key] = (host, remote)
-    for mapping in mappings:
-        target = state.endpoint(Ref("Endpoint", mapping.ref.tenant, mapping.spec.endpoint))
-        if target is not None:
-            host, key = target.spec.host, ("mapping", mapping.uid)
-            same = (kept is not None and kept.sources.get(key) is mapping
-                    and kept.sources.get(("port", target.uid)) is target)
-            local[host][key] = kept.local[host][key] if kept is not None and same else _mapping_goal(mapping, target)
-            sources[key] = mapping
-    return NetworkPlan(goal, local, remotes, acl.tiers, sources)
-
-
-def _network_goal(network: Stored[NetworkSpec]) -> NetworkGoal:
-    spec = network.spec
-    return NetworkGoal(
-        id=network.uid, name=network.ref.name, tenant=network.ref.tenant,
-        mode="nat" if spec.mode == "nat" else "overlay", space=network.assigned.space,
-        subnets=network.assigned.subnets, gateway_mac=network.assigned.gateway_mac,
-        mtu_bytes=spec.mtu if isinstance(spec.mtu, int) else 0, nat=_nat_goal(spec.nat) if spec.nat else NatGoal())
-
-
-def _nat_goal(spec: NatSpec) -> NatGoal:
-    return NatGoal(
-        addresses=spec.external_addresses, exceptions=spec.exceptions, destinations=spec.destinations,
-        filtering=spec.filtering, block=spec.port_block, quota=spec.ports_per_endpoint, log=spec.log, ipv6=spec.ipv6,
-        external_prefix=spec.external_prefix or "", timeouts=spec.timeouts.given())
-
-
-def _port_goal(endpoint: Stored[EndpointSpec], network_id: str, prefixes: Sequence[Prefix],
-               verdict: Verdict) -> PortGoal:
-    spec, assigned = endpoint.spec, endpoint.assigned
-    return PortGoal(
-        id=endpoint.uid, name=endpoint.ref.name, tenant=endpoint.ref.tenant, network=network_id,
-        address=_with_length(assigned.address, prefixes), mac=assigned.mac, netns=spec.netns or "",
-        interface=spec.tap or spec.interface, tiers=verdict.tiers, default_in=verdict.default_in,
-        default_out=verdict.default_out, strict_tcp=verdict.strict_tcp,
-        address6=_with_length(assigned.address6, prefixes))
-
-
-def _with_length(address: str, prefixes: Sequence[Prefix]) -> str:
-    """The address with the length of its subnet's prefix."""
-    if not address:
-        return ""
-    number = ip_address(address)
-    return f"{address}/{next(prefix.prefixlen for prefix in prefixes if number in prefix)}"
-
-
-def _vtep(state: State, host: str) -> str:
-    stored = state.host(host)
-    return (stored.spec.underlay if stored else None) or ""
-
-
-def _remote_goal(endpoint: Stored[EndpointSpec], network_id: str, vtep: str) -> RemoteGoal:
-    return RemoteGoal(endpoint.uid, endpoint.ref.name, network_id, endpoint.assigned.address,
-                      endpoint.assigned.mac, vtep, endpoint.assigned.address6)
-
-
-def _mapping_goal(mapping: Stored[StaticMappingSpec], target: Stored[EndpointSpec]) -> MappingGoal:
-    spec, first = mapping.spec, mapping.assigned.external_port
-    return MappingGoal(
-        id=mapping.uid, name=mapping.ref.name, tenant=mapping.ref.tenant, protocol=spec.protocol,
-        external_address=spec.external_address, external_ports=spec.externals(first), port=target.uid,
-        internal_address=target.assigned.address6 if spec.version == 6 else target.assigned.address,
-        internal_port=spec.internal(first))
+def _changes(was: Mapping[Key, Goal], now: Mapping[Key, Goal]) -> Patch:
+    if was is now:
+        return {}
+    patch: Patch = dict.fromkeys(was.keys() - now.keys())
+    patch.update((key, goal) for key, goal in now.items() if (old := was.get(key)) is not goal and old != goal)
+    return patch
 
 
 __all__ = ["HOST_GOAL_ID", "Goals", "NetworkPlan", "Patch", "Plan", "plan", "replan"]

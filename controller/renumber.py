@@ -13,8 +13,9 @@ from ipaddress import ip_address, ip_network
 
 from controller import ipam
 from controller.assign import address_key
+from controller.endpoint_specs import EndpointSpec
 from controller.ipam import Prefix
-from controller.network_specs import EndpointSpec, NetworkSpec
+from controller.network_specs import NetworkSpec
 from controller.overlaps import Overlap, chosen, collisions
 from controller.state import AnyStored, Change, State, Stored
 from controller.subnets import InUse, subnets_of, users

@@ -12,8 +12,10 @@ from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, Field
 
+from controller.endpoint_specs import EndpointSpec
+from controller.host_specs import HostSpec
 from controller.mapping_specs import StaticMappingSpec
-from controller.network_specs import EndpointSpec, HostSpec, NetworkSpec
+from controller.network_specs import NetworkSpec
 from controller.policy_specs import PolicySpec
 from controller.texts import Labels, Model, Name
 

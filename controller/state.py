@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Generic, NamedTuple, Self, TypeVar, cast
 
+from controller.host_specs import DEFAULT_VXLAN_PORT
 from controller.resources import (
     DEFAULT_TENANT,
     EndpointSpec,
@@ -116,7 +117,7 @@ class State:
         self.by_kind: dict[str, dict[Ref, AnyStored]] = {}
         self.uids: dict[str, Ref] = {}
         self.in_tenant: dict[str, dict[Ref, None]] = {}          # tenant -> what is in it
-        self.in_network: dict[Ref, dict[Ref, AnyStored]] = {}    # network -> endpoints, policies, mappings
+        self.in_network: dict[tuple[Ref, str], dict[Ref, AnyStored]] = {}    # network, kind -> what is in it
         self.on_host: dict[str, dict[Ref, AnyStored]] = {}       # host -> endpoints, nat networks
         self.mapped: dict[Ref, dict[Ref, None]] = {}             # endpoint -> its mappings
         self.spaces: dict[int, Ref] = {}
@@ -124,6 +125,8 @@ class State:
         self.macs: dict[tuple[Ref, str], Ref] = {}               # (network, MAC) -> endpoint
         self.interfaces: dict[tuple[str, str, str], Ref] = {}    # EndpointSpec.place -> endpoint
         self.underlays: dict[str, Ref] = {}                      # VTEP address -> host
+        self.members: dict[Ref, dict[str, int]] = {}             # network -> host -> how many endpoints
+        self.users: dict[Ref, dict[Ref, None]] = {}              # what a `mentions` leads to -> who names it
         # network -> (protocol, external port; 0 with any) -> its mappings there, with their external addresses
         self.externals: dict[Ref, dict[tuple[str, int], tuple[tuple[Ref, str], ...]]] = {}
         self._own: set[tuple[int, object]] = set()
@@ -158,7 +161,7 @@ class State:
         if ref.tenant:
             self._inner(self.in_tenant, ref.tenant)[ref] = None
         if isinstance(spec, (EndpointSpec, PolicySpec, StaticMappingSpec)):
-            self._inner(self.in_network, self.network_ref(stored))[ref] = stored
+            self._inner(self.in_network, (self.network_ref(stored), ref.kind))[ref] = stored
         if isinstance(spec, NetworkSpec):
             self.spaces[assigned.space] = ref
             if spec.host:
@@ -166,16 +169,22 @@ class State:
         elif isinstance(spec, EndpointSpec):
             network = self.network_ref(stored)
             self._inner(self.on_host, spec.host)[ref] = stored
+            members = self._inner(self.members, network)
+            members[spec.host] = members.get(spec.host, 0) + 1
             self.addresses.update(((network, address), ref) for address in assigned.addresses)
-            self.macs[network, assigned.mac] = ref
-            self.interfaces[spec.place] = ref
+            if assigned.mac:
+                self.macs[network, assigned.mac] = ref
+            if spec.place is not None:
+                self.interfaces[spec.place] = ref
         elif isinstance(spec, StaticMappingSpec):
             self._inner(self.mapped, Ref("Endpoint", ref.tenant, spec.endpoint))[ref] = None
             held = self._inner(self.externals, self.network_ref(stored))
             for key in _externals(spec, assigned):
                 held[key] = (*held.get(key, ()), (ref, spec.external_address))
-        elif isinstance(spec, HostSpec) and spec.underlay:
-            self.underlays[spec.underlay] = ref
+        elif isinstance(spec, HostSpec):
+            self.underlays.update((address, ref) for address in spec.underlays)
+        for named in mentions(stored):
+            self._inner(self.users, named)[ref] = None
 
     def remove(self, ref: Ref) -> None:
         """Take an object out. Raises KeyError."""
@@ -186,7 +195,7 @@ class State:
         if ref.tenant:
             self._drop(self.in_tenant, ref.tenant, ref)
         if isinstance(spec, (EndpointSpec, PolicySpec, StaticMappingSpec)):
-            self._drop(self.in_network, self.network_ref(stored), ref)
+            self._drop(self.in_network, (self.network_ref(stored), ref.kind), ref)
         if isinstance(spec, NetworkSpec):
             del self.spaces[assigned.space]
             if spec.host:
@@ -194,10 +203,15 @@ class State:
         elif isinstance(spec, EndpointSpec):
             network = self.network_ref(stored)
             self._drop(self.on_host, spec.host, ref)
+            self._inner(self.members, network)[spec.host] -= 1
+            if not self.members[network][spec.host]:
+                self._drop(self.members, network, spec.host)
             for address in assigned.addresses:
                 del self.addresses[network, address]
-            del self.macs[network, assigned.mac]
-            del self.interfaces[spec.place]
+            if assigned.mac:
+                del self.macs[network, assigned.mac]
+            if spec.place is not None:
+                del self.interfaces[spec.place]
         elif isinstance(spec, StaticMappingSpec):
             self._drop(self.mapped, Ref("Endpoint", ref.tenant, spec.endpoint), ref)
             held = self._inner(self.externals, self.network_ref(stored))
@@ -205,8 +219,11 @@ class State:
                 held[key] = tuple(each for each in held[key] if each[0] != ref)
                 if not held[key]:
                     self._drop(self.externals, self.network_ref(stored), key)
-        elif isinstance(spec, HostSpec) and spec.underlay:
-            del self.underlays[spec.underlay]
+        elif isinstance(spec, HostSpec):
+            for address in spec.underlays:
+                del self.underlays[address]
+        for named in mentions(stored):
+            self._drop(self.users, named, ref)
 
     # Typed readers
 
@@ -236,21 +253,28 @@ class State:
 
     def endpoints_of(self, network: Ref) -> list[Stored[EndpointSpec]]:
         """The endpoints of a network."""
-        return [cast("Stored[EndpointSpec]", s) for s in self.in_network.get(network, {}).values()
-                if s.ref.kind == "Endpoint"]
+        return cast("list[Stored[EndpointSpec]]", list(self.in_network.get((network, "Endpoint"), {}).values()))
 
     def policies_of(self, network: Ref) -> list[Stored[PolicySpec]]:
         """The policies of a network."""
-        return [cast("Stored[PolicySpec]", s) for s in self.in_network.get(network, {}).values()
-                if s.ref.kind == "Policy"]
+        return cast("list[Stored[PolicySpec]]", list(self.in_network.get((network, "Policy"), {}).values()))
 
     def mappings_of(self, network: Ref) -> list[Stored[StaticMappingSpec]]:
         """The static mappings of a network."""
-        return [cast("Stored[StaticMappingSpec]", s) for s in self.in_network.get(network, {}).values()
-                if s.ref.kind == "StaticMapping"]
+        return cast("list[Stored[StaticMappingSpec]]",
+                    list(self.in_network.get((network, "StaticMapping"), {}).values()))
+
+    def in_it(self, network: Ref) -> list[Ref]:
+        """All that belongs to a network."""
+        return [ref for kind in ("Endpoint", "Policy", "StaticMapping")
+                for ref in self.in_network.get((network, kind), ())]
 
     def nat_networks_on(self, host: str) -> list[Stored[NetworkSpec]]:
         """The nat networks of a host."""
+        return [n for n in self.networks_on(host) if n.spec.mode == "nat"]
+
+    def networks_on(self, host: str) -> list[Stored[NetworkSpec]]:
+        """The networks that are on this host only."""
         return [cast("Stored[NetworkSpec]", s) for s in self.on_host.get(host, {}).values()
                 if s.ref.kind == "Network"]
 
@@ -262,6 +286,31 @@ class State:
     def mappings_on(self, host: str) -> list[Stored[StaticMappingSpec]]:
         """The static mappings of a host: those of its nat networks."""
         return [m for network in self.nat_networks_on(host) for m in self.mappings_of(network.ref)]
+
+    def peers_of(self, network: Ref) -> list[Stored[NetworkSpec]]:
+        """The networks that a network is peered with, whichever side says so."""
+        own = self.network(network)
+        named = peers(own) if own is not None else ()
+        found = (self.network(ref) for ref in sorted({*named, *self.named_by(network, "Network")}))
+        return [each for each in found if each is not None]
+
+    def has_endpoints(self, network: Ref) -> bool:
+        """Whether anybody is in a network."""
+        return (network, "Endpoint") in self.in_network
+
+    def link_of(self, endpoint: Stored[EndpointSpec]) -> Stored[EndpointSpec]:
+        """The endpoint by whose link this one is reached: itself, or the one that it is behind."""
+        behind = endpoint.spec.behind
+        return (self.endpoint(Ref("Endpoint", endpoint.ref.tenant, behind)) if behind else None) or endpoint
+
+    def vxlan_port(self) -> int:
+        """The UDP port of the overlay, the same on all hosts."""
+        return next((host.spec.vxlan_port for host in self.hosts() if host.spec.vxlan_port is not None),
+                    DEFAULT_VXLAN_PORT)
+
+    def named_by(self, ref: Ref, kind: str) -> list[Ref]:
+        """What of a kind mentions this object."""
+        return [each for each in self.users.get(ref, ()) if each.kind == kind]
 
     @staticmethod
     def network_ref(stored: AnyStored) -> Ref:
@@ -285,9 +334,28 @@ class State:
             self._own.discard((id(index), key))
 
 
+def peers(network: Stored[NetworkSpec]) -> list[Ref]:
+    """The networks that this one names as its peers."""
+    return [Ref("Network", *path) for path in network.spec.peer_paths(network.ref.tenant)]
+
+
+def mentions(stored: AnyStored) -> set[Ref]:
+    """What an object names beside its network and host: peers, next hops, exits, the endpoint that it is behind."""
+    ref, spec = stored.ref, stored.spec
+    if isinstance(spec, EndpointSpec):
+        return {Ref("Endpoint", ref.tenant, spec.behind)} if spec.behind is not None else set()
+    if not isinstance(spec, NetworkSpec):
+        return set()
+    found = {Ref("Network", *path) for path in spec.peer_paths(ref.tenant)}
+    found |= {Ref("Host", "", host) for host in spec.exits}
+    return found | {Ref("Endpoint", ref.tenant, route.via.endpoint) for route in spec.routes
+                    if route.via.endpoint is not None}
+
+
 def _externals(spec: StaticMappingSpec, assigned: Assigned) -> Iterable[tuple[str, int]]:
     low, high = spec.externals(assigned.external_port)
     return ((spec.protocol, port) for port in range(low, high + 1))
 
 
-__all__ = ["CLUSTER_KINDS", "DEFAULT_TENANT_REF", "AnyStored", "Assigned", "Change", "Ref", "State", "Stored"]
+__all__ = ["CLUSTER_KINDS", "DEFAULT_TENANT_REF", "AnyStored", "Assigned", "Change", "Ref", "State", "Stored",
+           "mentions", "peers"]

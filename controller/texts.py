@@ -6,6 +6,7 @@ Addresses and prefixes are kept as RFC 5952 and the dotted quad write them, so t
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from ipaddress import AddressValueError, IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Annotated, Any, Literal
 
@@ -17,8 +18,11 @@ from controller.errors import suggestion
 
 MAX_VNI = 2**24 - 1
 MAX_INTERFACE_NAME = 15                     # IFNAMSIZ - 1
+RATE_UNITS = {"bit": 1, "kbit": 1000, "mbit": 1000**2, "gbit": 1000**3}     # a second
+SIZE_UNITS = {"b": 1, "kb": 1 << 10, "mb": 1 << 20}
+_QUANTITY = re.compile(r"(-?\d{1,12}(?:\.\d{1,6})?) ?([a-z]+)")
 PROTOCOL_NUMBERS = {"icmp": 1, "tcp": 6, "udp": 17, "sctp": 132}
-PLANNED_MODES = ("transparent", "l2bridge", "l2tunnel", "private")
+MODES = ("nat", "overlay", "transparent", "l2bridge", "l2tunnel", "private")
 
 
 def wrong(message: str, todo: str = "", code: str = "invalid", *, field: str = "",
@@ -31,11 +35,17 @@ def wrong(message: str, todo: str = "", code: str = "invalid", *, field: str = "
                                                     "value": found})
 
 
-def _name(value: str) -> str:
+def name(value: str) -> str:
+    """A name of ours, or a refusal."""
     if not re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", value):
         raise wrong(f"{value!r} is not a name",
                      "use 1 to 63 lower-case letters, digits and '-', with a letter or digit at both ends")
     return value
+
+
+def _peer(value: str) -> str:
+    tenant, slash, own = value.rpartition("/")
+    return f"{name(tenant)}/{name(own)}" if slash else name(value)
 
 
 def _label(value: str) -> str:
@@ -95,7 +105,8 @@ def _address6(value: str) -> str:
         raise wrong(f"{value!r} is not an IPv6 address", "write it like fd00:1::5") from None
 
 
-def _address(value: str) -> str:
+def address(value: str) -> str:
+    """An address of either family in normal form, or a refusal."""
     if ":" in value:
         return _address6(value)
     try:
@@ -110,8 +121,8 @@ def _addresses(value: str) -> str:
         return _prefix(value)
     first, dash, last = value.partition("-")
     if not dash:
-        return _address(value)
-    first, last = _address(first.strip()), _address(last.strip())
+        return address(value)
+    first, last = address(first.strip()), address(last.strip())
     low, high = ip_address(first), ip_address(last)
     if low.version != high.version:
         raise wrong(f"{value!r} goes from IPv{low.version} to IPv{high.version}", "keep to one family", "family")
@@ -219,19 +230,60 @@ def _ports(value: Any) -> int | str:
 
 
 def _mode(value: str) -> str:
-    if value in PLANNED_MODES:
-        raise wrong(f"mode {value!r} is not available yet", "use nat or overlay", "wrong_mode")
-    if value not in ("nat", "overlay"):
-        raise wrong(f"{value!r} is not a network mode", suggestion(value, ("nat", "overlay")), "wrong_mode")
+    if value not in MODES:
+        raise wrong(f"{value!r} is not a network mode", suggestion(value, MODES), "wrong_mode")
     return value
 
 
-Name = Annotated[str, AfterValidator(_name)]
+def _quantity(units: Mapping[str, int], low: int, high: int, what: str, example: str) -> Any:
+    """A number with a unit, as text: kept as it was written, read by `bits_per_second` and `bytes_of`."""
+    known = ", ".join(units)
+
+    def check(value: Any) -> str:
+        found = _QUANTITY.fullmatch(value.strip().lower()) if isinstance(value, str) else None
+        if found is None or found[2] not in units:
+            raise wrong(f"{value!r} is not {what}", f"write a number and one of {known}, as in {example}")
+        number = float(found[1]) * units[found[2]]
+        if number <= 0:
+            raise wrong(f"{what} of {value} lets nothing through",
+                        f"give more than 0, as in {example}, or leave it out", "out_of_range")
+        if not low <= number <= high:
+            raise wrong(f"{value} is out of range for {what}",
+                        f"use {_shown(low, units)} to {_shown(high, units)}", "out_of_range")
+        return f"{found[1]}{found[2]}"
+
+    schema = {"type": "string", "pattern": rf"^[0-9.]+({'|'.join(units)})$", "examples": [example]}
+    return [PlainValidator(check), WithJsonSchema(schema)]
+
+
+def _shown(number: int, units: Mapping[str, int]) -> str:
+    unit = max((each for each in units if number % units[each] == 0), key=lambda each: units[each])
+    return f"{number // units[unit]}{unit}"
+
+
+def _measured(text: str, units: Mapping[str, int]) -> int:
+    found = _QUANTITY.fullmatch(text)
+    assert found is not None, "checked when it was read"
+    return int(float(found[1]) * units[found[2]])
+
+
+def bits_per_second(rate: str | None) -> int:
+    """Of `100mbit`; 0: none is given."""
+    return _measured(rate, RATE_UNITS) if rate else 0
+
+
+def bytes_of(size: str | None) -> int:
+    """Of `256kb`; 0: none is given."""
+    return _measured(size, SIZE_UNITS) if size else 0
+
+
+Name = Annotated[str, AfterValidator(name)]
+PeerText = Annotated[str, AfterValidator(_peer)]
 LabelKey = Annotated[str, AfterValidator(_label_key)]
 LabelValue = Annotated[str, AfterValidator(_label)]
 PrefixText = Annotated[str, AfterValidator(_prefix)]
 PrefixOrAuto = Annotated[str, AfterValidator(_prefix_or_auto)]
-AddressText = Annotated[str, AfterValidator(_address)]
+AddressText = Annotated[str, AfterValidator(address)]
 Address4Text = Annotated[str, AfterValidator(_address4)]
 Address6Text = Annotated[str, AfterValidator(_address6)]
 AddressesText = Annotated[str, AfterValidator(_addresses)]
@@ -239,8 +291,11 @@ MacText = Annotated[str, AfterValidator(_mac)]
 InterfaceName = Annotated[str, AfterValidator(_interface)]
 DomainText = Annotated[str, AfterValidator(_domain)]
 NetnsText = Annotated[str, AfterValidator(_netns)]
-ModeText = Annotated[str, AfterValidator(_mode), WithJsonSchema({"enum": ["nat", "overlay"]})]
+ModeText = Annotated[str, AfterValidator(_mode), WithJsonSchema({"enum": list(MODES)})]
+RateText = Annotated[str, *_quantity(RATE_UNITS, 8_000, 10**12, "a rate", "100mbit")]
+SizeText = Annotated[str, *_quantity(SIZE_UNITS, 2 << 10, 1 << 30, "a size", "256kb")]
 Port = Annotated[int, Field(ge=1, le=65535)]
+Vlan = Annotated[int, Field(ge=1, le=4094)]
 VniOrAuto = Annotated[int | str, *_auto_or(1, MAX_VNI, "a VNI")]
 MtuOrAuto = Annotated[int | str, *_auto_or(576, 65535, "an MTU")]
 ExternalPorts = Annotated[int | str, *_mapped_ports("an external port", auto=True)]

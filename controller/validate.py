@@ -7,14 +7,17 @@ equals what is stored is not checked again: what was once accepted stays accepta
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Set as AbstractSet
 
 from controller.check_endpoints import check_endpoint
 from controller.check_mappings import check_mapping
+from controller.check_modes import known_link
 from controller.check_networks import check_network
 from controller.checks import Surroundings, endpoint_of, exists, listing
 from controller.documents import Declared
+from controller.endpoint_specs import EndpointSpec
 from controller.errors import Problem
-from controller.network_specs import EndpointSpec, HostSpec
+from controller.host_specs import HostSpec
 from controller.policy_specs import PolicySpec, Selector
 from controller.resources import DEFAULT_TENANT
 from controller.state import AnyStored, Ref, State, Stored
@@ -27,8 +30,8 @@ def check(declared: Declared, around: Surroundings) -> list[Problem]:
     return problems or list(_CHECKS[declared.ref.kind](declared, old, around))
 
 
-def check_removal(stored: AnyStored, state: State) -> list[Problem]:
-    """What keeps this object from being removed; empty: nothing."""
+def check_removal(stored: AnyStored, state: State, going: AbstractSet[Ref] = frozenset()) -> list[Problem]:
+    """What keeps this object from being removed, beside what is `going` with it; empty: nothing."""
     ref = stored.ref
     if ref == Ref("Tenant", "", DEFAULT_TENANT):
         return [Problem("in_use", "the default tenant cannot be deleted", "metadata.name", ref.name,
@@ -40,10 +43,10 @@ def check_removal(stored: AnyStored, state: State) -> list[Problem]:
         case "Host":
             users = state.on_host.get(ref.name, ())
         case "Network":
-            users = state.in_network.get(ref, ())
+            users = state.in_it(ref)
         case "Endpoint":
             users = state.mapped.get(ref, ())
-    users = sorted(users)
+    users = sorted({*users, *state.users.get(ref, ())} - going)
     if not users:
         return []
     return [Problem("in_use", f"{ref} is in use by {listing(users)}", "metadata.name", ref.name,
@@ -62,16 +65,18 @@ def _check_tenant(declared: Declared, old: AnyStored | None, around: Surrounding
 def _check_host(declared: Declared, old: AnyStored | None, around: Surroundings) -> Iterator[Problem]:
     spec, name, state = declared.spec, declared.ref.name, around.state
     assert isinstance(spec, HostSpec)
-    if spec.underlay:
-        holder = state.underlays.get(spec.underlay)
+    for address in spec.underlays:
+        holder = state.underlays.get(address)
         if holder not in (None, declared.ref):
-            yield Problem("in_use", f"{spec.underlay} is the underlay address of {holder}", "spec.underlay",
-                          spec.underlay, "give each host its own")
-    else:
+            yield Problem("in_use", f"{address} is the underlay address of {holder}", "spec.underlay", address,
+                          "give each host its own")
+    if not spec.underlays:
         overlay = [e.ref for e in state.endpoints_on(name) if _mode(state, e) == "overlay"]
         if overlay:
             yield Problem("in_use", f"{declared.ref} has overlay endpoints ({listing(sorted(overlay))}) and needs "
                           "its underlay address", "spec.underlay", "nothing", "delete them first, or keep it")
+    if spec.uplink is not None and not spec.external:
+        yield from known_link(spec.uplink, "spec.uplink", name, around)
     low, high = spec.nat_ports
     for mapping in state.mappings_on(name):
         first, last = mapping.spec.externals(mapping.assigned.external_port)

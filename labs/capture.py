@@ -129,8 +129,8 @@ def _told(frame: Any) -> tuple[str, int | None, str]:
     if not isinstance(packet, IP | IPv6):
         return "", None, ""
     dscp = (packet.tos if isinstance(packet, IP) else packet.tc) >> 2
-    kinds = (("tcp", TCP), ("udp", UDP), ("icmp", ICMP))
-    protocol = next((name for name, layer in kinds if packet.haslayer(layer)), "")
+    protocol = next((name for name, layer in (("tcp", TCP), ("udp", UDP), ("icmp", ICMP))
+                     if packet.haslayer(layer)), "")
     if isinstance(packet, IPv6) and not protocol and packet.nh == _ICMPV6:
         protocol = "icmp"
     return str(packet.src), dscp, protocol
@@ -183,6 +183,8 @@ def _fits(kind: Kind, condition: Mapping[str, Any]) -> bool:
                 holds = kind.source in wanted
             case "macs":
                 holds = set(kind.macs) <= {str(mac).lower() for mac in wanted}
+            case "mac":
+                holds = str(wanted).lower() in kind.macs
             case "payload":
                 holds = str(wanted).encode() in kind.raw
             case _:

@@ -154,13 +154,14 @@ def _documents(lab: Lab) -> Iterator[Found]:
             yield ("resources", index), "a document has at least kind and metadata.name; add them"
     if lab.resources and not any(node.controls for node in lab.nodes.values()):
         yield ("resources",), "resources need a node of kind controller or manager; add one"
+    agents = {name for name, node in lab.nodes.items() if node.hosts}
     for path, document in documents(lab):
         if document["kind"] != "Endpoint":
             continue
         spec = document["spec"] if isinstance(document.get("spec"), dict) else {}
         netns = spec.get("netns")
-        if "tap" in spec and netns is None:
-            continue                        # its other end is a service of the lab (`probe vm`)
+        if netns is None and ("tap" in spec or "behind" in spec or spec.get("host") not in agents):
+            continue    # its other end is a service (`probe vm`), inside of another endpoint, or on an external host
         if not isinstance(netns, str) or not netns.startswith(f"{lab.name}-"):
             yield (*path, "spec", "netns"), (f"found {netns!r}; the lab makes the namespace, so its name "
                                              f"starts with {lab.name + '-'!r}")

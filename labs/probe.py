@@ -8,7 +8,8 @@
     vxlan ADDRESS FRAME...        the same inside of VXLAN, by a UDP socket: what an impostor on the underlay can do
     serve PORT --say WHO          an HTTP and datagram server that says who it is and whom it sees (labs.serve)
     hold PROTOCOL ADDRESS PORT    many flows at once, asked again at the end (labs.hold)
-    reach PORT ADDRESS...         many servers at once, by TCP, UDP and ping; who answered, as JSON (labs.reach)
+    reach PORT ADDRESS...         many of these servers at once, by TCP, UDP and ping; who answered (labs.reach)
+    rate ADDRESS                  iperf3's rate in bits of whole frames (labs.rate)
     vm TAP INTERFACE              a virtual machine's stand-in: joins a host's tap device and one here (labs.vm)
 
 Times in summaries are CLOCK_MONOTONIC seconds, which all processes of a host share.
@@ -30,6 +31,7 @@ from pathlib import Path
 from types import FrameType
 
 from labs.hold import hold
+from labs.rate import rate
 from labs.reach import PROTOCOLS, reach
 from labs.serve import serve
 from labs.vm import vm
@@ -127,7 +129,7 @@ def _duplicates() -> int:
     return int(dict(zip(names, values, strict=True)).get("TCPDSACKRecvSegs", 0))
 
 
-def send(interface: str, expressions: Sequence[str], count: int) -> int:
+def send(interface: str, expressions: Sequence[str], count: int, pause_s: float) -> int:
     """Send frames that scapy builds from expressions such as `Ether(dst="…")/IP(dst="…")/UDP(dport=9)/"text"`."""
     frames = built(expressions)
     with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as wire:
@@ -135,6 +137,8 @@ def send(interface: str, expressions: Sequence[str], count: int) -> int:
         for _ in range(count):
             for frame in frames:
                 wire.send(frame)
+            if pause_s:
+                time.sleep(pause_s)
     sys.stdout.write(f"{len(frames) * count} frames sent\n")
     return 0
 
@@ -187,6 +191,7 @@ def main(arguments: Sequence[str]) -> int:
     one.add_argument("interface")
     one.add_argument("frames", nargs="+")
     one.add_argument("--count", type=int, default=1)
+    one.add_argument("--pause", type=float, default=0, help="seconds, after each round")
     one = probes.add_parser("vxlan")
     one.add_argument("address", help="of the VTEP")
     one.add_argument("frames", nargs="+")
@@ -205,6 +210,13 @@ def main(arguments: Sequence[str]) -> int:
     one.add_argument("--timeout", type=float, default=1.0)
     one.add_argument("--source-port", type=int, default=0, help="of the first; the next ones count upwards")
     one.add_argument("--at-once", action="store_true", help="ask again without waiting for SIGTERM")
+    one = probes.add_parser("rate")
+    one.add_argument("address")
+    one.add_argument("--port", type=int, default=5201)
+    one.add_argument("--seconds", type=int, default=2)
+    one.add_argument("--udp", default="", help="datagrams, at this rate: 100M")
+    one.add_argument("--streams", type=int, default=1)
+    one.add_argument("--reverse", action="store_true", help="the server sends")
     one = probes.add_parser("reach")
     one.add_argument("port", type=int)
     one.add_argument("addresses", nargs="+", metavar="ADDRESS")
@@ -235,6 +247,8 @@ def main(arguments: Sequence[str]) -> int:
         case "hold":
             return hold(given.protocol, given.address, given.port, given.count, given.timeout, given.source_port,
                         given.at_once)
+        case "rate":
+            return rate(given.address, given.port, given.seconds, given.udp, given.streams, given.reverse)
         case "reach":
             return reach(given.port, given.addresses, given.protocols, given.timeout, given.name)
         case "vxlan":
@@ -242,7 +256,7 @@ def main(arguments: Sequence[str]) -> int:
         case "vm":
             return vm(given.tap, given.interface, given.host, given.mac, given.mtu, given.address, given.gateway)
         case _:
-            return send(given.interface, given.frames, given.count)
+            return send(given.interface, given.frames, given.count, given.pause)
 
 
 if __name__ == "__main__":

@@ -49,6 +49,7 @@ class Interface(Model):
     segment: str
     address: Address | None = Field(default=None, description="with prefix length: 172.16.0.10/24")
     extra_addresses: tuple[Address, ...] = ()
+    mac: str | None = Field(default=None, pattern=r"^([0-9a-f]{2}:){5}[0-9a-f]{2}$", description="default: of a hash")
 
     @property
     def addresses(self) -> tuple[Address, ...]:
@@ -61,6 +62,7 @@ class Route(Model):
 
     to: str = Field(default="default", pattern=r"^(default|[0-9a-f.:]+(/[0-9]+)?)$")
     via: IPv4Address | IPv6Address
+    mtu: int | None = Field(default=None, ge=576, le=9000, description="of the path, where it is less than the link's")
 
 
 class Node(Model):
@@ -242,6 +244,7 @@ class Frames(Model):
     vxlan_port: int | None = Field(default=None, description="VXLAN on this UDP destination port")
     sources: tuple[str, ...] | None = Field(default=None, description="IP source or ARP sender is one of these")
     macs: tuple[str, ...] | None = Field(default=None, description="source and destination MAC are among these")
+    mac: str | None = Field(default=None, description="source or destination MAC is this")
     arp: bool | None = None
     outer_arp: bool | None = None
     broadcast: bool | None = Field(default=None, description="destination MAC is broadcast or multicast")

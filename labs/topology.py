@@ -100,7 +100,7 @@ def _switch(lab: Lab) -> tuple[str, ...]:
             number += 1
             mtu = lab.segments[link.segment].mtu
             lines += [f"link add p{number} mtu {mtu} type veth peer name {interface} "
-                      f"address {mac_of(lab.name, node_name, interface)} mtu {mtu} "
+                      f"address {link.mac or mac_of(lab.name, node_name, interface)} mtu {mtu} "
                       f"netns {lab.name}-{node_name}",
                       f"link set p{number} master {link.segment} alias {node_name}/{interface} up"]
     return tuple(lines)
@@ -115,7 +115,8 @@ def _node(lab: Lab, name: str, node: Node) -> tuple[str, ...]:
         if lab.segments[link.segment].static_neighbours:
             lines += [f"neighbour replace {address} lladdr {mac} dev {interface} nud permanent"
                       for address, mac in _neighbours(lab, link.segment, but=name)]
-    lines += [f"route add {route.to} via {route.via}" for route in node.routes]
+    lines += [f"route add {route.to} via {route.via}" + (f" mtu {route.mtu}" if route.mtu else "")
+              for route in node.routes]
     return tuple(lines)
 
 
@@ -124,7 +125,7 @@ def _neighbours(lab: Lab, segment: str, but: str) -> Iterable[tuple[str, str]]:
         for interface, link in node.interfaces.items():
             if name != but and link.segment == segment:
                 for address in link.addresses:
-                    yield str(address.ip), mac_of(lab.name, name, interface)
+                    yield str(address.ip), link.mac or mac_of(lab.name, name, interface)
 
 
 def occupied(wanted: Plan) -> list[str]:

@@ -59,14 +59,13 @@ class Metering:
     ) -> Iterator[Group]:
         """The groups of `acl`, with meters in place of what allows, but for the first, discovery."""
         names = {one.name: one for one in nested}
-        for group in groups:
+        yield groups[0]
+        for group in groups[1:]:
             rules = []
             for rule in group.rules:
                 who, _, what = rule.name.partition(": ")
                 owner = names.get(who, port) if what else port
                 action = self._action(owner, direction, group, what if owner is not port else rule.name, rule.action)
-                if group is groups[0]:
-                    action = Allow()
                 if action is not None:
                     rules.append(Rule(rule.priority, rule.match, action, rule.name, syn_only=rule.syn_only))
             if rules:

@@ -242,6 +242,7 @@ class HostFacts:
     listeners: tuple[tuple[str, str, int], ...] = ()  # (protocol, address, port) of host sockets
     underlay_mtu_bytes: int = 1500
     features: tuple[str, ...] = ()
+    links: tuple[str, ...] = ()             # names of its interfaces, not those that Sluice made; the first 256
 
 
 @dataclass(frozen=True, slots=True)

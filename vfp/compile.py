@@ -12,6 +12,7 @@ import numpy as np
 from vfp.classifier import CompiledGroup, compile_group, difference, edit_group, rewrite_fields, rule_cookie
 from vfp.errors import CompileError
 from vfp.layout import (
+    GATEWAYS,
     MAPPING,
     MAPPING_KEY,
     MAX_STAGES,
@@ -152,6 +153,7 @@ class Compiler:
         tables.tunnelling, underlay_numbers = compile_underlays(state)
         tables.maps = {
             "underlay_numbers": underlay_numbers,
+            "gateways": {_u32(port.id): pack(GATEWAYS, of=_gateways(port)) for port in state.ports if port.gateways},
             "paths": {_u32(vtep_id(vtep)): _u32(mtu) for vtep, mtu in state.paths},
             "links": _links(state),
             "uplinks": {
@@ -310,6 +312,11 @@ def _compile_port(
         sets=frozenset(number for group in (*out_groups.values(), *in_groups.values()) for number in group.sets),
         timeouts=None if port.timeouts is None else _timeouts(port.name, port.timeouts),
     )
+
+
+def _gateways(port: Port) -> Any:
+    given = {address.version: pack_address(address) for address in port.gateways}
+    return np.frombuffer(given.get(4, bytes(16)) + given.get(6, bytes(16)), np.uint8).reshape(2, 16)
 
 
 def _timeouts(port: str, timeouts: Timeouts) -> bytes:

@@ -151,3 +151,4 @@ class Surroundings:
     addresses: tuple[tuple[str, str], ...]  # (interface, "172.16.0.10/24"); no link-local IPv6
     routes: tuple[tuple[str, str], ...]  # (interface or "", prefix), all tables; no default routes
     listeners: tuple[tuple[str, str, int], ...]  # ("tcp" | "udp" | "sctp", address, port)
+    links: tuple[str, ...] = ()  # names

@@ -15,6 +15,7 @@ from vswitch.requests import address_dump, link_dump, route_dump
 from vswitch.tunnels import udp_port
 from vswitch.uplinks import next_hops
 
+MAX_LINKS = 256  # that are named
 FAMILIES = (socket.AF_INET, socket.AF_INET6)
 
 # Route types (rtnetlink(7)) that hold a prefix: unicast and local lead to a link; blackhole, unreachable and
@@ -42,7 +43,8 @@ def surroundings(netlink: Netlink, visitor: Visitor) -> Surroundings:
     addresses = tuple(_addresses(netlink, names, ours))
     hosts = {address.split("/")[0] for _name, address in addresses}
     routes = dict.fromkeys(_routes(netlink, names, ours, hosts))
-    return Surroundings(addresses, tuple(routes), _sockets(links, visitor))
+    others = sorted(link.name for link in links if not link.is_ours)
+    return Surroundings(addresses, tuple(routes), _sockets(links, visitor), tuple(others[:MAX_LINKS]))
 
 
 def listeners(netlink: Netlink, visitor: Visitor) -> tuple[tuple[str, str, int], ...]:

@@ -160,7 +160,7 @@ class Vtep:
         self.host.ip("addr", "flush", "dev", "ul0")
         self.host.ip("addr", "add", f"{ours.underlay}/{length}", "dev", "ul0", *nodad)
         self.tunnel = self._switch.ensure_tunnel(TunnelLink(
-            TUNNEL, "sluice:tunnel", ours.port, mtu_bytes=max(self.endpoint_mtu, 1280)))
+            TUNNEL, "sluice:tunnel", ours.port, mtu_bytes=max(self.endpoint_mtu, 1280), ipv6=":" in ours.underlay))
         self._switch.attach(self.tunnel, "ingress", self.engine.program_fd(Hook.OVERLAY_IN), "sluice_overlay_in")
         self.apply()
 
@@ -207,7 +207,7 @@ class Foreign(Vtep):
         other.ip("link", "add", "pc", "mtu", str(self.endpoint_mtu), "type", "veth", "peer", "eth0", "mtu",
                  str(self.endpoint_mtu), "netns", self.c.name)
         other.ip("link", "set", "pc", "master", "br0", "up")
-        for mac in (MACS["a"], bytes(6)):       # the second: where what has no entry of its own goes
+        for mac in (MACS["a"], GATEWAY_MAC, bytes(6)):      # the last: where what has no entry of its own goes
             other.execute("bridge", "fdb", "append", mac.hex(":"), "dev", "vx0", "dst", self.ours.underlay)
         self.c.ip("link", "set", "eth0", "address", MACS["c"].hex(":"))
         for name, space in (("a", self.a), ("c", self.c)):

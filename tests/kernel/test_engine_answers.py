@@ -268,11 +268,11 @@ def test_what_is_too_big_for_the_uplink_is_told_its_mtu(leaving: Engines, family
         assert bytes(frame) == outcome.frame
 
 
-def test_no_packet_of_1280_bytes_is_too_big(leaving: Engines) -> None:
+def test_no_packet_of_576_bytes_is_too_big(leaving: Engines) -> None:
     for each in leaving:
-        each.load(replace(STATE, ports=(replace(STATE.ports[0], layers=(_LEAVING,)),), uplinks=(uplink(1, mtu=600),)))
-    assert leave(leaving, sized(4, UDP, 1280).build()).verdict == "redirect_uplink"
-    assert leave(leaving, sized(4, UDP, 1281).build()).reason is DropReason.TOO_BIG
+        each.load(replace(STATE, ports=(replace(STATE.ports[0], layers=(_LEAVING,)),), uplinks=(uplink(1, mtu=300),)))
+    assert leave(leaving, sized(4, UDP, 576).build()).verdict == "redirect_uplink"
+    assert leave(leaving, sized(4, UDP, 577).build()).reason is DropReason.TOO_BIG
 
 
 def test_too_big_and_nobody_to_tell(leaving: Engines) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from controller_kit import WORLD, Parts, document, endpoint, host, overlay, policy, tenant, with_parts
 
+from controller.texts import MODES
 from controller.watch import Filter
 
 
@@ -279,7 +280,7 @@ def test_openapi_describes_every_kind_and_route(tmp_path: Path) -> None:
     async def body(parts: Parts) -> None:
         description = (await parts.http.get("/v1/openapi.json")).json()
         schemas = description["components"]["schemas"]
-        assert schemas["NetworkSpec"]["properties"]["mode"]["enum"] == ["nat", "overlay"]
+        assert schemas["NetworkSpec"]["properties"]["mode"]["enum"] == list(MODES)
         assert schemas["NetworkSpec"]["additionalProperties"] is False
         text = json.dumps(description)
         referred = {part.split('"')[0] for part in text.split("#/components/schemas/")[1:]}

@@ -130,7 +130,7 @@ def test_subnets_are_known_again_by_what_was_declared() -> None:
 def test_vnis_spaces_and_ports_come_from_their_ranges() -> None:
     assert ipam.next_vni(0, ()) == 4096
     assert ipam.next_vni(4096, {4097}) == 4098
-    assert ipam.next_nat_space(0, ()) == 2**24
+    assert ipam.next_space(0, ()) == 2**24
     assert ipam.next_ports((10000, 19999), 1, 0, {10000}.__contains__) == 10001
     assert ipam.next_ports((10000, 19999), 1, 19999, lambda _: False) == 10000
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from ipaddress import IPv4Address, IPv4Network, ip_interface, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_interface, ip_network
 from typing import Any
 
 from controller_kit import document, endpoint, host, mapping, nat, overlay, policy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from controller import plan_remotes
 from controller.assign import assign, follow
 from controller.checks import Surroundings
 from controller.documents import Declared, parse
@@ -17,7 +18,7 @@ from controller.plan_acl import joined
 from controller.planner import Plan, plan, replan
 from controller.state import Change, Ref, State, Stored
 from controller.validate import check, check_removal
-from southbound.messages import AclTier, HostGoal, MappingGoal, NatGoal, NetworkGoal, PortGoal, RemoteGoal, Subnet
+from southbound.messages import AclTier, HostGoal, MappingGoal, NatGoal, NetworkGoal, PortGoal, RemotesGoal, Subnet
 
 HOSTS = ("h1", "h2", "h3")
 
@@ -63,13 +64,32 @@ def of(state_plan: Plan, name: str, kind: type[Any]) -> list[Any]:
     return [goal for goal in state_plan.goals(name).values() if isinstance(goal, kind)]
 
 
+def remotes(made: Plan, name: str) -> list[tuple[str, str, str, tuple[str, ...]]]:
+    """Name, addresses and VTEPs of the endpoints that a host is told of as others'."""
+    return sorted((endpoint, address, address6, block.vteps) for block in of(made, name, RemotesGoal)
+                  for endpoint, address, address6 in unpacked(block))
+
+
+def unpacked(block: RemotesGoal) -> list[tuple[str, str, str]]:
+    """Name and addresses of the endpoints of a block, whose columns must fit."""
+    count = len(block.names)
+    assert 0 < count <= plan_remotes.REMOTES_BLOCK
+    assert len(block.macs) == 6 * count
+    assert len(block.addresses) == 4 * count
+    assert len(block.addresses6) in (0, 16 * count)
+    fours = [str(IPv4Address(block.addresses[4 * i:4 * i + 4])) for i in range(count)]
+    sixes = [str(IPv6Address(block.addresses6[16 * i:16 * i + 16] or bytes(16))) for i in range(count)]
+    return [(name, "" if a == "0.0.0.0" else a, "" if b == "::" else b)
+            for name, a, b in zip(block.names, fours, sixes, strict=True)]
+
+
 def test_a_host_gets_its_ports_and_the_others_as_remotes() -> None:
     state = built(*BASE, endpoint("a", "red", "h1"), endpoint("b", "red", "h2"), endpoint("c", "blue", "h2"),
                   endpoint("web", "office"), mapping("www", "office", "web", 8080))
     made = plan(state)
     assert [(p.name, p.address, p.interface) for p in of(made, "h1", PortGoal)] == [
         ("a", "10.1.0.2/24", "eth0"), ("web", "192.168.250.2/24", "eth0")]
-    assert [(r.name, r.address, r.vtep) for r in of(made, "h1", RemoteGoal)] == [("b", "10.1.0.3", "172.31.0.2")]
+    assert remotes(made, "h1") == [("b", "10.1.0.3", "", ("172.31.0.2",))]
     assert sorted(n.name for n in of(made, "h1", NetworkGoal)) == ["office", "red"]
     assert sorted(n.name for n in of(made, "h2", NetworkGoal)) == ["blue", "red"]
     spaces = {n.name: n.space for h in ("h1", "h2") for n in of(made, h, NetworkGoal)}
@@ -78,7 +98,7 @@ def test_a_host_gets_its_ports_and_the_others_as_remotes() -> None:
     assert (www.external_address, www.external_ports, www.internal_address, www.internal_port) == (
         "0.0.0.0", (8080, 8080), "192.168.250.2", 80)
     assert www.port == next(p.id for p in of(made, "h1", PortGoal) if p.name == "web")
-    assert of(made, "h1", HostGoal) == [HostGoal("self", "172.31.0.1", "", (20000, 32767))]
+    assert of(made, "h1", HostGoal) == [HostGoal("self", "172.31.0.1", "", (20000, 32767), ("172.31.0.1",))]
     assert made.goals("h3") == {}
 
 
@@ -107,8 +127,7 @@ def test_all_that_nat_says_reaches_its_host() -> None:
 def test_an_overlay_of_both_families_tells_remotes_both_addresses() -> None:
     state = built(*BASE, overlay("six", "", subnets=[{"prefix": "10.5.0.0/24"}, {"prefix": "fd00:5::/64"}]),
                   endpoint("a", "six", "h1"), endpoint("b", "six", "h2"))
-    assert [(r.name, r.address, r.address6) for r in of(plan(state), "h1", RemoteGoal)] == [
-        ("b", "10.5.0.3", "fd00:5::3")]
+    assert remotes(plan(state), "h1") == [("b", "10.5.0.3", "fd00:5::3", ("172.31.0.2",))]
 
 
 def rules_of(*documents: Any) -> dict[str, list[tuple[Any, ...]]]:
@@ -311,10 +330,10 @@ def check_goals(name: str, state: State, goals: dict[Any, Any]) -> None:
     mine = {p.network for p in ports}
     assert {n.id for n in by_kind.get("network", [])} == mine
     assert len(by_kind.get("host", [])) == (1 if ports else 0)
-    for remote in by_kind.get("remote", []):
-        assert remote.network in mine, "a remote of a network that has no port here"
-        assert remote.vtep
-        assert remote.id not in {p.id for p in ports}
+    for block in by_kind.get("remotes", []):
+        assert block.network in mine, "remotes of a network that this host does not know"
+        assert block.vteps
+        assert block.host != name
     by_id = {p.id: p for p in ports}
     for mapped in by_kind.get("mapping", []):
         port = by_id[mapped.port]
@@ -335,6 +354,7 @@ def check_goals(name: str, state: State, goals: dict[Any, Any]) -> None:
         assert tiers or not (leads and port.default_in == "deny"), "what a mapping maps is let in"
     for network in by_kind.get("network", []):
         if network.mode == "overlay":
-            everyone = {e.uid for e in state.endpoints_of(state.uids[network.id])}
-            here = {p.id for p in ports if p.network == network.id}
-            assert {r.id for r in by_kind.get("remote", []) if r.network == network.id} == everyone - here
+            everyone = {e.ref.name for e in state.endpoints_of(state.uids[network.id])}
+            here = {p.name for p in ports if p.network == network.id}
+            told = [n for r in by_kind.get("remotes", []) if r.network == network.id for n, _, _ in unpacked(r)]
+            assert sorted(told) == sorted(everyone - here)

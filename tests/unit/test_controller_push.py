@@ -139,7 +139,7 @@ def test_apply_with_wait_returns_when_it_is_applied_and_only_concerned_hosts_hea
             answer = (await fabric.parts.apply(*WORLD, wait=5)).json()
             assert answer["pending"] == []
             assert {g.name for g in h1.goals.values() if g.kind == "port"} == {"a", "web"}
-            assert {g.name for g in h2.goals.values() if g.kind == "remote"} == {"a"}
+            assert {n for g in h2.goals.values() if g.kind == "remotes" for n in g.names} == {"a"}
             assert h3.goals == {}
             statuses = {i["name"]: i["resource"].get("status") for i in answer["items"]}
             assert statuses["a"]["phase"] == "Ready"

@@ -49,7 +49,6 @@ REFUSED: dict[str, Refusal] = {
                           "an external port", "whole number"),
     "mode unknown": (overlay("x", mode="ovrlay"), 422, "spec.mode", "ovrlay", "not a network mode",
                      "did you mean 'overlay'?"),
-    "mode planned": (overlay("x", mode="l2bridge"), 422, "spec.mode", "l2bridge", "not available yet", "nat or"),
     "host bits": (overlay("x", "10.1.0.5/24"), 422, "spec.subnets[0].prefix", "10.1.0.5/24", "host bits",
                   "write 10.1.0.0/24"),
     "not a prefix": (overlay("x", "10.1.0/24"), 422, "spec.subnets[0].prefix", "10.1.0/24", "not an IPv4 prefix",

@@ -78,11 +78,11 @@ def test_flaw_is_named_with_line_and_field(tmp_path: Path, text: str, line: int,
     assert str(refused).startswith(f"{tmp_path}/lab.yaml:{line}: {field}: ")
 
 
-NAT_LABS = sorted((Path(__file__).parents[2] / "labs").glob("nat-*.yaml"))
+LABS = [file for file in sorted((Path(__file__).parents[2] / "labs").glob("*.yaml")) if file.stem != "tour"]
 
 
-@pytest.mark.parametrize("file", NAT_LABS, ids=lambda file: file.stem)
-def test_nat_lab_says_how_to_run_it_and_draws_its_hosts(file: Path) -> None:
+@pytest.mark.parametrize("file", LABS, ids=lambda file: file.stem)
+def test_lab_says_how_to_run_it_and_draws_its_hosts(file: Path) -> None:
     lab, head = load(file), file.read_text().partition("\nname:")[0]
     assert f"sudo sluice lab run labs/{file.name}" in head
     assert all(line.startswith("#") for line in head.splitlines() if line)
@@ -109,3 +109,26 @@ def test_what_is_no_mapping_is_refused_with_its_file(tmp_path: Path, text: str) 
 def test_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(LabError, match=r"nothing\.yaml"):
         load(tmp_path / "nothing.yaml")
+
+
+def test_manager_is_host_and_controller(tmp_path: Path) -> None:
+    path = tmp_path / "lab.yaml"
+    path.write_text("name: x\nnodes:\n  m: {kind: manager}\n", encoding="utf-8")
+    lab = load(path)
+    assert list(process_names(lab)) == ["controller", "agent/m"]
+
+
+@pytest.mark.parametrize("spec", ["{behind: vm}", "{host: elsewhere}"])
+def test_endpoint_that_no_host_of_the_lab_makes_needs_no_namespace(tmp_path: Path, spec: str) -> None:
+    path = tmp_path / "lab.yaml"
+    path.write_text("name: x\nnodes:\n  m: {kind: manager}\nresources:\n"
+                    f"  - {{kind: Endpoint, metadata: {{name: e}}, spec: {spec}}}\n", encoding="utf-8")
+    assert load(path)
+
+
+def test_endpoint_that_moves_has_each_of_its_namespaces(tmp_path: Path) -> None:
+    path = tmp_path / "lab.yaml"
+    path.write_text("name: x\nnodes:\n  m: {kind: manager}\nresources:\n"
+                    "  - {kind: Endpoint, metadata: {name: e}, spec: {host: m, netns: x-e1}}\n"
+                    "  - {kind: Endpoint, metadata: {name: e}, spec: {host: m, netns: x-e2}}\n", encoding="utf-8")
+    assert {"e1", "e2"} <= set(places(load(path)))

@@ -53,6 +53,8 @@ MAP(flows, BPF_MAP_TYPE_HASH, struct flow_key, struct flow, 65536, 0);
 MAP(links, BPF_MAP_TYPE_HASH, __u32, __u32, 8192, 0);
 /* Port id to generation, interface, MACs. */
 MAP(ports, BPF_MAP_TYPE_ARRAY, __u32, struct port, 4096, 0);
+/* Ports that have any. */
+MAP(gateways, BPF_MAP_TYPE_HASH, __u32, struct gateways, 4096, BPF_F_NO_PREALLOC);
 /* Port id to policy. A hash map, because its element is replaced in one step. */
 MAP(programs, BPF_MAP_TYPE_HASH, __u32, struct programs, 4096, BPF_F_NO_PREALLOC);
 /* Compiled group, by content hash: ports with equal groups share one. */

@@ -160,7 +160,17 @@ static __always_inline void answer_ethernet(struct ethhdr *eth, const struct hea
 	eth->h_proto = bpf_htons(h->ethertype);
 }
 
-static __always_inline void answer_ipv4(struct iphdr *ip, const struct headers *h, __u8 protocol, __u8 tos, __u32 length)
+/* Of an ICMP error: the gateway of the port that is told, if it has one, else whom the packet was meant for. */
+static __always_inline const struct address *answerer(const struct headers *h)
+{
+	__u32 id = ZONE_NUMBER(h->key.zone), six = h->key.family == 6;
+	struct gateways *known = ZONE_KIND(h->key.zone) == ZONE_PORT ? bpf_map_lookup_elem(&gateways, &id) : 0;
+
+	return known && !is_unspecified(&known->of[six]) ? &known->of[six] : &h->key.dst;
+}
+
+static __always_inline void answer_ipv4(struct iphdr *ip, const struct headers *h, const struct address *from,
+					__u8 protocol, __u8 tos, __u32 length)
 {
 	__builtin_memset(ip, 0, sizeof(*ip));
 	ip->version = 4;
@@ -170,18 +180,19 @@ static __always_inline void answer_ipv4(struct iphdr *ip, const struct headers *
 	ip->frag_off = bpf_htons(IP_DONT_FRAGMENT);
 	ip->ttl = ANSWER_TTL;
 	ip->protocol = protocol;
-	ip->saddr = h->key.dst.w[0];
+	ip->saddr = from->w[0];
 	ip->daddr = h->key.src.w[0];
 	ip->check = checksum(ip, sizeof(*ip), 0);
 }
 
-static __always_inline void answer_ipv6(struct ipv6_header *ip, const struct headers *h, __u8 protocol, __u32 length)
+static __always_inline void answer_ipv6(struct ipv6_header *ip, const struct headers *h, const struct address *from,
+					__u8 protocol, __u32 length)
 {
 	ip->start = bpf_htonl(6U << 28);
 	ip->length = bpf_htons(length);
 	ip->next = protocol;
 	ip->hops = ANSWER_TTL;
-	ip->src = h->key.dst;
+	ip->src = *from;
 	ip->dst = h->key.src;
 }
 
@@ -217,13 +228,13 @@ static __always_inline __u32 make_reset(struct __sk_buff *skb, const struct scra
 	if (s->pkt.key.family == 6) {
 		if (!answer_tcp(skb, s, &a->reset6.tcp))
 			return 0;
-		answer_ipv6(&a->reset6.ip, &s->pkt, IPPROTO_TCP, sizeof(struct tcphdr));
+		answer_ipv6(&a->reset6.ip, &s->pkt, &s->pkt.key.dst, IPPROTO_TCP, sizeof(struct tcphdr));
 		a->reset6.tcp.check = checksum(&a->reset6.ip.src, 32 + sizeof(struct tcphdr), pseudo);
 		return sizeof(a->reset6) - FRAME;
 	}
 	if (!answer_tcp(skb, s, &a->reset4.tcp))
 		return 0;
-	answer_ipv4(&a->reset4.ip, &s->pkt, IPPROTO_TCP, 0, sizeof(struct tcphdr));
+	answer_ipv4(&a->reset4.ip, &s->pkt, &s->pkt.key.dst, IPPROTO_TCP, 0, sizeof(struct tcphdr));
 	a->reset4.tcp.check = checksum(&a->reset4.ip.saddr, 8 + sizeof(struct tcphdr), pseudo);
 	return sizeof(a->reset4) - FRAME;
 }
@@ -257,7 +268,7 @@ static __always_inline __u32 make_error(struct __sk_buff *skb, const struct scra
 	a->icmp.code = s->mtu ? ICMP_FRAG_NEEDED : PROHIBITED;
 	a->icmp.sequence = bpf_htons(s->mtu);
 	a->icmp.check = checksum(&a->icmp, sizeof(a->icmp) + padded(length), 0);
-	answer_ipv4(&a->ip, &s->pkt, IPPROTO_ICMP, INTERNETWORK_CONTROL, sizeof(a->icmp) + length);
+	answer_ipv4(&a->ip, &s->pkt, answerer(&s->pkt), IPPROTO_ICMP, INTERNETWORK_CONTROL, sizeof(a->icmp) + length);
 	return offsetof(struct error4, quote) - FRAME + length;
 }
 
@@ -271,7 +282,7 @@ static __always_inline __u32 make_error6(struct __sk_buff *skb, const struct scr
 	a->icmp.type = s->mtu ? ICMP6_TOO_BIG : ICMP6_UNREACHABLE;
 	a->icmp.code = s->mtu ? 0 : PROHIBITED6;
 	a->icmp.sequence = bpf_htons(s->mtu);	/* the lower half of a word whose upper one is zero */
-	answer_ipv6(&a->ip, &s->pkt, IPPROTO_ICMPV6, body);
+	answer_ipv6(&a->ip, &s->pkt, answerer(&s->pkt), IPPROTO_ICMPV6, body);
 	a->icmp.check = checksum(&a->ip.src, 32 + sizeof(a->icmp) + padded(length), bpf_htonl(IPPROTO_ICMPV6 + body));
 	return offsetof(struct error6, quote) - FRAME + length;
 }

@@ -197,6 +197,11 @@ struct port {
 	__u8 underlays[2];	/* outer source of what it sends, of IPv4 and of IPv6; 0: the host's */
 };
 
+/* From whom ICMP errors to a port are, in IPv4 and in IPv6; all zero: from whom the packet was meant for. */
+struct gateways {
+	struct address of[2];
+};
+
 /* Coarse kinds of packets: a group is not searched for a packet of a kind that none of its rules can match. */
 enum packet_kind {
 	KIND_ARP = 1 << 0,

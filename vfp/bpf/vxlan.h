@@ -223,7 +223,7 @@ static __always_inline int is_tunnelled(struct __sk_buff *skb, struct scratch *s
 	settings = bpf_map_lookup_elem(&config, &zero);
 	if (!settings || !settings->tunnel_port)
 		return 0;
-	if ((void *)(eth + 1) > end)
+	if ((void *)(eth + 1) > end || skb->vlan_present)
 		return 0;
 	if (eth->h_proto == bpf_htons(ETH_P_IP)) {
 		struct iphdr *ip = (void *)(eth + 1);

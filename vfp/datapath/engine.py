@@ -95,7 +95,7 @@ OBJECT = Path(__file__).with_name("vfp.bpf.o")
 _ZERO = bytes(4)
 _KEYED = (
     "links", "pools", "held", "mappings", "prefixes", "rewrites", "translations", "vtep_addresses", "vtep_ids",
-    "underlay_numbers", "paths",
+    "underlay_numbers", "paths", "gateways",
 )
 _JUMPS = (                                  # enum jump
     "vfp_slow", "vfp_odd", "vfp_related", "vfp_leave", "vfp_reject", "vfp_full", "vfp_stale", "vfp_decided",
@@ -246,7 +246,7 @@ class Datapath(AbstractContextManager["Datapath"]):
         for name in ("held", "pools"):
             self._remove(name, tables, keep=left)
         self._change_spaces(tables, spaces)
-        for name in ("mappings", "prefixes", "underlay_numbers", "paths"):
+        for name in ("mappings", "prefixes", "underlay_numbers", "paths", "gateways"):
             self._put(name, tables)
             self._remove(name, tables)
         self._write_underlays(tables.tunnelling)

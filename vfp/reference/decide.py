@@ -243,7 +243,7 @@ class _Walk:
                 return self._pair(there, Zone(ZoneKind.PORT, receiver.id),
                                   replace(back, src_mac=sender.gateway_mac, routed=True))
             case Remote(vtep, vni, _) as remote:
-                return self._pair(self._into_tunnel(remote), Zone(ZoneKind.OVERLAY, vni), back,
+                return self._pair(self._into_tunnel(remote, sender), Zone(ZoneKind.OVERLAY, vni), back,
                                   reply_vtep=vtep)
             case HostStack():
                 stack = Transposition(exit=header.ToStack())
@@ -272,7 +272,7 @@ class _Walk:
         if not isinstance(destination, LocalPort):
             raise Dropped(DropReason.NO_MAPPING, f"VNI {vni} has no local {self.subject.tuple.dst}")
         receiver = self._run_layers(destination.port, Direction.IN)
-        back = self._into_tunnel(source)
+        back = self._into_tunnel(source, receiver)
         return self._pair(Transposition(dst_mac=receiver.mac, exit=header.ToPort(receiver.id)),
                           Zone(ZoneKind.PORT, receiver.id), back, vtep=source.vtep)
 
@@ -338,10 +338,11 @@ class _Walk:
         routed = Transposition(routed=True, exit=header.ToUplink(uplink))
         return replace(routed, src_mac=bytes(6), dst_mac=bytes(6)) if self.index.uplinks[uplink].loopback else routed
 
-    def _into_tunnel(self, remote: Remote) -> Transposition:
+    def _into_tunnel(self, remote: Remote, sender: Port) -> Transposition:
         if not self.index.has_tunnel:
             raise Dropped(DropReason.NO_ROUTE, "the engine has no tunnel device")
-        return Transposition(dst_mac=remote.mac, exit=header.ToVtep(remote.vtep, remote.vni))
+        source = next((vtep for vtep in sender.vteps if vtep.version == remote.vtep.version), None)
+        return Transposition(dst_mac=remote.mac, exit=header.ToVtep(remote.vtep, remote.vni, source))
 
     def _half(self, how: Transposition, vtep: Address | None = None) -> Half:
         rewritten = header.compose(self.rewrites, how)

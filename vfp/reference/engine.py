@@ -29,7 +29,6 @@ from vfp.reference.fragments import FragmentTable
 from vfp.reference.index import Index, changed_ports
 from vfp.reference.layers import RuleRef
 from vfp.reference.packet import (
-    ETHERNET_BYTES,
     TCP_ACK,
     TCP_SYN,
     FlowTuple,
@@ -43,6 +42,7 @@ from vfp.reference.packet import (
 from vfp.reference.reject import Answer, AnswerLimit, answer_to
 from vfp.reference.related import is_plausible, quotation_of, translate_quotation
 from vfp.reference.sets import Members, Sets
+from vfp.reference.sizes import clamp_mss, is_too_big, mtu_of
 from vfp.reference.tcp import Fit, FlowState, is_opening
 from vfp.reference.transposition import Exit, Transposition, Undeliverable
 from vfp.reference.zones import Hook, Zone, ZoneKind, zone_of
@@ -51,7 +51,6 @@ from vfp.timeouts import Timeouts
 FLOW_ENTRIES = 262144
 REDECIDE_PER_S = 200_000
 REDECIDE_BURST_S = 0.1
-EVERY_LINK = ETHERNET_BYTES + 1280      # bytes of a frame that are never too big for an uplink
 
 
 class Verdict(StrEnum):
@@ -238,8 +237,18 @@ class Engine:
     def _answer(self, passage: _Passage, mtu: int) -> Answer | None:
         """What tells the sender of a rejected frame, or of one that is too big, to where it came from."""
         exit, packet = passage.back(), passage.packet
-        frame = answer_to(passage.frame, packet, self._answers, passage.now_s, mtu) if packet else None
+        if packet is None:
+            return None
+        gateway = self._gateway(passage.zone, packet)
+        frame = answer_to(passage.frame, packet, self._answers, passage.now_s, mtu, gateway)
         return Answer(frame, exit) if frame and exit else None
+
+
+    def _gateway(self, zone: Zone, packet: Packet) -> Address | None:
+        """From whom a port gets ICMP errors; None: from whom its packet was meant for."""
+        port = self._index.ports.get(zone.number) if zone.kind is ZoneKind.PORT else None
+        return next((gateway for gateway in port.gateways if gateway.version == packet.tuple.family), None) \
+            if port else None
 
 
 class _Former(Exception):
@@ -458,10 +467,10 @@ class _Passage:
             frame = header.apply(frame or self.frame, packet, how)
         except Undeliverable as undeliverable:
             raise _Drop(undeliverable.reason) from None
-        if isinstance(how.exit, header.ToUplink) and len(frame) > EVERY_LINK:
-            link = self.engine._index.uplinks[how.exit.uplink]
-            if not link.loopback and 0 < link.mtu < len(frame) - ETHERNET_BYTES:
-                raise _Drop(DropReason.TOO_BIG, mtu=link.mtu)
+        mtu = mtu_of(self.engine._index, how.exit)
+        if is_too_big(self.engine._index, how.exit, frame, packet):
+            raise _Drop(DropReason.TOO_BIG, mtu=mtu)
+        frame = clamp_mss(frame, packet, mtu)
         if isinstance(how.exit, header.ToSender):
             return Result(Verdict.REPLY, self._answer(packet, how.exit.mac), port=how.exit.port)
         return _leaving(how.exit, frame, flows)

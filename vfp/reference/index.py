@@ -72,9 +72,10 @@ class Index:
         return {rule.action.meter for port in self.state.ports for rule in rules_of(port)
                 if isinstance(rule.action, Meter)}
 
-    def links(self) -> tuple[int, dict[int, tuple[int, bool, int]]]:
-        """Interfaces other than those of ports: the tunnel device, and uplinks by id."""
-        return self.state.tunnel_ifindex, {
+    def links(self) -> tuple[object, ...]:
+        """Interfaces other than those of ports: the tunnel device, uplinks by id, and how the underlay is reached."""
+        takes_off = self.has_tunnel and any(underlay.ifindex for underlay in self.state.underlays)
+        return self.state.tunnel_ifindex, self.state.underlays, self.state.tunnel_port if takes_off else 0, {
             uplink.id: (uplink.ifindex, uplink.loopback, uplink.mtu) for uplink in self.state.uplinks}
 
     def places(self) -> dict[tuple[int, Address], Location]:

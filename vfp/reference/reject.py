@@ -65,14 +65,18 @@ class AnswerLimit:
         return True
 
 
-def answer_to(frame: bytes, packet: Packet, limit: AnswerLimit, now_s: float, mtu: int = 0) -> bytes | None:
-    """The frame that tells its sender; None when nobody may or can be told. `mtu`: that it is larger than this."""
+def answer_to(frame: bytes, packet: Packet, limit: AnswerLimit, now_s: float, mtu: int = 0,
+              gateway: Address | None = None) -> bytes | None:
+    """The frame that tells its sender; None when nobody may or can be told. `mtu`: that it is larger than this.
+
+    `gateway`: source of an ICMP error; None: the packet's destination.
+    """
     if not _may_answer(frame, packet):
         return None
     if packet.is_tcp and not mtu:
         answer = _reset(frame, packet)
     elif limit.take(now_s):
-        answer = _error(frame, packet, mtu)
+        answer = _error(frame, packet, mtu, gateway or packet.tuple.dst)
     else:
         return None
     return answer if packet.transport <= TRANSPORT_AT_MAX else None
@@ -112,30 +116,31 @@ def _reset(frame: bytes, packet: Packet) -> bytes:
     else:
         numbers = struct.pack("!IIBB", 0, (sequence + length) % 2**32, 0x50, TCP_RST | TCP_ACK)
     body = ports + numbers + bytes(6)
-    return _in_ip(frame, packet, TCP, _summed(_pseudo(packet, TCP, len(body)), body, 16))
+    source = packet.tuple.dst
+    return _in_ip(frame, packet, TCP, _summed(_pseudo(packet, source, TCP, len(body)), body, 16), source)
 
 
-def _error(frame: bytes, packet: Packet, mtu: int) -> bytes:
+def _error(frame: bytes, packet: Packet, mtu: int, source: Address) -> bytes:
     six = packet.tuple.family == 6
     came = frame[ETHERNET_BYTES:packet.transport + packet.length]
     if six:
         body = struct.pack("!BBHI", *((2, 0, 0, mtu) if mtu else (1, 1, 0, 0))) + came[:ERROR_BYTES_MAX_6 - 40 - 8]
-        return _in_ip(frame, packet, ICMPV6, _summed(_pseudo(packet, ICMPV6, len(body)), body, 2))
+        return _in_ip(frame, packet, ICMPV6, _summed(_pseudo(packet, source, ICMPV6, len(body)), body, 2), source)
     body = struct.pack("!BBHI", 3, 4 if mtu else 13, 0, mtu) + came[:ERROR_BYTES_MAX - 20 - 8]
-    return _in_ip(frame, packet, ICMP, _summed(b"", body, 2), INTERNETWORK_CONTROL)
+    return _in_ip(frame, packet, ICMP, _summed(b"", body, 2), source, INTERNETWORK_CONTROL)
 
 
-def _pseudo(packet: Packet, protocol: int, length: int) -> bytes:
-    return packet.tuple.dst.packed + packet.tuple.src.packed + struct.pack("!II", length, protocol)
+def _pseudo(packet: Packet, source: Address, protocol: int, length: int) -> bytes:
+    return source.packed + packet.tuple.src.packed + struct.pack("!II", length, protocol)
 
 
 def _summed(pseudo: bytes, body: bytes, at: int) -> bytes:
     return body[:at] + internet_checksum(pseudo + body).to_bytes(2, "big") + body[at + 2:]
 
 
-def _in_ip(frame: bytes, packet: Packet, protocol: int, body: bytes, tos: int = 0) -> bytes:
-    """From who was meant, to who sent."""
-    addresses = packet.tuple.dst.packed + packet.tuple.src.packed
+def _in_ip(frame: bytes, packet: Packet, protocol: int, body: bytes, source: Address, tos: int = 0) -> bytes:
+    """From who was meant, or `source`, to who sent."""
+    addresses = source.packed + packet.tuple.src.packed
     ethernet = frame[6:12] + frame[0:6] + frame[12:14]
     if packet.tuple.family == 6:
         return ethernet + struct.pack("!IHBB", 6 << 28, len(body), protocol, TTL) + addresses + body

@@ -41,6 +41,7 @@ class ToVtep:
 
     vtep: Address
     vni: int
+    source: Address | None = None           # outer; None: the host's
 
 
 @dataclass(frozen=True, slots=True)
