@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from vfp import limits
 from vfp.classifier import CompiledGroup, compile_group, difference, edit_group, rewrite_fields, rule_cookie
 from vfp.errors import CompileError
 from vfp.layout import (
     GATEWAYS,
+    LINK_PARTICULAR,
     MAPPING,
     MAPPING_KEY,
     MAX_STAGES,
@@ -88,6 +90,7 @@ class Tables:
     inspect_ifindex: int = 0
     mapping_names: dict[int, str] = field(default_factory=dict)     # by the cookie of their hits
     tunnelling: Tunnelling = field(default_factory=Tunnelling)
+    shaper: int = 0
 
 
 EDITABLE = 256
@@ -121,6 +124,7 @@ class Compiler:
         check_sets(state)
         check_pools(state)
         check_underlays(state)
+        limits.check(state)
         large: dict[tuple[str, str, int], CompiledGroup] = {}
         same: dict[tuple[str, int], tuple[Group, CompiledGroup]] = {}
 
@@ -140,7 +144,7 @@ class Compiler:
                 large[identity] = self._large.get(identity) or self._compile_large(layer, group)
             return large[identity]
 
-        tables = Tables(tunnel_ifindex=state.tunnel_ifindex, inspect_ifindex=state.inspect_ifindex)
+        tables = Tables(tunnel_ifindex=state.tunnel_ifindex, inspect_ifindex=state.inspect_ifindex, shaper=state.shaper)
         for port in state.ports:
             tables.ports[port.id] = _compile_port(port, compiled, state)
         small = {id(group): group for _, group in same.values()}
@@ -303,8 +307,9 @@ def _compile_port(
     return CompiledPort(
         id=port.id,
         record=pack(PORT, ifindex=port.ifindex, mac=port.mac, gateway_mac=port.gateway_mac,
-                    flags=PortFlag.STRICT_TCP * port.strict_tcp | PortFlag.TAP * port.tap,
-                    mtu=port.mtu, underlays=numbers_of(port, state)),
+                    flags=PortFlag.STRICT_TCP * port.strict_tcp | PortFlag.TAP * port.tap | limits.flags(port),
+                    connections=port.connections, rates=limits.rates(port), mtu=port.mtu,
+                    underlays=numbers_of(port, state)),
         program=program.tobytes(),
         groups=frozenset(out_groups | in_groups),
         spaces=frozenset(action.space for action in actions if isinstance(action, Forward | AnswerArp)),
@@ -380,7 +385,7 @@ def _translations(groups: Iterable[CompiledGroup]) -> Iterator[tuple[bytes, byte
 
 
 def _links(state: EngineState) -> dict[bytes, bytes]:
-    links = {_u32(port.ifindex): _u32(port.id) for port in state.ports}
+    links = {_u32(port.ifindex): _u32(port.id | LINK_PARTICULAR * limits.is_particular(port)) for port in state.ports}
     for uplink in state.uplinks:
         if _u32(uplink.ifindex) in links:
             raise CompileError(

@@ -117,7 +117,7 @@ static __always_inline int to_port(struct transposition *t, __u32 id, int routed
 
 	if (!port || !port->ifindex)
 		return UNKNOWN_PORT;
-	t->place = port->flags & PORT_TAP ? PLACE_TAP : PLACE_PORT;
+	t->place = port->flags & (PORT_TAP | PORT_QUEUED) ? PLACE_TAP : PLACE_PORT;
 	t->ifindex = port->ifindex;
 	t->mtu = port->mtu;
 	t->flags |= SET_DMAC;

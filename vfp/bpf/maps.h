@@ -21,6 +21,7 @@ enum jump {
 	JUMP_INSPECTED = 9,	/* what comes back from user space */
 	JUMP_ENCAPSULATE = 12,	/* into a tunnel */
 	JUMP_DECAPSULATE = 13,	/* out of one */
+	JUMP_PARTICULAR = 14,	/* from a port that is shaped, or limited in what it sends */
 	JUMPS = 16,
 };
 
@@ -53,6 +54,8 @@ MAP(flows, BPF_MAP_TYPE_HASH, struct flow_key, struct flow, 65536, 0);
 MAP(links, BPF_MAP_TYPE_HASH, __u32, __u32, 8192, 0);
 /* Port id to generation, interface, MACs. */
 MAP(ports, BPF_MAP_TYPE_ARRAY, __u32, struct port, 4096, 0);
+/* By port id. */
+MAP(usages, BPF_MAP_TYPE_ARRAY, __u32, struct usage, 4096, 0);
 /* Ports that have any. */
 MAP(gateways, BPF_MAP_TYPE_HASH, __u32, struct gateways, 4096, BPF_F_NO_PREALLOC);
 /* Port id to policy. A hash map, because its element is replaced in one step. */

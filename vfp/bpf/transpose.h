@@ -259,12 +259,25 @@ static __always_inline int to_endpoint(struct __sk_buff *skb, const struct scrat
 }
 
 /* An answer to what a port asked. */
-static __always_inline int back_to_port(struct __sk_buff *skb, const struct scratch *s)
+static __always_inline int back_to_port(struct __sk_buff *skb, struct scratch *s)
 {
 	__u32 id = ZONE_NUMBER(s->pkt.key.zone);
 	struct port *port = bpf_map_lookup_elem(&ports, &id);
 
-	return to_endpoint(skb, s, skb->ifindex, port && port->flags & PORT_TAP);
+	if (!port || !port->ifindex)
+		return drop_early(skb, s, UNKNOWN_PORT);
+	return to_endpoint(skb, s, port->ifindex, port->flags & (PORT_TAP | PORT_QUEUED));
+}
+
+/* To the host's stack, of what came by the shaper: at the port's own link, past its hook. */
+static __always_inline int from_shaper(struct __sk_buff *skb, struct scratch *s)
+{
+	__u32 id = ZONE_NUMBER(s->pkt.key.zone);
+	struct port *port = bpf_map_lookup_elem(&ports, &id);
+
+	if (!port || !port->ifindex)
+		return drop_early(skb, s, UNKNOWN_PORT);
+	return past_hook(skb, s, port->ifindex, BPF_F_INGRESS);
 }
 
 /*
@@ -390,6 +403,8 @@ static __always_inline int transpose(struct __sk_buff *skb, struct scratch *s, c
 	case PLACE_STACK:
 		if (s->inspected && !s->probe)	/* whose mark says where a copy went */
 			return enter_again(skb, s);
+		if (s->shaped)
+			return from_shaper(skb, s);
 		return TC_ACT_UNSPEC;	/* let the filters of others see it */
 	case PLACE_TAP:
 		return past_hook(skb, s, t->ifindex, 0);

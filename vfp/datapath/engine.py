@@ -99,7 +99,7 @@ _KEYED = (
 )
 _JUMPS = (                                  # enum jump
     "vfp_slow", "vfp_odd", "vfp_related", "vfp_leave", "vfp_reject", "vfp_full", "vfp_stale", "vfp_decided",
-    "vfp_inspect", "vfp_come_back", None, None, "vfp_encapsulate", "vfp_decapsulate",
+    "vfp_inspect", "vfp_come_back", None, None, "vfp_encapsulate", "vfp_decapsulate", "vfp_particular",
 )
 
 ANSWERS_PER_S = 1000
@@ -115,6 +115,7 @@ class Hook(StrEnum):
     OVERLAY_IN = "overlay_in"
     UPLINK_IN = "uplink_in"
     UNDERLAY_IN = "underlay_in"             # ingress of an underlay's link that is no uplink
+    SHAPED_IN = "shaped_in"                 # ingress of where the shaper's queues lead to
     INSPECT_IN = "inspect_in"               # these three: of the detour by user space, and not in the host's own links
     INSPECT_OUT = "inspect_out"
     INSPECTED = "inspected"
@@ -148,7 +149,8 @@ class Datapath(AbstractContextManager["Datapath"]):
         self._settings: dict[str, Any] = {
             **self._profiles.shortest(), **limits.settings(), "secret": np.frombuffer(secret, np.uint64),
             "tunnel_ifindex": int(settings["tunnel_ifindex"]), "inspect_ifindex": int(settings["inspect_ifindex"]),
-            "turn": int(settings["turn"]), "tunnel_port": int(settings["tunnel_port"]),
+            "turn": int(settings["turn"]), "shaper_ifindex": int(settings["shaper_ifindex"]),
+            "tunnel_port": int(settings["tunnel_port"]),
             "underlays": tuple(map(int, settings["underlays"])),
             "answer_ns": int(1e9 / ANSWERS_PER_S), "answer_burst_ns": int(1e9 * (ANSWERS_BURST - 1) / ANSWERS_PER_S),
             "sets_generation": int(settings["sets_generation"]),
@@ -262,6 +264,7 @@ class Datapath(AbstractContextManager["Datapath"]):
         self._named = None                      # until all ports have the rules that name them
         self._settings["tunnel_ifindex"] = tables.tunnel_ifindex
         self._settings["inspect_ifindex"] = tables.inspect_ifindex
+        self._settings["shaper_ifindex"] = tables.shaper
         if turning:
             self._ports.prepare(tables, stale)
             self._turn_over()
@@ -613,6 +616,7 @@ class Datapath(AbstractContextManager["Datapath"]):
             or self._uplinks_changed(tables.maps["uplinks"])
             or tables.tunnel_ifindex != self._settings["tunnel_ifindex"]
             or tables.inspect_ifindex != self._settings["inspect_ifindex"]
+            or tables.shaper != self._settings["shaper_ifindex"] or self._tunnelling_changed(tables.tunnelling)
         )
 
     def _put(self, name: str, tables: Tables) -> None:

@@ -51,7 +51,8 @@ class Limits:
         return {
             "flows": self.flows, "rules": self.rules, "buckets": self.rules, "filter": filter_words(self.rules),
             "bindings": self.bindings, "externals": self.bindings, "contacts": self.bindings,
-            "ports": self.ports, "programs": self.ports, "gateways": self.ports, "links": self.ports + 256,
+            "ports": self.ports, "programs": self.ports, "gateways": self.ports, "usages": self.ports,
+            "links": self.ports + 256,
             "spaces": self.space_entries, "vtep_ids": self.vteps, "vtep_addresses": self.vteps,
             "mappings": self.mappings, "meters": self.meters,
             "pools": self.pools, "uses": 4 * self.pools,

@@ -10,7 +10,7 @@ import numpy as np
 from vfp.compile import CompiledPort, Tables
 from vfp.datapath.capture import Capturing
 from vfp.datapath.object import BpfObject
-from vfp.layout import PORT, PROGRAM, pack
+from vfp.layout import PORT, PROGRAM, USAGE, pack
 
 __all__ = ["PortPrograms"]
 
@@ -22,6 +22,7 @@ class PortPrograms:
         self.turn = turn
         self._programs = loaded.map("programs")
         self._ports = loaded.map("ports")
+        self._usages = loaded.map("usages")
         self._capturing = capturing
         self._written = {
             int.from_bytes(key, "little"): _Turns(value[: PROGRAM.itemsize], value[PROGRAM.itemsize :])
@@ -95,6 +96,8 @@ class PortPrograms:
 
     def _write_record(self, port_id: int, record: bytes, born: bytes | None = None) -> None:
         """Who looks at the port's packets goes on to. `born`: the id is this port's from that generation on."""
+        if born is not None:                    # what a former port has used up is not its own
+            self._usages.update(_u32(port_id), bytes(USAGE.itemsize))
         record = record[:_BORN] + (born or self._born(port_id)) + record[_BORN + 4 :]
         self._ports.update(_u32(port_id), self._capturing.marked(port_id, record))
 

@@ -28,6 +28,7 @@ from vfp.reference.flows import Entry, FlowKey, FlowTable, Pair, Refused, pair_o
 from vfp.reference.fragments import FragmentTable
 from vfp.reference.index import Index, changed_ports
 from vfp.reference.layers import RuleRef
+from vfp.reference.limits import Buckets
 from vfp.reference.packet import (
     TCP_ACK,
     TCP_SYN,
@@ -131,6 +132,7 @@ class Engine:
         self.mapping_hits: Counter[str] = Counter()         # by `Mapping.name`
         self.journal = Journal()
         self._answers = AnswerLimit()
+        self._buckets = Buckets()
 
     @property
     def state(self) -> EngineState:
@@ -159,6 +161,8 @@ class Engine:
         self._generations.update(changed)
         gone = {id for id in old.ports if not _is_same(old.ports[id], new.ports.get(id))}
         self.bindings.purge(gone, old.pools.keys() - new.pools.keys())
+        for id in gone:
+            self._buckets.forget(id)
         self._born |= {id: self._generations[id] for id in new.ports if id in gone or id not in old.ports}
         self.journal.forget_meters_but(new.meters())
         return changed
@@ -229,7 +233,7 @@ class Engine:
         if denied_by is not None:
             self.rule_drops[denied_by] += 1
         at_port = passage.zone.kind in (ZoneKind.PORT, ZoneKind.HOST)
-        drop_port = decision.drop_port if decision else passage.zone.number if at_port else 0
+        drop_port = decision.drop_port if decision else drop.port or (passage.zone.number if at_port else 0)
         return Result(Verdict.DROP, passage.frame, drop.reason, drop_port=drop_port,
                       layer=step.layer if step else "", denied_by=denied_by,
                       answer=self._answer(passage, drop.mtu) if drop.is_told else None)
@@ -258,11 +262,12 @@ class _Former(Exception):
 class _Drop(Exception):
     """The frame ends here."""
 
-    def __init__(self, reason: DropReason, decision: Decision | None = None, mtu: int = 0) -> None:
+    def __init__(self, reason: DropReason, decision: Decision | None = None, mtu: int = 0, port: int = 0) -> None:
         super().__init__(reason.name)
         self.reason = reason
         self.decision = decision
         self.mtu = mtu                      # of TOO_BIG
+        self.port = port                    # whose doing it is, if no layer's and not of who sent it
 
     @property
     def is_told(self) -> bool:
@@ -297,6 +302,10 @@ class _Passage:
                 return header.ToStack()
 
     def run(self) -> Result:
+        if self.zone.kind is ZoneKind.PORT and not self.inspected:
+            port = self.engine._index.ports.get(self.zone.number)
+            if port and not self.engine._buckets.take(port.id, "out", port.rate_out, self.now_s):
+                raise _Drop(DropReason.RATE_LIMITED)
         try:
             packet = self.engine._fragments.resolve(self.zone, parse(self.frame), self.now_s)
         except Malformed as malformed:
@@ -406,6 +415,7 @@ class _Passage:
         if decision.inspect and not (packet.makes_flow and is_inspectable(packet)):
             raise _Drop(DropReason.INSPECT_REFUSED)
         if not packet.makes_flow:
+            self._arrive(decision.forward.transposition.exit)
             self._do_extras(packet, decision.extras, alone=True)
             return self._leave(packet, decision.forward.transposition, ())
         if decision.strict and decision.stateful and packet.is_tcp and not is_opening(packet.headers.tcp_flags):
@@ -425,7 +435,7 @@ class _Passage:
         pair = pair_of(decision, headers, generations, self.now_s, old)
         pair.sets_generation = self.engine._sets.generation if decision.by_set else None
         try:
-            self.engine._flows.put(pair, self.now_s, new=old is None)
+            self.engine._flows.put(pair, self.now_s, new=old is None, is_former=self.engine.is_former)
         except Refused as refused:
             raise _Drop(refused.reason) from None
         return pair
@@ -446,8 +456,21 @@ class _Passage:
         if fit is Fit.NO:
             raise _Drop(DropReason.OUT_OF_STATE)
         pair.count(entry, flags if fit is Fit.YES else 0, len(self.frame), self.now_s)
+        self._arrive(entry.transposition.exit)
         self._do_extras(packet, pair.extras, entry, first=first)
         return self._leave(packet, entry.transposition, flows)
+
+    def _arrive(self, exit: Exit | None) -> None:
+        """A packet for a port uses up what that may get."""
+        match exit:
+            case header.ToPort(id):
+                port = self.engine._index.ports.get(id)
+            case header.ToStack() if self.zone.kind is ZoneKind.HOST:
+                port = self.engine._index.ports.get(self.zone.number)
+            case _:
+                return
+        if port and not self.engine._buckets.take(port.id, "in", port.rate_in, self.now_s):
+            raise _Drop(DropReason.RATE_LIMITED, port=port.id)
 
     def _do_extras(self, packet: Packet, extras: Extras, entry: Entry | None = None, *, first: bool = False,
                    alone: bool = False) -> None:
