@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import socket
 import struct
+import sys
 from collections.abc import Sequence
 
 SO_ATTACH_FILTER = 26
@@ -72,7 +73,7 @@ def open_sender(mark: int = 0) -> socket.socket:
     """
     opened = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, 0)
     if mark:
-        opened.setsockopt(socket.SOL_SOCKET, SO_MARK, mark)
+        opened.setsockopt(socket.SOL_SOCKET, SO_MARK, mark.to_bytes(4, sys.byteorder))
     return opened
 
 
