@@ -56,11 +56,13 @@ def ready_for(
         disable_ipv6(interface)
 
 
-def addresses_of(netlink: Netlink, ifindex: int, family: int = socket.AF_INET) -> list[Interface]:
-    """Addresses of a link, primary first; no link-local IPv6 ones, and none that it made by an advertisement."""
+def addresses_of(
+    netlink: Netlink, ifindex: int, family: int = socket.AF_INET, *, learned: bool = True
+) -> list[Interface]:
+    """Addresses of a link, primary first; no link-local IPv6 ones, and without `learned` none by an advertisement."""
     found: list[Interface] = []
     for message in address_messages(netlink, ifindex, family):
-        if message.get_attr("IFA_PROTO") == IFAPROT_KERNEL_RA:
+        if not learned and message.get_attr("IFA_PROTO") == IFAPROT_KERNEL_RA:
             continue
         local = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
         address = ip_interface(f"{local}/{message['prefixlen']}")
@@ -76,9 +78,14 @@ def address_messages(netlink: Netlink, ifindex: int, family: int) -> list[Messag
 
 
 def mend_addresses(
-    netlink: Netlink, ifindex: int, wanted: Sequence[Interface], families: Iterable[int] = FAMILIES
+    netlink: Netlink, ifindex: int, wanted: Sequence[Interface], families: Iterable[int] = FAMILIES, *,
+    keep_learned: bool = False,
 ) -> None:
-    """Make `wanted` the addresses of the link, but for a link-local IPv6 one, and those made by an advertisement.
+    """Make `wanted` the addresses of the link, but for a link-local IPv6 one.
+
+    Args:
+        families: others are not touched.
+        keep_learned: those that the link made by an advertisement stay.
 
     Raises:
         KernelRefused: also when somebody else sets them again and again.
@@ -86,7 +93,7 @@ def mend_addresses(
     for family in families:
         mine = [address for address in wanted if family_of(address) == family]
         for _ in range(MEND_TRIES):
-            if not _mend_once(netlink, ifindex, family, mine):
+            if not _mend_once(netlink, ifindex, family, mine, keep_learned):
                 break
         else:
             found = ", ".join(map(str, addresses_of(netlink, ifindex, family))) or "none"
@@ -94,9 +101,11 @@ def mend_addresses(
                                 "see who else sets them", errno.EBUSY)
 
 
-def _mend_once(netlink: Netlink, ifindex: int, family: int, wanted: Sequence[Interface]) -> bool:
+def _mend_once(
+    netlink: Netlink, ifindex: int, family: int, wanted: Sequence[Interface], keep_learned: bool
+) -> bool:
     """Whether anything had to be changed: then the kernel may have done more than it was asked for."""
-    present = addresses_of(netlink, ifindex, family)
+    present = addresses_of(netlink, ifindex, family, learned=not keep_learned)
     missing = [address_set(ifindex, address) for address in wanted if address not in present]
     wrong = [address_delete(ifindex, address) for address in present if address not in wanted]
     netlink.run(*missing)
@@ -110,18 +119,21 @@ def _mend_once(netlink: Netlink, ifindex: int, family: int, wanted: Sequence[Int
 
 
 def mend_default_routes(
-    netlink: Netlink, ifindex: int, gateways: Sequence[Address], families: Iterable[int] = FAMILIES
+    netlink: Netlink, ifindex: int, gateways: Sequence[Address], families: Iterable[int] = FAMILIES, *,
+    keep_learned: bool = False,
 ) -> None:
     """Make the link's default routes exactly those through `gateways`, at most one of each family.
 
-    Other links keep theirs, and this one what the kernel made by an advertisement.
+    Other links keep theirs, and this one with `keep_learned` those by an advertisement.
     """
     for family in families:
         gateway = next((gateway for gateway in gateways if family_of(gateway) == family), None)
-        _mend_default_route(netlink, ifindex, family, gateway)
+        _mend_default_route(netlink, ifindex, family, gateway, keep_learned)
 
 
-def _mend_default_route(netlink: Netlink, ifindex: int, family: int, gateway: Address | None) -> None:
+def _mend_default_route(
+    netlink: Netlink, ifindex: int, family: int, gateway: Address | None, keep_learned: bool
+) -> None:
     kept = False
     others = False
     stale: list[Request] = []
@@ -131,7 +143,7 @@ def _mend_default_route(netlink: Netlink, ifindex: int, family: int, gateway: Ad
         if message.get_attr("RTA_TABLE") != RT_TABLE_MAIN:
             continue
         metric = message.get_attr("RTA_PRIORITY") or 0
-        if message.get_attr("RTA_OIF") != ifindex or message["proto"] == RTPROT_RA:
+        if message.get_attr("RTA_OIF") != ifindex or (keep_learned and message["proto"] == RTPROT_RA):
             others = others or metric == METRIC[family]
             continue
         via = message.get_attr("RTA_GATEWAY")

@@ -183,8 +183,9 @@ def _mend_inside(link: PortLink, host: Found | None) -> bool:
         inside.run(*changes)
         ready_for(link.interface, addresses, link_local=True, accept_ra=link.accept_ra, slaac=link.slaac)
         families = [family for family in FAMILIES if family != socket.AF_INET or not link.dhcp]
-        mend_addresses(inside, far.ifindex, addresses, families)
-        mend_default_routes(inside, far.ifindex, checked_gateways(link.gateways), families)
+        mend_addresses(inside, far.ifindex, addresses, families, keep_learned=link.accept_ra and link.slaac)
+        gateways = checked_gateways(link.gateways)
+        mend_default_routes(inside, far.ifindex, gateways, families, keep_learned=link.accept_ra)
         return True
 
 
