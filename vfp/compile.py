@@ -40,6 +40,7 @@ from vfp.model import (
     Mapping,
     Meter,
     Port,
+    Switch,
     ToUplink,
     TranslatePrefix,
     TranslateSource,
@@ -49,6 +50,7 @@ from vfp.pools import check_pools, compile_pools
 from vfp.prefixes import check_translation, mapping_rows, translation_row
 from vfp.sets import CompiledSet, check_sets, compile_set
 from vfp.spaces import CompiledSpace, compile_spaces
+from vfp.switching import check_switching, flooded_vteps, hop_rows, switch_rows, uplink_flags, wire_spaces
 from vfp.timeouts import Timeouts, nanoseconds
 from vfp.underlays import Tunnelling, check_underlays, compile_underlays, numbers_of
 from vfp.vteps import vtep_id, vtep_rows
@@ -58,7 +60,7 @@ __all__ = ["CompiledPort", "Compiler", "Tables", "mapping_cookie", "rule_cookie"
 MAX_TIMEOUT_S = 1 << 31
 
 _IN_ONLY = (Untranslate,)
-_OUT_ONLY = (Forward, ToUplink, AnswerArp, Hairpin, TranslatePrefix)
+_OUT_ONLY = (Forward, Switch, ToUplink, AnswerArp, Hairpin, TranslatePrefix)
 _SCTP = 132
 
 
@@ -123,6 +125,7 @@ class Compiler:
         _check_ids(state, max_ports)
         check_sets(state)
         check_pools(state)
+        check_switching(state)
         check_underlays(state)
         limits.check(state)
         large: dict[tuple[str, str, int], CompiledGroup] = {}
@@ -153,7 +156,8 @@ class Compiler:
             action.meter for group in tables.groups.values() for action in group.actions if isinstance(action, Meter))
         tables.sets = {given.id: self._compile_set(given) for given in state.sets}
         _check_named_sets(tables)
-        tables.spaces = compile_spaces(state.spaces, self._spaces)
+        tables.spaces = compile_spaces((*state.spaces, *wire_spaces(state)), self._spaces)
+        wired = uplink_flags(state)
         tables.tunnelling, underlay_numbers = compile_underlays(state)
         tables.maps = {
             "underlay_numbers": underlay_numbers,
@@ -162,14 +166,17 @@ class Compiler:
             "links": _links(state),
             "uplinks": {
                 _u32(uplink.id): pack(
-                    UPLINK, ifindex=uplink.ifindex | UPLINK_LOOPBACK * uplink.loopback, mtu=uplink.mtu)
+                    UPLINK, ifindex=uplink.ifindex | UPLINK_LOOPBACK * uplink.loopback, mtu=uplink.mtu,
+                    mac=uplink.mac, flags=wired.get(uplink.id, 0))
                 for uplink in state.uplinks
             },
             **compile_pools(state.pools),
+            **switch_rows(state),
+            "hops": hop_rows(action for group in tables.groups.values() for action in group.actions),
             "mappings": dict(_mappings(state)),
             "prefixes": mapping_rows(state),
             "translations": dict(_translations(tables.groups.values())),
-            **vtep_rows({vtep for space in tables.spaces.values() for vtep in space.vteps}),
+            **vtep_rows({vtep for space in tables.spaces.values() for vtep in space.vteps} | flooded_vteps(state)),
             "rewrites": {
                 key.to_bytes(8, "little"): pack(REWRITE, **rewrite_fields(rewrite))
                 for group in tables.groups.values()
@@ -312,7 +319,7 @@ def _compile_port(
                     underlays=numbers_of(port, state)),
         program=program.tobytes(),
         groups=frozenset(out_groups | in_groups),
-        spaces=frozenset(action.space for action in actions if isinstance(action, Forward | AnswerArp)),
+        spaces=frozenset(action.space for action in actions if isinstance(action, Forward | AnswerArp | Switch)),
         pools=frozenset(action.pool for action in actions if isinstance(action, TranslateSource | Hairpin)),
         sets=frozenset(number for group in (*out_groups.values(), *in_groups.values()) for number in group.sets),
         timeouts=None if port.timeouts is None else _timeouts(port.name, port.timeouts),

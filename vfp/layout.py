@@ -22,6 +22,7 @@ UNDERLAYS = 16
 ZONE_SHIFT = 24
 UPLINK_LOOPBACK = 1 << 31
 LINK_PARTICULAR = 1 << 31
+WIRE_SPACE = 0xFFFFFF00
 VTEP_NOBODY = 0xE0000000                    # below: an IPv4 VTEP; above: the id of an IPv6 one
 
 _ADDRESS = ("u1", 16)
@@ -53,6 +54,8 @@ class PlaceKind(IntEnum):
     INSPECT = 6
     LOOPBACK = 7
     TAP = 8
+    WIRE = 9
+    FLOOD = 10
 
     @property
     def of_model(self) -> PlaceKind:
@@ -132,6 +135,7 @@ class ActionCode(IntEnum):
     INSPECT = 14
     HAIRPIN = 15
     TRANSLATE_PREFIX = 16
+    SWITCH = 17
 
 
 class Kind(IntFlag):
@@ -162,6 +166,8 @@ class FlowFlag(IntFlag):
     CONTACT = 1 << 9
     CONTACTED = 1 << 10
     HAIRPIN = 1 << 11
+    TO_MAC = 1 << 12
+    TO_WIRE = 1 << 13
 
 
 class PortFlag(IntFlag):
@@ -175,6 +181,21 @@ class PortFlag(IntFlag):
     RATE_OUT = 1 << 5
     RATE_IN = 1 << 6
     CAPPED = 1 << 7
+
+
+class UplinkFlag(IntFlag):
+    """Twin of enum uplink_flags."""
+
+    STATIONS = 1 << 0
+    PROXY = 1 << 1
+
+
+class SegmentKind(IntEnum):
+    """Twin of enum segment_kind."""
+
+    SPACE = 0
+    WIRE = 1
+    VTEPS = 2
 
 
 class Filter(IntEnum):
@@ -270,7 +291,15 @@ PROGRAM = _struct(
     ("out", STAGE, MAX_STAGES), ("in", STAGE, MAX_STAGES)
 )
 PROGRAMS = _struct(("turns", PROGRAM, 2))
-UPLINK = _struct(("ifindex", "u4"), ("mtu", "u4"))
+UPLINK = _struct(("ifindex", "u4"), ("mtu", "u4"), ("mac", *_MAC), ("flags", "u2"))
+SEGMENT_KEY = _struct(("number", "u4"), ("kind", "u4"))
+SEGMENT = _struct(
+    ("of", SEGMENT_KEY), ("flood_ns", "u8"), ("flood_burst_ns", "u8"), ("wire", "u4"), ("vni", "u4"), ("ports", "u4"),
+    ("vteps", "u4"), ("floods", "u4"), ("pad", "u4"),
+)
+STATION_KEY = _struct(("number", "u4"), ("kind", "u2"), ("mac", *_MAC))
+FLOODED_KEY = _struct(("number", "u4"), ("kind", "u4"), ("index", "u4"))
+HOP = _struct(("address", *_ADDRESS), ("family", "u4"))
 UNDERLAY = _struct(("address", *_ADDRESS), ("ifindex", "u4"), ("mtu", "u2"), ("family", "u1"), ("pad", "u1"))
 UNDERLAY_KEY = _struct(("address", *_ADDRESS), ("family", "u1"), ("pad", "u1", 3))
 TUPLE = _struct(
@@ -381,8 +410,9 @@ SWEEP = _struct(
 
 STRUCTS: dict[str, np.dtype[Any]] = {
     "flow_key": FLOW_KEY, "transposition": TRANSPOSITION, "extras": EXTRAS, "flow": FLOW, "port": PORT, "stage": STAGE,
-    "uplink": UPLINK, "underlay": UNDERLAY, "underlay_key": UNDERLAY_KEY, "gateways": GATEWAYS, "rate": RATE,
-    "usage": USAGE,
+    "uplink": UPLINK, "segment_key": SEGMENT_KEY, "segment": SEGMENT, "station_key": STATION_KEY,
+    "flooded_key": FLOODED_KEY, "hop": HOP,
+    "underlay": UNDERLAY, "underlay_key": UNDERLAY_KEY, "gateways": GATEWAYS, "rate": RATE, "usage": USAGE,
     "program": PROGRAM, "programs": PROGRAMS, "tuple": TUPLE, "group": GROUP, "bucket": BUCKET, "rule": RULE,
     "rewrite": REWRITE, "prefix": PREFIX, "prefix_key": PREFIX_KEY, "set_key": SET_KEY, "set_member": SET_MEMBER,
     "set_lengths_key": SET_LENGTHS_KEY, "set_lengths": SET_LENGTHS, "space_key": SPACE_KEY, "location": LOCATION,

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from vswitch import bridges, hooks, inspect, packets, ports, queues, shaper, tunnels, underlay, uplinks
+from vswitch import bridges, hooks, inspect, packets, ports, queues, sending, shaper, tunnels, underlay, uplinks
 from vswitch.changes import changes
 from vswitch.errors import KernelRefused
 from vswitch.links import (
@@ -280,6 +280,15 @@ class Switch:
         """Give back what `reserve_ports` took, in whichever process; what others reserved stays."""
         with self._lock:
             self._reservations.release()
+
+    def send(self, ifindex: int, frames: Iterable[bytes]) -> None:
+        """Send frames of our own out of a link.
+
+        Raises:
+            KernelRefused.
+        """
+        with self._lock:
+            sending.send(ifindex, frames)
 
     def open_too_big(self, udp_port: int, version: int) -> socket.socket:
         """A socket that gets what routers say is "too big" of UDP packets to this port, in IPv4 or IPv6.

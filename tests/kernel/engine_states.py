@@ -8,6 +8,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any
 
 from engine_prefixes import prefix_mappings, translations
+from engine_switching import bridge_tail, switch_actions, switch_tail, switched
 from hypothesis import strategies as st
 
 from vfp.model import (
@@ -99,9 +100,11 @@ def _six_prefix(prefix: IPv4Network) -> IPv6Network:
 INSIDE_6 = tuple(six(address) for address in INSIDE)
 PREFIXES_6 = tuple(_six_prefix(prefix) for prefix in PREFIXES)
 MACS = {number: bytes.fromhex(f"02000000000{number}") for number in (*PORT_IDS, 5, 6)}
+UPLINK_MACS = {number: bytes.fromhex(f"0200000000f{number}") for number in UPLINKS}
 GATEWAY_MAC = bytes.fromhex("0200000000fe")
 BROADCAST = b"\xff" * 6
 ALL_MACS = (*MACS.values(), GATEWAY_MAC, BROADCAST)
+TO_UPLINK = (*UPLINK_MACS.values(),) * 4 + ALL_MACS
 
 TRANSPORT_PORTS = (0, 53, 80, 1000, 1001, 8080, 20000, 20001, 20003, 65535)
 RANGES = tuple(PortRange(low, high) for low, high in (
@@ -187,6 +190,7 @@ def actions(direction: Direction) -> st.SearchStrategy[Action]:
         st.builds(Forward, pick(SPACES)),
         st.builds(ToUplink, pick((*UPLINKS, 3))),
         st.builds(AnswerArp, pick(SPACES)),
+        switch_actions(SPACES, (*UPLINKS, 3)),
     )
 
 
@@ -325,7 +329,8 @@ def ports(draw: st.DrawFn, number: int, plain: bool = False) -> Port:
     own = () if plain else draw(pick((("l0",), ("l1",), ("l0", "l1"))))
     middle = tuple(draw(layers(name)) for name in own)
     tails = (*(overlay_tail(vni) for vni in VNIS), nat_tail(1, 1), nat_tail(2, 2),
-             nat_tail(1, 1, draw(translations)))
+             nat_tail(1, 1, draw(translations)), draw(pick((switch_tail(NAT_SPACE), switch_tail(VNIS[0])))),
+             bridge_tail(NAT_SPACE, draw(pick((None, None, WORLD[0])))))
     tail = draw(pick(tails if plain else (*tails, ())))
     head = (guard(number),) if draw(st.booleans()) else ()
     if draw(pick((False, False, False, True))):
@@ -455,7 +460,7 @@ def sets(draw: st.DrawFn) -> tuple[AddressSet, ...]:
 
 def uplink(id: int, loopback: bool = False, mtu: int = 0) -> Uplink:
     """An uplink by its id."""
-    return Uplink(id, f"up{id}", 50 + id, loopback, mtu)
+    return Uplink(id, f"up{id}", 50 + id, loopback, mtu, UPLINK_MACS[id])
 
 
 @st.composite
@@ -469,9 +474,12 @@ def _uplinks(draw: st.DrawFn) -> tuple[Uplink, ...]:
 def states(draw: st.DrawFn, plain: bool = False) -> EngineState:
     """A whole host."""
     ids = draw(pick(((1, 2, 3, 4), (1, 2, 3), (2, 3, 4), (1, 2))))
+    places = tuple(draw(spaces(id)) for id in SPACES)
+    if draw(pick((True, True, False))):
+        places = draw(switched(places, (*MACS.values(),), ids, VTEPS))
     return EngineState(
         ports=tuple(draw(ports(number, plain)) for number in ids),
-        spaces=tuple(draw(spaces(id)) for id in SPACES),
+        spaces=places,
         pools=tuple(draw(pools(id)) for id in POOLS),
         mappings=draw(mappings(tuple(ids))),
         uplinks=draw(_uplinks()),
@@ -517,7 +525,7 @@ def set_states(draw: st.DrawFn) -> EngineState:
 def changes(draw: st.DrawFn, state: EngineState, plain: bool = False) -> EngineState:
     """One thing of a state is different: a port's policy, a place, a pool, the mappings, ..."""
     what = draw(pick(("port", "port", "port", "unport", "place", "place", "place", "unplace", "pool", "pool",
-                      "mappings", "mappings", "prefixes", "uplink", "nothing", "all", "set", "set", "set")))
+                      "mappings", "mappings", "prefixes", "uplink", "switch", "nothing", "all", "set", "set", "set")))
     if what == "port":
         number = draw(pick(PORT_IDS))
         others = tuple(port for port in state.ports if port.id != number)
@@ -543,6 +551,9 @@ def changes(draw: st.DrawFn, state: EngineState, plain: bool = False) -> EngineS
         return replace(state, mappings=draw(mappings(tuple(port.id for port in state.ports))))
     if what == "prefixes":
         return replace(state, prefixes=draw(prefix_mappings(UPLINKS, SPACES)))
+    if what == "switch":
+        numbers = tuple(port.id for port in state.ports)
+        return replace(state, spaces=draw(switched(state.spaces, (*MACS.values(),), numbers, VTEPS)))
     if what == "uplink":
         return replace(state, uplinks=tuple(each for each in draw(_uplinks()) if draw(st.booleans())),
                        tunnel_ifindex=draw(pick((0, TUNNEL_IFINDEX))),

@@ -42,6 +42,7 @@ from engine_states import (
     PREFIXES_6,
     PROTOCOLS,
     STATIC_SETS,
+    TO_UPLINK,
     TRANSPORT_PORTS,
     UPLINKS,
     VNIS,
@@ -57,6 +58,7 @@ from engine_states import (
     states,
     with_place,
 )
+from engine_switching import WIRED
 from hypothesis import strategies as st
 
 from vfp.model import Address, EngineState, HostStack, LocalPort, Location, Mapping, Prefix, Remote
@@ -361,8 +363,10 @@ def sends(draw: st.DrawFn, state: EngineState) -> Send:
     else:
         number = draw(pick((*UPLINKS, *UPLINKS, 3)))
         src, dst = pick(WORLD), pick(EXTERNAL)
-        macs = st.just(GATEWAY_MAC), pick(ALL_MACS)
-        if state.mappings and not draw(one_in(4)):
+        macs = st.just(GATEWAY_MAC), pick(TO_UPLINK)
+        if number == WIRED and any(space.wire for space in state.spaces) and draw(st.booleans()):
+            src, dst, macs = pick((*WORLD, *INSIDE)), pick(INSIDE), (macs[0], pick((*TO_UPLINK, *ALL_MACS)))
+        elif state.mappings and not draw(one_in(4)):
             return draw(_mapped(draw(pick(state.mappings))))
         if (seen := targets(state)) and not draw(one_in(4)):
             return draw(_to_prefix(*draw(pick(seen))))
@@ -589,7 +593,7 @@ class Player:
         match result.verdict:
             case Verdict.REDIRECT_PORT:
                 return Send(Hook.PORT_OUT, result.port, frame)
-            case Verdict.REDIRECT_UPLINK:
+            case Verdict.REDIRECT_UPLINK | Verdict.REDIRECT_WIRE:
                 return Send(Hook.UPLINK_IN, result.uplink, frame)
             case Verdict.TUNNEL:
                 other = next(vtep for vtep in VTEPS if vtep != result.vtep)

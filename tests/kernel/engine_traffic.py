@@ -41,6 +41,7 @@ from engine_states import (
     LOCALHOST,
     LOCALHOST_6,
     MACS,
+    TO_UPLINK,
     TRANSPORT_PORTS,
     UPLINKS,
     VNIS,
@@ -51,6 +52,7 @@ from engine_states import (
     six,
 )
 from engine_steps import ALL_NODES, FLAGS, HOMES, Again, Answer, Complain, Continue, Rehome, Send, Step, Wait
+from engine_switching import WIRED
 
 from vfp.model import Address, EngineState, LocalPort, Mapping, Pool, PortRange, Remote
 from vfp.reference import Hook
@@ -277,8 +279,14 @@ class Traffic:
             macs = chance.choice(ALL_MACS), chance.choice(ALL_MACS)
         else:
             number = chance.choice((*UPLINKS, *UPLINKS, 3))
-            src, dst, macs = chance.choice(WORLD), chance.choice(EXTERNAL), (GATEWAY_MAC, chance.choice(ALL_MACS))
-            if state.mappings and chance.random() < 0.75:
+            src, dst, macs = chance.choice(WORLD), chance.choice(EXTERNAL), (GATEWAY_MAC, chance.choice(TO_UPLINK))
+            wired = number == WIRED and any(space.wire for space in state.spaces)
+            if wired and chance.random() < 0.4:
+                if chance.random() < 0.2:
+                    return Send(hook, number, self._asks(own))
+                src, dst, macs = chance.choice((*WORLD, *INSIDE)), chance.choice(INSIDE), (
+                    GATEWAY_MAC, chance.choice((*TO_UPLINK, *ALL_MACS)))
+            elif state.mappings and chance.random() < 0.75:
                 mapping = chance.choice(state.mappings)
                 number = mapping.uplink
                 family, protocol, dst, ports = self._to_mapped(mapping, protocol, ports)

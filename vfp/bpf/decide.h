@@ -35,7 +35,7 @@ static __always_inline int decide_from_overlay(struct scratch *s, __u32 vni)
 	key.address = s->h.key.dst;
 	location = bpf_map_lookup_elem(&spaces, &key);
 	if (!location || location->kind != LOCATION_PORT)
-		return NO_MAPPING;
+		return flood_from_overlay(s, vni);
 	d->where = PLACE_PORT;
 	return run_layers(s, location->port, 1, 1);
 }
@@ -60,6 +60,10 @@ static __always_inline int decide_from_uplink(struct scratch *s, __u32 uplink)
 		if (!link || !(link->ifindex & UPLINK_LOOPBACK))
 			return NO_MAPPING;
 	}
+	if (take_from_wire(s, uplink))
+		return d->where == PLACE_PORT ? run_layers(s, d->place.port, 1, 1) : NONE;
+	if (!s->h.tracked)
+		return NO_MAPPING;
 	s->mapping.uplink = uplink;
 	if (!find_mapping(s)) {
 		reason = find_sender(s, uplink);
@@ -146,6 +150,37 @@ static __always_inline int to_uplink(struct transposition *t, __u32 id)
 	return NONE;
 }
 
+/* The frame keeps its MACs. */
+static __always_inline int to_wire(struct transposition *t, __u32 id)
+{
+	int reason = to_uplink(t, id);
+
+	t->place = PLACE_WIRE;
+	return reason;
+}
+
+/* To whom a packet that came by a proxy wire is from: the host's routes know, or, of one of ours, who sent it on. */
+static __always_inline int back_to_wire(struct scratch *s, struct transposition *t, __u32 id)
+{
+	struct uplink *uplink = bpf_map_lookup_elem(&uplinks, &id);
+
+	if (!came_round(s, id) || !uplink)
+		return to_uplink(t, id);
+	t->flags |= SET_SMAC | SET_DMAC;
+	copy_mac(t->smac, uplink->mac);
+	copy_mac(t->dmac, s->h.smac);
+	return to_wire(t, id);
+}
+
+/* By way of a router that a rule named. */
+static __always_inline int to_hop(struct transposition *t, __u32 id, __u8 family)
+{
+	struct hop *hop = id ? bpf_map_lookup_elem(&hops, &id) : 0;
+
+	t->vtep = id;
+	return id && (!hop || hop->family != family) ? NO_ROUTE : NONE;
+}
+
 /* `sender`: whose packets these are; 0: none of our ports'. */
 static __always_inline int to_tunnel(struct transposition *t, const struct location *remote, __u32 sender)
 {
@@ -202,7 +237,9 @@ static __always_inline int forward_out(struct scratch *s, __u32 *reply_zone)
 
 	switch (d->where) {
 	case PLACE_PORT:
-		reason = to_port(t, d->ports[1], d->routed);
+		reason = to_port(t, d->ports[1], d->routed | d->bridged);
+		if (d->switched)
+			t->flags &= ~(SET_SMAC | SET_DMAC);
 		*reply_zone = MAKE_ZONE(ZONE_PORT, d->ports[1]);
 		return reason;
 	case PLACE_TUNNEL:
@@ -213,7 +250,16 @@ static __always_inline int forward_out(struct scratch *s, __u32 *reply_zone)
 		if (!s->h.key.family || s->h.nd)
 			return NO_ROUTE;
 		*reply_zone = MAKE_ZONE(ZONE_UPLINK, d->uplink);
-		return to_uplink(t, d->uplink);
+		reason = to_hop(t, d->hop, s->h.key.family);
+		return reason ? reason : to_uplink(t, d->uplink);
+	case PLACE_WIRE:
+		*reply_zone = MAKE_ZONE(ZONE_UPLINK, d->uplink);
+		return to_wire(t, d->uplink);
+	case PLACE_FLOOD:
+		t->place = PLACE_FLOOD;
+		t->ifindex = d->segment.number;
+		t->vni = d->segment.kind;
+		return s->deciding_again ? NOT_FLOODED : NONE;
 	case PLACE_STACK:
 		t->place = PLACE_STACK;
 		/* From a port to the stack, or from the stack to a port: the answer takes the other of the two. */
@@ -233,6 +279,7 @@ static __always_inline int reply_out(struct scratch *s)
 {
 	struct transposition *t = &s->reply.out;
 	struct decision *d = &s->d;
+	int reason;
 
 	switch (ZONE_KIND(s->h.key.zone)) {
 	case ZONE_PORT:
@@ -240,11 +287,18 @@ static __always_inline int reply_out(struct scratch *s)
 			t->place = PLACE_STACK;
 			return NONE;
 		}
-		return to_port(t, ZONE_NUMBER(s->h.key.zone), d->routed);
+		reason = to_port(t, ZONE_NUMBER(s->h.key.zone), d->routed | d->bridged);
+		if (d->switched)
+			t->flags &= ~(SET_SMAC | SET_DMAC);
+		return reason;
 	case ZONE_OVERLAY:
 		s->forward.from_vtep = d->place.vtep;
 		return to_tunnel(t, &d->place, d->ports[1]);
 	case ZONE_UPLINK:
+		if (d->switched)
+			return to_wire(t, ZONE_NUMBER(s->h.key.zone));
+		if (d->bridged)
+			return back_to_wire(s, t, ZONE_NUMBER(s->h.key.zone));
 		return to_uplink(t, ZONE_NUMBER(s->h.key.zone));
 	case ZONE_HOST:
 		t->place = PLACE_STACK;
@@ -281,9 +335,11 @@ static __always_inline int compose(struct scratch *s)
 	}
 	if (f->out.place == PLACE_REPLY)
 		return NONE;
-	reason = reply_out(s);
-	if (reason)
-		return reason;
+	if (f->out.place != PLACE_FLOOD) {
+		reason = reply_out(s);
+		if (reason)
+			return reason;
+	}
 	keep_bindings(s, f);
 	diff(&f->out, &h->key, &d->cur);
 	reverse(&f->pair, &d->cur, reply_zone);
@@ -314,7 +370,7 @@ static __always_inline int compose(struct scratch *s)
 
 		if (!port)
 			return UNKNOWN_PORT;
-		copy_mac(r->smac, port->mac);
+		copy_mac(r->smac, d->switched ? h->dmac : port->mac);
 	}
 	/* On the way to user space and back a packet loses its MACs: an answer gets those of who it is from. */
 	if (ZONE_KIND(reply_zone) != ZONE_PORT)
@@ -335,5 +391,9 @@ static __always_inline int compose(struct scratch *s)
 	if (d->strict && h->key.protocol == IPPROTO_TCP && !is_stateless(d))
 		f->flags |= FLOW_STRICT;
 	r->flags = FLOW_REPLY | f->flags;
+	if (d->switched) {
+		f->flags |= FLOW_TO_MAC;
+		r->flags |= ZONE_KIND(h->key.zone) == ZONE_UPLINK ? FLOW_TO_WIRE : FLOW_TO_MAC;
+	}
 	return NONE;
 }

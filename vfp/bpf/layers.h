@@ -6,6 +6,7 @@
 #include "modifiers.h"
 #include "nat.h"
 #include "prefix.h"
+#include "switch.h"
 
 struct walk {
 	struct scratch *s;
@@ -86,19 +87,27 @@ static __always_inline int find_place(struct scratch *s, __u32 space)
 }
 
 /* A port is not told that its own address is taken (RFC 5227, RFC 4862 5.4). */
-static __always_inline int answer_arp(struct scratch *s, __u32 space, __u32 port)
+static __always_inline int answer_arp(struct scratch *s, __u64 arg, __u32 port)
 {
+	__u32 space = arg, proxy = arg >> 32;
 	struct space_key key = {.space = space, .family = address_family(&s->d.cur), .address = s->d.cur.dst};
 	struct location *location;
-	int asks = s->h.nd ? s->h.icmp_type == ND_SOLICITATION :
-			     s->h.ethertype == ETH_P_ARP && s->h.key.protocol == 1;
+	struct port *asking;
 
-	if (!asks || same_address(&s->d.cur.src, &s->d.cur.dst))
+	if (!is_asking(&s->h) || same_address(&s->d.cur.src, &s->d.cur.dst))
 		return ARP_UNANSWERED;
 	location = bpf_map_lookup_elem(&spaces, &key);
-	if (!location || (location->kind == LOCATION_PORT && location->port == port))
+	if (location && location->kind == LOCATION_PORT && location->port == port)
 		return ARP_UNANSWERED;
-	s->d.place = *location;
+	if (location) {
+		s->d.place = *location;
+	} else {
+		/* A probe for an address that is on the wire at most: nobody here defends it. */
+		asking = bpf_map_lookup_elem(&ports, &port);
+		if (!proxy || !asking || is_unspecified(&s->d.cur.src))
+			return ARP_UNANSWERED;
+		copy_mac(s->d.place.mac, asking->gateway_mac);
+	}
 	s->d.where = PLACE_REPLY;
 	s->d.routed = 0;
 	return NONE;
@@ -243,6 +252,7 @@ static __always_inline int hairpin(struct scratch *s, __u32 port, __u32 pool_id)
 	d->where = PLACE_PORT;
 	d->place.port = d->via.port;
 	d->routed = 1;
+	d->bridged = d->switched = 0;
 	return ACT_ENDED;
 }
 
@@ -278,13 +288,20 @@ __noinline int act(struct scratch *s, struct rule *r, __u32 port, int slot)
 			go_inside(s);
 		return NONE;
 	case ACTION_FORWARD:
+		d->bridged = d->switched = 0;
 		return find_place(s, r->arg);
 	case ACTION_TO_UPLINK:
 		d->where = PLACE_UPLINK;
-		d->uplink = r->arg;
-		d->routed = 1;
+		d->uplink = r->arg & 0xff;
+		d->bridged = r->arg >> 8 & 1;
+		d->routed = !d->bridged;
+		d->switched = 0;
+		d->hop = r->arg >> 32;
 		return NONE;
+	case ACTION_SWITCH:
+		return switch_frame(s, r->arg, port);
 	case ACTION_ANSWER_ARP:
+		d->bridged = d->switched = 0;
 		return answer_arp(s, r->arg, port);
 	case ACTION_REWRITE:
 		return rewrite(s, r->arg);

@@ -88,10 +88,14 @@ struct decision {
 	__u8 queue;			/* of the last rule that said so ... */
 	__u8 fail_open;			/* ... and whether all of them did */
 	__u8 by_binding;		/* `via` is of a binding, and not of a mapping */
-	__u8 pad;
+	__u8 switched;			/* it goes by its destination MAC, and keeps it */
 	__u16 bound;			/* FLOW_BOUND, FLOW_CONTACT: if it leaves from `s->external` */
 	__u16 behind;			/* FLOW_BEHIND, FLOW_CONTACTED */
 	__u32 sets_generation;		/* when the decision began */
+	__u32 hop;			/* that a rule wants for the uplink: key of `hops`; 0: by route */
+	struct segment_key segment;	/* of what is flooded */
+	__u8 bridged;			/* by an uplink in its name, and not routed */
+	__u8 pad[3];
 	struct location place;
 };
 
@@ -171,6 +175,8 @@ struct scratch {
 	struct space_key space;		/* of the image by a prefix */
 	struct binding_scratch nat;
 	struct mapping_key mapping;
+	struct segment_key segment;
+	struct station_key station;
 	struct hit_key hit[MEMORY_HITS];
 	struct fragment_key fragment;
 	struct flow_key related;	/* of the flow that an ICMP error is about, as its packets come here */
@@ -191,7 +197,9 @@ struct scratch {
 	__u8 inspected;			/* user space has seen it: enum inspected */
 	__u8 shaped;			/* it has been through the shaper's queues */
 	__u8 deciding_again;		/* the tuple is that of a flow that exists */
+	__u8 flooded;			/* a copy of a frame to a group: it makes no flow */
 	__u32 copying;			/* interface to which a copy is on its way at this moment */
+	__u32 flooding;			/* likewise, and its hook shall judge it */
 	__u32 mtu;			/* that an answer tells; 0: it tells of a rejection */
 	__u64 answers_ns;		/* until when this CPU's ICMP answers are spent */
 	struct into_tunnel tunnel;
@@ -217,6 +225,8 @@ struct scratch {
 		struct capture capture;
 		struct binding_event binding_event;
 		enum filtering filtering;
+		enum uplink_flags uplink_flags;
+		enum segment_kind segment_kind;
 		enum pool_flags pool_flags;
 		enum binding_event_kind binding_event_kind;
 		enum capture_stage capture_stage;

@@ -6,6 +6,7 @@
 #include "arp.h"
 #include "detour.h"
 #include "extras.h"
+#include "flood.h"
 #include "memory.h"
 #include "nd.h"
 #include "reject.h"
@@ -27,6 +28,7 @@ static __always_inline int enter_link(struct __sk_buff *skb, __u32 kind)
 	if (is_engines(skb))
 		return TC_ACT_UNSPEC;
 	begin_packet(s);
+	s->flooded = kind == ZONE_HOST && s->flooding == ifindex;
 	number = bpf_map_lookup_elem(&links, &ifindex);
 	if (!number)
 		return kind == ZONE_UPLINK ? TC_ACT_UNSPEC : drop_unknown(skb, s, kind);
@@ -105,13 +107,28 @@ int vfp_port_in(struct __sk_buff *skb)
 	return enter_link(skb, ZONE_HOST);
 }
 
+/* To a MAC that is not the uplink's: it may be that of a port of ours. */
+static __always_inline int is_stations(struct __sk_buff *skb)
+{
+	__u32 ifindex = skb->ifindex, *number = bpf_map_lookup_elem(&links, &ifindex);
+	struct uplink *uplink = number ? bpf_map_lookup_elem(&uplinks, number) : 0;
+	struct station_key key = {.kind = SEGMENT_WIRE};
+
+	if (!uplink || !(uplink->flags & UPLINK_STATIONS))
+		return 0;
+	key.number = *number;
+	if (bpf_skb_load_bytes(skb, 0, key.mac, sizeof(key.mac)))
+		return 0;
+	return bpf_map_lookup_elem(&stations, &key) != 0;
+}
+
 SEC("tc")
 int vfp_uplink_in(struct __sk_buff *skb)
 {
 	struct scratch *s = scratch();
 
 	if (skb->pkt_type == PACKET_OTHERHOST)
-		return TC_ACT_UNSPEC;
+		return is_stations(skb) ? enter_link(skb, ZONE_UPLINK) : TC_ACT_UNSPEC;
 	if (s && is_tunnelled(skb, s))
 		bpf_tail_call(skb, &jumps, JUMP_DECAPSULATE);
 	return enter_link(skb, ZONE_UPLINK);
@@ -177,6 +194,7 @@ int vfp_probe(struct __sk_buff *skb)
 	if (!s)
 		return TC_ACT_SHOT;
 	s->probe = PROBE;
+	s->flooded = 0;
 	s->forgetful = skb->mark == PROBE_WALKS;
 	s->shaped = 0;
 	if (zone & ~INSPECT_ZONE)
@@ -206,6 +224,7 @@ int vfp_trace(struct __sk_buff *skb)
 	trace->cookie = trace->port = trace->count = 0;
 	trace->layer = 0xff;
 	s->probe = PROBE_DRY;
+	s->flooded = 0;
 	s->forgetful = 1;
 	s->inspected = 0;
 	s->shaped = 0;
@@ -213,7 +232,7 @@ int vfp_trace(struct __sk_buff *skb)
 	s->pkt.vtep = vtep;
 	if (reason)
 		return refuse(skb, s, reason);
-	if (!s->pkt.tracked && ZONE_KIND(zone) == ZONE_UPLINK)
+	if (!s->pkt.tracked && ZONE_KIND(zone) == ZONE_UPLINK && !is_wired(s))
 		return leave_to_stack(skb, s);
 	if (s->error)
 		s->error = ERROR_UNRELATED;
@@ -226,6 +245,12 @@ static __always_inline int makes_flow(const struct headers *h)
 	if (is_icmp(h->key.family, h->key.protocol))
 		return is_echo_request(h);
 	return h->tracked && !(h->tcp_flags & TCP_RST);
+}
+
+/* What goes to many has no flow, here or where it arrives. */
+static __always_inline int begins_flow(const struct scratch *s)
+{
+	return makes_flow(&s->pkt) && s->forward.out.place != PLACE_FLOOD && !s->flooded;
 }
 
 /* What the short parser does not know. */
@@ -301,10 +326,10 @@ int vfp_slow(struct __sk_buff *skb)
 		return leave_to_stack(skb, s);
 	if (reason)
 		return drop_decided(skb, s, reason);
-	if (s->d.inspect && (!makes_flow(&s->pkt) || !is_inspectable(s)))
+	if (s->d.inspect && (!begins_flow(s) || !is_inspectable(s)))
 		return drop_early(skb, s, INSPECT_REFUSED);
 	s->passage = PASSAGE_ALONE;
-	if (makes_flow(&s->pkt)) {
+	if (begins_flow(s)) {
 		if (s->forward.flags & FLOW_STRICT && !is_opening_segment(s->pkt.tcp_flags))
 			return drop_early(skb, s, OUT_OF_STATE);
 		if (is_dry(s)) {
@@ -369,6 +394,8 @@ int vfp_leave(struct __sk_buff *skb)
 		do_extras(skb, s, f);
 	if (f->out.place == PLACE_REPLY)
 		return answer_neighbour(skb, s);
+	if (f->out.place == PLACE_FLOOD)
+		return jump(skb, s, JUMP_FLOOD);
 	return capture_after(skb, s, transpose(skb, s, &f->out));
 }
 

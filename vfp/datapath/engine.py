@@ -87,6 +87,7 @@ from vfp.model import Address, EngineState, Prefix
 from vfp.reasons import DropReason
 from vfp.reference.bindings import BindingKey, Block, External
 from vfp.reference.packet import FlowTuple
+from vfp.switching import changed_segments
 from vfp.timeouts import Timeouts
 from vfp.underlays import Tunnelling
 
@@ -94,12 +95,12 @@ OBJECT = Path(__file__).with_name("vfp.bpf.o")
 
 _ZERO = bytes(4)
 _KEYED = (
-    "links", "pools", "held", "mappings", "prefixes", "rewrites", "translations", "vtep_addresses", "vtep_ids",
-    "underlay_numbers", "paths", "gateways",
+    "links", "pools", "held", "mappings", "prefixes", "rewrites", "translations", "vtep_addresses", "vtep_ids", "hops",
+    "segments", "stations", "flooded", "underlay_numbers", "paths", "gateways",
 )
 _JUMPS = (                                  # enum jump
     "vfp_slow", "vfp_odd", "vfp_related", "vfp_leave", "vfp_reject", "vfp_full", "vfp_stale", "vfp_decided",
-    "vfp_inspect", "vfp_come_back", None, None, "vfp_encapsulate", "vfp_decapsulate", "vfp_particular",
+    "vfp_inspect", "vfp_come_back", "vfp_flood", None, "vfp_encapsulate", "vfp_decapsulate", "vfp_particular",
 )
 
 ANSWERS_PER_S = 1000
@@ -241,6 +242,7 @@ class Datapath(AbstractContextManager["Datapath"]):
         self._groups.add(tables.groups.values())
         self._put("rewrites", tables)
         self._put("translations", tables)
+        self._put("hops", tables)
         self._add_meters(tables.meters)
         left = self._left_behind(tables)
         for name in ("vtep_addresses", "vtep_ids", "held", "pools"):
@@ -248,7 +250,9 @@ class Datapath(AbstractContextManager["Datapath"]):
         for name in ("held", "pools"):
             self._remove(name, tables, keep=left)
         self._change_spaces(tables, spaces)
-        for name in ("mappings", "prefixes", "underlay_numbers", "paths", "gateways"):
+        for name in (
+            "mappings", "prefixes", "flooded", "stations", "segments", "underlay_numbers", "paths", "gateways",
+        ):
             self._put(name, tables)
             self._remove(name, tables)
         self._write_underlays(tables.tunnelling)
@@ -275,7 +279,7 @@ class Datapath(AbstractContextManager["Datapath"]):
             self._ports.drop(port_id)
             self._hits_of_others = True
         self._spaces.remove(spaces)
-        for name in ("pools", "rewrites", "translations", "vtep_addresses", "vtep_ids"):
+        for name in ("pools", "rewrites", "translations", "vtep_addresses", "vtep_ids", "hops"):
             self._remove(name, tables)
         if purge:
             self._run_sweep("vfp_purge")
@@ -571,7 +575,9 @@ class Datapath(AbstractContextManager["Datapath"]):
         for name, limit, option in (
             ("mappings", limits.mappings, "mappings"), ("vtep_ids", limits.vteps, "vteps"),
             ("links", limits.ports + 256, "ports"), ("meters", limits.meters, "meters"),
-            ("pools", limits.pools, "pools"),
+            ("pools", limits.pools, "pools"), ("stations", limits.stations, "stations"),
+            ("segments", limits.segments, "segments"), ("flooded", limits.flooded, "flooded"),
+            ("hops", limits.hops, "hops"),
         ):
             if (wanted := len(tables.meters if name == "meters" else tables.maps[name])) > limit:
                 raise TableFull(f"table {name}: {wanted} entries wanted, {limit} fit; raise Limits.{option}")
@@ -601,6 +607,9 @@ class Datapath(AbstractContextManager["Datapath"]):
             for key in self._changed("prefixes", tables)
         }
         inhabitants = self._spaces.ports_in(spaces | behind_prefixes)
+        switched = changed_segments(self._shadow, tables.maps)
+        spaces |= switched.spaces
+        inhabitants |= switched.ports
         uplinks_changed = self._uplinks_changed(tables.maps["uplinks"])
         return {
             port.id

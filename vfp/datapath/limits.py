@@ -36,6 +36,10 @@ class Limits:
     space_entries: int = 1048576
     vteps: int = 65536                      # IPv6 ones; those of IPv4 need no room
     mappings: int = 262144
+    segments: int = 1024                    # spaces that switch, and wires
+    stations: int = 8192
+    flooded: int = 16384                    # ports and VTEPs that get frames to groups, over all segments
+    hops: int = 1024                        # routers that rules name
     pools: int = 16384                      # the agent gives no more numbers
     meters: int = 4096
     sets: int = 4096
@@ -56,6 +60,8 @@ class Limits:
             "spaces": self.space_entries, "vtep_ids": self.vteps, "vtep_addresses": self.vteps,
             "mappings": self.mappings, "meters": self.meters,
             "pools": self.pools, "uses": 4 * self.pools,
+            "segments": self.segments, "flooding": self.segments, "stations": self.stations, "flooded": self.flooded,
+            "hops": self.hops,
             "rule_hits": self.rules + self.mappings, "timeouts": self.timeouts,
             "sets": self.set_members, "set_lengths": 2 * self.sets,
             "time_waits": closing, "resets": closing, "lingering": closing,

@@ -17,6 +17,7 @@ Decided here, where `docs/engine.md` is open:
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from enum import Enum
 from ipaddress import IPv6Address, IPv6Network
 
 from vfp.model import (
@@ -44,10 +45,12 @@ from vfp.model import (
     Reject,
     Remote,
     Rewrite,
+    Switch,
     ToUplink,
     TranslatePrefix,
     TranslateSource,
     Untranslate,
+    Uplink,
     Virtual,
 )
 from vfp.reasons import DropReason
@@ -73,6 +76,7 @@ from vfp.reference.packet import (
 from vfp.reference.sets import Sets
 from vfp.reference.transposition import Transposition
 from vfp.reference.zones import Zone, ZoneKind
+from vfp.switching import wire_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +94,14 @@ class Subject:
     again: bool = False                     # the tuple is that of a flow that exists
 
 
+class Meant(Enum):
+    """Which frames are of a half, by their destination MAC: keys do not have it."""
+
+    ANY = 0
+    MAC = 1                                 # those to the half's own
+    WIRE = 2                                # those to no group: whom a reply goes to, its sender knows
+
+
 @dataclass(frozen=True, slots=True)
 class Half:
     """One direction of a flow: the packets that belong to it and what happens to them."""
@@ -101,6 +113,17 @@ class Half:
     vtep: Address | None = None         # overlay: the only outer source that may use it
     dst_mac: bytes = b""                    # these two: what a packet gets back after inspection
     src_mac: bytes = b""
+    meant: Meant = Meant.ANY
+
+    def is_meant(self, dst_mac: bytes) -> bool:
+        """Whether a frame to this MAC may use this half."""
+        match self.meant:
+            case Meant.MAC:
+                return dst_mac == self.dst_mac
+            case Meant.WIRE:
+                return not dst_mac[0] & 1
+            case _:
+                return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +186,9 @@ class _Walk:
     now_s: float
     cur: FlowTuple = field(init=False)
     rewrites: Transposition = field(default_factory=Transposition)
-    place: Location | Inside | header.ToUplink | header.ToSender | None = None
+    place: Location | Inside | header.ToUplink | header.ToWire | header.Flood | header.ToSender | None = None
+    switched: bool = False                  # goes by its destination MAC, and keeps it
+    bridged: bool = False                   # by an uplink in its name, and not routed
     mapping: Mapping | None = None
     image: IPv6Address | None = None        # the image of the destination by its prefix
     rewritten: bool = False
@@ -231,7 +256,18 @@ class _Walk:
     def _from_port(self) -> tuple[Half, Half | None]:
         sender = self._run_layers(self.subject.zone.number, Direction.OUT)
         back = Transposition(dst_mac=sender.mac, exit=header.ToPort(sender.id))
+        plain = Transposition(exit=header.ToPort(sender.id))
         match self.place:
+            case LocalPort(id) if self.switched:
+                receiver = self._run_layers(id, Direction.IN)
+                return self._pair(Transposition(exit=header.ToPort(receiver.id)),
+                                  Zone(ZoneKind.PORT, receiver.id), plain)
+            case header.ToWire(uplink) as exit:
+                if uplink not in self.index.uplinks:
+                    raise Dropped(DropReason.NO_ROUTE, f"there is no uplink {uplink}")
+                return self._pair(Transposition(exit=exit), Zone(ZoneKind.UPLINK, uplink), plain)
+            case header.Flood() as exit:
+                return self._flood(exit), None
             case LocalPort(id):
                 receiver = self._run_layers(id, Direction.IN)
                 return self._pair(Transposition(dst_mac=receiver.mac, exit=header.ToPort(receiver.id)),
@@ -248,13 +284,15 @@ class _Walk:
             case HostStack():
                 stack = Transposition(exit=header.ToStack())
                 return self._pair(stack, Zone(ZoneKind.HOST, sender.id), stack)
-            case header.ToUplink(uplink):
+            case header.ToUplink(uplink, via):
                 if uplink not in self.index.uplinks:
                     raise Dropped(DropReason.NO_ROUTE, f"there is no uplink {uplink}")
                 if not self.cur.family or self.headers.nd:
                     raise Dropped(DropReason.NO_ROUTE, "cannot be routed")
-                return self._pair(self._by_uplink(uplink), Zone(ZoneKind.UPLINK, uplink),
-                                  replace(back, src_mac=sender.gateway_mac, routed=True))
+                if via is not None and via.version != self.cur.family:
+                    raise Dropped(DropReason.NO_ROUTE, f"router {via} is of another family")
+                return self._pair(self._by_uplink(uplink, via), Zone(ZoneKind.UPLINK, uplink),
+                                  replace(back, src_mac=sender.gateway_mac, routed=not self.bridged))
             case header.ToSender() as exit:
                 return self._half(Transposition(exit=exit)), None
             case _:
@@ -269,6 +307,8 @@ class _Walk:
         if not self.subject.any_vtep and self.subject.vtep != source.vtep:
             raise Dropped(DropReason.WRONG_VTEP, f"{self.subject.tuple.src} is behind {source.vtep}")
         destination = self.index.place(vni, self.subject.tuple.dst)
+        if not isinstance(destination, LocalPort) and self._floods(vni):
+            return self._flood(header.Flood(vni)), None
         if not isinstance(destination, LocalPort):
             raise Dropped(DropReason.NO_MAPPING, f"VNI {vni} has no local {self.subject.tuple.dst}")
         receiver = self._run_layers(destination.port, Direction.IN)
@@ -278,9 +318,14 @@ class _Walk:
 
     def _from_uplink(self) -> tuple[Half, Half | None]:
         uplink, what = self.subject.zone.number, self.subject.tuple
+        headers = self.headers
         link = self.index.uplinks.get(uplink)
         if self.cur.src.is_loopback and not (link and link.loopback):
             raise _NotOurs                  # the host's own address, whatever came by a wire with it
+        if (taken := self._from_wire(uplink, link)) is not None:
+            return taken
+        if not is_tracked(what, headers):
+            raise _NotOurs
         self.mapping = self._find_mapping(uplink)
         receiving = self.mapping.port if self.mapping else None
         if self.mapping is None:
@@ -297,6 +342,46 @@ class _Walk:
             Zone(ZoneKind.PORT, receiver.id),
             self._by_uplink(uplink),
         )
+
+    def _from_wire(self, uplink: int, link: Uplink | None) -> tuple[Half, Half | None] | None:
+        """What comes by a wire for ours: to a station, to an address that the uplink stands for, or to a group."""
+        what, headers, index = self.cur, self.headers, self.index
+        if link is None or not (what.family or headers.ethertype == ETH_P_ARP):
+            return None
+        group = bool(headers.dst_mac[0] & 1)
+        station = None if group else index.station_on_wire(uplink, headers.dst_mac)
+        if station is not None:
+            self.switched = True
+            receiver = self._run_layers(station, Direction.IN)
+            return self._pair(Transposition(exit=header.ToPort(receiver.id)), Zone(ZoneKind.PORT, receiver.id),
+                              Transposition(exit=header.ToWire(uplink)))
+        proxied = index.proxied(uplink, what.dst)
+        if proxied is not None and self._asks():
+            return None if what.src == what.dst else (self._half(Transposition(
+                exit=header.ToSender(header.ToWire(uplink), link.mac))), None)
+        if proxied is not None and not group and what.family and not headers.nd:
+            self.bridged = True
+            receiver = self._run_layers(proxied, Direction.IN)
+            back = self._by_uplink(uplink)
+            if index.proxied(uplink, self.subject.tuple.src) is not None:
+                back = Transposition(src_mac=link.mac, dst_mac=headers.src_mac, exit=header.ToWire(uplink))
+            return self._pair(Transposition(src_mac=receiver.gateway_mac, dst_mac=receiver.mac,
+                                            exit=header.ToPort(receiver.id)),
+                              Zone(ZoneKind.PORT, receiver.id), back)
+        if group and index.floods_wire(uplink):
+            return self._flood(header.Flood(uplink, by_wire=True)), None
+        return None
+
+    def _floods(self, space: int) -> bool:
+        """Whether the packet is to a group, and stations of a space get those."""
+        segment = self.index.segment(space)
+        switchable = bool(self.cur.family) or self.headers.ethertype == ETH_P_ARP
+        return switchable and bool(self.headers.dst_mac[0] & 1 and segment and segment.flooding)
+
+    def _flood(self, exit: header.Flood) -> Half:
+        if self.subject.again:
+            raise Dropped(DropReason.NOT_FLOODED, "what goes to many has no flow")
+        return self._half(Transposition(exit=exit))
 
     def _find_mapping(self, uplink: int) -> Mapping | None:
         """The mapping of the destination: that of its protocol and port, else that of the whole address."""
@@ -333,9 +418,9 @@ class _Walk:
         walk(port, direction, self, self.steps)
         return port
 
-    def _by_uplink(self, uplink: int) -> Transposition:
+    def _by_uplink(self, uplink: int, via: Address | None = None) -> Transposition:
         """The loopback device, whose address is all zeros, has no neighbours."""
-        routed = Transposition(routed=True, exit=header.ToUplink(uplink))
+        routed = Transposition(routed=not self.bridged, exit=header.ToUplink(uplink, via))
         return replace(routed, src_mac=bytes(6), dst_mac=bytes(6)) if self.index.uplinks[uplink].loopback else routed
 
     def _into_tunnel(self, remote: Remote, sender: Port) -> Transposition:
@@ -348,14 +433,18 @@ class _Walk:
         rewritten = header.compose(self.rewrites, how)
         headers = self.headers
         return Half(self.subject.zone, self.subject.tuple, rewritten, headers.src_mac, vtep,
-                    headers.dst_mac, headers.src_mac)
+                    headers.dst_mac, headers.src_mac, Meant.MAC if self.switched else Meant.ANY)
 
     def _pair(self, there: Transposition, reply_zone: Zone, back: Transposition, *,
               vtep: Address | None = None, reply_vtep: Address | None = None) -> tuple[Half, Half]:
         answer = header.compose(header.inverse(self.rewrites), back)
         mac = self.index.ports[reply_zone.number].mac if reply_zone.kind is ZoneKind.PORT else b""
+        meant = Meant.ANY
+        if self.switched:
+            mac = self.headers.dst_mac if mac else b""
+            meant = Meant.WIRE if self.subject.zone.kind is ZoneKind.UPLINK else Meant.MAC
         reply = Half(reply_zone, self.cur.reversed(), answer, mac, reply_vtep,
-                     there.src_mac or self.headers.src_mac, mac or there.dst_mac or self.headers.dst_mac)
+                     there.src_mac or self.headers.src_mac, mac or there.dst_mac or self.headers.dst_mac, meant)
         return self._half(there, vtep), reply
 
     # Actions.
@@ -381,12 +470,17 @@ class _Walk:
             case Untranslate():
                 return self._untranslate()
             case Forward(space):
+                self.switched = self.bridged = False
                 return self._forward(space)
-            case ToUplink(uplink):
-                self.place = header.ToUplink(uplink)
-                return f"by uplink {uplink}"
-            case AnswerArp(space):
-                return self._answer_arp(port, space)
+            case ToUplink(uplink, bridged, via):
+                self.place = header.ToUplink(uplink, via)
+                self.switched, self.bridged = False, bridged
+                return f"by uplink {uplink}{f' to {via}' if via else ''}"
+            case Switch(space):
+                return self._switch(port, space)
+            case AnswerArp(space, proxy):
+                self.switched = self.bridged = False
+                return self._answer_arp(port, space, proxy)
             case Rewrite():
                 return self._rewrite(action)
             case Reject():
@@ -499,6 +593,7 @@ class _Walk:
         assert found is not None
         note = f"{note}, {self._go_inside()}, at port {found.port}"
         self.place = Inside(found.port)
+        self.switched = self.bridged = False
         raise Ended(note)
 
     def _go_inside(self) -> str:
@@ -524,20 +619,46 @@ class _Walk:
         self.place = place
         return f"{self.cur.dst} is at {_place_text(place)}"
 
-    def _answer_arp(self, port: int, space: int) -> str:
+    def _switch(self, port: int, space: int) -> str:
+        mac = self.headers.dst_mac
+        if not self.cur.family and self.headers.ethertype != ETH_P_ARP:
+            raise Dropped(DropReason.NO_ROUTE, "neither IP nor ARP")
+        self.switched, self.bridged = True, False
+        segment = self.index.segment(space)
+        if mac[0] & 1:
+            if segment is None or segment.flooding is None:
+                raise Dropped(DropReason.NOT_FLOODED, f"space {space} does not spread frames to groups")
+            self.place = header.Flood(space)
+            return "copies go to all who may want it"
+        station = self.index.station(space, mac)
+        if station == port or (station is None and (segment is None or wire_of(segment) is None)):
+            raise Dropped(DropReason.NO_MAPPING, f"space {space} has no other station {mac.hex(':')}, and no wire")
+        if station is None:
+            assert segment is not None
+            assert segment.wire is not None
+            self.place = header.ToWire(segment.wire.uplink)
+            return f"to the wire of uplink {segment.wire.uplink}"
+        self.place = LocalPort(station, mac)
+        return f"{mac.hex(':')} is at port {station}"
+
+    def _asks(self) -> bool:
         if self.headers.nd:
-            asks = self.headers.icmp_type == ND_SOLICITATION
-        else:
-            asks = self.headers.ethertype == ETH_P_ARP and self.cur.protocol == ARP_REQUEST
-        if not asks:
+            return self.headers.icmp_type == ND_SOLICITATION
+        return self.headers.ethertype == ETH_P_ARP and self.cur.protocol == ARP_REQUEST
+
+    def _answer_arp(self, port: int, space: int, proxy: bool) -> str:
+        """A probe for an address that is on the wire at most is not answered: nobody here defends it."""
+        if not self._asks():
             raise Dropped(DropReason.ARP_UNANSWERED, "no ARP request and no neighbour solicitation")
         place = self.index.place(space, self.cur.dst)
-        if place is None:
-            raise Dropped(DropReason.ARP_UNANSWERED, f"space {space} has no {self.cur.dst}")
+        asking = self.index.ports[port]
         if self.cur.dst == self.cur.src or (isinstance(place, LocalPort) and place.port == port):
             raise Dropped(DropReason.ARP_UNANSWERED, f"{self.cur.dst} is the asking port's own")
-        self.place = header.ToSender(port, place.mac)
-        return f"{self.cur.dst} is at {place.mac.hex(':')}"
+        if place is None and (not proxy or int(self.cur.src) == 0):
+            raise Dropped(DropReason.ARP_UNANSWERED, f"space {space} has no {self.cur.dst}")
+        mac = place.mac if place else asking.gateway_mac
+        self.place = header.ToSender(header.ToPort(port), mac)
+        return f"{self.cur.dst} is at {mac.hex(':')}"
 
     def _rewrite(self, to: Rewrite) -> str:
         sets_port = to.src_port is not None or to.dst_port is not None

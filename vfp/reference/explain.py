@@ -104,13 +104,17 @@ class Explanation:
 
     def _leaves(self) -> dict[str, Any]:
         match self.transposition.exit:
-            case header.ToPort(port) | header.ToSender(port, _):
+            case header.ToSender(header.ToPort(port)):
+                return {"to": "port", "name": self._port_name(port)}
+            case header.ToPort(port):
                 return {"to": "port", "name": self._port_name(port)}
             case header.ToVtep(vtep, vni):
                 return {"to": "vtep", "vtep": str(vtep), "vni": vni}
-            case header.ToUplink(uplink):
+            case header.ToUplink(uplink) | header.ToWire(uplink) | header.ToSender(header.ToWire(uplink)):
                 names = [u.name for u in self.state.uplinks if u.id == uplink]
                 return {"to": "uplink", "name": names[0] if names else str(uplink)}
+            case header.Flood():
+                return {"to": "many"}
             case _:
                 return {"to": "" if self.decision.reason else "stack"}
 
@@ -149,7 +153,8 @@ def explain_frame(state: EngineState, hook: Hook, number: int, frame: bytes, now
         return Explanation(state, zone, decision, packet, frame)
     how = decision.forward.transposition
     try:
-        if decision.inspect and not (packet.makes_flow and is_inspectable(packet)):
+        begins = packet.makes_flow and not isinstance(how.exit, header.Flood)
+        if decision.inspect and not (begins and is_inspectable(packet)):
             raise header.Undeliverable(DropReason.INSPECT_REFUSED)
         if _is_out_of_state(packet, decision):
             raise header.Undeliverable(DropReason.OUT_OF_STATE)
