@@ -20,6 +20,7 @@ from typing import Any
 
 import structlog
 
+from agent.claims import Claims
 from agent.egress import Egress
 from agent.errors import AgentError, AlreadyRunning, WrongName
 from agent.host import Host
@@ -110,10 +111,11 @@ async def serve(config: Config) -> None:
         reconciler = Reconciler(switch, datapath, disk, disk.load().ids, limits.ports, egress, config.timeouts,
                                 limits.pools)
         services = Services(switch, worker, reconciler.paths, config.state_dir, datapath.mark())
-        host = Host(worker, switch, reconciler, disk, services=services)
+        claims = Claims()
+        host = Host(worker, switch, reconciler, disk, services=services, claims=claims)
         inspector = Inspector(
             identity.host, datapath, lambda: host.outcome.built if host.outcome else None,
-            lambda: host.goals, lambda: host.overlaps,
+            lambda: host.goals, lambda: host.overlaps, claims,
         )
         await host.start()
         try:
@@ -160,6 +162,7 @@ async def _all(
         tasks.create_task(host.mend())
         tasks.create_task(host.retry())
         tasks.create_task(host.serve())
+        tasks.create_task(host.follow_claims())
         tasks.create_task(_age(datapath, ager))
         tasks.create_task(_tidy(datapath, worker))
         tasks.create_task(_expire(egress, worker))

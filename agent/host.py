@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import structlog
 
+from agent.claims import Claims
 from agent.goals import Goals
 from agent.overlaps import Overlap, overlapping
 from agent.reconcile import Outcome, Reconciler
@@ -17,7 +18,7 @@ from agent.seams import SwitchSeam
 from agent.services import Services
 from agent.state import Disk
 from agent.worker import Worker
-from southbound.messages import Ack, Facts, HostFacts, ObjectStatus
+from southbound.messages import Ack, Facts, HostFacts, ObjectStatus, PortGoal
 from vfp.datapath.errors import DatapathError
 from vswitch.errors import VSwitchError
 
@@ -44,6 +45,7 @@ class Host:
         disk: Disk,
         features: tuple[str, ...] = (),
         services: Services | None = None,
+        claims: Claims | None = None,
     ) -> None:
         stored = disk.load()
         self.goals: Goals = stored.goals
@@ -59,6 +61,7 @@ class Host:
         self._disk = disk
         self._features = features
         self._services = services
+        self._claims = claims if claims is not None else Claims()
         self._lock = asyncio.Lock()
         self._incomplete = asyncio.Event()
         self._changed = asyncio.Event()
@@ -141,6 +144,25 @@ class Host:
         if self._services is not None:
             await self._services.keep(lambda: self.again(mend=False))
 
+    async def follow_claims(self) -> None:
+        """Tell of endpoints that announce others' addresses, as it comes and goes. Never ends."""
+        while True:
+            await self._claims.changed()
+            async with self._lock:
+                if self.outcome is not None and self.outcome.revision == self.goals.revision:
+                    before, self.ack = self.ack, self._acknowledge(self.outcome)
+                    if self.ack != before:
+                        await self._tell(self.ack)
+
+    def _acknowledge(self, outcome: Outcome) -> Ack:
+        """How the objects fare, and which addresses that are others' they claim: that is refused, and no error."""
+        objects = []
+        for status in outcome.objects:
+            claimed = self._claims.current(status.id) if status.kind == PortGoal.kind else []
+            more = {"duplicate_addresses": claimed} if claimed else {}
+            objects.append(replace(status, details={**status.details, **more}) if more else status)
+        return Ack(outcome.revision, tuple(objects))
+
     async def retry(self) -> None:
         """Look again, ever less often, while something is not as it should be. Never ends."""
         delay_s = RETRY_FIRST_S
@@ -167,7 +189,7 @@ class Host:
             self._note_overlaps(goals, outcome.overlaps)
             if self._services is not None:
                 await self._services.follow(goals, outcome.built)
-            self.ack = Ack(outcome.revision, outcome.objects)
+            self.ack = self._acknowledge(outcome)
         return self.ack
 
     def _note_overlaps(self, goals: Goals, overlaps: Mapping[str, Overlap]) -> None:
