@@ -185,9 +185,9 @@ enum storing {
 
 /*
  * Both halves or none. `s->reply.pair` and `s->forward.pair` are each other's keys. Most new pairs find nothing in their
- * place: that is tried first.
+ * place: that is tried first. Not inline: the stack is full where a policy is decided, and this is not.
  */
-static __always_inline int store(struct scratch *s, int single, enum storing how)
+static __noinline int store(struct scratch *s, int single, enum storing how)
 {
 	int fresh = how == STORE_NEW;
 	struct flow_key *forward = &s->reply.pair, *reply = &s->forward.pair;

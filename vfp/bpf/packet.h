@@ -262,6 +262,7 @@ static __always_inline void begin_packet(struct scratch *s)
 	s->forgetful = 0;
 	s->inspected = 0;
 	s->shaped = 0;
+	s->flooded = 0;
 }
 
 static __always_inline struct scratch *scratch(void)

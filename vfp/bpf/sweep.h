@@ -175,6 +175,27 @@ static __always_inline int begin(struct sweeping *sweeping, struct sweep *sweep)
 	return sweeping->settings != 0;
 }
 
+static long tally_flow(void *map, struct flow_key *key, struct flow *f, struct sweeping *sweeping)
+{
+	if (!(f->flags & FLOW_REPLY))
+		count_at_ports(f, 0);
+	return 0;
+}
+
+/* Run when a port has got a limit of connections: it may have some already. */
+SEC("syscall")
+int vfp_tally(struct sweep *sweep)
+{
+	struct sweeping sweeping = {};
+
+	if (!begin(&sweeping, sweep))
+		return 1;
+	bpf_for_each_map_elem(&ports, begin_port, &sweeping, 0);
+	bpf_for_each_map_elem(&flows, tally_flow, &sweeping, 0);
+	bpf_for_each_map_elem(&ports, end_port, &sweeping, 0);
+	return 0;
+}
+
 SEC("syscall")
 int vfp_sweep(struct sweep *sweep)
 {

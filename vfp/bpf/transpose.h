@@ -12,7 +12,6 @@
 #define IPV4_TTL (L3 + offsetof(struct iphdr, ttl))
 #define IPV4_DST (L3 + offsetof(struct iphdr, daddr))
 #define IPV6_HOPS (L3 + offsetof(struct ipv6_header, hops))
-#define EVERY_LINK (L3 + 576)	/* bytes of a frame that are never too big: one compare for most packets */
 #define GSO_BY_FRAGS 0xffff
 #define AF_INET 2
 #define AF_INET6 10

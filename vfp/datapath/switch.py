@@ -10,7 +10,7 @@ import numpy as np
 from vfp.compile import CompiledPort, Tables
 from vfp.datapath.capture import Capturing
 from vfp.datapath.object import BpfObject
-from vfp.layout import PORT, PROGRAM, USAGE, pack
+from vfp.layout import PORT, PROGRAM, USAGE, PortFlag, pack
 
 __all__ = ["PortPrograms"]
 
@@ -47,6 +47,14 @@ class PortPrograms:
             return False
         now, wanted = np.frombuffer(self._record(port.id), PORT)[0], np.frombuffer(port.record, PORT)[0]
         return bool(now["ifindex"] != wanted["ifindex"] or (now["mac"] != wanted["mac"]).any())
+
+    def are_newly_capped(self, tables: Tables) -> bool:
+        """Whether a port that is there gets a limit of connections, and may have some already."""
+        capped = PortFlag.CAPPED
+        return any(
+            np.frombuffer(port.record, PORT)[0]["flags"] & capped
+            and not np.frombuffer(self._record(port.id), PORT)[0]["flags"] & capped
+            for port in tables.ports.values() if _generation(self._in_force(port.id)))
 
     def prepare(self, tables: Tables, stale: set[int]) -> None:
         """Have in each port's other turn what is to come into force; what is in force stays as it is."""
