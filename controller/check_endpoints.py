@@ -11,7 +11,6 @@ from controller.documents import Declared
 from controller.endpoint_specs import EndpointSpec
 from controller.errors import Problem
 from controller.network_specs import NetworkSpec
-from controller.qos_specs import QosSpec
 from controller.state import AnyStored, Ref, State, Stored
 from controller.subnets import meant, subnets_of
 
@@ -93,7 +92,7 @@ def _external(spec: EndpointSpec, network: Stored[NetworkSpec]) -> Iterator[Prob
         field = "address" if 4 in versions else "address6"
         yield Problem("missing", f"host {spec.host} is external: its address cannot be chosen", f"spec.{field}",
                       "nothing", "add the address that it has")
-    if spec.qos != QosSpec():
+    if spec.qos is not None:
         yield Problem("invalid", f"host {spec.host} is external: nobody holds qos there", "spec.qos", "caps",
                       "leave it out")
 

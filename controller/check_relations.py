@@ -48,8 +48,8 @@ def _network(network: Stored[NetworkSpec], around: Surroundings) -> Iterator[Pro
         yield from _route(network, route, f"spec.routes[{i}]", around)
     if spec.exit is not None:
         yield from _exit(network, spec.exit, "spec.egress.host", around)
-    yield from _guarantees(sorted({e.spec.host for e in state.endpoints_of(network.ref)}), "spec.qos.minimum",
-                           spec.qos.minimum, state)
+    if spec.qos is not None and spec.qos.minimum:
+        yield from _guarantees(sorted(state.members.get(network.ref, ())), "spec.qos.minimum", spec.qos.minimum, state)
 
 
 # Peers
@@ -200,8 +200,8 @@ def _place(endpoint: Stored[EndpointSpec], state: State, looked_at: set[tuple[ob
     if network.spec.mode == "overlay" and (network.ref, spec.host) not in looked_at:
         looked_at.add((network.ref, spec.host))
         yield from _reachable(network, spec.host, "spec.host", state)
-    own = spec.qos.minimum
-    if (own or network.spec.qos.minimum) and (spec.host,) not in looked_at:
+    own = spec.qos.minimum if spec.qos is not None else None
+    if (own or (network.spec.qos is not None and network.spec.qos.minimum)) and (spec.host,) not in looked_at:
         looked_at.add((spec.host,))
         yield from _guarantees([spec.host], "spec.qos.minimum" if own else "spec.host", own or spec.host, state)
 
@@ -293,9 +293,10 @@ def _guarantees(hosts: Iterable[str], where: str, found: str | None, state: Stat
 
 def _minimum(endpoint: Stored[EndpointSpec], state: State) -> int:
     network = state.network(State.network_ref(endpoint))
+    said = (endpoint.spec.qos, network.spec.qos if network is not None else None)
     if endpoint.spec.behind is not None:
         return 0
-    return bits_per_second(endpoint.spec.qos.minimum or (network.spec.qos.minimum if network is not None else None))
+    return next((bits_per_second(qos.minimum) for qos in said if qos is not None and qos.minimum), 0)
 
 
 __all__ = ["check_relations"]

@@ -44,7 +44,7 @@ class EndpointSpec(Model):
         default=(), max_length=MAX_FORWARDS, description="it is a router: prefixes that it may send from, too")
     vlans: tuple[Vlan, ...] = Field(
         default=(), max_length=MAX_VLANS, description="transparent only: 802.1Q tags that it may send and get")
-    qos: QosSpec = Field(default_factory=QosSpec, description="comes before what its network says, field by field")
+    qos: QosSpec | None = Field(default=None, description="comes before what its network says, field by field")
 
     @model_validator(mode="after")
     def _one_place(self) -> EndpointSpec:
@@ -68,7 +68,7 @@ class EndpointSpec(Model):
                 raise wrong(f"{name} has {twice} twice", "keep one of them", field=name, found=twice)
         if self.behind is not None:
             for name, value, given in (("mac", self.mac, self.mac is not None), ("dhcp", "true", self.dhcp),
-                                       ("vlans", list(self.vlans), self.vlans), ("qos", "caps", self.qos != QosSpec()),
+                                       ("vlans", list(self.vlans), self.vlans), ("qos", "caps", self.qos is not None),
                                        ("forwards", list(self.forwards), self.forwards)):
                 if given:
                     raise wrong(f"{name} of an endpoint behind {self.behind}, whose link and MAC it uses",

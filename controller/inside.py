@@ -90,8 +90,8 @@ async def trace(push: Push, state: State, request: TraceRequest) -> dict[str, An
     source = endpoint_named(state, request.from_, request.tenant, "from")
     packet = _packet(state, source, request)
     live = {"live": True} if request.live else {}
-    hop = await push.query(source.spec.host, "trace",
-                           {"port": source.uid, "direction": "out", **packet.args(), **packet.more, **live})
+    args = {"port": state.link_of(source).uid, "direction": "out", **packet.args(), **packet.more, **live}
+    hop = await push.query(source.spec.host, "trace", args)
     hops = [{"host": source.spec.host, **hop}]
     while len(hops) < MAX_HOPS and (following := _next_hop(state, hops[-1], packet)) is not None:
         host, args = following
@@ -115,11 +115,11 @@ async def inside(push: Push, state: State, what: str, host: str, endpoint: str,
         if host and host != found.spec.host:
             raise Invalid(Problem("invalid", f"endpoint {endpoint} is on host {found.spec.host}", "host", host,
                                   "leave one of the two out"))
-        host, args = found.spec.host, {**args, "port": found.uid}
+        host, args = found.spec.host, {**args, "port": state.link_of(found).uid}
     if host:
         known(state, host)
         return {"hosts": [{"host": host, "error": "", **await push.query(host, what, dict(args))}]}
-    names = sorted(h.ref.name for h in state.hosts())
+    names = sorted(h.ref.name for h in state.hosts() if not h.spec.external)
     return {"hosts": await asyncio.gather(*(_one(push, name, what, args) for name in names))}
 
 
@@ -145,9 +145,12 @@ def nat_place(state: State, host: str, network: str) -> tuple[str, str]:
     if found is None:
         problem = missing(ref, state)
         raise NotFound(Problem(problem.code, problem.message, "network", network, problem.todo))
+    if found.spec.egress == "nat" or found.spec.exits:      # an overlay: on many hosts, or on those that it leaves by
+        only = found.spec.exits[0] if found.spec.egress != "nat" and len(found.spec.exits) == 1 else ""
+        return host or only, f"{ref.tenant}/{ref.name}"
     if found.spec.mode != "nat" or found.spec.host is None:
         raise Invalid(Problem("invalid", f"network {ref.tenant}/{ref.name} has mode {found.spec.mode}", "network",
-                              network, "name a network with mode nat"))
+                              network, "name a network with mode nat, or one with egress"))
     if host and host != found.spec.host:
         raise Invalid(Problem("invalid", f"network {ref.tenant}/{ref.name} is on host {found.spec.host}", "host", host,
                               "leave one of the two out"))
@@ -205,13 +208,14 @@ def _next_hop(state: State, hop: Mapping[str, Any], packet: _Packet) -> tuple[st
     if host is None or network is None:
         return None
     destination = (hop.get("packet") or {}).get("destination", packet.destination)
-    target = state.addresses.get((network, destination))
+    ways = (network, *(peer.ref for peer in state.peers_of(network)))
+    target = next((found for each in ways if (found := state.addresses.get((each, destination))) is not None), None)
     endpoint = state.endpoint(target) if target is not None else None
-    if endpoint is None or endpoint.spec.host != host.name:
+    if endpoint is None or endpoint.spec.host != host.name or state.is_external(host.name):
         return None
     carried = {"frame": hop["frame"]} if hop.get("frame") else packet.args()
     live = {"live": True} if hop.get("live") else {}
-    return host.name, {"port": endpoint.uid, "direction": "in", "vni": leaves["vni"], **carried, **live}
+    return host.name, {"port": state.link_of(endpoint).uid, "direction": "in", "vni": leaves["vni"], **carried, **live}
 
 
 def place_of(state: State, host: str, endpoint: str) -> tuple[str, str]:
@@ -222,7 +226,7 @@ def place_of(state: State, host: str, endpoint: str) -> tuple[str, str]:
     """
     if endpoint:
         found = endpoint_named(state, endpoint, DEFAULT_TENANT, "endpoint")
-        return found.spec.host, found.uid
+        return found.spec.host, state.link_of(found).uid
     if host:
         known(state, host)
     return host, ""

@@ -36,6 +36,7 @@ class Link:
     flight: Flight | None = None
     pending: Patch = field(default_factory=dict)
     objects: dict[Key, ObjectStatus] = field(default_factory=dict)
+    failed: dict[Key, ObjectStatus] = field(default_factory=dict)       # those of them with an error
     trouble: str = ""                       # why the goal state cannot be sent
     confirmed: bool = False                 # it acknowledged something since it connected
 
@@ -115,11 +116,10 @@ class Link:
             changed |= (told if self.flight.patch is None else self.flight.patch).keys()
             self.flight, self.synced, self.confirmed = None, True, True
             self.revision, self.trouble = ack.revision, ""
-            self.objects = told
-        elif ack.revision == self.revision:
-            self.objects = told
-        else:
+        elif ack.revision != self.revision:
             return set()                    # of a revision that something newer has overtaken
+        self.objects = told
+        self.failed = {key: status for key, status in told.items() if status.error}
         return changed
 
 

@@ -181,7 +181,7 @@ class NetworkSpec(Model):
     isolation: bool = Field(default=False, description="its endpoints reach the gateway and beyond, not each other")
     router_advertisements: bool = Field(default=False, description="IPv6, from the gateway; overlay, nat, private")
     slaac: bool = Field(default=False, description="with routerAdvertisements: hosts may choose their addresses")
-    qos: QosSpec = Field(default_factory=QosSpec, description="of its endpoints, where they say nothing else")
+    qos: QosSpec | None = Field(default=None, description="of its endpoints, where they say nothing else")
 
     @property
     def exit(self) -> str | None:

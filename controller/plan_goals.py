@@ -12,7 +12,6 @@ from controller.ipam import Prefix
 from controller.mapping_specs import StaticMappingSpec
 from controller.network_specs import NatSpec, NetworkSpec
 from controller.plan_acl import Verdict
-from controller.qos_specs import QosSpec
 from controller.routing_specs import EVERYTHING
 from controller.state import Ref, State, Stored
 from controller.texts import bits_per_second
@@ -116,8 +115,8 @@ def _translation(spec: NatSpec) -> NatGoal:
 
 
 def port_goal(endpoint: Stored[EndpointSpec], network_id: str, prefixes: Sequence[Prefix], verdict: Verdict,
-              qos: QosSpec, behind: Stored[EndpointSpec] | None) -> PortGoal:
-    """An endpoint on its own host. `qos`: of its network; `behind`: the endpoint by whose link it is reached."""
+              qos: QosGoal, behind: Stored[EndpointSpec] | None) -> PortGoal:
+    """An endpoint on its own host. `behind`: the endpoint by whose link it is reached."""
     spec, assigned = endpoint.spec, endpoint.assigned
     return PortGoal(
         id=endpoint.uid, name=endpoint.ref.name, tenant=endpoint.ref.tenant, network=network_id,
@@ -125,7 +124,7 @@ def port_goal(endpoint: Stored[EndpointSpec], network_id: str, prefixes: Sequenc
         interface="" if behind is not None else spec.tap or spec.interface, tiers=verdict.tiers,
         default_in=verdict.default_in, default_out=verdict.default_out, strict_tcp=verdict.strict_tcp,
         address6=_with_length(assigned.address6, prefixes),
-        qos=QosGoal() if behind is not None else spec.qos.over(qos).goal(), dhcp=spec.dhcp, forwards=spec.forwards,
+        qos=qos, dhcp=spec.dhcp, forwards=spec.forwards,
         vlans=spec.vlans, behind=behind.uid if behind is not None else "", queues=spec.queues)
 
 
@@ -133,8 +132,12 @@ def _with_length(address: str, prefixes: Sequence[Prefix]) -> str:
     """The address with the length of its subnet's prefix."""
     if not address:
         return ""
-    number = ip_address(address)
-    return f"{address}/{next(prefix.prefixlen for prefix in prefixes if number in prefix)}"
+    version = 6 if ":" in address else 4
+    own = [prefix for prefix in prefixes if prefix.version == version]
+    if len(own) > 1:
+        number = ip_address(address)
+        own = [prefix for prefix in own if number in prefix]
+    return f"{address}/{own[0].prefixlen}"
 
 
 def mapping_goal(mapping: Stored[StaticMappingSpec], target: Stored[EndpointSpec],

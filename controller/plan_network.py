@@ -17,9 +17,11 @@ from controller.network_specs import NetworkSpec
 from controller.plan_acl import Acl, Members
 from controller.plan_goals import mapping_goal, network_goal, on_host, port_goal, vteps_of
 from controller.plan_remotes import Entry, Home, entry_of
+from controller.qos_specs import qos_of
 from controller.state import Ref, State, Stored
-from southbound.messages import AclTier, Goal, Key, MappingGoal, NetworkGoal, PortGoal, key_of
+from southbound.messages import AclTier, Goal, Key, MappingGoal, NetworkGoal, PortGoal, QosGoal, key_of
 
+NO_QOS = QosGoal()
 Table = Mapping[Key, PortGoal]
 T = TypeVar("T")
 
@@ -95,22 +97,25 @@ def _ports(state: State, network: Stored[NetworkSpec], old: NetworkPlan | None,
     before: Mapping[str, Table] = old.ports if old is not None else {}
     placed = old.placed if old is not None else {}
     prefixes = [ip_network(subnet.prefix) for subnet in network.assigned.subnets]
+    default = qos_of(None, network.spec.qos)
     patches: dict[str, dict[Key, PortGoal | None]] = {}
     for uid in (changed if old is None or old.network is network else placed):
         if uid in placed:
             patches.setdefault(placed[uid], {})["port", uid] = None
-    external = {host.ref.name for host in state.hosts() if host.spec.external}
     for endpoint in endpoints:
         host, key = endpoint.spec.host, ("port", endpoint.uid)
-        if host in external:
+        if state.is_external(host):
             continue
         verdict = acl.of(endpoint, mapped.get(endpoint.ref.name, ()))
         was = before[host].get(key) if host in before else None
         if endpoint.uid not in changed and was is not None and verdict.shows(was):
             continue
         link = state.link_of(endpoint)
-        patches.setdefault(host, {})[key] = _kept(was, port_goal(
-            endpoint, network.uid, prefixes, verdict, network.spec.qos, link if link is not endpoint else None))
+        behind = link if link is not endpoint else None
+        qos = NO_QOS if behind is not None else default if endpoint.spec.qos is None else \
+            qos_of(endpoint.spec.qos, network.spec.qos)
+        made = port_goal(endpoint, network.uid, prefixes, verdict, qos, behind)
+        patches.setdefault(host, {})[key] = _kept(was, made)
     tables = dict(before)
     for host, patch in patches.items():
         table = dict(before.get(host, {}))

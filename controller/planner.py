@@ -77,26 +77,21 @@ def replan(old: Plan, state: State, changes: Iterable[Change]) -> tuple[Plan, di
     touched = _touched(state, changes)
     networks, hosts = dict(old.networks), dict(old.hosts)
     patches: dict[str, Patch] = {}
-    for ref, uids in touched.networks.items():
-        network = state.network(ref)
-        if network is None:
-            networks.pop(ref, None)
-        else:
-            networks[ref] = network_plan(state, network, old.networks.get(ref), uids, ref in touched.verdicts)
-    for ref in _with_peers(old, state, touched.networks):
-        before, network = old.networks.get(ref), state.network(ref)
-        if network is None:
-            networks.pop(ref, None)
-            _difference(before, None, patches)
-            continue
-        part = networks.get(ref) or network_plan(state, network, None)
-        part = part.told_to(_audience(state, networks, ref), state, before)
-        if part.goals or part.placed:
+    refs = _with_peers(old, state, touched.networks)
+    made = {ref: network_plan(state, network, old.networks.get(ref), touched.networks.get(ref, ()),
+                              ref in touched.verdicts)
+            for ref in refs if (network := state.network(ref)) is not None}
+    networks.update(made)
+    for ref in refs:
+        before, part = old.networks.get(ref), made.get(ref)
+        if part is not None:
+            part = part.told_to(_audience(state, networks, ref), state, before)
+        if part is not None and (part.goals or part.placed):
             networks[ref] = part
-            _difference(before, part, patches)
         else:
             networks.pop(ref, None)
-            _difference(before, None, patches)
+            part = None
+        _difference(before, part, patches)
     for name in touched.hosts:
         goal = host_goal(state, name)
         if goal == hosts.get(name):

@@ -107,6 +107,9 @@ class Push:
             Unavailable: it is not connected, or has no good answer.
         """
         session = self._sessions.get(host)
+        if session is None and self._ledger.state.is_external(host):
+            raise Unavailable(Problem("unavailable", f"host {host} is external: it has no agent to ask", "host", host,
+                                      "ask a host that has one"))
         if session is None:
             raise Unavailable(Problem("unavailable", f"host {host} is not connected", "host", host,
                                       f"start its agent: `sluice agent run` on {host}"))
@@ -149,6 +152,9 @@ class Push:
         if self._ledger.state.host(host) is None:       # asked again: it may have gone while we saved
             raise HelloRefused(f"host {host} is not declared (any more); apply a Host {host}, or run "
                                "`sluice agent purge` on it")
+        if self._ledger.state.is_external(host):
+            raise HelloRefused(f"host {host} is declared external, which is one without an agent; apply a Host {host} "
+                               "without external, or stop the agent")
         link = self.links.setdefault(host, Link(host))
         link.connect(hello.applied_revision)
         self._sessions[host] = session
@@ -189,7 +195,7 @@ class Push:
         await asyncio.wait({pump})
         del self._sessions[host], self._wake[host]
         self.links[host].disconnect()
-        if self._ledger.state.host(host) is None:
+        if self._ledger.state.host(host) is None or self._ledger.state.is_external(host):
             del self.links[host]
         self._moved(host)
 
@@ -204,14 +210,14 @@ class Push:
             if host in self._wake:
                 self._wake[host].set()
         for change in outcome.changes:
-            if change.ref.kind == "Host" and change.after is None:
-                self._forget(change.ref.name)
+            if change.ref.kind == "Host" and (change.after is None or state.is_external(change.ref.name)):
+                self._forget(change.ref.name, "was deleted" if change.after is None else "is external now")
 
-    def _forget(self, host: str) -> None:
+    def _forget(self, host: str, why: str) -> None:
         """A host was deleted: its session ends, and it cannot begin another."""
         session = self._sessions.get(host)
         if session is not None:
-            session.close(f"host {host} was deleted")
+            session.close(f"host {host} {why}")
         else:
             self.links.pop(host, None)
 
@@ -241,6 +247,8 @@ class Push:
         uids = self._ledger.state.uids
         refs = [Ref("Host", "", host), *(uids[uid] for kind, uid in sorted(keys)
                                          if kind in ("network", "port", "mapping") and uid in uids)]
+        refs += dict.fromkeys(uids[uid] for kind, block in sorted(keys)     # "network/host/number"
+                              if kind == "remotes" and (uid := block.partition("/")[0]) in uids)
         for listener in self.on_status:
             listener(refs)
 

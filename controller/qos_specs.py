@@ -39,7 +39,7 @@ class QosSpec(Model):
     ingress: CapSpec | None = None
     minimum: RateText | None = Field(default=None, description="guaranteed of the host's uplinkRate for what it sends")
     dscp: int | None = Field(default=None, ge=0, le=63, description="mark what it sends")
-    packet_rate: PacketRateSpec = PacketRateSpec()
+    packet_rate: PacketRateSpec | None = None
     connections: int | None = Field(default=None, ge=1, le=MAX_CONNECTIONS, description="at a time")
     metering: bool | None = Field(default=None, description="count packets and bytes by direction and rule")
 
@@ -50,19 +50,6 @@ class QosSpec(Model):
                         "lower it, or raise egress.rate", "out_of_range", field="minimum", found=self.minimum)
         return self
 
-    def over(self, default: QosSpec | None) -> QosSpec:
-        """This one where it says something, else the default."""
-        if default is None:
-            return self
-        return QosSpec.model_construct(
-            egress=self.egress or default.egress, ingress=self.ingress or default.ingress,
-            minimum=self.minimum or default.minimum, dscp=default.dscp if self.dscp is None else self.dscp,
-            packet_rate=PacketRateSpec.model_construct(
-                egress=self.packet_rate.egress or default.packet_rate.egress,
-                ingress=self.packet_rate.ingress or default.packet_rate.ingress),
-            connections=self.connections or default.connections,
-            metering=default.metering if self.metering is None else self.metering)
-
     def goal(self) -> QosGoal:
         """As hosts are told it."""
         return QosGoal(
@@ -70,8 +57,28 @@ class QosSpec(Model):
             egress_burst_bytes=self.egress.burst_bytes if self.egress else 0,
             ingress_bps=bits_per_second(self.ingress.rate) if self.ingress else 0,
             ingress_burst_bytes=self.ingress.burst_bytes if self.ingress else 0,
-            minimum_bps=bits_per_second(self.minimum), dscp=self.dscp, packets_out=self.packet_rate.egress or 0,
-            packets_in=self.packet_rate.ingress or 0, connections=self.connections or 0, meter=bool(self.metering))
+            minimum_bps=bits_per_second(self.minimum), dscp=self.dscp,
+            packets_out=(self.packet_rate.egress if self.packet_rate else None) or 0,
+            packets_in=(self.packet_rate.ingress if self.packet_rate else None) or 0,
+            connections=self.connections or 0, meter=bool(self.metering))
 
 
-__all__ = ["QosSpec"]
+def qos_of(own: QosSpec | None, network: QosSpec | None) -> QosGoal:
+    """What holds for an endpoint: its own where it says something, else its network's."""
+    goal = own.goal() if own is not None else QosGoal()
+    if network is None:
+        return goal
+    default = network.goal()
+    if own is None:
+        return default
+    return QosGoal(
+        *((goal.egress_bps, goal.egress_burst_bytes) if own.egress else
+          (default.egress_bps, default.egress_burst_bytes)),
+        *((goal.ingress_bps, goal.ingress_burst_bytes) if own.ingress else
+          (default.ingress_bps, default.ingress_burst_bytes)),
+        goal.minimum_bps or default.minimum_bps, default.dscp if own.dscp is None else own.dscp,
+        goal.packets_out or default.packets_out, goal.packets_in or default.packets_in,
+        goal.connections or default.connections, default.meter if own.metering is None else own.metering)
+
+
+__all__ = ["QosSpec", "qos_of"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PlainValidator, WithJsonSchema, model_validator
+from pydantic import Field, PlainSerializer, PlainValidator, WithJsonSchema, model_validator
 
 from controller.errors import suggestion
 from controller.texts import AddressText, Model, Name, PrefixText, name, wrong
@@ -80,9 +80,14 @@ def _broadcast(value: Any) -> str | BroadcastSpec:
     return BroadcastSpec(rate=value["rate"], burst=value["burst"])
 
 
-Egress = Annotated[Literal["none", "nat"] | EgressHost, PlainValidator(_egress), WithJsonSchema(
+def _plain(value: Any) -> Any:
+    return value.model_dump(mode="json") if isinstance(value, Model) else value
+
+
+_PLAIN = PlainSerializer(_plain)
+Egress = Annotated[Literal["none", "nat"] | EgressHost, PlainValidator(_egress), _PLAIN, WithJsonSchema(
     {"anyOf": [{"enum": ["none", "nat"]}, EgressHost.model_json_schema()]})]
-Broadcast = Annotated[Literal["off"] | BroadcastSpec, PlainValidator(_broadcast), WithJsonSchema(
+Broadcast = Annotated[Literal["off"] | BroadcastSpec, PlainValidator(_broadcast), _PLAIN, WithJsonSchema(
     {"anyOf": [{"const": "off"}, BroadcastSpec.model_json_schema()]})]
 
 

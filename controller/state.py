@@ -308,6 +308,11 @@ class State:
         return next((host.spec.vxlan_port for host in self.hosts() if host.spec.vxlan_port is not None),
                     DEFAULT_VXLAN_PORT)
 
+    def is_external(self, name: str) -> bool:
+        """Whether a host is a VTEP that is not ours."""
+        host = self.host(name)
+        return host is not None and host.spec.external
+
     def named_by(self, ref: Ref, kind: str) -> list[Ref]:
         """What of a kind mentions this object."""
         return [each for each in self.users.get(ref, ()) if each.kind == kind]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from ipaddress import ip_network
 from typing import Any, Literal, cast
@@ -12,6 +13,7 @@ from controller.documents import render
 from controller.ledger import Ledger
 from controller.link import Link
 from controller.overlaps import overlaps
+from controller.planner import HOST_GOAL_ID
 from controller.push import Push
 from controller.renumber import stuck
 from controller.resources import (
@@ -27,6 +29,7 @@ from controller.resources import (
 from controller.state import AnyStored, Ref, State, Stored
 from southbound.messages import Key
 
+HOST_KEY: Key = ("host", HOST_GOAL_ID)
 Phase = Literal["Pending", "Ready", "Failed"]
 NetworkPhase = Literal["Pending", "Ready", "Degraded", "Failed"]
 
@@ -55,14 +58,19 @@ class Statuses:
 
     def _host(self, name: str) -> HostStatus:
         link, report = self._push.link(name), self._ledger.reports.get(name)
+        if self._ledger.state.is_external(name):
+            return HostStatus.model_construct(
+                connected=False, applied_revision=0, agent="", message="external: no agent is expected", facts={})
         return HostStatus.model_construct(
             connected=link.connected, applied_revision=link.applied(self._ledger.state.revision),
-            agent=report.agent if report else "", message=link.trouble,
+            agent=report.agent if report else "", message=link.trouble or _host_error(link),
             facts=asdict(report.facts) if report else {})
 
     def _network(self, stored: Stored[NetworkSpec]) -> NetworkStatus:
         spec, assigned, hosts = stored.spec, stored.assigned, self._push.plan.hosts_of(stored.ref)
-        told = [_progress(self._push.link(host), ("network", stored.uid), []) for host in hosts]
+        overlay = spec.mode == "overlay"
+        told = [_progress(self._push.link(host), ("network", stored.uid), _under(link, stored.uid) if overlay else [])
+                for host in hosts for link in (self._push.link(host),)]
         phase: NetworkPhase = next((each for each in ("Failed", "Pending") if any(each == p for p, _ in told)), "Ready")
         messages = dict.fromkeys(message for p, message in told if message and p == phase)
         if spec.mode == "nat" and spec.host is not None:
@@ -82,16 +90,29 @@ class Statuses:
             endpoints=len(self._ledger.state.endpoints_of(stored.ref)), hosts=hosts)
 
     def _endpoint(self, stored: Stored[EndpointSpec]) -> EndpointStatus:
-        link = self._push.link(stored.spec.host)
+        state, revision = self._ledger.state, self._ledger.state.revision
+        link, assigned = self._push.link(stored.spec.host), stored.assigned
+        if state.is_external(stored.spec.host):
+            return EndpointStatus.model_construct(
+                phase="Ready", message=f"host {link.host} is external", applied_revision=revision,
+                address=assigned.address or None, address6=assigned.address6 or None, mac=assigned.mac, details={})
         key = ("port", stored.uid)
-        network = self._ledger.state.network(State.network_ref(stored))
+        network = state.network(State.network_ref(stored))
         also: list[Key] = [("network", network.uid)] if network else []
+        if network is not None and network.spec.mode == "overlay":
+            also.append(HOST_KEY)
+        carrier = state.link_of(stored)
+        if carrier is not stored:
+            also.append(("port", carrier.uid))
         phase, message = _progress(link, key, also)
         told = link.objects.get(key)
+        details = dict(told.details) if told else {}
+        address = _leased(details) if stored.spec.dhcp else assigned.address
+        if stored.spec.dhcp and not address and phase == "Ready" and not message:
+            message = "no lease was seen yet"
         return EndpointStatus.model_construct(
-            phase=phase, message=message, applied_revision=link.applied(self._ledger.state.revision),
-            address=stored.assigned.address or None, address6=stored.assigned.address6 or None,
-            mac=stored.assigned.mac, details=dict(told.details) if told else {})
+            phase=phase, message=message, applied_revision=link.applied(revision), address=address or None,
+            address6=assigned.address6 or None, mac=carrier.assigned.mac, details=details)
 
     def _mapping(self, stored: Stored[StaticMappingSpec]) -> StaticMappingStatus:
         endpoint = self._ledger.state.endpoint(Ref("Endpoint", stored.ref.tenant, stored.spec.endpoint))
@@ -102,6 +123,23 @@ class Statuses:
             phase=phase, message=message, applied_revision=link.applied(self._ledger.state.revision),
             external_address=stored.spec.external_address, external_port=_ports(stored),
             internal_address=(target.address6 if stored.spec.version == 6 else target.address) if target else None)
+
+
+def _host_error(link: Link) -> str:
+    told = link.failed.get(HOST_KEY)
+    return told.error if told is not None and link.connected else ""
+
+
+def _under(link: Link, network: str) -> list[Key]:
+    """What an overlay network rests on at a host and that is not as it should be: its tunnel, endpoints elsewhere."""
+    return [key for key in link.failed
+            if key == HOST_KEY or (key[0] == "remotes" and key[1].startswith(f"{network}/"))]
+
+
+def _leased(details: Mapping[str, Any]) -> str:
+    """The address that an agent saw in a lease, without its prefix length."""
+    found = details.get("address")
+    return found.partition("/")[0] if isinstance(found, str) else ""
 
 
 def _ports(stored: Stored[StaticMappingSpec]) -> int | str | None:

@@ -250,14 +250,20 @@ def _each(convert: Callable[[Any], Any], values: Any) -> list[Any]:
 
 
 def _array(item: _Codec) -> _Codec:
+    plain = {item.scalar}                   # all of one scalar type, as the names of a block: one look at the types
+
     def pack(value: Any) -> list[Any]:
         if type(value) is not tuple:
             raise _Mismatch("expected a tuple", _show(value))
+        if set(map(type, value)) == plain:
+            return list(value)
         return _each(item.pack, value)
 
     def unpack(value: Any) -> tuple[Any, ...]:
         if type(value) is not list:
             raise _Mismatch("expected an array", _show(value))
+        if set(map(type, value)) == plain:
+            return tuple(value)
         return tuple(_each(item.unpack, value))
 
     return _Codec(pack, unpack)

@@ -49,7 +49,7 @@ from vfp.model import (
 from vfp.pools import check_pools, compile_pools
 from vfp.prefixes import check_translation, mapping_rows, translation_row
 from vfp.sets import CompiledSet, check_sets, compile_set
-from vfp.spaces import CompiledSpace, compile_spaces
+from vfp.spaces import CompiledSpace, check_exits, compile_spaces
 from vfp.switching import check_switching, flooded_vteps, hop_rows, switch_rows, uplink_flags, wire_spaces
 from vfp.timeouts import Timeouts, nanoseconds
 from vfp.underlays import Tunnelling, check_underlays, compile_underlays, numbers_of
@@ -157,6 +157,7 @@ class Compiler:
         tables.sets = {given.id: self._compile_set(given) for given in state.sets}
         _check_named_sets(tables)
         tables.spaces = compile_spaces((*state.spaces, *wire_spaces(state)), self._spaces)
+        check_exits(state)
         wired = uplink_flags(state)
         tables.tunnelling, underlay_numbers = compile_underlays(state)
         tables.maps = {
@@ -176,6 +177,7 @@ class Compiler:
             "mappings": dict(_mappings(state)),
             "prefixes": mapping_rows(state),
             "translations": dict(_translations(tables.groups.values())),
+            "routes": {key: row for space in tables.spaces.values() for key, row in space.routes.items()},
             **vtep_rows({vtep for space in tables.spaces.values() for vtep in space.vteps} | flooded_vteps(state)),
             "rewrites": {
                 key.to_bytes(8, "little"): pack(REWRITE, **rewrite_fields(rewrite))
@@ -228,7 +230,7 @@ def _duplicates(values: Iterable[Any]) -> Iterator[Any]:
 def _check_ids(state: EngineState, max_ports: int) -> None:
     unique: tuple[tuple[str, list[Any]], ...] = (
         ("port id", [port.id for port in state.ports]),
-        ("port interface index", [port.ifindex for port in state.ports]),
+        ("port interface index", [port.ifindex for port in state.ports if port.exit_of is None]),
         ("space id", [space.id for space in state.spaces]),
         ("pool id", [pool.id for pool in state.pools]),
         ("uplink id", [uplink.id for uplink in state.uplinks]),
@@ -240,6 +242,9 @@ def _check_ids(state: EngineState, max_ports: int) -> None:
     for port in state.ports:
         if not 0 < port.id < max_ports:
             raise CompileError(f"port {port.name}: id {port.id} is out of range; use 1..{max_ports - 1}")
+        if port.exit_of is not None and port.ifindex:
+            raise CompileError(f"port {port.name}: it is the exit of space {port.exit_of} and has interface index "
+                               f"{port.ifindex}; an exit has no link, give 0")
     for uplink in state.uplinks:
         if not 0 < uplink.id < 256:
             raise CompileError(f"uplink {uplink.name}: id {uplink.id} is out of range; use 1..255")
@@ -314,12 +319,14 @@ def _compile_port(
     return CompiledPort(
         id=port.id,
         record=pack(PORT, ifindex=port.ifindex, mac=port.mac, gateway_mac=port.gateway_mac,
-                    flags=PortFlag.STRICT_TCP * port.strict_tcp | PortFlag.TAP * port.tap | limits.flags(port),
+                    flags=PortFlag.STRICT_TCP * port.strict_tcp | PortFlag.TAP * port.tap | limits.flags(port)
+                    | PortFlag.EXIT * (port.exit_of is not None),
                     connections=port.connections, rates=limits.rates(port), mtu=port.mtu,
-                    underlays=numbers_of(port, state)),
+                    underlays=numbers_of(port, state), space=port.exit_of or 0),
         program=program.tobytes(),
         groups=frozenset(out_groups | in_groups),
-        spaces=frozenset(action.space for action in actions if isinstance(action, Forward | AnswerArp | Switch)),
+        spaces=frozenset(action.space for action in actions if isinstance(action, Forward | AnswerArp | Switch)).union(
+            () if port.exit_of is None else (port.exit_of,)),
         pools=frozenset(action.pool for action in actions if isinstance(action, TranslateSource | Hairpin)),
         sets=frozenset(number for group in (*out_groups.values(), *in_groups.values()) for number in group.sets),
         timeouts=None if port.timeouts is None else _timeouts(port.name, port.timeouts),
@@ -392,7 +399,8 @@ def _translations(groups: Iterable[CompiledGroup]) -> Iterator[tuple[bytes, byte
 
 
 def _links(state: EngineState) -> dict[bytes, bytes]:
-    links = {_u32(port.ifindex): _u32(port.id | LINK_PARTICULAR * limits.is_particular(port)) for port in state.ports}
+    links = {_u32(port.ifindex): _u32(port.id | LINK_PARTICULAR * limits.is_particular(port))
+             for port in state.ports if port.exit_of is None}
     for uplink in state.uplinks:
         if _u32(uplink.ifindex) in links:
             raise CompileError(

@@ -181,6 +181,7 @@ class PortFlag(IntFlag):
     RATE_OUT = 1 << 5
     RATE_IN = 1 << 6
     CAPPED = 1 << 7
+    EXIT = 1 << 15
 
 
 class UplinkFlag(IntFlag):
@@ -258,7 +259,7 @@ class LocationKind(IntEnum):
     REMOTE = 2
     HOST = 3
     VIRTUAL = 4
-
+    VIA = 5
 
 
 FLOW_KEY = _struct(
@@ -283,7 +284,7 @@ FLOW = _struct(
 RATE = _struct(("cost", "u8"), ("burst", "u8"))
 PORT = _struct(("generation", "u4"), ("ifindex", "u4"), ("mac", *_MAC), ("gateway_mac", *_MAC), ("flags", "u2"),
                ("timeouts", "u2"), ("born", "u4"), ("mtu", "u2"), ("underlays", "u1", 2), ("connections", "u4"),
-               ("rates", RATE, 2))
+               ("space", "u4"), ("rates", RATE, 2))
 GATEWAYS = _struct(("of", "u1", (2, 16)))
 STAGE = _struct(("group", "u8"), ("layer", "u1"), ("last", "u1"), ("deny", "u1"), ("kinds", "u1"), ("pad", "u1", 4))
 PROGRAM = _struct(
@@ -329,6 +330,8 @@ PREFIX = _struct(
 PREFIX_KEY = _struct(("length", "u4"), ("uplink", "u4"), ("external", *_ADDRESS))
 SPACE_KEY = _struct(("space", "u4"), ("family", "u1"), ("pad", "u1", 3), ("address", *_ADDRESS))
 LOCATION = _struct(("kind", "u1"), ("mac", *_MAC), ("pad", "u1"), ("port", "u4"), ("vni", "u4"), ("vtep", "u4"))
+ROUTE_KEY = _struct(("length", "u4"), ("space", "u4"), ("family", "u4"), ("address", *_ADDRESS))
+ROUTE = _struct(("to", LOCATION), ("via", *_ADDRESS))
 SET_KEY = _struct(("set", "u4"), ("family", "u1"), ("length", "u1"), ("pad", "u2"), ("address", *_ADDRESS))
 SET_MEMBER = _struct(("expires_ns", "u8"), ("turns", "u4"), ("pad", "u4"))
 SET_LENGTHS_KEY = _struct(("set", "u4"), ("family", "u1"), ("pad", "u1", 3))
@@ -416,6 +419,7 @@ STRUCTS: dict[str, np.dtype[Any]] = {
     "program": PROGRAM, "programs": PROGRAMS, "tuple": TUPLE, "group": GROUP, "bucket": BUCKET, "rule": RULE,
     "rewrite": REWRITE, "prefix": PREFIX, "prefix_key": PREFIX_KEY, "set_key": SET_KEY, "set_member": SET_MEMBER,
     "set_lengths_key": SET_LENGTHS_KEY, "set_lengths": SET_LENGTHS, "space_key": SPACE_KEY, "location": LOCATION,
+    "route_key": ROUTE_KEY, "route": ROUTE,
     "pool": POOL, "mapping_key": MAPPING_KEY, "mapping": MAPPING, "binding_key": BINDING_KEY, "binding": BINDING,
     "external_key": EXTERNAL_KEY, "external": EXTERNAL, "held_key": HELD_KEY, "tally": TALLY, "use_key": USE_KEY,
     "share_key": SHARE_KEY, "share": SHARE, "block_key": BLOCK_KEY, "block": BLOCK, "contact_key": CONTACT_KEY,

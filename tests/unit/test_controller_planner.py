@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from controller import plan_remotes
 from controller.assign import assign, follow
+from controller.check_relations import check_relations
 from controller.checks import Surroundings
 from controller.documents import Declared, parse
 from controller.plan_acl import joined
@@ -40,7 +41,7 @@ def after(state: State, *documents: Any, removed: Sequence[Ref] = ()) -> tuple[S
         changes += [Change(old, new), *follow(Change(old, new), fork)]
     for ref in removed:
         stored = fork.get(ref)
-        if stored is not None and not check_removal(stored, fork):
+        if stored is not None and not check_removal(stored, fork, set(removed) if len(removed) > 3 else set()):
             fork.remove(ref)
             changes.append(Change(stored, None))
     return fork, changes
@@ -57,7 +58,7 @@ def parse_spec() -> Any:
 
 
 BASE = [host("h1", "172.31.0.1"), host("h2", "172.31.0.2"), host("h3", "172.31.0.3"), overlay("red"),
-        overlay("blue"), nat("office", "192.168.250.0/24"), nat("lab", "192.168.251.0/24", "h2")]
+        overlay("blue", "10.2.0.0/24"), nat("office", "192.168.250.0/24"), nat("lab", "192.168.251.0/24", "h2")]
 
 
 def of(state_plan: Plan, name: str, kind: type[Any]) -> list[Any]:
@@ -259,8 +260,41 @@ def mappings(draw: st.DrawFn, name: str, network: str) -> Any:
 
 
 @st.composite
+def overlays(draw: st.DrawFn) -> Any:
+    """One of the overlays with other neighbours and another way out; some of it is refused."""
+    name, prefix = draw(st.sampled_from([("red", "10.1.0.0/24"), ("blue", "10.2.0.0/24"), ("green", "10.3.0.0/24")]))
+    via = draw(st.sampled_from([{"endpoint": "e0"}, {"endpoint": "e1"}, {"host": "h3"}, {"address": prefix[:7] + "9"}]))
+    spec = draw(st.fixed_dictionaries({}, optional={
+        "peers": st.lists(st.sampled_from([n for n in ("red", "blue", "green") if n != name]), max_size=1),
+        "routes": st.just([{"destination": "10.99.0.0/16", "via": via}]),
+        "egress": st.sampled_from(["nat", {"host": "h2"}, {"host": "h3"}]),
+        "broadcast": st.just({"rate": 100, "burst": 200}), "isolation": st.booleans(),
+        "qos": st.sampled_from([{"connections": 5}, {"egress": {"rate": "5mbit"}}])}))
+    return overlay(name, prefix, **spec)
+
+
+@st.composite
+def placed(draw: st.DrawFn) -> Any:
+    """An endpoint without a link: behind another one, or on the external host."""
+    network = draw(st.sampled_from(["red", "blue"]))
+    if draw(st.booleans()):
+        network, on, link = draw(st.sampled_from([("red", "h1", "e0"), ("red", "h2", "e0"), ("blue", "h2", "e1")]))
+        return endpoint(draw(NAMES), network, on, netns=None, behind=link)
+    number = draw(st.integers(60, 62))
+    return endpoint(draw(NAMES), network, "ext", netns=None, mac=f"02:00:00:00:01:{number}",
+                    address=f"10.{'12'[network == 'blue']}.0.{number}")
+
+
+@st.composite
 def steps(draw: st.DrawFn) -> tuple[str, Any]:
-    match draw(st.integers(0, 6)):
+    match draw(st.integers(0, 9)):
+        case 7:
+            return "put", draw(overlays())
+        case 8:
+            return "put", draw(placed())
+        case 9:
+            return "put", endpoint(draw(NAMES), draw(st.sampled_from(["seg", "own"])), draw(st.sampled_from(HOSTS)),
+                                   qos=draw(st.sampled_from([{"dscp": 5}, {"metering": True}])))
         case 0 | 1:
             network, at = draw(st.sampled_from([("red", None), ("blue", None), ("office", "h1"), ("lab", "h2"),
                                                         ("dual", "h1")]))
@@ -280,7 +314,10 @@ def steps(draw: st.DrawFn) -> tuple[str, Any]:
                                      max_size=2, unique_by=str))
             return "put", nat("dual", "", subnets=subnets, nat=draw(st.sampled_from([{}, {"log": True}])))
         case 4:
-            return "put", host(draw(st.sampled_from(HOSTS)), f"172.31.1.{draw(st.integers(1, 9))}")
+            number, name = draw(st.integers(1, 9)), draw(st.sampled_from((*HOSTS, "ext")))
+            several = draw(st.sampled_from([f"172.31.1.{number}", [f"172.31.1.{number}", f"fd00:31::{number}"]]))
+            port = draw(st.sampled_from([{}, {"vxlanPort": 4789}, {"vxlanPort": 8472}]))
+            return "put", host(name, underlay=several, external=name == "ext", **port)
     kind = draw(st.sampled_from(["Endpoint", "Policy", "StaticMapping"]))
     return "remove", Ref(kind, "default", draw(st.one_of(NAMES, st.sampled_from(["p", "q", "m", "n"]))))
 
@@ -288,12 +325,19 @@ def steps(draw: st.DrawFn) -> tuple[str, Any]:
 @settings(max_examples=150, deadline=None)
 @given(st.lists(st.lists(steps(), min_size=1, max_size=3), max_size=12))
 def test_properties_of_any_history(history: list[list[tuple[str, Any]]]) -> None:
-    state = built(*BASE)
+    state = built(*BASE, overlay("green", "10.3.0.0/24"), host("ext", "172.31.0.9", external=True),
+                  document("Network", "seg", {"mode": "transparent", "subnets": [{"prefix": "192.168.7.0/24"}]}),
+                  document("Network", "own", {"mode": "private", "subnets": [{"prefix": "192.168.8.0/24"}]}))
     now = plan(state)
     known: dict[str, dict[Any, Any]] = {h: {} for h in HOSTS}     # what hosts have by patches alone
+    history = [[("put", endpoint("e0", "red", "h1")), ("put", endpoint("e1", "blue", "h2"))], *history]
     for batch in history:
-        state, changes = after(state, *(each for what, each in batch if what == "put"),
+        tried, changes = after(state, *(each for what, each in batch if what == "put"),
                                removed=[each for what, each in batch if what == "remove"])
+        put = [change.after for change in changes if change.after is not None]
+        if check_relations(put, Surroundings(tried)):
+            continue                        # refused as a whole
+        state = tried
         now, patches = replan(now, state, changes)
         for name, patch in patches.items():
             for key, goal in patch.items():
@@ -303,17 +347,19 @@ def test_properties_of_any_history(history: list[list[tuple[str, Any]]]) -> None
                     assert known[name].get(key) != goal, "told what it knows already"
                     known[name][key] = goal
         again = State.of(state.objects.values())
+        assert (again.members, again.users) == (state.members, state.users)
         assert {k: {key: set(its) for key, its in v.items()} for k, v in again.externals.items()} == {
             k: {key: set(its) for key, its in v.items()} for k, v in state.externals.items()}
         assert again.addresses == state.addresses
         fresh = plan(state)
         for name in HOSTS:
             goals = now.goals(name)
+            assert list(goals) == list(dict.fromkeys(goals))
             assert goals == fresh.goals(name) == known[name]
             check_goals(name, state, goals)
-    everything = sorted(state.objects, key=lambda r: ["StaticMapping", "Policy", "Endpoint"].index(r.kind)
-                        if r.kind in ("StaticMapping", "Policy", "Endpoint") else 9)
-    state, changes = after(state, removed=[r for r in everything if r.kind in ("StaticMapping", "Policy", "Endpoint")])
+    order = ("StaticMapping", "Policy", "Endpoint", "Network")
+    everything = sorted((r for r in state.objects if r.kind in order), key=lambda r: order.index(r.kind))
+    state, changes = after(state, removed=everything)
     now, _ = replan(now, state, changes)
     assert all(now.goals(name) == {} for name in HOSTS)
     assert now == Plan()
@@ -328,10 +374,28 @@ def check_goals(name: str, state: State, goals: dict[Any, Any]) -> None:
     ports = by_kind.get("port", [])
     assert {p.id for p in ports} == {e.uid for e in state.endpoints_on(name)}
     mine = {p.network for p in ports}
-    assert {n.id for n in by_kind.get("network", [])} == mine
-    assert len(by_kind.get("host", [])) == (1 if ports else 0)
+    for peer in [peer for uid in mine for peer in state.peers_of(state.uids[uid])]:
+        mine = mine | {peer.uid}
+    exits = {n.uid for n in state.networks() if name in n.spec.exits and state.has_endpoints(n.ref)}
+    assert {n.id for n in by_kind.get("network", [])} == mine | exits
+    assert len(by_kind.get("host", [])) == (1 if ports or exits else 0)
+    for network in by_kind.get("network", []):
+        stored = state.network(state.uids[network.id])
+        assert stored is not None
+        assert any(r.here for r in network.routes) == (name in stored.spec.exits)
+        for route in network.routes:
+            assert bool(route.address) != bool(route.vteps)
+        if network.flood is not None and network.mode == "overlay":
+            others = state.members.get(state.uids[network.id], {}).keys() - {name}
+            assert len(network.flood.vteps) == len(others)
+    for port in ports:
+        endpoint = state.endpoint(state.uids[port.id])
+        assert endpoint is not None
+        assert port.behind == (state.link_of(endpoint).uid if endpoint.spec.behind else "")
+        assert port.behind in {"", *(p.id for p in ports)}
+        assert bool(port.netns) != bool(port.behind)
     for block in by_kind.get("remotes", []):
-        assert block.network in mine, "remotes of a network that this host does not know"
+        assert block.network in mine | exits, "remotes of a network that this host does not know"
         assert block.vteps
         assert block.host != name
     by_id = {p.id: p for p in ports}

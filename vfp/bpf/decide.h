@@ -5,39 +5,71 @@
 #include "layers.h"
 #include "vxlan.h"
 
-static __always_inline int decide_from_port(struct scratch *s, __u32 number)
-{
-	struct decision *d = &s->d;
-	int reason = run_layers(s, number, 0, 0);
+/* These say whose layers are asked first, and where the packet goes if they let it. Return a drop reason. */
 
-	if (reason)
-		return reason;
-	d->layer = 0xff;
-	if (!d->where)
-		return NO_ROUTE;
-	if (d->where != PLACE_PORT)
-		return NONE;
-	return run_layers(s, d->place.port, 1, 1);
+static __always_inline int ask(struct decision *d, __u32 port, int in, int slot)
+{
+	d->leg.port = port;
+	d->leg.in = in;
+	d->leg.slot = slot;
+	return NONE;
+}
+
+/* The space that a port is the way out of: its record; 0 if it is no exit. */
+static __always_inline struct port *exit_of(__u32 id)
+{
+	struct port *port = bpf_map_lookup_elem(&ports, &id);
+
+	return port && port->flags & PORT_EXIT ? port : 0;
+}
+
+/* What its own OUT layers say decides. */
+static __always_inline int ask_exit(struct decision *d, __u32 port, int slot)
+{
+	d->exit = port;
+	d->where = PLACE_NONE;
+	d->routed = d->bridged = d->switched = 0;
+	return ask(d, port, 0, slot);
 }
 
 /* No host is trusted beyond its own endpoints: the inner source must be mapped to the outer one. */
 static __always_inline int decide_from_overlay(struct scratch *s, __u32 vni)
 {
 	struct decision *d = &s->d;
-	struct space_key key = {.space = vni, .family = address_family(&s->h.key), .address = s->h.key.src};
-	struct location *location = bpf_map_lookup_elem(&spaces, &key);
+	struct location *location;
 
-	if (!location || location->kind != LOCATION_REMOTE)
+	seek_place(s, vni, &s->h.key, &s->h.key.src);
+	if (!find_location(s) || s->found.kind != LOCATION_REMOTE)
 		return UNKNOWN_SOURCE;
-	if (s->h.vtep && s->h.vtep != location->vtep)
+	if (s->h.vtep && s->h.vtep != s->found.vtep)
 		return WRONG_VTEP;
-	d->place = *location;		/* of the source: the reply goes there */
-	key.address = s->h.key.dst;
-	location = bpf_map_lookup_elem(&spaces, &key);
-	if (!location || location->kind != LOCATION_PORT)
-		return flood_from_overlay(s, vni);
-	d->where = PLACE_PORT;
-	return run_layers(s, location->port, 1, 1);
+	d->source = s->found;
+	seek_place(s, vni, &s->h.key, &s->h.key.dst);
+	location = bpf_map_lookup_elem(&spaces, &s->space);
+	if (location && is_asking(&s->h) &&
+	    (location->kind == LOCATION_PORT || location->kind == LOCATION_VIRTUAL)) {
+		d->place = *location;
+		d->where = PLACE_REPLY;
+		return NONE;
+	}
+	if ((!location || location->kind != LOCATION_PORT) && !flood_from_overlay(s, vni))
+		return NONE;
+	if (!find_location(s))
+		return NO_MAPPING;
+	switch (s->found.kind) {
+	case LOCATION_PORT:
+		if (exit_of(s->found.port))
+			return ask_exit(d, s->found.port, 0);
+		d->where = PLACE_PORT;
+		return ask(d, s->found.port, 1, 1);
+	case LOCATION_REMOTE:
+		return MOVED;
+	case LOCATION_VIRTUAL:
+		d->place = s->found;
+		d->where = PLACE_REPLY;
+		return is_answered(s) ? NONE : NO_MAPPING;
+	}
+	return NO_MAPPING;
 }
 
 /* The binding under whose external side a packet came in. */
@@ -61,7 +93,7 @@ static __always_inline int decide_from_uplink(struct scratch *s, __u32 uplink)
 			return NO_MAPPING;
 	}
 	if (take_from_wire(s, uplink))
-		return d->where == PLACE_PORT ? run_layers(s, d->place.port, 1, 1) : NONE;
+		return d->where != PLACE_PORT ? NONE : exit_of(d->place.port) ? UNKNOWN_PORT : ask(d, d->place.port, 1, 1);
 	if (!s->h.tracked)
 		return NO_MAPPING;
 	s->mapping.uplink = uplink;
@@ -74,7 +106,75 @@ static __always_inline int decide_from_uplink(struct scratch *s, __u32 uplink)
 	}
 	d->routed = 1;
 	d->where = PLACE_PORT;
-	return run_layers(s, d->via.port, 1, 1);
+	if (exit_of(d->via.port)) {
+		d->exit = d->via.port;
+		return ask(d, d->via.port, 1, 0);
+	}
+	return ask(d, d->via.port, 1, 1);
+}
+
+/* What came in by a way out goes on in its space. NO_MAPPING would mean that the packet is not ours. */
+static __always_inline int enter_space(struct scratch *s)
+{
+	struct port *exit = exit_of(s->d.exit);
+	struct decision *d = &s->d;
+
+	if (!exit)
+		return UNKNOWN_PORT;
+	seek_place(s, exit->space, &d->cur, &d->cur.dst);
+	if (!find_location(s))
+		return NO_ROUTE;
+	d->place = s->found;
+	if (s->found.kind == LOCATION_REMOTE) {
+		d->where = PLACE_TUNNEL;
+		return ask(d, 0, 0, 0);
+	}
+	if (s->found.kind != LOCATION_PORT || exit_of(s->found.port))
+		return NO_ROUTE;
+	return ask(d, s->found.port, 1, 1);
+}
+
+/* The second leg, if there is one: the receiver's, or that of a way out. Returns a drop reason. */
+static __always_inline int go_on(struct scratch *s)
+{
+	__u32 kind = ZONE_KIND(s->h.key.zone);
+	struct decision *d = &s->d;
+
+	if (kind == ZONE_UPLINK && d->exit)
+		return enter_space(s);
+	if (d->leg.in)
+		return ask(d, 0, 0, 0);
+	d->layer = 0xff;
+	if (!d->where)
+		return NO_ROUTE;
+	if (d->where == PLACE_PORT) {
+		if (!exit_of(d->place.port))
+			return d->exit && d->switched ? NO_ROUTE : ask(d, d->place.port, 1, 1);
+		return d->exit || d->routed ? NO_ROUTE : ask_exit(d, d->place.port, 1);
+	}
+	if (d->exit && d->where != PLACE_UPLINK && d->where != PLACE_TUNNEL)
+		return NO_ROUTE;
+	return ask(d, 0, 0, 0);
+}
+
+/* Both legs, by the way that `decide_from_*` have found. */
+static __always_inline int run_legs(struct scratch *s)
+{
+	struct decision *d = &s->d;
+	int reason;
+
+	if (!d->leg.port)
+		return NONE;
+	reason = run_layers(s);
+	if (!reason)
+		reason = go_on(s);
+	if (reason || !d->leg.port)
+		return reason;
+	reason = run_layers(s);
+	if (reason || d->leg.in)
+		return reason;
+	d->layer = 0xff;
+	return d->where == PLACE_UPLINK || d->where == PLACE_TUNNEL ? NONE : NO_ROUTE;
 }
 
 /*
@@ -86,6 +186,7 @@ __noinline int decide(struct scratch *s)
 	struct settings *settings;
 	struct decision *d;
 	__u32 number, zero = 0;
+	int reason = ENGINE_ERROR;
 
 	if (!s)
 		return ENGINE_ERROR;
@@ -102,17 +203,21 @@ __noinline int decide(struct scratch *s)
 	switch (ZONE_KIND(s->h.key.zone)) {
 	case ZONE_PORT:
 		d->drop_port = number;
-		return decide_from_port(s, number);
+		reason = exit_of(number) ? UNKNOWN_PORT : ask(d, number, 0, 0);
+		break;
 	case ZONE_OVERLAY:
-		return decide_from_overlay(s, number);
+		reason = decide_from_overlay(s, number);
+		break;
 	case ZONE_UPLINK:
-		return decide_from_uplink(s, number);
+		reason = decide_from_uplink(s, number);
+		break;
 	case ZONE_HOST:
 		d->drop_port = number;
 		d->where = PLACE_STACK;
-		return run_layers(s, number, 1, 1);
+		reason = exit_of(number) ? UNKNOWN_PORT : ask(d, number, 1, 1);
+		break;
 	}
-	return ENGINE_ERROR;
+	return reason ? reason : run_legs(s);
 }
 
 static __always_inline int to_port(struct transposition *t, __u32 id, int routed)
@@ -181,15 +286,20 @@ static __always_inline int to_hop(struct transposition *t, __u32 id, __u8 family
 	return id && (!hop || hop->family != family) ? NO_ROUTE : NONE;
 }
 
-/* `sender`: whose packets these are; 0: none of our ports'. */
-static __always_inline int to_tunnel(struct transposition *t, const struct location *remote, __u32 sender)
+/*
+ * `sender`: whose packets these are; 0: none of our ports'. What is routed, or sent on, by a way out is its own, and comes
+ * from the gateway.
+ */
+static __always_inline int to_tunnel(struct transposition *t, const struct decision *d, const struct location *remote,
+				     __u32 sender)
 {
-	struct port *port = sender ? bpf_map_lookup_elem(&ports, &sender) : 0;
-	__u32 zero = 0, six = is_ipv6_vtep(remote->vtep);
+	struct port *exit = d->routed | d->bridged ? exit_of(d->exit) : 0, *port;
+	__u32 zero = 0, six = is_ipv6_vtep(remote->vtep), from = d->exit ? d->exit : sender;
 	struct settings *settings = bpf_map_lookup_elem(&config, &zero);
 
 	if (!settings || !settings->tunnel_ifindex)
 		return NO_ROUTE;
+	port = from ? bpf_map_lookup_elem(&ports, &from) : 0;
 	t->place = PLACE_TUNNEL;
 	t->ifindex = settings->tunnel_ifindex;
 	t->vni = remote->vni;
@@ -197,6 +307,10 @@ static __always_inline int to_tunnel(struct transposition *t, const struct locat
 	t->underlay = port && port->underlays[six] ? port->underlays[six] : settings->underlays[six];
 	t->flags |= SET_DMAC;
 	copy_mac(t->dmac, remote->mac);
+	if (exit) {
+		t->flags |= SET_SMAC;
+		copy_mac(t->smac, exit->gateway_mac);
+	}
 	return NONE;
 }
 
@@ -245,7 +359,7 @@ static __always_inline int forward_out(struct scratch *s, __u32 *reply_zone)
 	case PLACE_TUNNEL:
 		*reply_zone = MAKE_ZONE(ZONE_OVERLAY, d->place.vni);
 		s->reply.from_vtep = d->place.vtep;
-		return to_tunnel(t, &d->place, d->ports[0]);
+		return to_tunnel(t, d, &d->place, d->ports[0]);
 	case PLACE_UPLINK:
 		if (!s->h.key.family || s->h.nd)
 			return NO_ROUTE;
@@ -270,7 +384,8 @@ static __always_inline int forward_out(struct scratch *s, __u32 *reply_zone)
 		return NONE;
 	case PLACE_REPLY:
 		t->place = PLACE_REPLY;
-		return NONE;
+		return ZONE_KIND(s->h.key.zone) == ZONE_OVERLAY ?
+		       to_tunnel(&s->reply.out, d, &d->source, d->place.port) : NONE;
 	}
 	return NO_ROUTE;
 }
@@ -292,8 +407,8 @@ static __always_inline int reply_out(struct scratch *s)
 			t->flags &= ~(SET_SMAC | SET_DMAC);
 		return reason;
 	case ZONE_OVERLAY:
-		s->forward.from_vtep = d->place.vtep;
-		return to_tunnel(t, &d->place, d->ports[1]);
+		s->forward.from_vtep = d->source.vtep;
+		return to_tunnel(t, d, &d->source, d->ports[1]);
 	case ZONE_UPLINK:
 		if (d->switched)
 			return to_wire(t, ZONE_NUMBER(s->h.key.zone));

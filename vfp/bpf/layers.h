@@ -6,6 +6,7 @@
 #include "modifiers.h"
 #include "nat.h"
 #include "prefix.h"
+#include "space.h"
 #include "switch.h"
 
 struct walk {
@@ -63,16 +64,24 @@ static __always_inline void note_hit(struct scratch *s, __u32 port, __u64 cookie
 	s->d.hits = i + 1;
 }
 
+/* Of what is sent to a gateway that every host is: a whole echo request, which makes no flow. */
+static __always_inline int is_answered(const struct scratch *s)
+{
+	return is_echo_request(&s->h) && !s->deciding_again && s->fragment_kind == NOT_FRAGMENT &&
+	       s->l4 == L3 + (s->h.key.family == 6 ? sizeof(struct ipv6_header) : sizeof(struct iphdr));
+}
+
 static __always_inline int find_place(struct scratch *s, __u32 space)
 {
-	struct space_key key = {.space = space, .family = address_family(&s->d.cur), .address = s->d.cur.dst};
-	struct location *location = bpf_map_lookup_elem(&spaces, &key);
-
-	if (!location || location->kind == LOCATION_VIRTUAL)
+	seek_place(s, space, &s->d.cur, &s->d.cur.dst);
+	if (!find_location(s))
 		return NO_MAPPING;
-	s->d.place = *location;
+	s->d.place = s->found;
 	s->d.routed = 0;		/* an earlier layer may have said: by an uplink */
-	switch (location->kind) {
+	switch (s->found.kind) {
+	case LOCATION_VIRTUAL:
+		s->d.where = PLACE_REPLY;
+		return is_answered(s) ? NONE : NO_MAPPING;
 	case LOCATION_PORT:
 		s->d.where = PLACE_PORT;
 		return NONE;
@@ -90,13 +99,13 @@ static __always_inline int find_place(struct scratch *s, __u32 space)
 static __always_inline int answer_arp(struct scratch *s, __u64 arg, __u32 port)
 {
 	__u32 space = arg, proxy = arg >> 32;
-	struct space_key key = {.space = space, .family = address_family(&s->d.cur), .address = s->d.cur.dst};
 	struct location *location;
 	struct port *asking;
 
 	if (!is_asking(&s->h) || same_address(&s->d.cur.src, &s->d.cur.dst))
 		return ARP_UNANSWERED;
-	location = bpf_map_lookup_elem(&spaces, &key);
+	seek_place(s, space, &s->d.cur, &s->d.cur.dst);
+	location = bpf_map_lookup_elem(&spaces, &s->space);
 	if (location && location->kind == LOCATION_PORT && location->port == port)
 		return ARP_UNANSWERED;
 	if (location) {
@@ -276,7 +285,7 @@ __noinline int act(struct scratch *s, struct rule *r, __u32 port, int slot)
 		return DENIED;
 	case ACTION_TRANSLATE_SOURCE:
 		/* In, it is for what else had an address that the endpoint cannot answer: the host's own of loopback. */
-		if (slot && ZONE_KIND(s->h.key.zone) != ZONE_UPLINK)
+		if (d->leg.in && ZONE_KIND(s->h.key.zone) != ZONE_UPLINK)
 			return NAT_UNSUPPORTED;
 		return translate_source(s, port, r->arg);
 	case ACTION_TRANSLATE_PREFIX:
@@ -373,9 +382,10 @@ static __always_inline __u32 kind_of(const struct headers *h)
 	return KIND_OTHER;
 }
 
-/* Run one port's layers on `s->d.cur`; `slot` says where the port goes in the flow's dependencies. */
-static __always_inline int run_layers(struct scratch *s, __u32 port, int in, int slot)
+/* Run the layers of a leg on `s->d.cur`. */
+static __always_inline int run_layers(struct scratch *s)
 {
+	__u32 port = s->d.leg.port, slot = s->d.leg.slot & 1;
 	struct programs *both = bpf_map_lookup_elem(&programs, &port);
 	struct port *record = bpf_map_lookup_elem(&ports, &port);
 	struct walk walk = {.s = s, .port = port, .slot = slot, .kind = kind_of(&s->h)};
@@ -391,8 +401,8 @@ static __always_inline int run_layers(struct scratch *s, __u32 port, int in, int
 	s->d.ports[slot] = port;
 	s->d.generations[slot] = program->generation;
 	s->d.reason = NONE;
-	s->d.by_sport |= (in ? program->in_fussy : program->out_fussy) & walk.kind ? 1 : 0;
-	if (in) {
+	s->d.by_sport |= (s->d.leg.in ? program->in_fussy : program->out_fussy) & walk.kind ? 1 : 0;
+	if (s->d.leg.in) {
 		walk.stages = program->in;
 		bpf_loop(program->in_count, run_stage, &walk, 0);
 	} else {

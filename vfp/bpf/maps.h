@@ -77,6 +77,8 @@ MAP(translations, BPF_MAP_TYPE_HASH, __u64, struct prefix, 4096, BPF_F_NO_PREALL
 MAP(prefixes, BPF_MAP_TYPE_LPM_TRIE, struct prefix_key, struct prefix, 4096, BPF_F_NO_PREALLOC);
 /* Address to place. */
 MAP(spaces, BPF_MAP_TYPE_HASH, struct space_key, struct location, 65536, BPF_F_NO_PREALLOC);
+/* Prefix to place, for addresses that have none. */
+MAP(routes, BPF_MAP_TYPE_LPM_TRIE, struct route_key, struct route, 65536, BPF_F_NO_PREALLOC);
 /* Segments by space and by wire ... */
 MAP(segments, BPF_MAP_TYPE_HASH, struct segment_key, struct segment, 1024, BPF_F_NO_PREALLOC);
 /* ... the ports behind their MACs ... */

@@ -59,6 +59,14 @@ struct headers {
 	__u8 pad[2];
 };
 
+/* Whose layers are run, and where the port goes in the flow's dependencies. */
+struct leg {
+	__u32 port;			/* 0: nobody's */
+	__u8 in;
+	__u8 slot;			/* 0 sender, 1 receiver */
+	__u8 pad[2];
+};
+
 struct decision {
 	struct flow_key cur;		/* the tuple as layers have rewritten it */
 	struct mapping via;		/* found at the uplink */
@@ -97,6 +105,9 @@ struct decision {
 	__u8 bridged;			/* by an uplink in its name, and not routed */
 	__u8 pad[3];
 	struct location place;
+	struct location source;		/* of what came by the overlay */
+	struct leg leg;
+	__u32 exit;			/* the port that is the way out of the space, or into it; 0: none */
 };
 
 /* A set that is asked for an address: `vfp/bpf/sets.h`. */
@@ -172,7 +183,9 @@ struct scratch {
 	struct external_key external;
 	struct external holder;
 	struct prefix_key prefix;
-	struct space_key space;		/* of the image by a prefix */
+	struct space_key space;		/* what is looked for in a space: `find_location` ... */
+	struct route_key route;
+	struct location found;		/* ... and what it is */
 	struct binding_scratch nat;
 	struct mapping_key mapping;
 	struct segment_key segment;
@@ -278,6 +291,12 @@ static __noinline int count_lost(__u32 ring)
 static __always_inline __u8 address_family(const struct flow_key *key)
 {
 	return key->family == 6 ? 6 : 4;
+}
+
+/* A record of a port that is gone has neither. */
+static __always_inline int is_there(const struct port *port)
+{
+	return port->ifindex || port->flags & PORT_EXIT;
 }
 
 static __always_inline int same_mac(const __u8 *a, const __u8 *b)

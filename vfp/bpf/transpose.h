@@ -259,14 +259,19 @@ static __always_inline int to_endpoint(struct __sk_buff *skb, const struct scrat
 	return bpf_redirect_peer(ifindex, 0);
 }
 
-/* An answer to what a port asked. */
-static __always_inline int back_to_port(struct __sk_buff *skb, struct scratch *s)
+/* An answer to what a port asked, or somebody over the overlay. */
+static __always_inline int back_to_asker(struct __sk_buff *skb, struct scratch *s)
 {
 	__u32 id = ZONE_NUMBER(s->pkt.key.zone);
-	struct port *port = bpf_map_lookup_elem(&ports, &id);
+	struct port *port;
 
+	if (ZONE_KIND(s->pkt.key.zone) == ZONE_OVERLAY) {
+		s->tunnel.fragments = 0;
+		return into_tunnel(skb, s, id, s->reply.out.vtep, s->reply.out.underlay);
+	}
 	if (ZONE_KIND(s->pkt.key.zone) == ZONE_UPLINK)
 		return bpf_redirect(skb->ifindex, 0);
+	port = bpf_map_lookup_elem(&ports, &id);
 	if (!port || !port->ifindex)
 		return drop_early(skb, s, UNKNOWN_PORT);
 	return to_endpoint(skb, s, port->ifindex, port->flags & (PORT_TAP | PORT_QUEUED));

@@ -170,6 +170,7 @@ enum port_flags {
 	PORT_RATE_OUT = 1 << 5,
 	PORT_RATE_IN = 1 << 6,
 	PORT_CAPPED = 1 << 7,		/* `connections` counts */
+	PORT_EXIT = 1 << 15,		/* no link: the way out of a space */
 };
 
 #define LINK_PARTICULAR (1U << 31)	/* beside a port's id in `links`: it is shaped, or limited in what it sends */
@@ -270,6 +271,7 @@ struct port {
 	__u16 mtu;		/* bytes of the largest packet that the endpoint takes; 0: not known */
 	__u8 underlays[2];	/* outer source of what it sends, of IPv4 and of IPv6; 0: the host's */
 	__u32 connections;	/* pairs that it may have */
+	__u32 space;		/* PORT_EXIT: whose way out it is */
 	struct rate rates[2];	/* of what it sends, of what it gets */
 };
 
@@ -475,6 +477,7 @@ enum location_kind {
 	LOCATION_REMOTE = 2,
 	LOCATION_HOST = 3,
 	LOCATION_VIRTUAL = 4,
+	LOCATION_VIA = 5,	/* of a route: wherever another address is */
 };
 
 struct location {
@@ -484,6 +487,20 @@ struct location {
 	__u32 port;
 	__u32 vni;
 	__u32 vtep;		/* as in struct transposition */
+};
+
+/* Of a longest-prefix match: `length` counts the bits of all fields. */
+struct route_key {
+	__u32 length;
+	__u32 space;
+	__u32 family;
+	struct address address;
+};
+
+/* Where a space has what it has no place for. */
+struct route {
+	struct location to;
+	struct address via;	/* LOCATION_VIA: of the next hop */
 };
 
 /* A member of a set, by prefix length; the address is masked. */

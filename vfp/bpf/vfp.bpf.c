@@ -5,6 +5,7 @@
  */
 #include "arp.h"
 #include "detour.h"
+#include "echo.h"
 #include "extras.h"
 #include "flood.h"
 #include "memory.h"
@@ -247,10 +248,11 @@ static __always_inline int makes_flow(const struct headers *h)
 	return h->tracked && !(h->tcp_flags & TCP_RST);
 }
 
-/* What goes to many has no flow, here or where it arrives. */
+/* What goes to many has no flow, here or where it arrives; nor has what is answered on the spot. */
 static __always_inline int begins_flow(const struct scratch *s)
 {
-	return makes_flow(&s->pkt) && s->forward.out.place != PLACE_FLOOD && !s->flooded;
+	return makes_flow(&s->pkt) && s->forward.out.place != PLACE_FLOOD && s->forward.out.place != PLACE_REPLY &&
+	       !s->flooded;
 }
 
 /* What the short parser does not know. */
@@ -356,9 +358,9 @@ int vfp_slow(struct __sk_buff *skb)
 }
 
 /* The question becomes its answer. */
-static __always_inline int answer_neighbour(struct __sk_buff *skb, struct scratch *s)
+static __always_inline int answer_question(struct __sk_buff *skb, struct scratch *s)
 {
-	int verdict = s->pkt.nd ? reply_nd(skb, s) : reply_arp(skb, s);
+	int verdict = s->pkt.nd ? reply_nd(skb, s) : s->pkt.key.family ? reply_echo(skb, s) : reply_arp(skb, s);
 
 	s->watched[1] = s->watched[0];		/* who asked receives */
 	s->watched[0] = 0;
@@ -393,7 +395,7 @@ int vfp_leave(struct __sk_buff *skb)
 	if (f->flags & FLOW_EXTRAS && !is_dry(s))
 		do_extras(skb, s, f);
 	if (f->out.place == PLACE_REPLY)
-		return answer_neighbour(skb, s);
+		return answer_question(skb, s);
 	if (f->out.place == PLACE_FLOOD)
 		return jump(skb, s, JUMP_FLOOD);
 	return capture_after(skb, s, transpose(skb, s, &f->out));

@@ -34,6 +34,7 @@ class Limits:
     bindings: int = 524288
     ports: int = 4096
     space_entries: int = 1048576
+    routes: int = 65536                     # of all spaces
     vteps: int = 65536                      # IPv6 ones; those of IPv4 need no room
     mappings: int = 262144
     segments: int = 1024                    # spaces that switch, and wires
@@ -57,7 +58,7 @@ class Limits:
             "bindings": self.bindings, "externals": self.bindings, "contacts": self.bindings,
             "ports": self.ports, "programs": self.ports, "gateways": self.ports, "usages": self.ports,
             "links": self.ports + 256,
-            "spaces": self.space_entries, "vtep_ids": self.vteps, "vtep_addresses": self.vteps,
+            "spaces": self.space_entries, "routes": self.routes, "vtep_ids": self.vteps, "vtep_addresses": self.vteps,
             "mappings": self.mappings, "meters": self.meters,
             "pools": self.pools, "uses": 4 * self.pools,
             "segments": self.segments, "flooding": self.segments, "stations": self.stations, "flooded": self.flooded,

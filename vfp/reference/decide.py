@@ -6,7 +6,8 @@ Decided here, where `docs/engine.md` is open:
   that the state does not list, and for a remote place when the engine has no tunnel device.
 - `Rewrite` needs IP of the family of the addresses it sets and no neighbour discovery, and TCP or UDP if it sets a
   port, else `NAT_UNSUPPORTED` (SCTP's CRC32c covers its ports).
-- `Forward` to a `Virtual` place drops when the action runs, whatever later layers say.
+- `Forward` to a `Virtual` place drops when the action runs, whatever later layers say, if it is no echo request.
+- What an exit's OUT layers send to the host's stack, or from a port of this host to another port: `NO_ROUTE`.
 - `AnswerArp` sets the place; later layers still run. Neither a request for the sender's own address nor one
   for an address that is behind the asking port (a probe, RFC 5227) is answered.
 - `TranslateSource` with a pool that does not exist: `ENGINE_ERROR`.
@@ -91,6 +92,7 @@ class Subject:
     headers: Headers
     vtep: Address | None = None
     any_vtep: bool = False
+    plain: bool = False                     # without IP options or extension headers
     again: bool = False                     # the tuple is that of a flow that exists
 
 
@@ -197,6 +199,8 @@ class _Walk:
     extras: Extras = NO_EXTRAS
     drop_port: int = 0
     ports: list[int] = field(default_factory=list)
+    slot: int = 0                           # of the port whose layers run: 0 sender, 1 receiver
+    exit: Port | None = None                # the way out of a space, or into it, that it goes by
     bound: tuple[BindingKey, External] | None = None    # by which the source was last translated
     behind: BindingKey | None = None        # the binding under which it came in
     asked: Address | None = None            # who had to be a contact of it
@@ -254,12 +258,20 @@ class _Walk:
     # Zones: which layers run, where the packet goes, and where its answer comes from.
 
     def _from_port(self) -> tuple[Half, Half | None]:
+        if self.index.exit(self.subject.zone.number) is not None:
+            raise self._no_link(self.subject.zone.number)
         sender = self._run_layers(self.subject.zone.number, Direction.OUT)
         back = Transposition(dst_mac=sender.mac, exit=header.ToPort(sender.id))
+        if isinstance(self.place, LocalPort) and self.index.exit(self.place.port) is not None:
+            self._leave_by(self.place.port, 1)
+            if not isinstance(self.place, Remote | header.ToUplink):
+                raise Dropped(DropReason.NO_ROUTE, "the exit's layers did not say by which uplink or tunnel it leaves")
         plain = Transposition(exit=header.ToPort(sender.id))
         match self.place:
+            case Inside(id) if self.index.exit(id) is not None:
+                raise Dropped(DropReason.NO_ROUTE, "behind an exit's external side: there is no way in from here")
             case LocalPort(id) if self.switched:
-                receiver = self._run_layers(id, Direction.IN)
+                receiver = self._run_layers(id, Direction.IN, 1)
                 return self._pair(Transposition(exit=header.ToPort(receiver.id)),
                                   Zone(ZoneKind.PORT, receiver.id), plain)
             case header.ToWire(uplink) as exit:
@@ -269,17 +281,17 @@ class _Walk:
             case header.Flood() as exit:
                 return self._flood(exit), None
             case LocalPort(id):
-                receiver = self._run_layers(id, Direction.IN)
+                receiver = self._run_layers(id, Direction.IN, 1)
                 return self._pair(Transposition(dst_mac=receiver.mac, exit=header.ToPort(receiver.id)),
                                   Zone(ZoneKind.PORT, receiver.id), back)
             case Inside(id):
-                receiver = self._run_layers(id, Direction.IN)
+                receiver = self._run_layers(id, Direction.IN, 1)
                 there = Transposition(dst_mac=receiver.mac, src_mac=receiver.gateway_mac, routed=True,
                                       exit=header.ToPort(receiver.id))
                 return self._pair(there, Zone(ZoneKind.PORT, receiver.id),
                                   replace(back, src_mac=sender.gateway_mac, routed=True))
             case Remote(vtep, vni, _) as remote:
-                return self._pair(self._into_tunnel(remote, sender), Zone(ZoneKind.OVERLAY, vni), back,
+                return self._pair(self._into_tunnel(remote, self.exit or sender), Zone(ZoneKind.OVERLAY, vni), back,
                                   reply_vtep=vtep)
             case HostStack():
                 stack = Transposition(exit=header.ToStack())
@@ -301,17 +313,26 @@ class _Walk:
     def _from_overlay(self) -> tuple[Half, Half | None]:
         """No host is trusted beyond its own endpoints: the inner source must be mapped to the outer one."""
         vni = self.subject.zone.number
-        source = self.index.place(vni, self.subject.tuple.src)
+        source = self.index.where(vni, self.subject.tuple.src)
         if not isinstance(source, Remote):
             raise Dropped(DropReason.UNKNOWN_SOURCE, f"VNI {vni} has no remote {self.subject.tuple.src}")
         if not self.subject.any_vtep and self.subject.vtep != source.vtep:
             raise Dropped(DropReason.WRONG_VTEP, f"{self.subject.tuple.src} is behind {source.vtep}")
-        destination = self.index.place(vni, self.subject.tuple.dst)
-        if not isinstance(destination, LocalPort) and self._floods(vni):
+        asked = self.index.place(vni, self.subject.tuple.dst)
+        if is_asking(self.subject.tuple, self.headers) and isinstance(asked, LocalPort | Virtual):
+            return self._back_over(source, asked), None
+        if not isinstance(asked, LocalPort) and self._floods(vni):
             return self._flood(header.Flood(vni)), None
+        destination = self.index.where(vni, self.subject.tuple.dst)
+        if isinstance(destination, Remote):
+            raise Dropped(DropReason.MOVED, f"{self.subject.tuple.dst} is behind {destination.vtep}")
+        if isinstance(destination, Virtual) and self._is_answered():
+            return self._back_over(source, destination), None
         if not isinstance(destination, LocalPort):
             raise Dropped(DropReason.NO_MAPPING, f"VNI {vni} has no local {self.subject.tuple.dst}")
-        receiver = self._run_layers(destination.port, Direction.IN)
+        if self.index.exit(destination.port) is not None:
+            return self._over_exit(source, destination.port)
+        receiver = self._run_layers(destination.port, Direction.IN, 1)
         back = self._into_tunnel(source, receiver)
         return self._pair(Transposition(dst_mac=receiver.mac, exit=header.ToPort(receiver.id)),
                           Zone(ZoneKind.PORT, receiver.id), back, vtep=source.vtep)
@@ -333,7 +354,9 @@ class _Walk:
             receiving = self.behind.port if self.behind else self._behind_prefix(uplink, what)
         if receiving is None:
             raise _NotOurs
-        receiver = self._run_layers(receiving, Direction.IN)
+        if self.index.exit(receiving) is not None:
+            return self._enter_space(receiving, uplink)
+        receiver = self._run_layers(receiving, Direction.IN, 1)
         if uplink not in self.index.uplinks:
             raise Dropped(DropReason.NO_ROUTE, f"there is no uplink {uplink}")
         return self._pair(
@@ -351,17 +374,21 @@ class _Walk:
         group = bool(headers.dst_mac[0] & 1)
         station = None if group else index.station_on_wire(uplink, headers.dst_mac)
         if station is not None:
+            if index.exit(station) is not None:
+                raise self._no_link(station)
             self.switched = True
-            receiver = self._run_layers(station, Direction.IN)
+            receiver = self._run_layers(station, Direction.IN, 1)
             return self._pair(Transposition(exit=header.ToPort(receiver.id)), Zone(ZoneKind.PORT, receiver.id),
                               Transposition(exit=header.ToWire(uplink)))
         proxied = index.proxied(uplink, what.dst)
-        if proxied is not None and self._asks():
+        if proxied is not None and is_asking(what, headers):
             return None if what.src == what.dst else (self._half(Transposition(
                 exit=header.ToSender(header.ToWire(uplink), link.mac))), None)
         if proxied is not None and not group and what.family and not headers.nd:
+            if index.exit(proxied) is not None:
+                raise self._no_link(proxied)
             self.bridged = True
-            receiver = self._run_layers(proxied, Direction.IN)
+            receiver = self._run_layers(proxied, Direction.IN, 1)
             back = self._by_uplink(uplink)
             if index.proxied(uplink, self.subject.tuple.src) is not None:
                 back = Transposition(src_mac=link.mac, dst_mac=headers.src_mac, exit=header.ToWire(uplink))
@@ -405,12 +432,85 @@ class _Walk:
         return place.port if isinstance(place, LocalPort) else None
 
     def _from_stack(self) -> tuple[Half, Half | None]:
-        receiver = self._run_layers(self.subject.zone.number, Direction.IN)
+        if self.index.exit(self.subject.zone.number) is not None:
+            raise self._no_link(self.subject.zone.number)
+        receiver = self._run_layers(self.subject.zone.number, Direction.IN, 1)
         stack = Transposition(exit=header.ToStack())
         return self._pair(stack, Zone(ZoneKind.PORT, receiver.id), stack)
 
-    def _run_layers(self, id: int, direction: Direction) -> Port:
+    # Ways out of a space, and in.
+
+    def _no_link(self, id: int) -> Dropped:
         self.drop_port = id
+        return Dropped(DropReason.UNKNOWN_PORT, f"port {id} is an exit and has no link")
+
+    def _leave_by(self, id: int, slot: int) -> None:
+        """The exit's own OUT layers say where the packet goes."""
+        self.place, self.switched, self.bridged = None, False, False
+        self.exit = self._run_layers(id, Direction.OUT, slot)
+
+    def _over_exit(self, source: Remote, id: int) -> tuple[Half, Half]:
+        """From another host to where this one has the way out."""
+        self._leave_by(id, 0)
+        assert self.exit is not None
+        back = self._into_tunnel(source, self.exit)
+        match self.place:
+            case Remote(vtep, vni, _) as remote:
+                return self._pair(self._into_tunnel(remote, self.exit), Zone(ZoneKind.OVERLAY, vni), back,
+                                  vtep=source.vtep, reply_vtep=vtep)
+            case header.ToUplink(uplink, via) if (
+                    uplink in self.index.uplinks and self.cur.family and not self.headers.nd
+                    and (via is None or via.version == self.cur.family)):
+                return self._pair(self._by_uplink(uplink, via), Zone(ZoneKind.UPLINK, uplink), self._from_gateway(back),
+                                  vtep=source.vtep)
+            case (LocalPort(port) | Inside(port)) as place if self.index.exit(port) is None and not self.switched:
+                receiver = self._run_layers(port, Direction.IN, 1)
+                there = Transposition(dst_mac=receiver.mac, exit=header.ToPort(receiver.id))
+                if isinstance(place, Inside):
+                    there, back = replace(there, src_mac=receiver.gateway_mac, routed=True), self._from_gateway(back)
+                return self._pair(there, Zone(ZoneKind.PORT, receiver.id), back, vtep=source.vtep)
+            case _:
+                raise Dropped(DropReason.NO_ROUTE, "the exit's layers did not say where it goes")
+
+    def _enter_space(self, id: int, uplink: int) -> tuple[Half, Half]:
+        """What came in by an exit's mapping or binding goes on in the exit's space."""
+        self.exit = self._run_layers(id, Direction.IN)
+        assert self.exit.exit_of is not None
+        place = self.index.where(self.exit.exit_of, self.cur.dst)
+        if isinstance(place, LocalPort) and self.index.exit(place.port) is None:
+            receiver = self._run_layers(place.port, Direction.IN, 1)
+            there = Transposition(src_mac=receiver.gateway_mac, dst_mac=receiver.mac, routed=True,
+                                  exit=header.ToPort(receiver.id))
+            zone, vtep = Zone(ZoneKind.PORT, receiver.id), None
+        elif isinstance(place, Remote):
+            there = self._from_gateway(self._into_tunnel(place, self.exit))
+            zone, vtep = Zone(ZoneKind.OVERLAY, place.vni), place.vtep
+        else:
+            raise Dropped(DropReason.NO_ROUTE, f"space {self.exit.exit_of} has no {self.cur.dst}")
+        if uplink not in self.index.uplinks:
+            raise Dropped(DropReason.NO_ROUTE, f"there is no uplink {uplink}")
+        return self._pair(there, zone, self._by_uplink(uplink), reply_vtep=vtep)
+
+    def _from_gateway(self, tunnel: Transposition) -> Transposition:
+        """Routed, or sent on, by the exit."""
+        assert self.exit is not None
+        return replace(tunnel, src_mac=self.exit.gateway_mac, routed=not self.bridged)
+
+    # Answers on the spot.
+
+    def _is_answered(self) -> bool:
+        """Of what is sent to a gateway that every host is: a whole echo request, which makes no flow."""
+        return (is_echo_request(self.subject.tuple, self.headers) and not self.subject.again
+                and not self.headers.fragment and self.subject.plain)
+
+    def _back_over(self, source: Remote, asked: LocalPort | Virtual) -> Half:
+        if not self.index.has_tunnel:
+            raise Dropped(DropReason.NO_ROUTE, "the engine has no tunnel device")
+        to = header.ToVtep(source.vtep, self.subject.zone.number)
+        return self._half(Transposition(exit=header.ToSender(to, asked.mac)))
+
+    def _run_layers(self, id: int, direction: Direction, slot: int = 0) -> Port:
+        self.drop_port, self.slot = id, slot
         port = self.index.ports.get(id)
         if port is None:
             raise Dropped(DropReason.UNKNOWN_PORT, f"there is no port {id}")
@@ -487,7 +587,7 @@ class _Walk:
                 raise Dropped(DropReason.REJECTED, "the sender is told, if it may be")
             case Mark() | Meter() | Log() | Mirror():
                 self.stateless |= not stateful
-                return self._modify(action, ref, direction)
+                return self._modify(action, ref)
             case Inspect(queue, fail_open):
                 fail_open = fail_open and (self.inspect is None or self.inspect.fail_open)
                 self.inspect = Inspect(queue, fail_open)
@@ -611,11 +711,14 @@ class _Walk:
         return f"destination becomes {inside.dst}:{inside.dst_port}"
 
     def _forward(self, space: int) -> str:
-        place = self.index.place(space, self.cur.dst)
+        place = self.index.where(space, self.cur.dst)
         if place is None:
             raise Dropped(DropReason.NO_MAPPING, f"space {space} has no {self.cur.dst}")
         if isinstance(place, Virtual):
-            raise Dropped(DropReason.NO_MAPPING, f"{self.cur.dst} exists only in ARP")
+            if not self._is_answered():
+                raise Dropped(DropReason.NO_MAPPING, f"{self.cur.dst} is a gateway, which answers echo requests only")
+            self.place = header.ToSender(header.ToPort(self.subject.zone.number), place.mac)
+            return f"{self.cur.dst} is a gateway, which answers"
         self.place = place
         return f"{self.cur.dst} is at {_place_text(place)}"
 
@@ -641,14 +744,9 @@ class _Walk:
         self.place = LocalPort(station, mac)
         return f"{mac.hex(':')} is at port {station}"
 
-    def _asks(self) -> bool:
-        if self.headers.nd:
-            return self.headers.icmp_type == ND_SOLICITATION
-        return self.headers.ethertype == ETH_P_ARP and self.cur.protocol == ARP_REQUEST
-
     def _answer_arp(self, port: int, space: int, proxy: bool) -> str:
         """A probe for an address that is on the wire at most is not answered: nobody here defends it."""
-        if not self._asks():
+        if not is_asking(self.cur, self.headers):
             raise Dropped(DropReason.ARP_UNANSWERED, "no ARP request and no neighbour solicitation")
         place = self.index.place(space, self.cur.dst)
         asking = self.index.ports[port]
@@ -678,7 +776,7 @@ class _Walk:
         self._become(new)
         return f"becomes {new.src}:{new.src_port} to {new.dst}:{new.dst_port}"
 
-    def _modify(self, action: Modifier, ref: RuleRef, direction: Direction) -> str:
+    def _modify(self, action: Modifier, ref: RuleRef) -> str:
         extras = self.extras
         match action:
             case Mark(dscp):
@@ -688,7 +786,7 @@ class _Walk:
                 return f"DSCP becomes {dscp}"
             case Meter(meter):
                 ours, theirs = extras.meters
-                meters = (meter, theirs) if direction is Direction.OUT else (ours, meter)
+                meters = (ours, meter) if self.slot else (meter, theirs)
                 self.extras = replace(extras, meters=meters)
                 return f"counted on meter {meter}"
             case Log(every):
@@ -702,6 +800,13 @@ class _Walk:
         self.rewrites = header.compose(self.rewrites, header.between(self.cur, new))
         self.cur = new
         self.rewritten = True
+
+
+def is_asking(what: FlowTuple, headers: Headers) -> bool:
+    """An ARP request or a neighbour solicitation."""
+    if headers.nd:
+        return headers.icmp_type == ND_SOLICITATION
+    return headers.ethertype == ETH_P_ARP and what.protocol == ARP_REQUEST
 
 
 class _NotOurs(Exception):

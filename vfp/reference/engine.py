@@ -38,6 +38,7 @@ from vfp.reference.packet import (
     Packet,
     Part,
     arp_answer,
+    echo_answer,
     nd_answer,
     parse,
 )
@@ -424,14 +425,14 @@ class _Passage:
         return new, new.reply
 
     def _miss(self, packet: Packet) -> Result:
-        decision = self._decide(Subject(self.zone, packet.tuple, packet.headers, self.vtep))
+        decision = self._decide(Subject(self.zone, packet.tuple, packet.headers, self.vtep, plain=packet.is_plain))
         if decision.not_ours:
             return self._to_stack()
         if decision.reason:
             raise _Drop(decision.reason, decision)
         assert decision.forward is not None
         exit = decision.forward.transposition.exit
-        begins = packet.makes_flow and not self.flooded and not isinstance(exit, header.Flood)
+        begins = packet.makes_flow and not self.flooded and not isinstance(exit, header.Flood | header.ToSender)
         if decision.inspect and not (begins and is_inspectable(packet)):
             raise _Drop(DropReason.INSPECT_REFUSED)
         if not begins:
@@ -501,7 +502,8 @@ class _Passage:
         due = alone or (first if not every or entry is None else entry.packets % every == 0)
         if extras.log is not None and due:
             journal.tell(extras.log, self.zone, packet.tuple, len(self.frame))
-        if extras.mirror in self.engine._index.ports:
+        index = self.engine._index
+        if extras.mirror in index.ports and index.exit(extras.mirror) is None:
             self.mirror = extras.mirror
 
     def _leave(self, packet: Packet, how: Transposition, flows: tuple[FlowKey, ...],
@@ -515,7 +517,8 @@ class _Passage:
             raise _Drop(DropReason.TOO_BIG, mtu=mtu)
         frame = clamp_mss(frame, packet, mtu)
         if isinstance(how.exit, header.ToSender):
-            return replace(_leaving(how.exit.to, self._answer(packet, how.exit.mac), ()), verdict=Verdict.REPLY)
+            answer = answer_on_the_spot(self.frame, packet, how.exit.mac)
+            return replace(_leaving(how.exit.to, answer, ()), verdict=Verdict.REPLY)
         if isinstance(how.exit, header.Flood):
             return self._spread(how.exit, frame)
         return _leaving(how.exit, frame, flows)
@@ -529,11 +532,6 @@ class _Passage:
             return self._to_stack()
         targets = self.engine._index.flooded(exit, self.zone)
         return Result(Verdict.FLOOD, frame, uplink=exit.number, flooded=targets)
-
-    def _answer(self, packet: Packet, mac: bytes) -> bytes:
-        if packet.headers.nd:
-            return nd_answer(self.frame, packet.tuple.dst, mac)
-        return arp_answer(self.frame, mac)
 
     def _to_stack(self) -> Result:
         return Result(Verdict.STACK, self.frame)
@@ -551,6 +549,13 @@ def _leaving(exit: Exit | None, frame: bytes, flows: tuple[FlowKey, ...]) -> Res
             return Result(Verdict.REDIRECT_WIRE, frame, uplink=uplink, flows=flows)
         case _:
             return Result(Verdict.STACK, frame, flows=flows)
+
+
+def answer_on_the_spot(frame: bytes, packet: Packet, mac: bytes) -> bytes:
+    """To an ARP request, a neighbour solicitation, or an echo request to a gateway."""
+    if packet.headers.nd:
+        return nd_answer(frame, packet.tuple.dst, mac)
+    return echo_answer(frame, packet, mac) if packet.is_ip else arp_answer(frame, mac)
 
 
 def is_inspectable(packet: Packet) -> bool:

@@ -19,6 +19,7 @@ from vfp.model import (
     Meter,
     Pool,
     Port,
+    Prefix,
     PrefixMapping,
     Rate,
     Remote,
@@ -64,6 +65,21 @@ class Index:
     def place(self, space: int, address: Address) -> Location | None:
         """Where `address` is, by the entries and blocks of `space`."""
         return self._entries.get((space, address)) or self._in_block(space, address)
+
+    def where(self, space: int, address: Address) -> Location | None:
+        """Where packets to `address` go: to its place, or, if it has none, by the longest route of `space`."""
+        if (place := self.place(space, address)) is not None or space not in self._spaces:
+            return place
+        found = [route for route in self._spaces[space].routes
+                 if route.prefix.version == address.version and address in route.prefix]
+        if not found:
+            return None
+        via = max(found, key=lambda route: route.prefix.prefixlen).via
+        return self.place(space, via) if isinstance(via, Address) else via
+
+    def exit(self, port: int) -> int | None:
+        """The space that a port is the way out of; None: of none."""
+        return self.ports[port].exit_of if port in self.ports else None
 
     def _in_block(self, space: int, address: Address) -> Remote | None:
         """As blocks are: 100,000 remotes are not worth a dictionary for the few packets that are explained."""
@@ -150,6 +166,10 @@ class Index:
         """Who has which MAC."""
         return self._stations
 
+    def routes(self) -> dict[tuple[int, Prefix], Address | Remote | LocalPort]:
+        """All routes of all spaces."""
+        return {(space.id, route.prefix): route.via for space in self.state.spaces for route in space.routes}
+
     def places(self) -> dict[tuple[int, Address], Location]:
         """All entries of all spaces, and all in their blocks."""
         places = dict(self._entries)
@@ -174,7 +194,8 @@ def changed_ports(old: Index, new: Index) -> set[int]:
     """The ports whose flows must be decided again when `old` becomes `new`.
 
     Those whose own record or layers changed (or that are gone); that belong to a space of which an entry
-    changed or is gone: their rules name the space, or an entry of it is theirs; that translate by a pool, or
+    changed or is gone (or is new, where there were routes of its family, which may have led there): their rules
+    name the space, or an entry or route of it is theirs, or they are its exit; that translate by a pool, or
     receive by a mapping, or by a prefix into their space, that changed or is gone. What is only added concerns no
     flow. Names do not count.
     """
@@ -185,13 +206,21 @@ def changed_ports(old: Index, new: Index) -> set[int]:
     changed = {id for id in before.keys() | after_ports.keys() if before.get(id) != after_ports.get(id)}
     places, after = old.places(), new.places()
     spaces = {key[0] for key, location in places.items() if after.get(key) != location}
+    routes, routes_after = old.routes(), new.routes()
+    spaces |= {key[0] for key, via in routes.items() if routes_after.get(key) != via}
+    routed = {(space, prefix.version) for space, prefix in routes}
+    spaces |= {key[0] for key in after.keys() - places.keys() if (key[0], key[1].version) in routed}
+    spaces |= {key[0] for key in routes_after.keys() - routes.keys() if (key[0], key[1].version) in routed}
     switched, left = _changed_segments(old, new)
     changed |= left
     pools = {id for id, pool in old.pools.items() if new.pools.get(id) != pool}
+    changed |= {via.port for (space, _), via in routes.items() if space in spaces and isinstance(via, LocalPort)}
     for port in new.state.ports:
+        if port.exit_of in spaces:
+            changed.add(port.id)
         for rule in rules_of(port):
             match rule.action:
-                case Forward(space) | AnswerArp(space) | Switch(space) if space in spaces | switched:
+                case (Forward(space) | AnswerArp(space) | Switch(space)) if space in spaces | switched:
                     changed.add(port.id)
                 case TranslateSource(pool) | Hairpin(pool) if pool in pools:
                     changed.add(port.id)

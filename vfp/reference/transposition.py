@@ -74,9 +74,9 @@ class ToStack:
 
 @dataclass(frozen=True, slots=True)
 class ToSender:
-    """An ARP answer, back to where the question came from; `mac` is the answer."""
+    """An answer on the spot, back to where the question came from; `mac` gives it."""
 
-    to: ToPort | ToWire
+    to: ToPort | ToWire | ToVtep
     mac: bytes
 
 
