@@ -50,7 +50,7 @@ from vfp.pools import check_pools, compile_pools
 from vfp.prefixes import check_translation, mapping_rows, translation_row
 from vfp.sets import CompiledSet, check_sets, compile_set
 from vfp.spaces import CompiledSpace, check_exits, compile_spaces
-from vfp.switching import check_switching, flooded_vteps, hop_rows, switch_rows, uplink_flags, wire_spaces
+from vfp.switching import check_switching, flooded_vteps, hop_rows, switch_rows, uplink_flags, vlan_rows, wire_spaces
 from vfp.timeouts import Timeouts, nanoseconds
 from vfp.underlays import Tunnelling, check_underlays, compile_underlays, numbers_of
 from vfp.vteps import vtep_id, vtep_rows
@@ -173,6 +173,7 @@ class Compiler:
             },
             **compile_pools(state.pools),
             **switch_rows(state),
+            "vlans": vlan_rows(state),
             "hops": hop_rows(action for group in tables.groups.values() for action in group.actions),
             "mappings": dict(_mappings(state)),
             "prefixes": mapping_rows(state),

@@ -20,6 +20,7 @@ MEMORY_HITS = 8
 POOL_ADDRESSES = 16
 UNDERLAYS = 16
 ZONE_SHIFT = 24
+VLAN_BITS = 12
 UPLINK_LOOPBACK = 1 << 31
 LINK_PARTICULAR = 1 << 31
 WIRE_SPACE = 0xFFFFFF00
@@ -263,7 +264,7 @@ class LocationKind(IntEnum):
 
 
 FLOW_KEY = _struct(
-    ("zone", "u4"), ("family", "u1"), ("protocol", "u1"), ("pad", "u2"), ("sport", ">u2"), ("dport", ">u2"),
+    ("zone", "u4"), ("family", "u1"), ("protocol", "u1"), ("vlan", "u2"), ("sport", ">u2"), ("dport", ">u2"),
     ("src", *_ADDRESS), ("dst", *_ADDRESS),
 )
 TRANSPOSITION = _struct(

@@ -348,7 +348,7 @@ def ports(draw: st.DrawFn, number: int, plain: bool = False) -> Port:
     return Port(number, f"p{number}", 10 + number, MACS[number], GATEWAY_MAC, head + asks + middle + tail, strict,
                 draw(pick((None, None, *TIMEOUTS))), tap, draw(pick(((), (), (GATEWAY,), (GATEWAY, six(GATEWAY))))),
                 draw(pick((0, 0, 0, 576, 1400))), queued=draw(pick((False, False, True))),
-                connections=draw(pick((0,) * 9 + (1, 2, 3))))
+                connections=draw(pick((0,) * 9 + (1, 2, 3))), vlans=draw(pick(((), (5,), (5, 6)))))
 
 
 @st.composite

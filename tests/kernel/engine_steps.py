@@ -60,11 +60,12 @@ from engine_states import (
     states,
     with_place,
 )
-from engine_switching import WIRED
+from engine_switching import VLANS, WIRED, tagged
 from hypothesis import strategies as st
 
 from vfp.model import Address, EngineState, HostStack, LocalPort, Location, Mapping, Prefix, Remote
 from vfp.reference import Engine, Hook, Result, Verdict
+from vfp.reference.vlans import untagged
 from vfp.reference.zones import zone_of
 
 HOMES: tuple[Location, ...] = (
@@ -383,6 +384,8 @@ def sends(draw: st.DrawFn, state: EngineState) -> Send:
         frame = draw(_odd(packet)) if draw(one_in(6)) else packet.build()
     if draw(one_in(10)):
         frame = draw(_hostile(frame))
+    if draw(one_in(12)):
+        frame = tagged(frame, draw(pick((*VLANS, *VLANS, 0))))
     return Send(hook, number, frame, vtep)
 
 
@@ -591,7 +594,9 @@ class Player:
             result.frame, source or left.dst, step.kind, step.code, step.quoted_bytes, to or left.src))
 
     def _back(self, send: Send, result: Result, frame: bytes, other_vtep: bool = False) -> Send | None:
-        """A frame that comes from where an earlier one went."""
+        """A frame that comes from where an earlier one went, with its tag."""
+        if vlan := untagged(send.frame)[1]:
+            frame = tagged(frame, vlan)
         match result.verdict:
             case Verdict.REDIRECT_PORT:
                 return Send(Hook.PORT_OUT, result.port, frame)

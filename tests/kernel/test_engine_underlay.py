@@ -1,7 +1,7 @@
 """Tunnels between two engines that make and take off outer headers themselves, with real sockets.
 
-What goes by the VXLAN device and what does not; sizes, MTU, segments, offloads, checksums; queues, rates and
-connections of the ports; over both families of underlay.
+What goes by the VXLAN device and what does not; sizes, MTU, segments, offloads, checksums, DSCP and ECN; queues, rates
+and connections of the ports; over both families of underlay.
 """
 
 from __future__ import annotations

@@ -87,6 +87,8 @@ MAP(stations, BPF_MAP_TYPE_HASH, struct station_key, __u32, 8192, BPF_F_NO_PREAL
 MAP(flooded, BPF_MAP_TYPE_HASH, struct flooded_key, __u32, 16384, BPF_F_NO_PREALLOC);
 /* ... and until when a CPU's time for them is spent. */
 MAP(flooding, BPF_MAP_TYPE_LRU_PERCPU_HASH, struct segment_key, __u64, 1024, 0);
+/* Tags that ports may have: port << VLAN_BITS | tag. */
+MAP(vlans, BPF_MAP_TYPE_HASH, __u32, __u8, 8192, BPF_F_NO_PREALLOC);
 /* Routers that rules name. */
 MAP(hops, BPF_MAP_TYPE_HASH, __u32, struct hop, 1024, BPF_F_NO_PREALLOC);
 /* Underlay addresses of IPv6 hosts by id ... */

@@ -11,6 +11,7 @@
 #define FRAGMENT_RANGES 4	/* parts of a datagram with holes between them */
 #define MEMORIES 1024		/* decisions remembered, by CPU */
 #define MEMORY_HITS 8		/* rules of a remembered decision */
+#define VLAN_BITS 12
 
 enum zone_kind {
 	ZONE_PORT = 0,		/* from an endpoint */
@@ -33,7 +34,7 @@ struct flow_key {
 	__u32 zone;
 	__u8 family;		/* 4, 6; 0: not IP */
 	__u8 protocol;
-	__u16 pad;
+	__u16 vlan;		/* 802.1Q tag; 0: none */
 	__be16 sport;		/* ICMP echo request: the identifier; an echo reply has it as destination port */
 	__be16 dport;
 	struct address src;	/* of what is asked or told about a neighbour: who asks, or what is told ... */
@@ -713,7 +714,7 @@ struct fragment_key {
 	__be32 id;
 	__u8 family;
 	__u8 protocol;
-	__u16 pad;
+	__u16 vlan;
 	struct address src;
 	struct address dst;
 };

@@ -40,7 +40,6 @@ from vfp.reference.packet import (
     arp_answer,
     echo_answer,
     nd_answer,
-    parse,
 )
 from vfp.reference.reject import Answer, AnswerLimit, answer_to
 from vfp.reference.related import is_plausible, quotation_of, translate_quotation
@@ -48,6 +47,7 @@ from vfp.reference.sets import Members, Sets
 from vfp.reference.sizes import clamp_mss, is_too_big, mtu_of
 from vfp.reference.tcp import Fit, FlowState, is_opening
 from vfp.reference.transposition import Exit, Transposition, Undeliverable
+from vfp.reference.vlans import parse_tagged
 from vfp.reference.zones import Hook, Zone, ZoneKind, zone_of
 from vfp.timeouts import Timeouts
 
@@ -324,7 +324,8 @@ class _Passage:
             if port and not self.engine._buckets.take(port.id, "out", port.rate_out, self.now_s):
                 raise _Drop(DropReason.RATE_LIMITED)
         try:
-            packet = self.engine._fragments.resolve(self.zone, parse(self.frame), self.now_s)
+            self.frame, packet = parse_tagged(self.engine._index, self.zone, self.frame)
+            packet = self.engine._fragments.resolve(self.zone, packet, self.now_s)
         except Malformed as malformed:
             if self.zone.kind is ZoneKind.UPLINK and not self.inspected:
                 return self._to_stack()
@@ -373,7 +374,7 @@ class _Passage:
         quoted = quotation_of(self.frame, packet)
         if quoted is None or not is_plausible(self.zone, packet, quoted):
             return None
-        theirs = quoted.sent.reversed()
+        theirs = replace(quoted.sent, vlan=packet.tuple.vlan).reversed()
         found = self._find(packet, theirs)
         if found is None:
             return None
@@ -520,17 +521,17 @@ class _Passage:
             answer = answer_on_the_spot(self.frame, packet, how.exit.mac)
             return replace(_leaving(how.exit.to, answer, ()), verdict=Verdict.REPLY)
         if isinstance(how.exit, header.Flood):
-            return self._spread(how.exit, frame)
+            return self._spread(how.exit, frame, packet.tuple.vlan)
         return _leaving(how.exit, frame, flows)
 
-    def _spread(self, exit: header.Flood, frame: bytes) -> Result:
+    def _spread(self, exit: header.Flood, frame: bytes, vlan: int) -> Result:
         """Copies to all who may want a frame to a group. What came by an uplink is the host's stack's as well."""
         if not self.engine.may_flood(exit, self.now_s):
             if self.zone.kind is not ZoneKind.UPLINK:
                 raise _Drop(DropReason.NOT_FLOODED)
             self.engine.drop_counts[DropReason.NOT_FLOODED] += 1
             return self._to_stack()
-        targets = self.engine._index.flooded(exit, self.zone)
+        targets = self.engine._index.flooded(exit, self.zone, vlan)
         return Result(Verdict.FLOOD, frame, uplink=exit.number, flooded=targets)
 
     def _to_stack(self) -> Result:
@@ -560,7 +561,8 @@ def answer_on_the_spot(frame: bytes, packet: Packet, mac: bytes) -> bytes:
 
 def is_inspectable(packet: Packet) -> bool:
     """A whole packet, which a router would forward: the way through user space is a namespace that routes."""
-    return packet.part is Part.WHOLE and not any(_is_unroutable(a) for a in (packet.tuple.src, packet.tuple.dst))
+    routable = not any(_is_unroutable(a) for a in (packet.tuple.src, packet.tuple.dst))
+    return packet.part is Part.WHOLE and not packet.tuple.vlan and routable
 
 
 def _is_unroutable(address: Address) -> bool:
