@@ -323,7 +323,7 @@ def test_who_announces_anothers_address_is_noted(built: Built, datapath: FakeDat
     claims = Claims()
     inspector = Inspector("h1", datapath, lambda: built, claims=claims)
     place = next(place for place in places(built) if place.rule.name == "duplicate-address")
-    datapath.events = [event(*place.counter)] * 3
+    datapath.events = [event(place.counter[0], 0, place.counter[1])] * 3
     inspector.collect()
     uid = next(uid for uid, number in built.port_ids.items() if number == place.port.id)
     assert claims.current(uid) == ["10.1.0.2"]
