@@ -138,6 +138,7 @@ class Datapath(AbstractContextManager["Datapath"]):
         self._limits = limits
         self._ring: RingBuffer | None = None
         self._shadow = {name: dict(loaded.map(name).items()) for name in _KEYED}
+        self._uplinks = {key: value for key, value in loaded.map("uplinks").items() if any(value)}
         self._meters = {int.from_bytes(key, "little") for key, _ in loaded.map("meters").items()}
         self._groups = GroupTable(
             loaded.map("groups"), loaded.map("buckets"), loaded.map("filter"), loaded.map("rules")
@@ -165,6 +166,7 @@ class Datapath(AbstractContextManager["Datapath"]):
         self._sets = SetTable(loaded.map("sets"), loaded.map("set_lengths"), self._settings["turn"])
         self._groups.retire_unused(self._ports.groups_used())
         self._interrupted = bool(settings["dirty"])
+        self._former_vteps: dict[bytes, bytes] = {}
         self._hits_of_others = True             # perhaps: of ports or mappings that are gone
         self._mapping_names: dict[int, str] | None = None       # by cookie; None: not known yet
         self._write_settings(dirty=self._interrupted)
@@ -285,6 +287,8 @@ class Datapath(AbstractContextManager["Datapath"]):
             self._ports.drop(port_id)
             self._hits_of_others = True
         self._spaces.remove(spaces)
+        vteps = self._shadow["vtep_addresses"]
+        self._former_vteps |= {key: vteps[key] for key in vteps.keys() - tables.maps["vtep_addresses"].keys()}
         for name in ("pools", "rewrites", "routes", "translations", "vtep_addresses", "vtep_ids", "hops"):
             self._remove(name, tables)
         if purge:
@@ -361,9 +365,9 @@ class Datapath(AbstractContextManager["Datapath"]):
         return list(read_flows(keys, values, time.monotonic_ns(), policy, self._vteps()))
 
     def _vteps(self) -> dict[int, Address]:
-        """IPv6 VTEPs by id."""
-        rows = self._shadow["vtep_addresses"].items()
-        return {int.from_bytes(key, "little"): unpack_address(value, 6) for key, value in rows}
+        """IPv6 VTEPs by id; also those that are no longer named: there may be flows to them."""
+        rows = {**self._former_vteps, **self._shadow["vtep_addresses"]}
+        return {int.from_bytes(key, "little"): unpack_address(value, 6) for key, value in rows.items()}
 
     def trace(self, hook: Hook, number: int, frame: bytes, vtep: Address | None = None) -> Traced:
         """What the programs would do with a frame: a dry run on the tables as they are, which changes none.
@@ -477,6 +481,10 @@ class Datapath(AbstractContextManager["Datapath"]):
         hit_rows = np.ascontiguousarray(values).reshape(-1).view(HITS)
         for key, hit in zip(key_rows, hit_rows, strict=True):
             yield (int(key["port"]), int(key["cookie"])), RuleHits(int(hit["hits"]), int(hit["drops"]))
+
+    def mark(self) -> int:
+        """Mark of a packet that the hook at a port's egress lets pass: who sends for the engine gives it (SO_MARK)."""
+        return int(self._settings["secret"][0]) & 0xFFFFFFFF | 1
 
     def meters(self) -> dict[int, MeterCount]:
         """What each meter that a rule names has counted."""
@@ -687,18 +695,16 @@ class Datapath(AbstractContextManager["Datapath"]):
             self._map("underlays").update(number.to_bytes(4, "little"), row)
         self._settings |= wanted.settings
 
-    def _uplinks(self) -> dict[bytes, bytes]:
-        return {key: value for key, value in self._map("uplinks").items() if any(value)}
-
     def _uplinks_changed(self, wanted: dict[bytes, bytes]) -> bool:
-        return self._uplinks() != wanted
+        return self._uplinks != wanted
 
     def _write_uplinks(self, wanted: dict[bytes, bytes]) -> None:
         uplinks = self._map("uplinks")
-        for key in self._uplinks().keys() - wanted.keys():
+        for key in self._uplinks.keys() - wanted.keys():
             uplinks.update(key, bytes(UPLINK.itemsize))
         for key, value in wanted.items():
             uplinks.update(key, value)
+        self._uplinks = dict(wanted)
 
     def _left_behind(self, tables: Tables) -> frozenset[bytes]:
         """Keys of pools that the old policy alone refers to: they go when it is no longer in force."""
