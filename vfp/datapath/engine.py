@@ -482,6 +482,10 @@ class Datapath(AbstractContextManager["Datapath"]):
         for key, hit in zip(key_rows, hit_rows, strict=True):
             yield (int(key["port"]), int(key["cookie"])), RuleHits(int(hit["hits"]), int(hit["drops"]))
 
+    def mark(self) -> int:
+        """Mark of a packet that the hook at a port's egress lets pass: who sends for the engine gives it (SO_MARK)."""
+        return int(self._settings["secret"][0]) & 0xFFFFFFFF | 1
+
     def meters(self) -> dict[int, MeterCount]:
         """What each meter that a rule names has counted."""
         return read_meters(*self._map("meters").lookup_all())
