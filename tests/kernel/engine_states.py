@@ -371,7 +371,8 @@ def exits(draw: st.DrawFn, id: int, vni: int) -> Port:
     tail = draw(pick((nat_tail(1, 1), nat_tail(2, 2), nat_tail(1, 1, draw(translations)), overlay_tail(vni),
                       _exit_tail(2, 1, vni), _exit_tail(1, 2, vni))))
     strict = draw(pick((False,) * 7 + (True,)))
-    return Port(id, f"exit{id}", 0, MACS[id], GATEWAY_MAC, middle + tail, strict, exit_of=vni)
+    return Port(id, f"exit{id}", 0, MACS[id], GATEWAY_MAC, middle + tail, strict, draw(pick((None, None, *TIMEOUTS))),
+                connections=draw(pick((0,) * 9 + (1, 2))), exit_of=vni)
 
 
 def _exit_tail(pool: int, uplink: int, vni: int) -> tuple[Layer, ...]:
