@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Interface, ip_address, ip_interface
 from types import MappingProxyType
 
+from agent.announce import Announcement, announcements
 from agent.goals import Goals
 from agent.ids import Ids, Wanted
 from agent.networks import Networks, bridge, check_networks
@@ -93,6 +94,7 @@ class Built:
     meters: tuple[MeterRow, ...] = ()
     leases: Mapping[str, IPv4Interface] = field(default_factory=dict)   # PortGoal.id -> address got by DHCP
     nested: Mapping[str, str] = field(default_factory=dict)     # PortGoal.id -> that of the endpoint it is behind
+    announcements: frozenset[Announcement] = frozenset()        # what segments should know of our endpoints
 
     def links(self) -> set[str]:
         """Names of all links that must exist; every other of ours must go."""
@@ -218,13 +220,15 @@ def build(
         meters=tuple(row for table in tables for row in table.meters),
         leases=view.leases,
         nested={port.id: uid for uid, ports in view.nested.items() for port in ports},
+        announcements=frozenset(announcements(view)),
     )
 
 
 def _tunnel(
     goals: Goals, networks: Mapping[str, NetworkGoal], observed: Observed, faults: list[Fault]
 ) -> TunnelLink | None:
-    if not any(network.mode == "overlay" for network in networks.values()):
+    lingers = goals.host.underlay and TUNNEL in observed.owned      # who has an old map of us is told so by a drop
+    if not any(network.mode == "overlay" for network in networks.values()) and not lingers:
         return None
     if goals.host.underlay and observed.underlay_error:
         faults.append(Fault(key_of(goals.host), observed.underlay_error))
@@ -276,7 +280,7 @@ def _view(
         segments=segments,
         segment_errors={network.id: observed.segment_errors.get(network.uplink, "")
                         for network in networks.good.values() if network.mode in SEGMENTS},
-        underlays=tuple(str(one.address) for one in observed.underlays),
+        underlays=tuple(str(one.address) for one in observed.underlays) if TUNNEL in observed.owned else (),
         exits={network.id: ids.ports[exit_uid(network)] for network in networks.good.values()
                if has_exit(network) and exit_uid(network) in ids.ports},
         leases={uid: lease for uid, lease in observed.leases.items() if uid in ports and ports[uid].dhcp},
@@ -402,10 +406,15 @@ def _exit(network: NetworkGoal, view: HostView, layers: tuple[Layer, ...]) -> Po
 
 def _uplinks(view: HostView) -> tuple[Uplink, ...]:
     links = {link.id: link for link in (view.uplink, *view.segments.values()) if link is not None}
-    found = [Uplink(link.id, link.name, link.ifindex, mtu=link.mtu_bytes) for _, link in sorted(links.items())]
+    found = [Uplink(link.id, link.name, link.ifindex, mtu=link.mtu_bytes, mac=_mac(link))
+             for _, link in sorted(links.items())]
     if view.loopback:
         found.append(Uplink(view.loopback, LOOPBACK, _LOOPBACK_IFINDEX, loopback=True))
     return tuple(found)
+
+
+def _mac(link: UplinkView) -> bytes:
+    return mac_bytes(link.mac) if link.mac else bytes(6)
 
 
 def _reserved(view: HostView, engine: EngineState) -> tuple[tuple[int, int], ...]:

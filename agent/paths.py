@@ -27,9 +27,9 @@ _log = structlog.get_logger("agent")
 
 def underlays_of(switch: SwitchSeam, goals: Goals) -> tuple[tuple[UnderlayState, ...], str]:
     """Those of this host's VTEP addresses that a link has, in the order declared; and what is wrong with the others."""
-    if not any(network.mode == "overlay" for network in goals.networks):
-        return (), ""
     wanted = goals.host.underlays or tuple(filter(None, (goals.host.underlay,)))
+    if not wanted:
+        return (), ""
     try:
         found = switch.underlays(wanted)
     except VSwitchError as error:

@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 
 import structlog
 
+from agent.announce import Announcement, frame
 from agent.bandwidth import Bandwidth
 from agent.build import INSPECT_LINKS, Built, Observed, build, wanted
 from agent.egress import EgressSeam, NameInvalid, QueueError
@@ -112,6 +113,7 @@ class Reconciler:
         self._unhooked: set[str] = set()    # former uplinks that are known to be free of our program
         self._underlying: dict[str, int] | None = None      # links that have the underlays' program, and ifindex
         self._bandwidth = Bandwidth(switch, datapath)
+        self._announced: frozenset[Announcement] = frozenset()
         self.paths = Paths(switch)
 
     def reconcile(
@@ -145,6 +147,7 @@ class Reconciler:
         failures += refusals
         failures += self._hook_uplink(goals, built)
         failures += self._hook_underlays(goals, built, observed)
+        self._announce(built, general)
         self._surround(built, observed.owned, mend, general)
         self._bandwidth.tidy(built.shapes, observed.owned, general)
         self._remove(observed, built, (), general)
@@ -246,7 +249,7 @@ class Reconciler:
     def _queue(self, goals: Goals, plan: Built, owned: Mapping[str, OwnedLink], mend: bool) -> list[Fault]:
         """Queues that the engine is about to use. A port whose queue failed sends or gets nothing rather than all."""
         failed = self._bandwidth.prepare(plan.shapes, goals.host.uplink_bps, owned, mend)
-        uids = {number: uid for uid, number in plan.port_ids.items()}
+        uids = {number: uid for uid, number in self._ids.ports.items()}
         return [Fault((PortGoal.kind, uids[number]), f"qos: {error}") for number, error in failed.items()]
 
     def _make_detour(self, plan: Built, present: Mapping[str, OwnedLink]) -> list[Fault]:
@@ -360,6 +363,19 @@ class Reconciler:
         except VSwitchError as error:
             return [Fault(key_of(goals.host), f"underlay: {error}")]
         return []
+
+    def _announce(self, built: Built, general: list[str]) -> None:
+        """What is new on segments, when the engine answers for it."""
+        by_link: dict[int, list[bytes]] = {}
+        for one in built.announcements - self._announced:
+            by_link.setdefault(one.ifindex, []).append(frame(one))
+        self._announced = built.announcements
+        for ifindex, frames in by_link.items():
+            try:
+                self._switch.send(ifindex, frames)
+            except VSwitchError as error:
+                general.append(f"announce addresses: {error}")
+                self._announced = frozenset(one for one in self._announced if one.ifindex != ifindex)
 
     def _surround(self, built: Built, owned: Mapping[str, OwnedLink], mend: bool, general: list[str]) -> None:
         """Neighbours of bridges, and the ports that the host's own sockets must leave alone."""

@@ -70,6 +70,7 @@ class SwitchSeam(Protocol):
     def facts(self) -> Surroundings: ...  # noqa: D102
     def addresses(self) -> tuple[tuple[str, str], ...]: ...  # noqa: D102
     def listeners(self) -> tuple[tuple[str, str, int], ...]: ...  # noqa: D102
+    def send(self, ifindex: int, frames: Iterable[bytes]) -> None: ...  # noqa: D102
     def reserve_ports(self, ranges: Iterable[tuple[int, int]]) -> None: ...  # noqa: D102
     def release_ports(self) -> None: ...  # noqa: D102
     def watch(self) -> AsyncGenerator[None]: ...  # noqa: D102

@@ -1,7 +1,8 @@
 """`python -m bench`: every subject of a case side by side, in alternating order, medians of the rounds.
 
 Cases: same-host and cross-host (all peers), scale (20 to 100,000 rules, real traffic), engine (the program alone), nat
-(source translation and static mappings beside iptables and nftables).
+(source translation and static mappings beside iptables and nftables), overlay (many mappings, in the agent and in the
+kernel).
 """
 
 from __future__ import annotations

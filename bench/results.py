@@ -39,6 +39,18 @@ METRICS: Mapping[str, Metric] = {
     "nat_in_hit_ns": Metric("hit, by a mapping", "ns", True),
     "nat_first_ns": Metric("first packet, outbound", "ns", True),
     "first_packet_ns": Metric("first packet", "ns", True),
+    "mapped_hit_ns": Metric("flow hit", "ns", True),
+    "mapped_first_ns": Metric("first packet, to a place of all", "ns", True),
+    "remotes_receipt_s": Metric("from receipt to the kernel", "s", True, 2),
+    "remotes_receipt_cpu_s": Metric("processor time of that", "s", True, 2),
+    "remotes_change_ms": Metric("one moves", "ms", True, 1),
+    "remotes_change_cpu_ms": Metric("processor time of that", "ms", True, 1),
+    "remotes_kernel_bytes": Metric("kernel memory of an address", "bytes", True),
+    "remotes_receipt_s_dual": Metric("with IPv6: from receipt to the kernel", "s", True, 2),
+    "remotes_receipt_cpu_s_dual": Metric("processor time of that", "s", True, 2),
+    "remotes_change_ms_dual": Metric("one moves", "ms", True, 1),
+    "remotes_change_cpu_ms_dual": Metric("processor time of that", "ms", True, 1),
+    "remotes_kernel_bytes_dual": Metric("kernel memory of an address", "bytes", True),
 }
 
 

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from bench.mappings import PLACES, REMOTES, among, receive
 from bench.measure import (
     MeasureError,
     Pair,
@@ -92,6 +93,8 @@ def measure(plan: Plan, tell: Tell) -> tuple[list[Sample], list[Absence]]:
             log.samples.extend(_engine(plan, tell))
         elif case == "nat":
             _nat(plan, log, tell)
+        elif case == "overlay":
+            log.samples.extend(_overlay(plan, tell))
         elif case == "scale":
             _links(case, scale(plan.sizes, plan.peers), _SCALED, plan, log, tell)
         else:
@@ -151,6 +154,20 @@ def _engine(plan: Plan, tell: Tell) -> Iterator[Sample]:
             for rules, layers in _turned(list(policies), number):
                 for metric, value in policies[rules, layers].read().items():
                     yield Sample(Key("engine", metric, "sluice", rules, layers), number, value)
+
+
+def _overlay(plan: Plan, tell: Tell) -> Iterator[Sample]:
+    for number in range(plan.rounds):
+        tell(f"overlay: {REMOTES:,} remote endpoints, round {number + 1} of {plan.rounds}")
+        for metric, value in receive().items():
+            yield Sample(Key("overlay-remotes", metric, "sluice", REMOTES), number, value)
+    tell("overlay: engines with mappings")
+    with among(PLACES) as engines:
+        for number in range(plan.rounds):
+            tell(f"overlay: packets, round {number + 1} of {plan.rounds}")
+            for places in _turned(PLACES, number):
+                for metric, value in engines[places]().items():
+                    yield Sample(Key("overlay-hit", metric, "sluice", places), number, value)
 
 
 def _turned(subjects: Sequence[_T], by: int) -> list[_T]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
+from bench.mappings import FEW, MANY, REMOTES
 from bench.nat import BINDINGS, INBOUND, MAPPINGS, OUTBOUND
 from bench.program import LAYERS
 from bench.results import METRICS, Key, Results, Spread
@@ -113,6 +114,17 @@ def _translated() -> Iterator[Target]:
         yield Target(f"flow hit with {text}, program alone", 180, _worst(metric, case="nat-hit"), True, "ns")
 
 
+def _many() -> Iterator[Target]:
+    for metric, wanted, unit, text in (
+        ("remotes_receipt_s", 1.0, "s", "from receipt to the kernel"), ("remotes_change_ms", 5.0, "ms", "one moves"),
+        ("remotes_kernel_bytes", 200.0, "bytes", "kernel memory of each"),
+    ):
+        yield Target(f"{REMOTES:,} remote endpoints, {text}", wanted, _worst(metric, case="overlay-remotes"), True,
+                     unit)
+    for metric, text in (("mapped_hit_ns", "flow hit"), ("mapped_first_ns", "first packet")):
+        yield Target(f"{text}, {MANY:,} mappings ÷ {FEW}", 0.9, _grown("overlay-hit", metric, (FEW, MANY)))
+
+
 _LEAST = Key("engine", "hit_ns", "sluice", min(SCALE_RULES), min(LAYERS))
 _MOST = replace(_LEAST, rules=max(SCALE_RULES), layers=max(LAYERS))
 
@@ -133,4 +145,5 @@ TARGETS = (
     Target("flow hit with rewrite, worst of all rules and layers", 180, _worst("hit_rewrite_ns"), True, "ns"),
     Target("first packet, 20 rules in one layer", 700, _worst("first_packet_ns", USUAL, min(LAYERS)), True, "ns"),
     *_translated(),
+    *_many(),
 )

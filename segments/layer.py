@@ -97,6 +97,8 @@ def _uplink(network: NetworkGoal, view: HostView) -> UplinkView:
     uplink = view.segments.get(network.id)
     if uplink is None:
         raise ObjectError(view.segment_errors.get(network.id) or "its uplink is not there; see spec.uplink")
+    if not uplink.mac and network.mode != "transparent":
+        raise ObjectError(f"uplink {uplink.name} has no MAC address; {network.mode} needs an Ethernet link")
     return uplink
 
 

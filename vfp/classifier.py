@@ -42,11 +42,13 @@ from vfp.model import (
     Reject,
     Rewrite,
     Rule,
+    Switch,
     ToUplink,
     TranslatePrefix,
     TranslateSource,
     Untranslate,
 )
+from vfp.switching import hop_key
 
 ALIVE = 0xFFFFFFFF
 """`died` of a rule that is not known to die."""
@@ -65,6 +67,7 @@ _CODES: dict[type[Any], ActionCode] = {
     Log: ActionCode.LOG, Mirror: ActionCode.MIRROR, Inspect: ActionCode.INSPECT,
     Hairpin: ActionCode.HAIRPIN,
     TranslatePrefix: ActionCode.TRANSLATE_PREFIX,
+    Switch: ActionCode.SWITCH,
 }
 
 Records = npt.NDArray[Any]
@@ -355,8 +358,12 @@ def _argument(action: Action) -> int:
     match action:
         case TranslateSource(pool=number) | Hairpin(pool=number):
             return number
-        case Forward(space=number) | AnswerArp(space=number) | ToUplink(uplink=number):
+        case Forward(space=number) | Switch(space=number):
             return number
+        case AnswerArp(space=number, proxy=proxy):
+            return number | proxy << 32
+        case ToUplink(uplink=number, bridged=bridged, via=via):
+            return number | bridged << 8 | (hop_key(via) if via else 0) << 32
         case Mark(dscp=number) | Meter(meter=number) | Log(every=number) | Mirror(port=number):
             return number
         case Inspect(queue=queue, fail_open=fail_open):

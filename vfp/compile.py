@@ -38,6 +38,7 @@ from vfp.model import (
     Mapping,
     Meter,
     Port,
+    Switch,
     ToUplink,
     TranslatePrefix,
     TranslateSource,
@@ -46,7 +47,8 @@ from vfp.model import (
 from vfp.pools import check_pools, compile_pools
 from vfp.prefixes import check_translation, mapping_rows, translation_row
 from vfp.sets import CompiledSet, check_sets, compile_set
-from vfp.spaces import CompiledSpace, compile_spaces
+from vfp.spaces import CompiledSpace, check_exits, compile_spaces
+from vfp.switching import check_switching, flooded_vteps, hop_rows, switch_rows, uplink_flags, wire_spaces
 from vfp.timeouts import Timeouts, nanoseconds
 from vfp.underlays import Tunnelling, check_underlays, compile_underlays, numbers_of
 from vfp.vteps import vtep_id, vtep_rows
@@ -56,7 +58,7 @@ __all__ = ["CompiledPort", "Compiler", "Tables", "mapping_cookie", "rule_cookie"
 MAX_TIMEOUT_S = 1 << 31
 
 _IN_ONLY = (Untranslate,)
-_OUT_ONLY = (Forward, ToUplink, AnswerArp, Hairpin, TranslatePrefix)
+_OUT_ONLY = (Forward, Switch, ToUplink, AnswerArp, Hairpin, TranslatePrefix)
 _SCTP = 132
 
 
@@ -120,6 +122,7 @@ class Compiler:
         _check_ids(state, max_ports)
         check_sets(state)
         check_pools(state)
+        check_switching(state)
         check_underlays(state)
         large: dict[tuple[str, str, int], CompiledGroup] = {}
         same: dict[tuple[str, int], tuple[Group, CompiledGroup]] = {}
@@ -149,7 +152,9 @@ class Compiler:
             action.meter for group in tables.groups.values() for action in group.actions if isinstance(action, Meter))
         tables.sets = {given.id: self._compile_set(given) for given in state.sets}
         _check_named_sets(tables)
-        tables.spaces = compile_spaces(state.spaces, self._spaces)
+        tables.spaces = compile_spaces((*state.spaces, *wire_spaces(state)), self._spaces)
+        check_exits(state)
+        wired = uplink_flags(state)
         tables.tunnelling, underlay_numbers = compile_underlays(state)
         tables.maps = {
             "underlay_numbers": underlay_numbers,
@@ -158,14 +163,18 @@ class Compiler:
             "links": _links(state),
             "uplinks": {
                 _u32(uplink.id): pack(
-                    UPLINK, ifindex=uplink.ifindex | UPLINK_LOOPBACK * uplink.loopback, mtu=uplink.mtu)
+                    UPLINK, ifindex=uplink.ifindex | UPLINK_LOOPBACK * uplink.loopback, mtu=uplink.mtu,
+                    mac=uplink.mac, flags=wired.get(uplink.id, 0))
                 for uplink in state.uplinks
             },
             **compile_pools(state.pools),
+            **switch_rows(state),
+            "hops": hop_rows(action for group in tables.groups.values() for action in group.actions),
             "mappings": dict(_mappings(state)),
             "prefixes": mapping_rows(state),
             "translations": dict(_translations(tables.groups.values())),
-            **vtep_rows({vtep for space in tables.spaces.values() for vtep in space.vteps}),
+            "routes": {key: row for space in tables.spaces.values() for key, row in space.routes.items()},
+            **vtep_rows({vtep for space in tables.spaces.values() for vtep in space.vteps} | flooded_vteps(state)),
             "rewrites": {
                 key.to_bytes(8, "little"): pack(REWRITE, **rewrite_fields(rewrite))
                 for group in tables.groups.values()
@@ -217,7 +226,7 @@ def _duplicates(values: Iterable[Any]) -> Iterator[Any]:
 def _check_ids(state: EngineState, max_ports: int) -> None:
     unique: tuple[tuple[str, list[Any]], ...] = (
         ("port id", [port.id for port in state.ports]),
-        ("port interface index", [port.ifindex for port in state.ports]),
+        ("port interface index", [port.ifindex for port in state.ports if port.exit_of is None]),
         ("space id", [space.id for space in state.spaces]),
         ("pool id", [pool.id for pool in state.pools]),
         ("uplink id", [uplink.id for uplink in state.uplinks]),
@@ -229,6 +238,9 @@ def _check_ids(state: EngineState, max_ports: int) -> None:
     for port in state.ports:
         if not 0 < port.id < max_ports:
             raise CompileError(f"port {port.name}: id {port.id} is out of range; use 1..{max_ports - 1}")
+        if port.exit_of is not None and port.ifindex:
+            raise CompileError(f"port {port.name}: it is the exit of space {port.exit_of} and has interface index "
+                               f"{port.ifindex}; an exit has no link, give 0")
     for uplink in state.uplinks:
         if not 0 < uplink.id < 256:
             raise CompileError(f"uplink {uplink.name}: id {uplink.id} is out of range; use 1..255")
@@ -303,11 +315,13 @@ def _compile_port(
     return CompiledPort(
         id=port.id,
         record=pack(PORT, ifindex=port.ifindex, mac=port.mac, gateway_mac=port.gateway_mac,
-                    flags=PortFlag.STRICT_TCP * port.strict_tcp | PortFlag.TAP * port.tap,
-                    mtu=port.mtu, underlays=numbers_of(port, state)),
+                    flags=PortFlag.STRICT_TCP * port.strict_tcp | PortFlag.TAP * port.tap
+                    | PortFlag.EXIT * (port.exit_of is not None),
+                    mtu=port.mtu, underlays=numbers_of(port, state), space=port.exit_of or 0),
         program=program.tobytes(),
         groups=frozenset(out_groups | in_groups),
-        spaces=frozenset(action.space for action in actions if isinstance(action, Forward | AnswerArp)),
+        spaces=frozenset(action.space for action in actions if isinstance(action, Forward | AnswerArp | Switch)).union(
+            () if port.exit_of is None else (port.exit_of,)),
         pools=frozenset(action.pool for action in actions if isinstance(action, TranslateSource | Hairpin)),
         sets=frozenset(number for group in (*out_groups.values(), *in_groups.values()) for number in group.sets),
         timeouts=None if port.timeouts is None else _timeouts(port.name, port.timeouts),
@@ -380,7 +394,7 @@ def _translations(groups: Iterable[CompiledGroup]) -> Iterator[tuple[bytes, byte
 
 
 def _links(state: EngineState) -> dict[bytes, bytes]:
-    links = {_u32(port.ifindex): _u32(port.id) for port in state.ports}
+    links = {_u32(port.ifindex): _u32(port.id) for port in state.ports if port.exit_of is None}
     for uplink in state.uplinks:
         if _u32(uplink.ifindex) in links:
             raise CompileError(

@@ -21,6 +21,7 @@ POOL_ADDRESSES = 16
 UNDERLAYS = 16
 ZONE_SHIFT = 24
 UPLINK_LOOPBACK = 1 << 31
+WIRE_SPACE = 0xFFFFFF00
 VTEP_NOBODY = 0xE0000000                    # below: an IPv4 VTEP; above: the id of an IPv6 one
 
 _ADDRESS = ("u1", 16)
@@ -52,6 +53,8 @@ class PlaceKind(IntEnum):
     INSPECT = 6
     LOOPBACK = 7
     TAP = 8
+    WIRE = 9
+    FLOOD = 10
 
     @property
     def of_model(self) -> PlaceKind:
@@ -131,6 +134,7 @@ class ActionCode(IntEnum):
     INSPECT = 14
     HAIRPIN = 15
     TRANSLATE_PREFIX = 16
+    SWITCH = 17
 
 
 class Kind(IntFlag):
@@ -161,6 +165,8 @@ class FlowFlag(IntFlag):
     CONTACT = 1 << 9
     CONTACTED = 1 << 10
     HAIRPIN = 1 << 11
+    TO_MAC = 1 << 12
+    TO_WIRE = 1 << 13
 
 
 class PortFlag(IntFlag):
@@ -169,6 +175,22 @@ class PortFlag(IntFlag):
     STRICT_TCP = 1 << 0
     CAPTURE = 1 << 1
     TAP = 1 << 2
+    EXIT = 1 << 15
+
+
+class UplinkFlag(IntFlag):
+    """Twin of enum uplink_flags."""
+
+    STATIONS = 1 << 0
+    PROXY = 1 << 1
+
+
+class SegmentKind(IntEnum):
+    """Twin of enum segment_kind."""
+
+    SPACE = 0
+    WIRE = 1
+    VTEPS = 2
 
 
 class Filter(IntEnum):
@@ -231,7 +253,7 @@ class LocationKind(IntEnum):
     REMOTE = 2
     HOST = 3
     VIRTUAL = 4
-
+    VIA = 5
 
 
 FLOW_KEY = _struct(
@@ -254,7 +276,7 @@ FLOW = _struct(
     ("icmp_code", "u1"), ("dmac", *_MAC), ("pad", "u4"), ("extras", EXTRAS),
 )
 PORT = _struct(("generation", "u4"), ("ifindex", "u4"), ("mac", *_MAC), ("gateway_mac", *_MAC), ("flags", "u2"),
-               ("timeouts", "u2"), ("born", "u4"), ("mtu", "u2"), ("underlays", "u1", 2))
+               ("timeouts", "u2"), ("born", "u4"), ("mtu", "u2"), ("underlays", "u1", 2), ("space", "u4"))
 GATEWAYS = _struct(("of", "u1", (2, 16)))
 STAGE = _struct(("group", "u8"), ("layer", "u1"), ("last", "u1"), ("deny", "u1"), ("kinds", "u1"), ("pad", "u1", 4))
 PROGRAM = _struct(
@@ -262,7 +284,15 @@ PROGRAM = _struct(
     ("out", STAGE, MAX_STAGES), ("in", STAGE, MAX_STAGES)
 )
 PROGRAMS = _struct(("turns", PROGRAM, 2))
-UPLINK = _struct(("ifindex", "u4"), ("mtu", "u4"))
+UPLINK = _struct(("ifindex", "u4"), ("mtu", "u4"), ("mac", *_MAC), ("flags", "u2"))
+SEGMENT_KEY = _struct(("number", "u4"), ("kind", "u4"))
+SEGMENT = _struct(
+    ("of", SEGMENT_KEY), ("flood_ns", "u8"), ("flood_burst_ns", "u8"), ("wire", "u4"), ("vni", "u4"), ("ports", "u4"),
+    ("vteps", "u4"), ("floods", "u4"), ("pad", "u4"),
+)
+STATION_KEY = _struct(("number", "u4"), ("kind", "u2"), ("mac", *_MAC))
+FLOODED_KEY = _struct(("number", "u4"), ("kind", "u4"), ("index", "u4"))
+HOP = _struct(("address", *_ADDRESS), ("family", "u4"))
 UNDERLAY = _struct(("address", *_ADDRESS), ("ifindex", "u4"), ("mtu", "u2"), ("family", "u1"), ("pad", "u1"))
 UNDERLAY_KEY = _struct(("address", *_ADDRESS), ("family", "u1"), ("pad", "u1", 3))
 TUPLE = _struct(
@@ -292,6 +322,8 @@ PREFIX = _struct(
 PREFIX_KEY = _struct(("length", "u4"), ("uplink", "u4"), ("external", *_ADDRESS))
 SPACE_KEY = _struct(("space", "u4"), ("family", "u1"), ("pad", "u1", 3), ("address", *_ADDRESS))
 LOCATION = _struct(("kind", "u1"), ("mac", *_MAC), ("pad", "u1"), ("port", "u4"), ("vni", "u4"), ("vtep", "u4"))
+ROUTE_KEY = _struct(("length", "u4"), ("space", "u4"), ("family", "u4"), ("address", *_ADDRESS))
+ROUTE = _struct(("to", LOCATION), ("via", *_ADDRESS))
 SET_KEY = _struct(("set", "u4"), ("family", "u1"), ("length", "u1"), ("pad", "u2"), ("address", *_ADDRESS))
 SET_MEMBER = _struct(("expires_ns", "u8"), ("turns", "u4"), ("pad", "u4"))
 SET_LENGTHS_KEY = _struct(("set", "u4"), ("family", "u1"), ("pad", "u1", 3))
@@ -371,10 +403,13 @@ SWEEP = _struct(
 
 STRUCTS: dict[str, np.dtype[Any]] = {
     "flow_key": FLOW_KEY, "transposition": TRANSPOSITION, "extras": EXTRAS, "flow": FLOW, "port": PORT, "stage": STAGE,
-    "uplink": UPLINK, "underlay": UNDERLAY, "underlay_key": UNDERLAY_KEY, "gateways": GATEWAYS,
+    "uplink": UPLINK, "segment_key": SEGMENT_KEY, "segment": SEGMENT, "station_key": STATION_KEY,
+    "flooded_key": FLOODED_KEY, "hop": HOP,
+    "underlay": UNDERLAY, "underlay_key": UNDERLAY_KEY, "gateways": GATEWAYS,
     "program": PROGRAM, "programs": PROGRAMS, "tuple": TUPLE, "group": GROUP, "bucket": BUCKET, "rule": RULE,
     "rewrite": REWRITE, "prefix": PREFIX, "prefix_key": PREFIX_KEY, "set_key": SET_KEY, "set_member": SET_MEMBER,
     "set_lengths_key": SET_LENGTHS_KEY, "set_lengths": SET_LENGTHS, "space_key": SPACE_KEY, "location": LOCATION,
+    "route_key": ROUTE_KEY, "route": ROUTE,
     "pool": POOL, "mapping_key": MAPPING_KEY, "mapping": MAPPING, "binding_key": BINDING_KEY, "binding": BINDING,
     "external_key": EXTERNAL_KEY, "external": EXTERNAL, "held_key": HELD_KEY, "tally": TALLY, "use_key": USE_KEY,
     "share_key": SHARE_KEY, "share": SHARE, "block_key": BLOCK_KEY, "block": BLOCK, "contact_key": CONTACT_KEY,

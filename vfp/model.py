@@ -471,6 +471,7 @@ class Uplink:
     ifindex: int
     loopback: bool = False
     mtu: int = 0                            # bytes of the largest packet it carries, 0..65535; 0: not known
+    mac: bytes = bytes(6)                   # of the link; only a `Wire` with `proxy` needs it
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,16 +16,17 @@ import numpy as np
 import numpy.typing as npt
 
 from vfp.errors import CompileError
-from vfp.layout import LOCATION, SPACE_KEY, LocationKind, pack_address
-from vfp.model import Address, HostStack, LocalPort, Location, Remote, RemoteBlock, Space, Virtual
+from vfp.layout import LOCATION, ROUTE, ROUTE_KEY, SPACE_KEY, LocationKind, pack, pack_address
+from vfp.model import Address, EngineState, HostStack, LocalPort, Location, Remote, RemoteBlock, Space, Virtual
 from vfp.vteps import check_vtep, vtep_id
 
-__all__ = ["Chunk", "CompiledSpace", "compile_spaces", "location_fields", "match_rows", "rows_of"]
+__all__ = ["Chunk", "CompiledSpace", "check_exits", "compile_spaces", "match_rows", "rows_of"]
 
 U8Array = npt.NDArray[np.uint8]
 U64Array = npt.NDArray[np.uint64]
 
 MAX_VNI = (1 << 24) - 1
+_ROUTE_BITS = 64                            # of a route's key, before its prefix
 
 _KEY_WORDS = SPACE_KEY.itemsize // 8
 _FACTORS = np.array([randbits(64) | 1 for _ in range(_KEY_WORDS + 1)], np.uint64)
@@ -50,6 +51,7 @@ class CompiledSpace:
 
     space: Space
     entries: Chunk
+    routes: Mapping[bytes, bytes]           # rows of the table `routes`
     blocks: Mapping[RemoteBlock, Chunk] = field(default_factory=dict)
     hashes: U64Array = field(default_factory=_NO_HASHES.copy)     # of the keys of all chunks, sorted
 
@@ -61,7 +63,8 @@ class CompiledSpace:
     @property
     def vteps(self) -> set[Address]:
         """All that it names."""
-        return {vtep for chunk in self.chunks for vtep in chunk.vteps}
+        routed = {route.via.vtep for route in self.space.routes if isinstance(route.via, Remote)}
+        return {vtep for chunk in self.chunks for vtep in chunk.vteps} | routed
 
 
 def compile_spaces(spaces: Iterable[Space], known: Mapping[int, CompiledSpace]) -> dict[int, CompiledSpace]:
@@ -80,6 +83,8 @@ def _compile(space: Space, known: CompiledSpace | None) -> CompiledSpace:
         entries = known.entries
     else:
         entries = _entries(space)
+    same = known is not None and known.space.routes == space.routes
+    routes = known.routes if known is not None and same else _routes(space)
     old = known.blocks if known is not None else {}
     blocks: dict[RemoteBlock, Chunk] = {}
     for block in space.blocks:
@@ -92,7 +97,7 @@ def _compile(space: Space, known: CompiledSpace | None) -> CompiledSpace:
     now = {id(chunk) for chunk in chunks}
     removed = [chunk for chunk in known.chunks if id(chunk) not in now] if known is not None else []
     hashes = known.hashes if known is not None else _NO_HASHES
-    return CompiledSpace(space, entries, blocks, _merged(space.id, hashes, removed, added, chunks))
+    return CompiledSpace(space, entries, routes, blocks, _merged(space.id, hashes, removed, added, chunks))
 
 
 def _merged(space: int, hashes: U64Array, removed: list[Chunk], added: list[Chunk], chunks: list[Chunk]) -> U64Array:
@@ -149,6 +154,43 @@ def _entries(space: Space) -> Chunk:
     for vtep in vteps:
         check_vtep(f"space {space.id}", vtep)
     return rows_of(space.id, _bytes(keys), _bytes(values), ports, vteps)
+
+
+def _routes(space: Space) -> dict[bytes, bytes]:
+    rows: dict[bytes, bytes] = {}
+    for route in space.routes:
+        where = f"space {space.id}, route to {route.prefix}"
+        version, start = route.prefix.version, route.prefix.network_address
+        key = pack(ROUTE_KEY, length=_ROUTE_BITS + route.prefix.prefixlen, space=space.id, family=version,
+                   address=pack_address(start))
+        if key in rows:
+            raise CompileError(f"{where}: the prefix has a route already; one next hop a prefix")
+        if isinstance(route.via, Address):
+            if route.via.version != version:
+                raise CompileError(f"{where}: next hop {route.via} is of another family; give an IPv{version} address")
+            to = {"kind": LocationKind.VIA}
+            rows[key] = pack(ROUTE, to=_place(to), via=pack_address(route.via))
+            continue
+        if isinstance(route.via, Remote):
+            check_vtep(where, route.via.vtep)
+        rows[key] = pack(ROUTE, to=_place(location_fields(route.via)))
+    return rows
+
+
+def _place(fields: Mapping[str, Any]) -> Any:
+    """A struct location as a field of another struct."""
+    return np.frombuffer(pack(LOCATION, **fields), LOCATION)[0]
+
+
+def check_exits(state: EngineState) -> None:
+    """Raises `CompileError` if a route leads to a port that is no way out of its space."""
+    exits = {port.id: port.exit_of for port in state.ports if port.exit_of is not None}
+    for space in state.spaces:
+        for route in space.routes:
+            if isinstance(route.via, LocalPort) and exits.get(route.via.port) != space.id:
+                raise CompileError(
+                    f"space {space.id}, route to {route.prefix}: port {route.via.port} is no exit of this space; give "
+                    f"one with exit_of {space.id}, or the address of an endpoint")
 
 
 def _block(space: int, block: RemoteBlock) -> Chunk:

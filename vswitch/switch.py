@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from vswitch import bridges, hooks, inspect, ports, queues, shaper, tunnels, underlay, uplinks
+from vswitch import bridges, hooks, inspect, ports, queues, sending, shaper, tunnels, underlay, uplinks
 from vswitch.changes import changes
 from vswitch.errors import KernelRefused
 from vswitch.links import (
@@ -279,6 +279,15 @@ class Switch:
         """Give back what `reserve_ports` took, in whichever process; what others reserved stays."""
         with self._lock:
             self._reservations.release()
+
+    def send(self, ifindex: int, frames: Iterable[bytes]) -> None:
+        """Send frames of our own out of a link.
+
+        Raises:
+            KernelRefused.
+        """
+        with self._lock:
+            sending.send(ifindex, frames)
 
     async def watch(self) -> AsyncGenerator[None]:
         """Yield when the watch stands, then whenever links, addresses, routes or named namespaces changed.

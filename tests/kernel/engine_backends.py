@@ -18,13 +18,15 @@ from vfp.classifier import rule_cookie
 from vfp.datapath.engine import Datapath, Limits
 from vfp.datapath.records import LogEvent, MeterCount
 from vfp.layout import BUDGETS, SWEEP, VTEP_NOBODY, PlaceKind, pack, pack_address
-from vfp.model import Address, EngineState
+from vfp.model import Address, EngineState, Remote
 from vfp.reasons import DropReason
 from vfp.reference import Engine, Hook, Result, Verdict
 from vfp.reference.bindings import Block, Told
+from vfp.reference.index import Index
 from vfp.reference.layers import RuleRef
-from vfp.reference.transposition import Exit, ToPort, ToStack, ToUplink, ToVtep
+from vfp.reference.transposition import Exit, ToPort, ToStack, ToUplink, ToVtep, ToWire
 from vfp.reference.zones import zone_of
+from vfp.switching import flooded_vteps
 from vfp.vteps import vtep_id
 
 
@@ -115,6 +117,7 @@ def outcome_of(result: Result) -> Outcome:
     """What the reference did, as both engines tell it."""
     target = {
         Verdict.REDIRECT_PORT: result.port, Verdict.REDIRECT_UPLINK: result.uplink, Verdict.TUNNEL: result.vni,
+        Verdict.REDIRECT_WIRE: result.uplink, Verdict.FLOOD: result.uplink,
     }.get(result.verdict, 0)
     if result.answer is not None:
         told, target = _told(result.answer.exit)
@@ -130,6 +133,8 @@ def _told(exit: Exit) -> tuple[str, int]:
             return "port", port
         case ToUplink(uplink):
             return "uplink", uplink
+        case ToWire(uplink):
+            return "wire", uplink
         case ToVtep(_, vni):
             return "tunnel", vni
         case _:
@@ -227,14 +232,22 @@ class ReferenceBackend:
     def binding_log(self) -> Counter[Recorded]:
         return Counter(_recorded(told) for told in self.engine.bindings.log)
 
+    def _named(self) -> set[Address]:
+        """VTEPs of the policy in force: of others the kernel knows a number only, if they are IPv6."""
+        state, places = self.engine.state, Index(self.engine.state).places()
+        named: set[Address] = {place.vtep for place in places.values() if isinstance(place, Remote)}
+        return named | flooded_vteps(state)
+
     def _place(self, exit: Exit | None) -> tuple[str, int, str]:
         match exit:
             case ToPort(id):
                 return "port", PORT_IFINDEX + id, ""
             case ToUplink(id):
                 return "uplink", UPLINK_IFINDEX + id, ""
+            case ToWire(id):
+                return "wire", UPLINK_IFINDEX + id, ""
             case ToVtep(vtep, vni):
-                return "tunnel", vni, str(vtep)
+                return "tunnel", vni, str(vtep) if vtep.version == 4 or vtep in self._named() else ""
             case ToStack():
                 return "stack", 0, ""
         raise AssertionError(exit)
@@ -280,7 +293,7 @@ _SK_BUFF_BYTES = 192
 _VERDICTS = {
     PlaceKind.NONE: Verdict.DROP, PlaceKind.STACK: Verdict.STACK, PlaceKind.PORT: Verdict.REDIRECT_PORT,
     PlaceKind.UPLINK: Verdict.REDIRECT_UPLINK, PlaceKind.TUNNEL: Verdict.TUNNEL, PlaceKind.REPLY: Verdict.REPLY,
-    PlaceKind.INSPECT: Verdict.INSPECT,
+    PlaceKind.INSPECT: Verdict.INSPECT, PlaceKind.WIRE: Verdict.REDIRECT_WIRE, PlaceKind.FLOOD: Verdict.FLOOD,
 }
 _FORGOTTEN = (
     "flows", "bindings", "externals", "uses", "shares", "blocks", "contacts", "fragments", "rule_hits")
@@ -331,15 +344,16 @@ class BpfBackend:
         mark, = struct.unpack_from("=I", run.ctx, _MARK_OFFSET)
         mirror = mark - PORT_IFINDEX if mark and mark != _MARK_INSPECTED else 0
         if place != PlaceKind.NONE and reason:
-            base = {PlaceKind.PORT: PORT_IFINDEX, PlaceKind.UPLINK: UPLINK_IFINDEX}.get(PlaceKind(place), 0)
+            base = {PlaceKind.PORT: PORT_IFINDEX, PlaceKind.UPLINK: UPLINK_IFINDEX, PlaceKind.WIRE: UPLINK_IFINDEX}.get(
+                PlaceKind(place), 0)
             return Outcome(Verdict.DROP.value, DropReason(reason), target - base, run.data,
                            told=PlaceKind(place).name.lower())
         verdict = _VERDICTS[PlaceKind(place).of_model]
         if verdict is Verdict.REDIRECT_PORT:
             target -= PORT_IFINDEX
-        elif verdict is Verdict.REDIRECT_UPLINK:
+        elif verdict in (Verdict.REDIRECT_UPLINK, Verdict.REDIRECT_WIRE):
             target -= UPLINK_IFINDEX
-        elif verdict not in (Verdict.TUNNEL, Verdict.INSPECT):
+        elif verdict not in (Verdict.TUNNEL, Verdict.INSPECT, Verdict.FLOOD):
             target = 0
         return Outcome(verdict.value, DropReason(reason), target, b"" if verdict is Verdict.DROP else run.data, mirror)
 
@@ -359,7 +373,7 @@ class BpfBackend:
     def flows(self) -> list[Flow]:
         flows = []
         for record in self._datapath.flows():
-            by_link = record.place in ("port", "uplink")
+            by_link = record.place in ("port", "uplink", "wire")
             where = (record.place, record.ifindex if by_link else record.vni, str(record.vtep or ""))
             flows.append(Flow(
                 int(record.zone_kind) << 24 | record.zone, record.protocol, str(record.src), str(record.dst),

@@ -8,6 +8,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any
 
 from engine_prefixes import prefix_mappings, translations
+from engine_switching import bridge_tail, switch_actions, switch_tail, switched
 from hypothesis import strategies as st
 
 from vfp.model import (
@@ -44,6 +45,7 @@ from vfp.model import (
     Remote,
     RemoteBlock,
     Rewrite,
+    Route,
     Rule,
     Space,
     ToUplink,
@@ -57,6 +59,7 @@ from vfp.reference.index import Index
 from vfp.timeouts import Timeouts
 
 PORT_IDS = (1, 2, 3, 4)
+EXITS = (7, 8)                              # ways out: of a VNI each
 VNIS = (100, 200)
 NAT_SPACE = 1 << 24
 SPACES = (*VNIS, NAT_SPACE)
@@ -98,10 +101,12 @@ def _six_prefix(prefix: IPv4Network) -> IPv6Network:
 
 INSIDE_6 = tuple(six(address) for address in INSIDE)
 PREFIXES_6 = tuple(_six_prefix(prefix) for prefix in PREFIXES)
-MACS = {number: bytes.fromhex(f"02000000000{number}") for number in (*PORT_IDS, 5, 6)}
+MACS = {number: bytes.fromhex(f"02000000000{number}") for number in (*PORT_IDS, 5, 6, *EXITS)}
+UPLINK_MACS = {number: bytes.fromhex(f"0200000000f{number}") for number in UPLINKS}
 GATEWAY_MAC = bytes.fromhex("0200000000fe")
 BROADCAST = b"\xff" * 6
 ALL_MACS = (*MACS.values(), GATEWAY_MAC, BROADCAST)
+TO_UPLINK = (*UPLINK_MACS.values(),) * 4 + ALL_MACS
 
 TRANSPORT_PORTS = (0, 53, 80, 1000, 1001, 8080, 20000, 20001, 20003, 65535)
 RANGES = tuple(PortRange(low, high) for low, high in (
@@ -187,6 +192,7 @@ def actions(direction: Direction) -> st.SearchStrategy[Action]:
         st.builds(Forward, pick(SPACES)),
         st.builds(ToUplink, pick((*UPLINKS, 3))),
         st.builds(AnswerArp, pick(SPACES)),
+        switch_actions(SPACES, (*UPLINKS, 3)),
     )
 
 
@@ -325,7 +331,8 @@ def ports(draw: st.DrawFn, number: int, plain: bool = False) -> Port:
     own = () if plain else draw(pick((("l0",), ("l1",), ("l0", "l1"))))
     middle = tuple(draw(layers(name)) for name in own)
     tails = (*(overlay_tail(vni) for vni in VNIS), nat_tail(1, 1), nat_tail(2, 2),
-             nat_tail(1, 1, draw(translations)))
+             nat_tail(1, 1, draw(translations)), draw(pick((switch_tail(NAT_SPACE), switch_tail(VNIS[0])))),
+             bridge_tail(NAT_SPACE, draw(pick((None, None, WORLD[0])))))
     tail = draw(pick(tails if plain else (*tails, ())))
     head = (guard(number),) if draw(st.booleans()) else ()
     if draw(pick((False, False, False, True))):
@@ -348,6 +355,37 @@ def places(draw: st.DrawFn, address: IPv4Address) -> Location:
     if number in (5, 6):
         return draw(pick((remote, remote, remote, LocalPort(draw(pick(PORT_IDS)), MACS[number]))))
     return draw(pick((Virtual(GATEWAY_MAC), HostStack(GATEWAY_MAC))))
+
+
+@st.composite
+def exits(draw: st.DrawFn, id: int, vni: int) -> Port:
+    """A way out: its layers translate, or now and then do anything."""
+    middle = (draw(layers("l0")),) if draw(pick((False, False, True))) else ()
+    tail = draw(pick((nat_tail(1, 1), nat_tail(2, 2), nat_tail(1, 1, draw(translations)), overlay_tail(vni),
+                      _exit_tail(2, 1, vni), _exit_tail(1, 2, vni))))
+    strict = draw(pick((False,) * 7 + (True,)))
+    return Port(id, f"exit{id}", 0, MACS[id], GATEWAY_MAC, middle + tail, strict, exit_of=vni)
+
+
+def _exit_tail(pool: int, uplink: int, vni: int) -> tuple[Layer, ...]:
+    """Out by an uplink, but for what is in the space, which goes back there."""
+    tail = nat_tail(pool, uplink)
+    rules = tail[-1].groups_out[0].rules
+    return (*tail[:-1], Layer("vnet", (Group("vnet", tuple(
+        replace(rule, action=Forward(vni)) if isinstance(rule.action, Forward) else rule for rule in rules)),),
+        (), Deny(), Allow()))
+
+
+@st.composite
+def routes(draw: st.DrawFn, space: int, ports: tuple[Port, ...]) -> tuple[Route, ...]:
+    """To the world, and to some of what is inside, if it has no place."""
+    ways: list[Remote | LocalPort] = [Remote(vtep, space if space in VNIS else VNIS[0], MACS[6]) for vtep in VTEPS]
+    ways += [LocalPort(port.id, port.mac) for port in ports if port.exit_of == space] * 3
+    made = []
+    for prefix in draw(st.lists(pick((*PREFIXES[:7], *PREFIXES_6[:7])), max_size=4, unique=True)):
+        hops = INSIDE_6 if prefix.version == 6 else INSIDE
+        made.append(Route(prefix, draw(pick((*ways, *hops[:2], hops[4])))))
+    return tuple(made)
 
 
 @st.composite
@@ -453,9 +491,14 @@ def sets(draw: st.DrawFn) -> tuple[AddressSet, ...]:
     return (*static, AddressSet(DYNAMIC_SET, "dynamic", dynamic=True))
 
 
+def linked(state: EngineState) -> tuple[int, ...]:
+    """Ports that have a link."""
+    return tuple(port.id for port in state.ports if port.exit_of is None)
+
+
 def uplink(id: int, loopback: bool = False, mtu: int = 0) -> Uplink:
     """An uplink by its id."""
-    return Uplink(id, f"up{id}", 50 + id, loopback, mtu)
+    return Uplink(id, f"up{id}", 50 + id, loopback, mtu, UPLINK_MACS[id])
 
 
 @st.composite
@@ -469,11 +512,17 @@ def _uplinks(draw: st.DrawFn) -> tuple[Uplink, ...]:
 def states(draw: st.DrawFn, plain: bool = False) -> EngineState:
     """A whole host."""
     ids = draw(pick(((1, 2, 3, 4), (1, 2, 3), (2, 3, 4), (1, 2))))
+    ways = tuple(draw(exits(id, vni)) for id, vni in zip(EXITS, VNIS, strict=True) if draw(pick((False, True))))
+    made = tuple(draw(spaces(id)) for id in SPACES)
+    if draw(pick((False, True))):
+        made = tuple(replace(space, routes=draw(routes(space.id, ways))) for space in made)
+    if draw(pick((True, True, False))):
+        made = draw(switched(made, (*MACS.values(),), ids, VTEPS))
     return EngineState(
-        ports=tuple(draw(ports(number, plain)) for number in ids),
-        spaces=tuple(draw(spaces(id)) for id in SPACES),
+        ports=(*(draw(ports(number, plain)) for number in ids), *ways),
+        spaces=made,
         pools=tuple(draw(pools(id)) for id in POOLS),
-        mappings=draw(mappings(tuple(ids))),
+        mappings=draw(mappings((*ids, *(port.id for port in ways)))),
         uplinks=draw(_uplinks()),
         tunnel_ifindex=TUNNEL_IFINDEX,
         inspect_ifindex=draw(pick((0, INSPECT_IFINDEX, INSPECT_IFINDEX))),
@@ -516,15 +565,19 @@ def set_states(draw: st.DrawFn) -> EngineState:
 @st.composite
 def changes(draw: st.DrawFn, state: EngineState, plain: bool = False) -> EngineState:
     """One thing of a state is different: a port's policy, a place, a pool, the mappings, ..."""
-    what = draw(pick(("port", "port", "port", "unport", "place", "place", "place", "unplace", "pool", "pool",
-                      "mappings", "mappings", "prefixes", "uplink", "nothing", "all", "set", "set", "set")))
+    what = draw(pick(("port", "port", "port", "unport", "place", "place", "place", "unplace", "route",
+                      "route", "exit", "pool", "pool", "mappings", "mappings", "prefixes", "uplink", "switch",
+                      "nothing", "all", "set", "set", "set")))
     if what == "port":
         number = draw(pick(PORT_IDS))
         others = tuple(port for port in state.ports if port.id != number)
         return replace(state, ports=(*others, draw(ports(number, plain))))
-    if what == "unport" and len(state.ports) > 1:
+    if what == "unport" and len(linked(state)) > 1:
         gone = draw(pick(state.ports)).id
-        return replace(state, ports=tuple(port for port in state.ports if port.id != gone),
+        without = tuple(
+            replace(space, routes=tuple(route for route in space.routes if not (
+                isinstance(route.via, LocalPort) and route.via.port == gone))) for space in state.spaces)
+        return replace(state, ports=tuple(port for port in state.ports if port.id != gone), spaces=without,
                        mappings=tuple(mapping for mapping in state.mappings if mapping.port != gone))
     if what in ("place", "unplace"):
         space = draw(pick(state.spaces))
@@ -532,6 +585,14 @@ def changes(draw: st.DrawFn, state: EngineState, plain: bool = False) -> EngineS
         address = draw(pick((address, six(address))))
         new = with_place(space, address, draw(places(four(address))) if what == "place" else None)
         return replace(state, spaces=tuple(new if each is space else each for each in state.spaces))
+    if what == "route":
+        space = draw(pick(state.spaces))
+        new = replace(space, routes=draw(routes(space.id, state.ports)))
+        return replace(state, spaces=tuple(new if each is space else each for each in state.spaces))
+    if what == "exit":
+        at = draw(pick((0, 1)))
+        others = tuple(port for port in state.ports if port.id != EXITS[at])
+        return replace(state, ports=(*others, draw(exits(EXITS[at], VNIS[at]))))
     if what == "pool":
         id = draw(pick(POOLS))
         return replace(state, pools=tuple(draw(pools(id)) if pool.id == id else pool for pool in state.pools))
@@ -543,6 +604,9 @@ def changes(draw: st.DrawFn, state: EngineState, plain: bool = False) -> EngineS
         return replace(state, mappings=draw(mappings(tuple(port.id for port in state.ports))))
     if what == "prefixes":
         return replace(state, prefixes=draw(prefix_mappings(UPLINKS, SPACES)))
+    if what == "switch":
+        numbers = tuple(port.id for port in state.ports)
+        return replace(state, spaces=draw(switched(state.spaces, (*MACS.values(),), numbers, VTEPS)))
     if what == "uplink":
         return replace(state, uplinks=tuple(each for each in draw(_uplinks()) if draw(st.booleans())),
                        tunnel_ifindex=draw(pick((0, TUNNEL_IFINDEX))),

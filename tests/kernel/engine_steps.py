@@ -29,6 +29,7 @@ from engine_states import (
     ALL_MACS,
     BROADCAST,
     DYNAMIC_SET,
+    EXITS,
     EXTERNAL,
     GATEWAY,
     GATEWAY_MAC,
@@ -42,6 +43,7 @@ from engine_states import (
     PREFIXES_6,
     PROTOCOLS,
     STATIC_SETS,
+    TO_UPLINK,
     TRANSPORT_PORTS,
     UPLINKS,
     VNIS,
@@ -49,6 +51,7 @@ from engine_states import (
     WORLD,
     changes,
     four,
+    linked,
     members,
     pick,
     places_of,
@@ -57,6 +60,7 @@ from engine_states import (
     states,
     with_place,
 )
+from engine_switching import WIRED
 from hypothesis import strategies as st
 
 from vfp.model import Address, EngineState, HostStack, LocalPort, Location, Mapping, Prefix, Remote
@@ -343,7 +347,7 @@ def _encapsulated(draw: st.DrawFn, state: EngineState) -> tuple[
 def sends(draw: st.DrawFn, state: EngineState) -> Send:
     """A frame at any hook, from and to addresses that mean something there; sometimes to ones that do not."""
     hook = draw(pick((Hook.PORT_OUT,) * 5 + (Hook.OVERLAY_IN, Hook.OVERLAY_IN, Hook.UPLINK_IN, Hook.PORT_IN)))
-    number, vtep = draw(pick(tuple(port.id for port in state.ports) * 5 + (9,))), None
+    number, vtep = draw(pick(linked(state) * 5 + (9, EXITS[0]))), None
     own = min(number, 4)
     anything = draw(one_in(10))
     every = pick(ADDRESSES)
@@ -361,8 +365,10 @@ def sends(draw: st.DrawFn, state: EngineState) -> Send:
     else:
         number = draw(pick((*UPLINKS, *UPLINKS, 3)))
         src, dst = pick(WORLD), pick(EXTERNAL)
-        macs = st.just(GATEWAY_MAC), pick(ALL_MACS)
-        if state.mappings and not draw(one_in(4)):
+        macs = st.just(GATEWAY_MAC), pick(TO_UPLINK)
+        if number == WIRED and any(space.wire for space in state.spaces) and draw(st.booleans()):
+            src, dst, macs = pick((*WORLD, *INSIDE)), pick(INSIDE), (macs[0], pick((*TO_UPLINK, *ALL_MACS)))
+        elif state.mappings and not draw(one_in(4)):
             return draw(_mapped(draw(pick(state.mappings))))
         if (seen := targets(state)) and not draw(one_in(4)):
             return draw(_to_prefix(*draw(pick(seen))))
@@ -441,7 +447,7 @@ def histories(draw: st.DrawFn, *, timed: bool = False, max_steps: int = 16) -> H
 def neighbours(draw: st.DrawFn) -> History:
     """A host whose endpoints look for each other, in ARP and in neighbour discovery."""
     state = draw(states(plain=True))
-    numbers = draw(st.lists(pick([port.id for port in state.ports]), min_size=3, max_size=8))
+    numbers = draw(st.lists(pick(linked(state)), min_size=3, max_size=8))
     return History(state, tuple(
         Send(Hook.PORT_OUT, number, draw(_arp(number) if draw(one_in(4)) else _nd(number))) for number in numbers))
 
@@ -449,7 +455,7 @@ def neighbours(draw: st.DrawFn) -> History:
 @st.composite
 def _talk(draw: st.DrawFn, state: EngineState) -> Send:
     """An honest endpoint to another, or what the overlay brings to one."""
-    number = draw(pick(state.ports)).id
+    number = draw(pick(linked(state)))
     hook, vtep, src, dst = Hook.PORT_OUT, None, INSIDE[number - 1], draw(pick(INSIDE[:5]))
     if draw(one_in(3)):
         hook = Hook.OVERLAY_IN
@@ -589,7 +595,7 @@ class Player:
         match result.verdict:
             case Verdict.REDIRECT_PORT:
                 return Send(Hook.PORT_OUT, result.port, frame)
-            case Verdict.REDIRECT_UPLINK:
+            case Verdict.REDIRECT_UPLINK | Verdict.REDIRECT_WIRE:
                 return Send(Hook.UPLINK_IN, result.uplink, frame)
             case Verdict.TUNNEL:
                 other = next(vtep for vtep in VTEPS if vtep != result.vtep)

@@ -34,6 +34,7 @@ from engine_states import (
     ADDRESSES,
     ALL_MACS,
     BROADCAST,
+    EXITS,
     EXTERNAL,
     GATEWAY,
     GATEWAY_MAC,
@@ -41,16 +42,19 @@ from engine_states import (
     LOCALHOST,
     LOCALHOST_6,
     MACS,
+    TO_UPLINK,
     TRANSPORT_PORTS,
     UPLINKS,
     VNIS,
     VTEPS,
     WORLD,
     four,
+    linked,
     places_of,
     six,
 )
 from engine_steps import ALL_NODES, FLAGS, HOMES, Again, Answer, Complain, Continue, Rehome, Send, Step, Wait
+from engine_switching import WIRED
 
 from vfp.model import Address, EngineState, LocalPort, Mapping, Pool, PortRange, Remote
 from vfp.reference import Hook
@@ -252,8 +256,10 @@ class Traffic:
 
     def _send(self, state: EngineState) -> Send:
         chance = self._chance
+        if chance.random() < 0.04:
+            return self._to_gateway(state)
         hook = chance.choice((Hook.PORT_OUT,) * 5 + (Hook.OVERLAY_IN, Hook.OVERLAY_IN, Hook.UPLINK_IN, Hook.PORT_IN))
-        number = chance.choice(tuple(port.id for port in state.ports) * 5 + (9,))
+        number = chance.choice(linked(state) * 5 + (9, EXITS[0]))
         vtep: Address | None = None
         family, own = chance.choice(self._families), min(number, 4)
         protocol = chance.choice((TCP, TCP, TCP, UDP, UDP, ICMP, 47, SCTP, UDPLITE, chance.randrange(256)))
@@ -277,8 +283,14 @@ class Traffic:
             macs = chance.choice(ALL_MACS), chance.choice(ALL_MACS)
         else:
             number = chance.choice((*UPLINKS, *UPLINKS, 3))
-            src, dst, macs = chance.choice(WORLD), chance.choice(EXTERNAL), (GATEWAY_MAC, chance.choice(ALL_MACS))
-            if state.mappings and chance.random() < 0.75:
+            src, dst, macs = chance.choice(WORLD), chance.choice(EXTERNAL), (GATEWAY_MAC, chance.choice(TO_UPLINK))
+            wired = number == WIRED and any(space.wire for space in state.spaces)
+            if wired and chance.random() < 0.4:
+                if chance.random() < 0.2:
+                    return Send(hook, number, self._asks(own))
+                src, dst, macs = chance.choice((*WORLD, *INSIDE)), chance.choice(INSIDE), (
+                    GATEWAY_MAC, chance.choice((*TO_UPLINK, *ALL_MACS)))
+            elif state.mappings and chance.random() < 0.75:
                 mapping = chance.choice(state.mappings)
                 number = mapping.uplink
                 family, protocol, dst, ports = self._to_mapped(mapping, protocol, ports)
@@ -326,7 +338,38 @@ class Traffic:
         if not remotes or not locals_ or chance.random() < 0.15:
             return number, vtep, chance.choice(INSIDE), chance.choice(INSIDE)
         source, place = chance.choice(remotes)
-        return number, vtep if chance.random() < 0.1 else place.vtep, source, chance.choice(locals_)
+        vtep = vtep if chance.random() < 0.1 else place.vtep
+        point = chance.random()
+        if point < 0.15:                    # to who has moved, or by a route
+            return number, vtep, source, chance.choice((*(address for address, _ in remotes), *WORLD))
+        return number, vtep, chance.choice(WORLD) if point < 0.2 else source, chance.choice(locals_)
+
+    def _to_gateway(self, state: EngineState) -> Send:
+        """An echo request to it, or a question for it or another, from an endpoint or over the overlay."""
+        chance, asks = self._chance, self._chance.random() < 0.5
+        family, target = chance.choice(self._families), chance.choice((GATEWAY, GATEWAY, *INSIDE[:4]))
+        if chance.random() < 0.5:
+            hook, number, vtep, mac = Hook.PORT_OUT, chance.choice(linked(state)), None, b""
+            own = min(number, 4)
+            src, mac = self._twin(INSIDE[own - 1], family), MACS[own]
+        else:
+            hook, mac = Hook.OVERLAY_IN, MACS[5]
+            number, vtep, src, _ = self._encapsulated(state)
+            family = src.version
+        if not asks:
+            frame = IpFrame(mac, GATEWAY_MAC, src, self._twin(target, family), ICMP, self._port(),
+                            icmp_type=chance.choice((8, 8, 8, 8, 0, 13)), ttl=chance.choice((64, 255, 1)),
+                            payload=chance.choice((b"", b"ping", b"odd", bytes(1400))),
+                            options_words=chance.choice((0,) * 9 + (1,)))
+            return Send(hook, number, frame.build(), vtep)
+        if isinstance(src, IPv4Address):
+            sender = chance.choice((mac, mac, mac, MACS[1]))
+            return Send(hook, number, ArpFrame(
+                mac, BROADCAST, chance.choice((1, 1, 1, 1, 2)), sender, src, target).build(), vtep)
+        asked = six(target)
+        return Send(hook, number, nd_frame(
+            mac, b"\x33\x33" + asked.packed[12:], src, IPv6Address(_SOLICITED_NODE | int(asked) & 0xFFFFFF),
+            kind=135, flags=0, target=asked, options=b"\x01\x01" + mac), vtep)
 
     def _ip(self, macs: tuple[bytes, bytes], src: Address, dst: Address, protocol: int,
             ports: tuple[int, int]) -> bytes:

@@ -192,6 +192,8 @@ class WireDuel(Duel):
                 return Outcome(wanted.verdict, wanted.reason, 0, b"")
             case Verdict.REDIRECT_UPLINK:
                 return Outcome(wanted.verdict, wanted.reason, wanted.target, wanted.frame[12:])
+            case Verdict.REPLY if result.vtep is not None:
+                return Outcome(Verdict.TUNNEL.value, wanted.reason, result.vni, wanted.frame)
             case Verdict.REPLY:
                 return Outcome(Verdict.REDIRECT_PORT.value, wanted.reason, result.port, wanted.frame)
         return wanted

@@ -44,12 +44,14 @@ def test_a_hundred_thousand_packets_are_judged_alike(
 def _check_variety(outcomes: Counter[str]) -> None:
     """Guards the generator: what it sends is judged in every way, and much of it gets through."""
     wanted = {
-        "redirect_port", "redirect_uplink", "tunnel", "stack", "reply", "DENIED", "LAYER_DEFAULT", "WRONG_VTEP",
+        "redirect_port", "redirect_uplink", "redirect_wire", "flood",
+        "tunnel", "stack", "reply", "DENIED", "LAYER_DEFAULT", "WRONG_VTEP",
         "UNKNOWN_SOURCE", "FLOW_CHANGED", "TTL_EXCEEDED", "FRAGMENT_UNKNOWN", "ARP_UNANSWERED", "MALFORMED_IPV4",
         "MALFORMED_IPV6", "MALFORMED_ARP", "MALFORMED_ND", "MALFORMED_TRANSPORT", "FRAGMENT_TINY", "FRAGMENT_OVERLAP",
         "VLAN_TAGGED", "NAT_EXHAUSTED", "NAT_FILTERED", "NAT_QUOTA", "TOO_BIG", "NO_ROUTE", "NO_MAPPING",
-        "UNKNOWN_PORT"}
+        "UNKNOWN_PORT", "MOVED"}
     rare = {name: outcomes[name] for name in wanted if outcomes[name] < 10}
     assert not rare, (rare, outcomes)
-    through = sum(outcomes[name] for name in ("redirect_port", "redirect_uplink", "tunnel", "stack", "reply"))
+    through = sum(outcomes[name] for name in ("redirect_port", "redirect_uplink", "redirect_wire", "flood", "tunnel",
+                                                  "stack", "reply"))
     assert through > 0.4 * outcomes.total(), outcomes

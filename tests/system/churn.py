@@ -40,7 +40,7 @@ from vfp.datapath.pins import mount_bpffs
 
 LIMITS = {"flows": 65536, "udp": 32768, "rules": 16384, "ports": 128, "space_entries": 8192, "mappings": 64,
           "bindings": 256, "sets": 256, "set_members": 1024, "pools": 64, "meters": 256}
-APPLIED_S = 60.0                            # from the last change to its being in force everywhere
+APPLIED_S = 180.0                           # from the last change to its being in force everywhere
 CARRIER_S = 1.2                             # the kernel looks at links that came up once a second (linkwatch)
 SOUTHBOUND = 7443
 STEPS = (6, 14)                             # changes of one course

@@ -244,6 +244,7 @@ class FakeSwitch:
     reserved: list[tuple[int, int]] = field(default_factory=list)
     joined: list[tuple[str, str]] = field(default_factory=list)             # addresses that came later
     listening: list[tuple[str, str, int]] = field(default_factory=list)
+    sent: list[tuple[int, bytes]] = field(default_factory=list)
     lost_uplink: bool = False
     broken: str = ""
     widths: dict[str, int] = field(default_factory=dict)                    # MTU of paths
@@ -358,6 +359,9 @@ class FakeSwitch:
 
     def addresses(self) -> tuple[tuple[str, str], ...]:
         return self.facts().addresses
+
+    def send(self, ifindex: int, frames: Iterable[bytes]) -> None:
+        self.sent += ((ifindex, frame) for frame in frames)
 
     def reserve_ports(self, ranges: Iterable[tuple[int, int]]) -> None:
         self.reserved = list(ranges)

@@ -31,6 +31,7 @@ from southbound.messages import FloodGoal, NetworkGoal, PortGoal, RouteGoal
 from vfp.datapath.engine import Hook
 from vfp.model import Flooding, Forward, LocalPort, Rate, Remote, Route, Rule, Space, Switch, ToUplink, Virtual
 from vfp.reference import Verdict
+from vswitch.links import OwnedLink
 
 RED, BLUE, GREEN = overlay(5001, "10.1.0.0/24"), overlay(5002, "10.2.0.0/24"), overlay(5003, "10.3.0.0/24")
 RED_P = replace(RED, peers=(BLUE.id,))
@@ -209,3 +210,12 @@ def test_isolated_endpoints_reach_what_is_behind_the_gateway_but_not_each_other_
 def test_an_mtu_that_a_family_cannot_have_is_refused(mtu: int) -> None:
     network = replace(overlay(5001, "10.1.0.0/24", "fd01::/64"), mtu_bytes=mtu)
     assert f"mtu {mtu}" in error_of(built(HOST, network), network)
+
+
+def test_the_tunnel_stays_while_the_host_has_an_underlay_so_that_old_maps_are_answered_by_a_drop() -> None:
+    there = OwnedLink("slvx0", 500, "vxlan", 1350, "sluice:tunnel")
+    made = built(HOST, nat(1), owned={"slvx0": there})
+    assert made.tunnel is not None
+    assert (made.engine.tunnel_ifindex, made.engine.underlays[0].address) == (500, IPv4Address("172.31.0.1"))
+    assert built(HOST, nat(1)).tunnel is None
+    assert built(replace(HOST, underlay=""), nat(1), owned={"slvx0": there}).tunnel is None

@@ -150,6 +150,8 @@ def test_what_is_no_longer_wanted_goes_ports_first_bridge_last(tmp_path: Path) -
     one.reconcile(ALL)
     switch.calls.clear()
     assert one.reconcile(goals(HOST, revision=2)).complete
+    assert set(switch.links) == {"slvx0"}           # who has an old map of us is told so by a drop
+    assert one.reconcile(goals(replace(HOST, underlay=""), revision=3)).complete
     assert switch.links == {}
     order = [call[1] if call[0] == "remove" else call[0] for call in switch.calls]
     assert order.index("slp1") < order.index("apply") < order.index("slb1")

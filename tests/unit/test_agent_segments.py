@@ -4,26 +4,33 @@ from __future__ import annotations
 
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address
+from pathlib import Path
 
 import pytest
 from agent_kit import (
     HOST,
     UPLINK,
+    FakeDatapath,
+    FakeSwitch,
     arp_request,
     built,
     error_of,
+    goals,
     ids_for,
     ip,
     nat,
     network_of,
     number_of,
     port,
+    reconciler,
     tcp,
 )
 from scapy.layers.inet import IP, UDP
+from scapy.layers.inet6 import ICMPv6ND_NA, ICMPv6NDOptDstLLAddr, IPv6
 from scapy.layers.l2 import ARP, Ether
 from test_agent_overlay import rules_of, space_of
 
+from agent.announce import frame
 from agent.build import Built
 from southbound.messages import FloodGoal, NetworkGoal, PortGoal
 from vfp.model import AnswerArp, Flooding, Forward, LocalPort, Rate, Switch, ToUplink, Wire
@@ -203,3 +210,45 @@ def test_an_announcement_of_anothers_address_is_refused_by_name() -> None:
                 / ARP(op=2, hwsrc=one.mac, psrc="172.16.0.22", pdst="172.16.0.22"))
     assert guard_says(made, one, lie) == "duplicate-address"
     assert guard_says(made, one, arp_request(one, "172.16.0.22")) == "own-arp"
+
+
+def test_the_segment_is_told_whose_an_address_is() -> None:
+    one = endpoint(BRIDGE, 21, address6="fd16::21/64")
+    two = port("two", TRANSPARENT, "172.16.0.22", 22)
+    made = built(HOST, BRIDGE, TRANSPARENT, one, two, compiled=False)
+    said = {(str(what.address), what.mac.hex(":")) for what in made.announcements}
+    assert said == {("172.16.0.21", UPLINK.mac), ("fd16::21", UPLINK.mac), ("fe80::ff:fe00:15", UPLINK.mac),
+                    ("172.16.0.22", two.mac)}
+    for what in made.announcements:
+        assert what.ifindex == UPLINK.ifindex
+        heard = Ether(frame(what))
+        assert heard.src == what.mac.hex(":")
+        if what.address.version == 4:
+            assert (heard[ARP].op, heard[ARP].psrc, heard[ARP].pdst) == (1, str(what.address), str(what.address))
+            assert (heard.dst, heard[ARP].hwsrc) == ("ff:ff:ff:ff:ff:ff", heard.src)
+        else:
+            told = heard[ICMPv6ND_NA]
+            assert (told.tgt, told.O, told.S, told.R) == (str(what.address), 1, 0, 0)
+            assert told[ICMPv6NDOptDstLLAddr].lladdr == heard.src
+            assert (heard[IPv6].hlim, heard.dst) == (255, "33:33:00:00:00:01")
+            right = told.cksum
+            del told.cksum
+            assert Ether(bytes(heard))[ICMPv6ND_NA].cksum == right
+
+
+def test_an_announcement_is_sent_once_and_again_when_the_address_comes_again(tmp_path: Path) -> None:
+    switch, datapath = FakeSwitch(), FakeDatapath()
+    one, two = endpoint(BRIDGE, 21), endpoint(BRIDGE, 22)
+    worker = reconciler(tmp_path, switch, datapath)
+    worker.reconcile(goals(HOST, BRIDGE, one))
+    worker.reconcile(goals(HOST, BRIDGE, one))
+    assert len(switch.sent) == 1
+    worker.reconcile(goals(HOST, BRIDGE, two))
+    worker.reconcile(goals(HOST, BRIDGE, one, two))
+    assert [Ether(sent)[ARP].psrc for _, sent in switch.sent] == ["172.16.0.21", "172.16.0.22", "172.16.0.21"]
+
+
+def test_an_uplink_without_a_mac_carries_no_bridge() -> None:
+    tunnel = replace(UPLINK, mac="")
+    one = endpoint(BRIDGE, 21)
+    assert "needs an Ethernet link" in error_of(built(HOST, BRIDGE, one, segments={"": tunnel}), BRIDGE)

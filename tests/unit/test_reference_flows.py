@@ -259,7 +259,7 @@ def test_an_overlay_flow_and_its_reply() -> None:
     (tcp(A_2, A_1), VTEP, DropReason.UNKNOWN_SOURCE),
     (tcp(A_9, A_1), OTHER_VTEP, DropReason.WRONG_VTEP),
     (tcp(A_9, "10.1.0.50"), VTEP, DropReason.NO_MAPPING),
-    (tcp(A_9, A_9), VTEP, DropReason.NO_MAPPING),
+    (tcp(A_9, A_9), VTEP, DropReason.MOVED),
 ])
 def test_no_host_is_trusted_beyond_its_endpoints(data: bytes, vtep: IPv4Address, reason: DropReason) -> None:
     assert over(Engine(host()), data, vtep).reason is reason

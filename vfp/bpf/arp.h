@@ -29,5 +29,5 @@ static __always_inline int reply_arp(struct __sk_buff *skb, struct scratch *s)
 		return drop_early(skb, s, ENGINE_ERROR);
 	if (report(skb, s, PLACE_REPLY, NONE, 0))
 		return TC_ACT_OK;
-	return back_to_port(skb, s);
+	return back_to_asker(skb, s);
 }

@@ -5,39 +5,71 @@
 #include "layers.h"
 #include "vxlan.h"
 
-static __always_inline int decide_from_port(struct scratch *s, __u32 number)
-{
-	struct decision *d = &s->d;
-	int reason = run_layers(s, number, 0, 0);
+/* These say whose layers are asked first, and where the packet goes if they let it. Return a drop reason. */
 
-	if (reason)
-		return reason;
-	d->layer = 0xff;
-	if (!d->where)
-		return NO_ROUTE;
-	if (d->where != PLACE_PORT)
-		return NONE;
-	return run_layers(s, d->place.port, 1, 1);
+static __always_inline int ask(struct decision *d, __u32 port, int in, int slot)
+{
+	d->leg.port = port;
+	d->leg.in = in;
+	d->leg.slot = slot;
+	return NONE;
+}
+
+/* The space that a port is the way out of: its record; 0 if it is no exit. */
+static __always_inline struct port *exit_of(__u32 id)
+{
+	struct port *port = bpf_map_lookup_elem(&ports, &id);
+
+	return port && port->flags & PORT_EXIT ? port : 0;
+}
+
+/* What its own OUT layers say decides. */
+static __always_inline int ask_exit(struct decision *d, __u32 port, int slot)
+{
+	d->exit = port;
+	d->where = PLACE_NONE;
+	d->routed = d->bridged = d->switched = 0;
+	return ask(d, port, 0, slot);
 }
 
 /* No host is trusted beyond its own endpoints: the inner source must be mapped to the outer one. */
 static __always_inline int decide_from_overlay(struct scratch *s, __u32 vni)
 {
 	struct decision *d = &s->d;
-	struct space_key key = {.space = vni, .family = address_family(&s->h.key), .address = s->h.key.src};
-	struct location *location = bpf_map_lookup_elem(&spaces, &key);
+	struct location *location;
 
-	if (!location || location->kind != LOCATION_REMOTE)
+	seek_place(s, vni, &s->h.key, &s->h.key.src);
+	if (!find_location(s) || s->found.kind != LOCATION_REMOTE)
 		return UNKNOWN_SOURCE;
-	if (s->h.vtep && s->h.vtep != location->vtep)
+	if (s->h.vtep && s->h.vtep != s->found.vtep)
 		return WRONG_VTEP;
-	d->place = *location;		/* of the source: the reply goes there */
-	key.address = s->h.key.dst;
-	location = bpf_map_lookup_elem(&spaces, &key);
-	if (!location || location->kind != LOCATION_PORT)
+	d->source = s->found;
+	seek_place(s, vni, &s->h.key, &s->h.key.dst);
+	location = bpf_map_lookup_elem(&spaces, &s->space);
+	if (location && is_asking(&s->h) &&
+	    (location->kind == LOCATION_PORT || location->kind == LOCATION_VIRTUAL)) {
+		d->place = *location;
+		d->where = PLACE_REPLY;
+		return NONE;
+	}
+	if ((!location || location->kind != LOCATION_PORT) && !flood_from_overlay(s, vni))
+		return NONE;
+	if (!find_location(s))
 		return NO_MAPPING;
-	d->where = PLACE_PORT;
-	return run_layers(s, location->port, 1, 1);
+	switch (s->found.kind) {
+	case LOCATION_PORT:
+		if (exit_of(s->found.port))
+			return ask_exit(d, s->found.port, 0);
+		d->where = PLACE_PORT;
+		return ask(d, s->found.port, 1, 1);
+	case LOCATION_REMOTE:
+		return MOVED;
+	case LOCATION_VIRTUAL:
+		d->place = s->found;
+		d->where = PLACE_REPLY;
+		return is_answered(s) ? NONE : NO_MAPPING;
+	}
+	return NO_MAPPING;
 }
 
 /* The binding under whose external side a packet came in. */
@@ -60,6 +92,10 @@ static __always_inline int decide_from_uplink(struct scratch *s, __u32 uplink)
 		if (!link || !(link->ifindex & UPLINK_LOOPBACK))
 			return NO_MAPPING;
 	}
+	if (take_from_wire(s, uplink))
+		return d->where != PLACE_PORT ? NONE : exit_of(d->place.port) ? UNKNOWN_PORT : ask(d, d->place.port, 1, 1);
+	if (!s->h.tracked)
+		return NO_MAPPING;
 	s->mapping.uplink = uplink;
 	if (!find_mapping(s)) {
 		reason = find_sender(s, uplink);
@@ -70,7 +106,75 @@ static __always_inline int decide_from_uplink(struct scratch *s, __u32 uplink)
 	}
 	d->routed = 1;
 	d->where = PLACE_PORT;
-	return run_layers(s, d->via.port, 1, 1);
+	if (exit_of(d->via.port)) {
+		d->exit = d->via.port;
+		return ask(d, d->via.port, 1, 0);
+	}
+	return ask(d, d->via.port, 1, 1);
+}
+
+/* What came in by a way out goes on in its space. NO_MAPPING would mean that the packet is not ours. */
+static __always_inline int enter_space(struct scratch *s)
+{
+	struct port *exit = exit_of(s->d.exit);
+	struct decision *d = &s->d;
+
+	if (!exit)
+		return UNKNOWN_PORT;
+	seek_place(s, exit->space, &d->cur, &d->cur.dst);
+	if (!find_location(s))
+		return NO_ROUTE;
+	d->place = s->found;
+	if (s->found.kind == LOCATION_REMOTE) {
+		d->where = PLACE_TUNNEL;
+		return ask(d, 0, 0, 0);
+	}
+	if (s->found.kind != LOCATION_PORT || exit_of(s->found.port))
+		return NO_ROUTE;
+	return ask(d, s->found.port, 1, 1);
+}
+
+/* The second leg, if there is one: the receiver's, or that of a way out. Returns a drop reason. */
+static __always_inline int go_on(struct scratch *s)
+{
+	__u32 kind = ZONE_KIND(s->h.key.zone);
+	struct decision *d = &s->d;
+
+	if (kind == ZONE_UPLINK && d->exit)
+		return enter_space(s);
+	if (d->leg.in)
+		return ask(d, 0, 0, 0);
+	d->layer = 0xff;
+	if (!d->where)
+		return NO_ROUTE;
+	if (d->where == PLACE_PORT) {
+		if (!exit_of(d->place.port))
+			return d->exit && d->switched ? NO_ROUTE : ask(d, d->place.port, 1, 1);
+		return d->exit || d->routed ? NO_ROUTE : ask_exit(d, d->place.port, 1);
+	}
+	if (d->exit && d->where != PLACE_UPLINK && d->where != PLACE_TUNNEL)
+		return NO_ROUTE;
+	return ask(d, 0, 0, 0);
+}
+
+/* Both legs, by the way that `decide_from_*` have found. */
+static __always_inline int run_legs(struct scratch *s)
+{
+	struct decision *d = &s->d;
+	int reason;
+
+	if (!d->leg.port)
+		return NONE;
+	reason = run_layers(s);
+	if (!reason)
+		reason = go_on(s);
+	if (reason || !d->leg.port)
+		return reason;
+	reason = run_layers(s);
+	if (reason || d->leg.in)
+		return reason;
+	d->layer = 0xff;
+	return d->where == PLACE_UPLINK || d->where == PLACE_TUNNEL ? NONE : NO_ROUTE;
 }
 
 /*
@@ -82,6 +186,7 @@ __noinline int decide(struct scratch *s)
 	struct settings *settings;
 	struct decision *d;
 	__u32 number, zero = 0;
+	int reason = ENGINE_ERROR;
 
 	if (!s)
 		return ENGINE_ERROR;
@@ -98,17 +203,21 @@ __noinline int decide(struct scratch *s)
 	switch (ZONE_KIND(s->h.key.zone)) {
 	case ZONE_PORT:
 		d->drop_port = number;
-		return decide_from_port(s, number);
+		reason = exit_of(number) ? UNKNOWN_PORT : ask(d, number, 0, 0);
+		break;
 	case ZONE_OVERLAY:
-		return decide_from_overlay(s, number);
+		reason = decide_from_overlay(s, number);
+		break;
 	case ZONE_UPLINK:
-		return decide_from_uplink(s, number);
+		reason = decide_from_uplink(s, number);
+		break;
 	case ZONE_HOST:
 		d->drop_port = number;
 		d->where = PLACE_STACK;
-		return run_layers(s, number, 1, 1);
+		reason = exit_of(number) ? UNKNOWN_PORT : ask(d, number, 1, 1);
+		break;
 	}
-	return ENGINE_ERROR;
+	return reason ? reason : run_legs(s);
 }
 
 static __always_inline int to_port(struct transposition *t, __u32 id, int routed)
@@ -146,15 +255,51 @@ static __always_inline int to_uplink(struct transposition *t, __u32 id)
 	return NONE;
 }
 
-/* `sender`: whose packets these are; 0: none of our ports'. */
-static __always_inline int to_tunnel(struct transposition *t, const struct location *remote, __u32 sender)
+/* The frame keeps its MACs. */
+static __always_inline int to_wire(struct transposition *t, __u32 id)
 {
-	struct port *port = sender ? bpf_map_lookup_elem(&ports, &sender) : 0;
-	__u32 zero = 0, six = is_ipv6_vtep(remote->vtep);
+	int reason = to_uplink(t, id);
+
+	t->place = PLACE_WIRE;
+	return reason;
+}
+
+/* To whom a packet that came by a proxy wire is from: the host's routes know, or, of one of ours, who sent it on. */
+static __always_inline int back_to_wire(struct scratch *s, struct transposition *t, __u32 id)
+{
+	struct uplink *uplink = bpf_map_lookup_elem(&uplinks, &id);
+
+	if (!came_round(s, id) || !uplink)
+		return to_uplink(t, id);
+	t->flags |= SET_SMAC | SET_DMAC;
+	copy_mac(t->smac, uplink->mac);
+	copy_mac(t->dmac, s->h.smac);
+	return to_wire(t, id);
+}
+
+/* By way of a router that a rule named. */
+static __always_inline int to_hop(struct transposition *t, __u32 id, __u8 family)
+{
+	struct hop *hop = id ? bpf_map_lookup_elem(&hops, &id) : 0;
+
+	t->vtep = id;
+	return id && (!hop || hop->family != family) ? NO_ROUTE : NONE;
+}
+
+/*
+ * `sender`: whose packets these are; 0: none of our ports'. What is routed, or sent on, by a way out is its own, and comes
+ * from the gateway.
+ */
+static __always_inline int to_tunnel(struct transposition *t, const struct decision *d, const struct location *remote,
+				     __u32 sender)
+{
+	struct port *exit = d->routed | d->bridged ? exit_of(d->exit) : 0, *port;
+	__u32 zero = 0, six = is_ipv6_vtep(remote->vtep), from = d->exit ? d->exit : sender;
 	struct settings *settings = bpf_map_lookup_elem(&config, &zero);
 
 	if (!settings || !settings->tunnel_ifindex)
 		return NO_ROUTE;
+	port = from ? bpf_map_lookup_elem(&ports, &from) : 0;
 	t->place = PLACE_TUNNEL;
 	t->ifindex = settings->tunnel_ifindex;
 	t->vni = remote->vni;
@@ -162,6 +307,10 @@ static __always_inline int to_tunnel(struct transposition *t, const struct locat
 	t->underlay = port && port->underlays[six] ? port->underlays[six] : settings->underlays[six];
 	t->flags |= SET_DMAC;
 	copy_mac(t->dmac, remote->mac);
+	if (exit) {
+		t->flags |= SET_SMAC;
+		copy_mac(t->smac, exit->gateway_mac);
+	}
 	return NONE;
 }
 
@@ -202,18 +351,29 @@ static __always_inline int forward_out(struct scratch *s, __u32 *reply_zone)
 
 	switch (d->where) {
 	case PLACE_PORT:
-		reason = to_port(t, d->ports[1], d->routed);
+		reason = to_port(t, d->ports[1], d->routed | d->bridged);
+		if (d->switched)
+			t->flags &= ~(SET_SMAC | SET_DMAC);
 		*reply_zone = MAKE_ZONE(ZONE_PORT, d->ports[1]);
 		return reason;
 	case PLACE_TUNNEL:
 		*reply_zone = MAKE_ZONE(ZONE_OVERLAY, d->place.vni);
 		s->reply.from_vtep = d->place.vtep;
-		return to_tunnel(t, &d->place, d->ports[0]);
+		return to_tunnel(t, d, &d->place, d->ports[0]);
 	case PLACE_UPLINK:
 		if (!s->h.key.family || s->h.nd)
 			return NO_ROUTE;
 		*reply_zone = MAKE_ZONE(ZONE_UPLINK, d->uplink);
-		return to_uplink(t, d->uplink);
+		reason = to_hop(t, d->hop, s->h.key.family);
+		return reason ? reason : to_uplink(t, d->uplink);
+	case PLACE_WIRE:
+		*reply_zone = MAKE_ZONE(ZONE_UPLINK, d->uplink);
+		return to_wire(t, d->uplink);
+	case PLACE_FLOOD:
+		t->place = PLACE_FLOOD;
+		t->ifindex = d->segment.number;
+		t->vni = d->segment.kind;
+		return s->deciding_again ? NOT_FLOODED : NONE;
 	case PLACE_STACK:
 		t->place = PLACE_STACK;
 		/* From a port to the stack, or from the stack to a port: the answer takes the other of the two. */
@@ -224,7 +384,8 @@ static __always_inline int forward_out(struct scratch *s, __u32 *reply_zone)
 		return NONE;
 	case PLACE_REPLY:
 		t->place = PLACE_REPLY;
-		return NONE;
+		return ZONE_KIND(s->h.key.zone) == ZONE_OVERLAY ?
+		       to_tunnel(&s->reply.out, d, &d->source, d->place.port) : NONE;
 	}
 	return NO_ROUTE;
 }
@@ -233,6 +394,7 @@ static __always_inline int reply_out(struct scratch *s)
 {
 	struct transposition *t = &s->reply.out;
 	struct decision *d = &s->d;
+	int reason;
 
 	switch (ZONE_KIND(s->h.key.zone)) {
 	case ZONE_PORT:
@@ -240,11 +402,18 @@ static __always_inline int reply_out(struct scratch *s)
 			t->place = PLACE_STACK;
 			return NONE;
 		}
-		return to_port(t, ZONE_NUMBER(s->h.key.zone), d->routed);
+		reason = to_port(t, ZONE_NUMBER(s->h.key.zone), d->routed | d->bridged);
+		if (d->switched)
+			t->flags &= ~(SET_SMAC | SET_DMAC);
+		return reason;
 	case ZONE_OVERLAY:
-		s->forward.from_vtep = d->place.vtep;
-		return to_tunnel(t, &d->place, d->ports[1]);
+		s->forward.from_vtep = d->source.vtep;
+		return to_tunnel(t, d, &d->source, d->ports[1]);
 	case ZONE_UPLINK:
+		if (d->switched)
+			return to_wire(t, ZONE_NUMBER(s->h.key.zone));
+		if (d->bridged)
+			return back_to_wire(s, t, ZONE_NUMBER(s->h.key.zone));
 		return to_uplink(t, ZONE_NUMBER(s->h.key.zone));
 	case ZONE_HOST:
 		t->place = PLACE_STACK;
@@ -281,9 +450,11 @@ static __always_inline int compose(struct scratch *s)
 	}
 	if (f->out.place == PLACE_REPLY)
 		return NONE;
-	reason = reply_out(s);
-	if (reason)
-		return reason;
+	if (f->out.place != PLACE_FLOOD) {
+		reason = reply_out(s);
+		if (reason)
+			return reason;
+	}
 	keep_bindings(s, f);
 	diff(&f->out, &h->key, &d->cur);
 	reverse(&f->pair, &d->cur, reply_zone);
@@ -314,7 +485,7 @@ static __always_inline int compose(struct scratch *s)
 
 		if (!port)
 			return UNKNOWN_PORT;
-		copy_mac(r->smac, port->mac);
+		copy_mac(r->smac, d->switched ? h->dmac : port->mac);
 	}
 	/* On the way to user space and back a packet loses its MACs: an answer gets those of who it is from. */
 	if (ZONE_KIND(reply_zone) != ZONE_PORT)
@@ -335,5 +506,9 @@ static __always_inline int compose(struct scratch *s)
 	if (d->strict && h->key.protocol == IPPROTO_TCP && !is_stateless(d))
 		f->flags |= FLOW_STRICT;
 	r->flags = FLOW_REPLY | f->flags;
+	if (d->switched) {
+		f->flags |= FLOW_TO_MAC;
+		r->flags |= ZONE_KIND(h->key.zone) == ZONE_UPLINK ? FLOW_TO_WIRE : FLOW_TO_MAC;
+	}
 	return NONE;
 }

@@ -26,6 +26,15 @@ static __always_inline int jump(struct __sk_buff *skb, struct scratch *s, __u32 
 	return drop_early(skb, s, ENGINE_ERROR);
 }
 
+/* Some of what comes by the uplink without a flow is for ports of ours. */
+static __always_inline int is_wired(struct scratch *s)
+{
+	__u32 id = ZONE_NUMBER(s->pkt.key.zone);
+	struct uplink *uplink = bpf_map_lookup_elem(&uplinks, &id);
+
+	return uplink && uplink->flags;
+}
+
 /* A parsed packet: a hit, or one jump away from what it is. */
 static __always_inline int look_up(struct __sk_buff *skb, struct scratch *s)
 {
@@ -52,7 +61,7 @@ static __always_inline int look_up(struct __sk_buff *skb, struct scratch *s)
 		}
 	} else if (s->error) {
 		return jump(skb, s, JUMP_RELATED);
-	} else if (ZONE_KIND(s->pkt.key.zone) == ZONE_UPLINK) {
+	} else if (ZONE_KIND(s->pkt.key.zone) == ZONE_UPLINK && !is_wired(s)) {
 		return leave_to_stack(skb, s);
 	}
 	return jump(skb, s, JUMP_SLOW);

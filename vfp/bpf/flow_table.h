@@ -50,9 +50,17 @@ static __always_inline __u32 receiver_of(const struct flow *f)
 	return f->ports[f->flags & FLOW_REPLY ? 0 : 1];
 }
 
+/* Frames that are switched go by their destination MAC, which keys do not have. */
+static __always_inline int is_meant(const struct flow *f, const struct headers *h)
+{
+	return f->flags & FLOW_TO_MAC ? same_mac(f->dmac, h->dmac) : !(h->dmac[0] & 1);
+}
+
 /* Nobody uses a flow under another source MAC than the one that was judged: layers match MACs, keys do not. */
 static __always_inline int is_senders(const struct flow *f, const struct headers *h)
 {
+	if (f->flags & (FLOW_TO_MAC | FLOW_TO_WIRE) && !is_meant(f, h))
+		return 0;
 	return ZONE_KIND(h->key.zone) != ZONE_PORT || same_mac(f->smac, h->smac);
 }
 

@@ -131,3 +131,9 @@ static __always_inline int is_solicited_node(const struct address *address)
 	return address->w[0] == bpf_htonl(0xff020000) && !address->w[1] && address->w[2] == bpf_htonl(1) &&
 	       (address->w[3] & bpf_htonl(0xff000000)) == bpf_htonl(0xff000000);
 }
+
+/* An ARP request or a neighbour solicitation. */
+static __always_inline int is_asking(const struct headers *h)
+{
+	return h->nd ? h->icmp_type == ND_SOLICITATION : h->ethertype == ETH_P_ARP && h->key.protocol == 1;
+}

@@ -6,6 +6,8 @@
 #include "modifiers.h"
 #include "nat.h"
 #include "prefix.h"
+#include "space.h"
+#include "switch.h"
 
 struct walk {
 	struct scratch *s;
@@ -62,16 +64,24 @@ static __always_inline void note_hit(struct scratch *s, __u32 port, __u64 cookie
 	s->d.hits = i + 1;
 }
 
+/* Of what is sent to a gateway that every host is: a whole echo request, which makes no flow. */
+static __always_inline int is_answered(const struct scratch *s)
+{
+	return is_echo_request(&s->h) && !s->deciding_again && s->fragment_kind == NOT_FRAGMENT &&
+	       s->l4 == L3 + (s->h.key.family == 6 ? sizeof(struct ipv6_header) : sizeof(struct iphdr));
+}
+
 static __always_inline int find_place(struct scratch *s, __u32 space)
 {
-	struct space_key key = {.space = space, .family = address_family(&s->d.cur), .address = s->d.cur.dst};
-	struct location *location = bpf_map_lookup_elem(&spaces, &key);
-
-	if (!location || location->kind == LOCATION_VIRTUAL)
+	seek_place(s, space, &s->d.cur, &s->d.cur.dst);
+	if (!find_location(s))
 		return NO_MAPPING;
-	s->d.place = *location;
+	s->d.place = s->found;
 	s->d.routed = 0;		/* an earlier layer may have said: by an uplink */
-	switch (location->kind) {
+	switch (s->found.kind) {
+	case LOCATION_VIRTUAL:
+		s->d.where = PLACE_REPLY;
+		return is_answered(s) ? NONE : NO_MAPPING;
 	case LOCATION_PORT:
 		s->d.where = PLACE_PORT;
 		return NONE;
@@ -86,19 +96,27 @@ static __always_inline int find_place(struct scratch *s, __u32 space)
 }
 
 /* A port is not told that its own address is taken (RFC 5227, RFC 4862 5.4). */
-static __always_inline int answer_arp(struct scratch *s, __u32 space, __u32 port)
+static __always_inline int answer_arp(struct scratch *s, __u64 arg, __u32 port)
 {
-	struct space_key key = {.space = space, .family = address_family(&s->d.cur), .address = s->d.cur.dst};
+	__u32 space = arg, proxy = arg >> 32;
 	struct location *location;
-	int asks = s->h.nd ? s->h.icmp_type == ND_SOLICITATION :
-			     s->h.ethertype == ETH_P_ARP && s->h.key.protocol == 1;
+	struct port *asking;
 
-	if (!asks || same_address(&s->d.cur.src, &s->d.cur.dst))
+	if (!is_asking(&s->h) || same_address(&s->d.cur.src, &s->d.cur.dst))
 		return ARP_UNANSWERED;
-	location = bpf_map_lookup_elem(&spaces, &key);
-	if (!location || (location->kind == LOCATION_PORT && location->port == port))
+	seek_place(s, space, &s->d.cur, &s->d.cur.dst);
+	location = bpf_map_lookup_elem(&spaces, &s->space);
+	if (location && location->kind == LOCATION_PORT && location->port == port)
 		return ARP_UNANSWERED;
-	s->d.place = *location;
+	if (location) {
+		s->d.place = *location;
+	} else {
+		/* A probe for an address that is on the wire at most: nobody here defends it. */
+		asking = bpf_map_lookup_elem(&ports, &port);
+		if (!proxy || !asking || is_unspecified(&s->d.cur.src))
+			return ARP_UNANSWERED;
+		copy_mac(s->d.place.mac, asking->gateway_mac);
+	}
 	s->d.where = PLACE_REPLY;
 	s->d.routed = 0;
 	return NONE;
@@ -243,6 +261,7 @@ static __always_inline int hairpin(struct scratch *s, __u32 port, __u32 pool_id)
 	d->where = PLACE_PORT;
 	d->place.port = d->via.port;
 	d->routed = 1;
+	d->bridged = d->switched = 0;
 	return ACT_ENDED;
 }
 
@@ -266,7 +285,7 @@ __noinline int act(struct scratch *s, struct rule *r, __u32 port, int slot)
 		return DENIED;
 	case ACTION_TRANSLATE_SOURCE:
 		/* In, it is for what else had an address that the endpoint cannot answer: the host's own of loopback. */
-		if (slot && ZONE_KIND(s->h.key.zone) != ZONE_UPLINK)
+		if (d->leg.in && ZONE_KIND(s->h.key.zone) != ZONE_UPLINK)
 			return NAT_UNSUPPORTED;
 		return translate_source(s, port, r->arg);
 	case ACTION_TRANSLATE_PREFIX:
@@ -278,13 +297,20 @@ __noinline int act(struct scratch *s, struct rule *r, __u32 port, int slot)
 			go_inside(s);
 		return NONE;
 	case ACTION_FORWARD:
+		d->bridged = d->switched = 0;
 		return find_place(s, r->arg);
 	case ACTION_TO_UPLINK:
 		d->where = PLACE_UPLINK;
-		d->uplink = r->arg;
-		d->routed = 1;
+		d->uplink = r->arg & 0xff;
+		d->bridged = r->arg >> 8 & 1;
+		d->routed = !d->bridged;
+		d->switched = 0;
+		d->hop = r->arg >> 32;
 		return NONE;
+	case ACTION_SWITCH:
+		return switch_frame(s, r->arg, port);
 	case ACTION_ANSWER_ARP:
+		d->bridged = d->switched = 0;
 		return answer_arp(s, r->arg, port);
 	case ACTION_REWRITE:
 		return rewrite(s, r->arg);
@@ -356,9 +382,10 @@ static __always_inline __u32 kind_of(const struct headers *h)
 	return KIND_OTHER;
 }
 
-/* Run one port's layers on `s->d.cur`; `slot` says where the port goes in the flow's dependencies. */
-static __always_inline int run_layers(struct scratch *s, __u32 port, int in, int slot)
+/* Run the layers of a leg on `s->d.cur`. */
+static __always_inline int run_layers(struct scratch *s)
 {
+	__u32 port = s->d.leg.port, slot = s->d.leg.slot & 1;
 	struct programs *both = bpf_map_lookup_elem(&programs, &port);
 	struct port *record = bpf_map_lookup_elem(&ports, &port);
 	struct walk walk = {.s = s, .port = port, .slot = slot, .kind = kind_of(&s->h)};
@@ -374,8 +401,8 @@ static __always_inline int run_layers(struct scratch *s, __u32 port, int in, int
 	s->d.ports[slot] = port;
 	s->d.generations[slot] = program->generation;
 	s->d.reason = NONE;
-	s->d.by_sport |= (in ? program->in_fussy : program->out_fussy) & walk.kind ? 1 : 0;
-	if (in) {
+	s->d.by_sport |= (s->d.leg.in ? program->in_fussy : program->out_fussy) & walk.kind ? 1 : 0;
+	if (s->d.leg.in) {
 		walk.stages = program->in;
 		bpf_loop(program->in_count, run_stage, &walk, 0);
 	} else {

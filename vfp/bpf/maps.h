@@ -19,6 +19,7 @@ enum jump {
 	JUMP_DECIDED = 7,	/* their packets, once that is done */
 	JUMP_INSPECT = 8,	/* packets of flows that user space sees first */
 	JUMP_INSPECTED = 9,	/* what comes back from user space */
+	JUMP_FLOOD = 10,	/* frames to groups */
 	JUMP_ENCAPSULATE = 12,	/* into a tunnel */
 	JUMP_DECAPSULATE = 13,	/* out of one */
 	JUMPS = 16,
@@ -73,6 +74,18 @@ MAP(translations, BPF_MAP_TYPE_HASH, __u64, struct prefix, 4096, BPF_F_NO_PREALL
 MAP(prefixes, BPF_MAP_TYPE_LPM_TRIE, struct prefix_key, struct prefix, 4096, BPF_F_NO_PREALLOC);
 /* Address to place. */
 MAP(spaces, BPF_MAP_TYPE_HASH, struct space_key, struct location, 65536, BPF_F_NO_PREALLOC);
+/* Prefix to place, for addresses that have none. */
+MAP(routes, BPF_MAP_TYPE_LPM_TRIE, struct route_key, struct route, 65536, BPF_F_NO_PREALLOC);
+/* Segments by space and by wire ... */
+MAP(segments, BPF_MAP_TYPE_HASH, struct segment_key, struct segment, 1024, BPF_F_NO_PREALLOC);
+/* ... the ports behind their MACs ... */
+MAP(stations, BPF_MAP_TYPE_HASH, struct station_key, __u32, 8192, BPF_F_NO_PREALLOC);
+/* ... whom frames to groups go to: ports, or VTEPs ... */
+MAP(flooded, BPF_MAP_TYPE_HASH, struct flooded_key, __u32, 16384, BPF_F_NO_PREALLOC);
+/* ... and until when a CPU's time for them is spent. */
+MAP(flooding, BPF_MAP_TYPE_LRU_PERCPU_HASH, struct segment_key, __u64, 1024, 0);
+/* Routers that rules name. */
+MAP(hops, BPF_MAP_TYPE_HASH, __u32, struct hop, 1024, BPF_F_NO_PREALLOC);
 /* Underlay addresses of IPv6 hosts by id ... */
 MAP(vtep_addresses, BPF_MAP_TYPE_HASH, __u32, struct address, 65536, BPF_F_NO_PREALLOC);
 /* ... and back. */

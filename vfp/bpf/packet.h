@@ -59,6 +59,14 @@ struct headers {
 	__u8 pad[2];
 };
 
+/* Whose layers are run, and where the port goes in the flow's dependencies. */
+struct leg {
+	__u32 port;			/* 0: nobody's */
+	__u8 in;
+	__u8 slot;			/* 0 sender, 1 receiver */
+	__u8 pad[2];
+};
+
 struct decision {
 	struct flow_key cur;		/* the tuple as layers have rewritten it */
 	struct mapping via;		/* found at the uplink */
@@ -88,11 +96,18 @@ struct decision {
 	__u8 queue;			/* of the last rule that said so ... */
 	__u8 fail_open;			/* ... and whether all of them did */
 	__u8 by_binding;		/* `via` is of a binding, and not of a mapping */
-	__u8 pad;
+	__u8 switched;			/* it goes by its destination MAC, and keeps it */
 	__u16 bound;			/* FLOW_BOUND, FLOW_CONTACT: if it leaves from `s->external` */
 	__u16 behind;			/* FLOW_BEHIND, FLOW_CONTACTED */
 	__u32 sets_generation;		/* when the decision began */
+	__u32 hop;			/* that a rule wants for the uplink: key of `hops`; 0: by route */
+	struct segment_key segment;	/* of what is flooded */
+	__u8 bridged;			/* by an uplink in its name, and not routed */
+	__u8 pad[3];
 	struct location place;
+	struct location source;		/* of what came by the overlay */
+	struct leg leg;
+	__u32 exit;			/* the port that is the way out of the space, or into it; 0: none */
 };
 
 /* A set that is asked for an address: `vfp/bpf/sets.h`. */
@@ -162,9 +177,13 @@ struct scratch {
 	struct external_key external;
 	struct external holder;
 	struct prefix_key prefix;
-	struct space_key space;		/* of the image by a prefix */
+	struct space_key space;		/* what is looked for in a space: `find_location` ... */
+	struct route_key route;
+	struct location found;		/* ... and what it is */
 	struct binding_scratch nat;
 	struct mapping_key mapping;
+	struct segment_key segment;
+	struct station_key station;
 	struct hit_key hit[MEMORY_HITS];
 	struct fragment_key fragment;
 	struct flow_key related;	/* of the flow that an ICMP error is about, as its packets come here */
@@ -184,7 +203,9 @@ struct scratch {
 	__u8 forgetful;			/* decisions are neither remembered nor recalled */
 	__u8 inspected;			/* user space has seen it: enum inspected */
 	__u8 deciding_again;		/* the tuple is that of a flow that exists */
+	__u8 flooded;			/* a copy of a frame to a group: it makes no flow */
 	__u32 copying;			/* interface to which a copy is on its way at this moment */
+	__u32 flooding;			/* likewise, and its hook shall judge it */
 	__u32 mtu;			/* that an answer tells; 0: it tells of a rejection */
 	__u64 answers_ns;		/* until when this CPU's ICMP answers are spent */
 	struct into_tunnel tunnel;
@@ -209,6 +230,8 @@ struct scratch {
 		struct capture capture;
 		struct binding_event binding_event;
 		enum filtering filtering;
+		enum uplink_flags uplink_flags;
+		enum segment_kind segment_kind;
 		enum pool_flags pool_flags;
 		enum binding_event_kind binding_event_kind;
 		enum capture_stage capture_stage;
@@ -250,6 +273,12 @@ static __noinline int count_lost(__u32 ring)
 static __always_inline __u8 address_family(const struct flow_key *key)
 {
 	return key->family == 6 ? 6 : 4;
+}
+
+/* A record of a port that is gone has neither. */
+static __always_inline int is_there(const struct port *port)
+{
+	return port->ifindex || port->flags & PORT_EXIT;
 }
 
 static __always_inline int same_mac(const __u8 *a, const __u8 *b)

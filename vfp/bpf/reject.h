@@ -303,6 +303,17 @@ static __always_inline int replace(struct __sk_buff *skb, const struct scratch *
 	       !bpf_skb_store_bytes(skb, 0, &a->start.eth, length, BPF_F_RECOMPUTE_CSUM);
 }
 
+/* To a MAC of ours, and so from one that the host may know nothing of. */
+static __always_inline int is_on_wire(struct scratch *s, const struct uplink *uplink, __u32 number)
+{
+	if (!(uplink->flags & UPLINK_STATIONS))
+		return 0;
+	s->station.number = number;
+	s->station.kind = SEGMENT_WIRE;
+	copy_mac(s->station.mac, s->pkt.dmac);
+	return bpf_map_lookup_elem(&stations, &s->station) != 0;
+}
+
 /* To where the packet came from. */
 static __always_inline int send_back(struct __sk_buff *skb, struct scratch *s)
 {
@@ -328,6 +339,10 @@ static __always_inline int send_back(struct __sk_buff *skb, struct scratch *s)
 		uplink = bpf_map_lookup_elem(&uplinks, &number);
 		if (!uplink || !uplink->ifindex)
 			return TC_ACT_SHOT;
+		if (is_on_wire(s, uplink, number)) {
+			report(skb, s, PLACE_WIRE, reason, uplink->ifindex);
+			return bpf_redirect(uplink->ifindex, 0);
+		}
 		report(skb, s, PLACE_UPLINK, reason, uplink->ifindex & ~UPLINK_LOOPBACK);
 		if (uplink->ifindex & UPLINK_LOOPBACK)
 			return past_hook(skb, s, uplink->ifindex & ~UPLINK_LOOPBACK, BPF_F_INGRESS);

@@ -33,7 +33,7 @@ static __always_inline struct timeouts *timeouts_of(const struct flow *f, int *o
 
 		if (!port)
 			continue;
-		*orphan |= !port->ifindex || is_former(port, f->generations[i]);
+		*orphan |= !is_there(port) || is_former(port, f->generations[i]);
 		number = number ? number : port->timeouts;
 	}
 	return bpf_map_lookup_elem(&timeouts, &number);

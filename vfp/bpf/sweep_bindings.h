@@ -219,7 +219,7 @@ static __always_inline int is_gone(__u32 port_id, __u32 pool_id)
 {
 	struct port *port = bpf_map_lookup_elem(&ports, &port_id);
 
-	return !port || !port->ifindex || !bpf_map_lookup_elem(&pools, &pool_id);
+	return !port || !is_there(port) || !bpf_map_lookup_elem(&pools, &pool_id);
 }
 
 static long purge_external(void *map, struct external_key *key, struct external *held, struct sweeping *sweeping)

@@ -14,6 +14,8 @@
 #define IPV6_HOPS (L3 + offsetof(struct ipv6_header, hops))
 #define EVERY_LINK (L3 + 576)	/* bytes of a frame that are never too big: one compare for most packets */
 #define GSO_BY_FRAGS 0xffff
+#define AF_INET 2
+#define AF_INET6 10
 #define MARK_INSPECTED 0x51ce1a57	/* of a packet that enters again at its link */
 #define IPV6_SRC (L3 + offsetof(struct ipv6_header, src))
 
@@ -258,12 +260,19 @@ static __always_inline int to_endpoint(struct __sk_buff *skb, const struct scrat
 	return bpf_redirect_peer(ifindex, 0);
 }
 
-/* An answer to what a port asked. */
-static __always_inline int back_to_port(struct __sk_buff *skb, const struct scratch *s)
+/* An answer to what a port asked, or somebody over the overlay. */
+static __always_inline int back_to_asker(struct __sk_buff *skb, struct scratch *s)
 {
 	__u32 id = ZONE_NUMBER(s->pkt.key.zone);
-	struct port *port = bpf_map_lookup_elem(&ports, &id);
+	struct port *port;
 
+	if (ZONE_KIND(s->pkt.key.zone) == ZONE_OVERLAY) {
+		s->tunnel.fragments = 0;
+		return into_tunnel(skb, s, id, s->reply.out.vtep, s->reply.out.underlay);
+	}
+	if (ZONE_KIND(s->pkt.key.zone) == ZONE_UPLINK)
+		return bpf_redirect(skb->ifindex, 0);
+	port = bpf_map_lookup_elem(&ports, &id);
 	return to_endpoint(skb, s, skb->ifindex, port && port->flags & PORT_TAP);
 }
 
@@ -351,6 +360,20 @@ static __always_inline int drop_too_big(struct __sk_buff *skb, struct scratch *s
 	return TC_ACT_SHOT;
 }
 
+/* To the router that a rule named, whatever the host's routes. */
+static __always_inline int by_hop(const struct transposition *t)
+{
+	struct bpf_redir_neigh to = {};
+	__u32 id = t->vtep;
+	struct hop *hop = bpf_map_lookup_elem(&hops, &id);
+
+	if (!hop)
+		return TC_ACT_SHOT;
+	to.nh_family = hop->family == 6 ? AF_INET6 : AF_INET;
+	__builtin_memcpy(to.ipv6_nh, &hop->address, sizeof(hop->address));
+	return bpf_redirect_neigh(t->ifindex, &to, sizeof(to), 0);
+}
+
 /* Returns a TC verdict. */
 static __always_inline int transpose(struct __sk_buff *skb, struct scratch *s, const struct transposition *t)
 {
@@ -359,10 +382,10 @@ static __always_inline int transpose(struct __sk_buff *skb, struct scratch *s, c
 	if (t->flags & DEC_TTL) {
 		if (s->ttl <= 1)
 			return drop_early(skb, s, TTL_EXCEEDED);
-		/* Sent to everyone on its link, so no router's to pass on (RFC 1812 5.3.4); the kernel would not, either. */
-		if ((t->place == PLACE_UPLINK || t->place == PLACE_LOOPBACK) && s->pkt.dmac[0] & 1)
-			return drop_early(skb, s, NO_ROUTE);
 	}
+	/* Sent to everyone on its link, so no router's to pass on (RFC 1812 5.3.4); the kernel would not, either. */
+	if ((t->place == PLACE_UPLINK || t->place == PLACE_LOOPBACK) && s->pkt.dmac[0] & 1)
+		return drop_early(skb, s, NO_ROUTE);
 	s->tunnel.fragments = 0;
 	if (skb->len > EVERY_LINK) {
 		int size = size_of(skb, s, t);
@@ -386,7 +409,9 @@ static __always_inline int transpose(struct __sk_buff *skb, struct scratch *s, c
 	case PLACE_TUNNEL:
 		return into_tunnel(skb, s, t->vni, t->vtep, t->underlay);
 	case PLACE_UPLINK:
-		return bpf_redirect_neigh(t->ifindex, 0, 0, 0);
+		return t->vtep ? by_hop(t) : bpf_redirect_neigh(t->ifindex, 0, 0, 0);
+	case PLACE_WIRE:
+		return bpf_redirect(t->ifindex, 0);
 	case PLACE_STACK:
 		if (s->inspected && !s->probe)	/* whose mark says where a copy went */
 			return enter_again(skb, s);

@@ -49,6 +49,8 @@ enum place {
 	PLACE_INSPECT = 6,	/* user space sees it first */
 	PLACE_LOOPBACK = 7,	/* uplink to the host's own sockets */
 	PLACE_TAP = 8,		/* local port whose machine is behind the device itself */
+	PLACE_WIRE = 9,		/* out of an uplink as the frame is */
+	PLACE_FLOOD = 10,	/* to many: see flood.h */
 };
 
 enum transposition_flags {
@@ -69,15 +71,15 @@ struct transposition {
 	__u16 flags;
 	__u8 place;
 	__u8 dscp;
-	__u32 ifindex;
+	__u32 ifindex;		/* PLACE_FLOOD: number of a segment's key, the kind is in `vni` */
 	struct address src;
 	struct address dst;
 	__be16 sport;
 	__be16 dport;
 	__u8 smac[6];
 	__u8 dmac[6];
-	__u32 vni;
-	__u32 vtep;		/* IPv4 in host byte order, or the id of an IPv6 one: tunnel.h */
+	__u32 vni;		/* PLACE_FLOOD: kind of the segment */
+	__u32 vtep;		/* IPv4 in host byte order, or the id of an IPv6 one: tunnel.h; PLACE_UPLINK: key of `hops`, 0: by route */
 	__u16 mtu;		/* bytes of the largest IP packet that may leave so; 0: not known. In a tunnel: its underlay's */
 	__u8 underlay;		/* PLACE_TUNNEL: number of the outer source; 0: by route, and the VXLAN device sends it */
 	__u8 pad;
@@ -97,6 +99,9 @@ enum flow_flags {
 	FLOW_CONTACT = 1 << 9,	/* and the contacts of the one ... */
 	FLOW_CONTACTED = 1 << 10,	/* and the other */
 	FLOW_HAIRPIN = 1 << 11,	/* by an external side: that is whom it contacts */
+	/* Of each half, which frames are of it by their destination MAC: */
+	FLOW_TO_MAC = 1 << 12,	/* those to `dmac` ... */
+	FLOW_TO_WIRE = 1 << 13,	/* those to no group: whom a reply goes to, its sender knows */
 };
 
 /*
@@ -159,6 +164,7 @@ enum port_flags {
 	PORT_STRICT_TCP = 1 << 0,
 	PORT_CAPTURE = 1 << 1,		/* somebody looks at its packets */
 	PORT_TAP = 1 << 2,		/* no veth */
+	PORT_EXIT = 1 << 15,		/* no link: the way out of a space */
 };
 
 #define UPLINK_LOOPBACK (1U << 31)	/* beside an uplink's interface index */
@@ -166,6 +172,61 @@ enum port_flags {
 struct uplink {
 	__u32 ifindex;		/* and UPLINK_LOOPBACK; 0: there is none */
 	__u32 mtu;		/* 0: not known */
+	__u8 mac[6];		/* that the wire's proxied addresses are told to have */
+	__u16 flags;		/* enum uplink_flags */
+};
+
+enum uplink_flags {
+	UPLINK_STATIONS = 1 << 0,	/* a wire: some MACs there are of ports of ours */
+	UPLINK_PROXY = 1 << 1,		/* some addresses there are of ports of ours, with the uplink's MAC */
+};
+
+/*
+ * What one uplink stands for to its neighbours, as if it were a space: addresses of the spaces whose wire it is. No other
+ * space has such a number.
+ */
+#define WIRE_SPACE 0xffffff00U
+
+enum segment_kind {
+	SEGMENT_SPACE = 0,	/* of a space by itself */
+	SEGMENT_WIRE = 1,	/* of all spaces that are on one uplink's wire */
+	SEGMENT_VTEPS = 2,	/* of `flooded` only: the other hosts of a space */
+};
+
+struct segment_key {
+	__u32 number;
+	__u32 kind;
+};
+
+/* Stations that see each other's frames. Found by space, and by wire. */
+struct segment {
+	struct segment_key of;	/* where its stations are */
+	__u64 flood_ns;		/* time of one frame to a group, of the time that a CPU has for them ... */
+	__u64 flood_burst_ns;	/* ... and how far it may be ahead of its time */
+	__u32 wire;		/* uplink; 0: none */
+	__u32 vni;		/* of what is flooded to VTEPs */
+	__u32 ports;		/* that get frames to groups */
+	__u32 vteps;		/* likewise */
+	__u32 floods;		/* 0: frames to groups are dropped */
+	__u32 pad;
+};
+
+struct station_key {
+	__u32 number;		/* as in a segment_key */
+	__u16 kind;
+	__u8 mac[6];
+};
+
+struct flooded_key {
+	__u32 number;
+	__u32 kind;
+	__u32 index;
+};
+
+/* A router that packets of an uplink go to, whatever the host's routes. */
+struct hop {
+	struct address address;
+	__u32 family;		/* 4, 6 */
 };
 
 #define UNDERLAYS 16		/* and one that is never used: 0 */
@@ -195,6 +256,7 @@ struct port {
 	__u32 born;		/* generation at which the id became this port's: flows of older ones are of another */
 	__u16 mtu;		/* bytes of the largest packet that the endpoint takes; 0: not known */
 	__u8 underlays[2];	/* outer source of what it sends, of IPv4 and of IPv6; 0: the host's */
+	__u32 space;		/* PORT_EXIT: whose way out it is */
 };
 
 /* From whom ICMP errors to a port are, in IPv4 and in IPv6; all zero: from whom the packet was meant for. */
@@ -316,6 +378,7 @@ enum rule_action {
 	ACTION_INSPECT = 14,
 	ACTION_HAIRPIN = 15,
 	ACTION_TRANSLATE_PREFIX = 16,
+	ACTION_SWITCH = 17,
 };
 
 enum rule_flags {
@@ -343,7 +406,7 @@ struct rule {
 	__u8 icmp_type;
 	__u8 icmp_code;
 	__u64 cookie;
-	__u64 arg;		/* pool, space, uplink, key of `rewrites` or `translations`, DSCP, meter, packets to a record, port, queue | fail_open << 8 */
+	__u64 arg;		/* pool, space, uplink, key of `rewrites` or `translations`, DSCP, meter, packets to a record, port, queue | fail_open << 8, uplink | bridged << 8 | hop << 32, space | proxy << 32 */
 	__u32 src_set;
 	__u32 dst_set;
 	__u32 vni;
@@ -398,6 +461,7 @@ enum location_kind {
 	LOCATION_REMOTE = 2,
 	LOCATION_HOST = 3,
 	LOCATION_VIRTUAL = 4,
+	LOCATION_VIA = 5,	/* of a route: wherever another address is */
 };
 
 struct location {
@@ -407,6 +471,20 @@ struct location {
 	__u32 port;
 	__u32 vni;
 	__u32 vtep;		/* as in struct transposition */
+};
+
+/* Of a longest-prefix match: `length` counts the bits of all fields. */
+struct route_key {
+	__u32 length;
+	__u32 space;
+	__u32 family;
+	struct address address;
+};
+
+/* Where a space has what it has no place for. */
+struct route {
+	struct location to;
+	struct address via;	/* LOCATION_VIA: of the next hop */
 };
 
 /* A member of a set, by prefix length; the address is masked. */

@@ -5,7 +5,9 @@
  */
 #include "arp.h"
 #include "detour.h"
+#include "echo.h"
 #include "extras.h"
+#include "flood.h"
 #include "memory.h"
 #include "nd.h"
 #include "reject.h"
@@ -29,6 +31,7 @@ static __always_inline int enter_link(struct __sk_buff *skb, __u32 kind)
 	s->probe = NO_PROBE;
 	s->forgetful = 0;
 	s->inspected = 0;
+	s->flooded = kind == ZONE_HOST && s->flooding == ifindex;
 	number = bpf_map_lookup_elem(&links, &ifindex);
 	if (!number)
 		return kind == ZONE_UPLINK ? TC_ACT_UNSPEC : drop_unknown(skb, s, kind);
@@ -47,13 +50,28 @@ int vfp_port_in(struct __sk_buff *skb)
 	return enter_link(skb, ZONE_HOST);
 }
 
+/* To a MAC that is not the uplink's: it may be that of a port of ours. */
+static __always_inline int is_stations(struct __sk_buff *skb)
+{
+	__u32 ifindex = skb->ifindex, *number = bpf_map_lookup_elem(&links, &ifindex);
+	struct uplink *uplink = number ? bpf_map_lookup_elem(&uplinks, number) : 0;
+	struct station_key key = {.kind = SEGMENT_WIRE};
+
+	if (!uplink || !(uplink->flags & UPLINK_STATIONS))
+		return 0;
+	key.number = *number;
+	if (bpf_skb_load_bytes(skb, 0, key.mac, sizeof(key.mac)))
+		return 0;
+	return bpf_map_lookup_elem(&stations, &key) != 0;
+}
+
 SEC("tc")
 int vfp_uplink_in(struct __sk_buff *skb)
 {
 	struct scratch *s = scratch();
 
 	if (skb->pkt_type == PACKET_OTHERHOST)
-		return TC_ACT_UNSPEC;
+		return is_stations(skb) ? enter_link(skb, ZONE_UPLINK) : TC_ACT_UNSPEC;
 	if (s && is_tunnelled(skb, s))
 		bpf_tail_call(skb, &jumps, JUMP_DECAPSULATE);
 	return enter_link(skb, ZONE_UPLINK);
@@ -89,6 +107,7 @@ int vfp_decapsulate(struct __sk_buff *skb)
 	s->probe = NO_PROBE;
 	s->forgetful = 0;
 	s->inspected = 0;
+	s->flooded = 0;
 	if (ecn < 0)
 		return drop_arrived(skb, s, MAKE_ZONE(ZONE_OVERLAY, off.vni), ECN_INVALID);
 	if (ecn != (off.inner & ECN_MASK) && set_ecn(skb, off.family, off.inner, ecn))
@@ -107,6 +126,7 @@ int vfp_overlay_in(struct __sk_buff *skb)
 	s->probe = NO_PROBE;
 	s->forgetful = 0;
 	s->inspected = 0;
+	s->flooded = 0;
 	if (!from_tunnel(skb, &vni, &vtep))
 		return drop_unknown(skb, s, ZONE_OVERLAY);
 	return enter(skb, s, MAKE_ZONE(ZONE_OVERLAY, vni), vtep);
@@ -122,6 +142,7 @@ int vfp_probe(struct __sk_buff *skb)
 	if (!s)
 		return TC_ACT_SHOT;
 	s->probe = PROBE;
+	s->flooded = 0;
 	s->forgetful = skb->mark == PROBE_WALKS;
 	if (zone & ~INSPECT_ZONE)
 		return come_back(skb, s, zone & INSPECT_ZONE, zone >> 30);
@@ -146,13 +167,14 @@ int vfp_trace(struct __sk_buff *skb)
 	trace->cookie = trace->port = trace->count = 0;
 	trace->layer = 0xff;
 	s->probe = PROBE_DRY;
+	s->flooded = 0;
 	s->forgetful = 1;
 	s->inspected = 0;
 	reason = parse_odd(skb, s, zone);
 	s->pkt.vtep = vtep;
 	if (reason)
 		return refuse(skb, s, reason);
-	if (!s->pkt.tracked && ZONE_KIND(zone) == ZONE_UPLINK)
+	if (!s->pkt.tracked && ZONE_KIND(zone) == ZONE_UPLINK && !is_wired(s))
 		return leave_to_stack(skb, s);
 	if (s->error)
 		s->error = ERROR_UNRELATED;
@@ -165,6 +187,13 @@ static __always_inline int makes_flow(const struct headers *h)
 	if (is_icmp(h->key.family, h->key.protocol))
 		return is_echo_request(h);
 	return h->tracked && !(h->tcp_flags & TCP_RST);
+}
+
+/* What goes to many has no flow, here or where it arrives; nor has what is answered on the spot. */
+static __always_inline int begins_flow(const struct scratch *s)
+{
+	return makes_flow(&s->pkt) && s->forward.out.place != PLACE_FLOOD && s->forward.out.place != PLACE_REPLY &&
+	       !s->flooded;
 }
 
 /* What the short parser does not know. */
@@ -240,10 +269,10 @@ int vfp_slow(struct __sk_buff *skb)
 		return leave_to_stack(skb, s);
 	if (reason)
 		return drop_decided(skb, s, reason);
-	if (s->d.inspect && (!makes_flow(&s->pkt) || !is_inspectable(s)))
+	if (s->d.inspect && (!begins_flow(s) || !is_inspectable(s)))
 		return drop_early(skb, s, INSPECT_REFUSED);
 	s->passage = PASSAGE_ALONE;
-	if (makes_flow(&s->pkt)) {
+	if (begins_flow(s)) {
 		if (s->forward.flags & FLOW_STRICT && !is_opening_segment(s->pkt.tcp_flags))
 			return drop_early(skb, s, OUT_OF_STATE);
 		if (is_dry(s)) {
@@ -270,9 +299,9 @@ int vfp_slow(struct __sk_buff *skb)
 }
 
 /* The question becomes its answer. */
-static __always_inline int answer_neighbour(struct __sk_buff *skb, struct scratch *s)
+static __always_inline int answer_question(struct __sk_buff *skb, struct scratch *s)
 {
-	int verdict = s->pkt.nd ? reply_nd(skb, s) : reply_arp(skb, s);
+	int verdict = s->pkt.nd ? reply_nd(skb, s) : s->pkt.key.family ? reply_echo(skb, s) : reply_arp(skb, s);
 
 	s->watched[1] = s->watched[0];		/* who asked receives */
 	s->watched[0] = 0;
@@ -298,7 +327,9 @@ int vfp_leave(struct __sk_buff *skb)
 	if (f->flags & FLOW_EXTRAS && !is_dry(s))
 		do_extras(skb, s, f);
 	if (f->out.place == PLACE_REPLY)
-		return answer_neighbour(skb, s);
+		return answer_question(skb, s);
+	if (f->out.place == PLACE_FLOOD)
+		return jump(skb, s, JUMP_FLOOD);
 	return capture_after(skb, s, transpose(skb, s, &f->out));
 }
 

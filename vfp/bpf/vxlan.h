@@ -87,9 +87,8 @@ static __always_inline int traffic_class(struct __sk_buff *skb, __u8 family, __u
 	return 0;
 }
 
-/* What the VXLAN device shall do with a packet. A VTEP that the policy no longer knows: nothing. */
-static __always_inline int by_device(struct __sk_buff *skb, const struct into_tunnel *to, const struct underlay *from,
-				     __u32 ifindex)
+/* What the VXLAN device shall do with a packet. Returns whether it was told: not of a VTEP that the policy no longer knows. */
+static __always_inline int tell_device(struct __sk_buff *skb, const struct into_tunnel *to, const struct underlay *from)
 {
 	struct bpf_tunnel_key key = {.tunnel_id = to->vni, .tunnel_ttl = OUTER_TTL};
 	__u64 flags = BPF_F_ZERO_CSUM_TX | (from && from->mtu && !to->fragments ? BPF_F_DONT_FRAGMENT : 0);
@@ -101,7 +100,7 @@ static __always_inline int by_device(struct __sk_buff *skb, const struct into_tu
 	if (is_ipv6_vtep(vtep)) {
 		address = bpf_map_lookup_elem(&vtep_addresses, &vtep);
 		if (!address)
-			return TC_ACT_SHOT;
+			return 0;
 		__builtin_memcpy(key.remote_ipv6, address, sizeof(*address));
 		if (from)
 			__builtin_memcpy(key.local_ipv6, &from->address, sizeof(from->address));
@@ -111,9 +110,13 @@ static __always_inline int by_device(struct __sk_buff *skb, const struct into_tu
 		if (from)
 			key.local_ipv4 = bpf_ntohl(from->address.w[0]);
 	}
-	if (bpf_skb_set_tunnel_key(skb, &key, sizeof(key), flags))
-		return TC_ACT_SHOT;
-	return bpf_redirect(ifindex, 0);
+	return !bpf_skb_set_tunnel_key(skb, &key, sizeof(key), flags);
+}
+
+static __always_inline int by_device(struct __sk_buff *skb, const struct into_tunnel *to, const struct underlay *from,
+				     __u32 ifindex)
+{
+	return tell_device(skb, to, from) ? bpf_redirect(ifindex, 0) : TC_ACT_SHOT;
 }
 
 static __always_inline void make_rest(struct __sk_buff *skb, struct outer_rest *rest, const struct into_tunnel *to,

@@ -73,10 +73,13 @@ from vfp.layout import (
     METER,
     PORT,
     PREFIX,
+    ROUTE,
+    ROUTE_KEY,
     SETTINGS,
     SWEEP,
     UPLINK,
     FlowFlag,
+    LocationKind,
     Ring,
     ZoneKind,
     pack,
@@ -87,6 +90,7 @@ from vfp.model import Address, EngineState, Prefix
 from vfp.reasons import DropReason
 from vfp.reference.bindings import BindingKey, Block, External
 from vfp.reference.packet import FlowTuple
+from vfp.switching import changed_segments
 from vfp.timeouts import Timeouts
 from vfp.underlays import Tunnelling
 
@@ -94,12 +98,12 @@ OBJECT = Path(__file__).with_name("vfp.bpf.o")
 
 _ZERO = bytes(4)
 _KEYED = (
-    "links", "pools", "held", "mappings", "prefixes", "rewrites", "translations", "vtep_addresses", "vtep_ids",
-    "underlay_numbers", "paths", "gateways",
+    "links", "pools", "held", "mappings", "prefixes", "rewrites", "routes", "translations", "vtep_addresses",
+    "vtep_ids", "hops", "segments", "stations", "flooded", "underlay_numbers", "paths", "gateways",
 )
 _JUMPS = (                                  # enum jump
     "vfp_slow", "vfp_odd", "vfp_related", "vfp_leave", "vfp_reject", "vfp_full", "vfp_stale", "vfp_decided",
-    "vfp_inspect", "vfp_come_back", None, None, "vfp_encapsulate", "vfp_decapsulate",
+    "vfp_inspect", "vfp_come_back", "vfp_flood", None, "vfp_encapsulate", "vfp_decapsulate",
 )
 
 ANSWERS_PER_S = 1000
@@ -223,7 +227,7 @@ class Datapath(AbstractContextManager["Datapath"]):
         tables.ports = timeouts.ports
         self._hits_of_others |= self._mapping_names is None or bool(self._mapping_names.keys() - tables.mapping_names)
         self._mapping_names = tables.mapping_names
-        stale = self._ports_to_bump(tables, spaces.spaces)
+        stale = self._ports_to_bump(tables, self._spaces_to_bump(tables, spaces))
         named = frozenset(number for port in tables.ports.values() for number in port.sets)
         self._sets.expect(tables.sets)
         if not spaces and not self._differs(tables, stale):
@@ -239,6 +243,7 @@ class Datapath(AbstractContextManager["Datapath"]):
         self._groups.add(tables.groups.values())
         self._put("rewrites", tables)
         self._put("translations", tables)
+        self._put("hops", tables)
         self._add_meters(tables.meters)
         left = self._left_behind(tables)
         for name in ("vtep_addresses", "vtep_ids", "held", "pools"):
@@ -246,7 +251,9 @@ class Datapath(AbstractContextManager["Datapath"]):
         for name in ("held", "pools"):
             self._remove(name, tables, keep=left)
         self._change_spaces(tables, spaces)
-        for name in ("mappings", "prefixes", "underlay_numbers", "paths", "gateways"):
+        for name in (
+            "mappings", "prefixes", "flooded", "stations", "segments", "underlay_numbers", "paths", "gateways",
+        ):
             self._put(name, tables)
             self._remove(name, tables)
         self._write_underlays(tables.tunnelling)
@@ -272,7 +279,7 @@ class Datapath(AbstractContextManager["Datapath"]):
             self._ports.drop(port_id)
             self._hits_of_others = True
         self._spaces.remove(spaces)
-        for name in ("pools", "rewrites", "translations", "vtep_addresses", "vtep_ids"):
+        for name in ("pools", "rewrites", "routes", "translations", "vtep_addresses", "vtep_ids", "hops"):
             self._remove(name, tables)
         if purge:
             self._run_sweep("vfp_purge")
@@ -563,8 +570,11 @@ class Datapath(AbstractContextManager["Datapath"]):
         limits = self._limits
         for name, limit, option in (
             ("mappings", limits.mappings, "mappings"), ("vtep_ids", limits.vteps, "vteps"),
+            ("routes", limits.routes, "routes"),
             ("links", limits.ports + 256, "ports"), ("meters", limits.meters, "meters"),
-            ("pools", limits.pools, "pools"),
+            ("pools", limits.pools, "pools"), ("stations", limits.stations, "stations"),
+            ("segments", limits.segments, "segments"), ("flooded", limits.flooded, "flooded"),
+            ("hops", limits.hops, "hops"),
         ):
             if (wanted := len(tables.meters if name == "meters" else tables.maps[name])) > limit:
                 raise TableFull(f"table {name}: {wanted} entries wanted, {limit} fit; raise Limits.{option}")
@@ -575,6 +585,17 @@ class Datapath(AbstractContextManager["Datapath"]):
         """Keys whose old value goes: changed or removed, not added."""
         wanted = tables.maps[name]
         return {key for key, value in self._shadow[name].items() if wanted.get(key) != value}
+
+    def _spaces_to_bump(self, tables: Tables, change: SpaceChange) -> frozenset[int]:
+        """Spaces whose flows may go elsewhere now. What is only added concerns no flow, unless routes led there."""
+        before, after = self._shadow["routes"], tables.maps["routes"]
+        rows = {key: np.frombuffer(key, ROUTE_KEY)[0] for key in {*before, *after}} if before else {}
+        routed = {(int(rows[key]["space"]), int(rows[key]["family"])) for key in before}
+        grown = change.grown | {
+            (int(row["space"]), int(row["family"])) for key, row in rows.items() if key not in before}
+        return change.spaces.union(
+            (space for space, _ in routed & grown),
+            (int(rows[key]["space"]) for key in self._changed("routes", tables)))
 
     def _ports_to_bump(self, tables: Tables, spaces: frozenset[int]) -> set[int]:
         """Ports whose decisions may be outdated: program, record, or something a rule of theirs refers to.
@@ -593,7 +614,10 @@ class Datapath(AbstractContextManager["Datapath"]):
             int(np.frombuffer(self._shadow["prefixes"][key], PREFIX)[0]["space"])
             for key in self._changed("prefixes", tables)
         }
-        inhabitants = self._spaces.ports_in(spaces | behind_prefixes)
+        inhabitants = self._spaces.ports_in(spaces | behind_prefixes) | self._exits_of(spaces)
+        switched = changed_segments(self._shadow, tables.maps)
+        spaces |= switched.spaces
+        inhabitants |= switched.ports
         uplinks_changed = self._uplinks_changed(tables.maps["uplinks"])
         return {
             port.id
@@ -601,6 +625,12 @@ class Datapath(AbstractContextManager["Datapath"]):
             if uplinks_changed or port.id in mapped or port.id in inhabitants or port.spaces & spaces
             or port.pools & pools or not self._ports.has(port)
         }
+
+    def _exits_of(self, spaces: frozenset[int]) -> set[int]:
+        """Ports to which a route of these spaces leads."""
+        routes = [(np.frombuffer(key, ROUTE_KEY)[0], np.frombuffer(value, ROUTE)[0]["to"])
+                  for key, value in self._shadow["routes"].items()] if spaces else []
+        return {int(to["port"]) for key, to in routes if to["kind"] == LocationKind.PORT and key["space"] in spaces}
 
     def _differs(self, tables: Tables, stale: set[int]) -> bool:
         return bool(
@@ -670,8 +700,12 @@ class Datapath(AbstractContextManager["Datapath"]):
 
     def _change_spaces(self, tables: Tables, change: SpaceChange) -> None:
         """An entry that leaves a space which stays goes now: no new policy may meet it. Whole spaces go after."""
+        stay = frozenset(tables.spaces).union(*(port.spaces for port in tables.ports.values()))
         self._spaces.put(change)
-        self._spaces.remove(change, frozenset(tables.spaces).union(*(port.spaces for port in tables.ports.values())))
+        self._put("routes", tables)
+        self._spaces.remove(change, stay)
+        self._remove("routes", tables, keep=frozenset(
+            key for key in self._shadow["routes"] if int(np.frombuffer(key, ROUTE_KEY)[0]["space"]) not in stay))
 
     def _turn_over(self) -> None:
         turned = {**self._settings, "turn": self._settings["turn"] ^ 1}

@@ -34,8 +34,13 @@ class Limits:
     bindings: int = 524288
     ports: int = 4096
     space_entries: int = 1048576
+    routes: int = 65536                     # of all spaces
     vteps: int = 65536                      # IPv6 ones; those of IPv4 need no room
     mappings: int = 262144
+    segments: int = 1024                    # spaces that switch, and wires
+    stations: int = 8192
+    flooded: int = 16384                    # ports and VTEPs that get frames to groups, over all segments
+    hops: int = 1024                        # routers that rules name
     pools: int = 16384                      # the agent gives no more numbers
     meters: int = 4096
     sets: int = 4096
@@ -52,9 +57,11 @@ class Limits:
             "flows": self.flows, "rules": self.rules, "buckets": self.rules, "filter": filter_words(self.rules),
             "bindings": self.bindings, "externals": self.bindings, "contacts": self.bindings,
             "ports": self.ports, "programs": self.ports, "gateways": self.ports, "links": self.ports + 256,
-            "spaces": self.space_entries, "vtep_ids": self.vteps, "vtep_addresses": self.vteps,
+            "spaces": self.space_entries, "routes": self.routes, "vtep_ids": self.vteps, "vtep_addresses": self.vteps,
             "mappings": self.mappings, "meters": self.meters,
             "pools": self.pools, "uses": 4 * self.pools,
+            "segments": self.segments, "flooding": self.segments, "stations": self.stations, "flooded": self.flooded,
+            "hops": self.hops,
             "rule_hits": self.rules + self.mappings, "timeouts": self.timeouts,
             "sets": self.set_members, "set_lengths": 2 * self.sets,
             "time_waits": closing, "resets": closing, "lingering": closing,

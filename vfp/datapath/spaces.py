@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from vfp.datapath.map import BpfMap
 from vfp.errors import TableFull
@@ -27,7 +29,8 @@ class SpaceChange:
     keys: U8Array                           # to write
     values: U8Array
     gone: U8Array                           # keys to remove
-    spaces: frozenset[int]                  # of which an entry changes or goes: what is only added concerns no flow
+    spaces: frozenset[int]                  # of which an entry changes or goes
+    grown: frozenset[tuple[int, int]]       # (space, family) that has new entries
 
     def __bool__(self) -> bool:
         return bool(self.removed or self.added)
@@ -61,9 +64,13 @@ class SpaceTable:
         same[stays] = (before.values[stays] == after.values[there[stays]]).all(axis=1)
         write = np.ones(len(after.keys), bool)
         write[there[same]] = False
-        changed = np.ascontiguousarray(before.keys[~same]).reshape(-1).view(SPACE_KEY)["space"]
+        fresh = np.ones(len(after.keys), bool)
+        fresh[there[stays]] = False
+        new_rows = _rows(after.keys[fresh])
+        grown = {(int(pair >> 8), int(pair & 0xFF))
+                 for pair in np.unique(new_rows["space"].astype(np.uint64) << np.uint64(8) | new_rows["family"])}
         return SpaceChange(removed, added, after.keys[write], after.values[write], before.keys[~stays],
-                           frozenset(np.unique(changed).tolist()))
+                           frozenset(np.unique(_rows(before.keys[~same])["space"]).tolist()), frozenset(grown))
 
     def put(self, change: SpaceChange) -> None:
         """Entries that come or change."""
@@ -79,9 +86,8 @@ class SpaceTable:
             return
         known, self._chunks = self._known(), None
         gone = change.gone
-        theirs = np.ascontiguousarray(gone).reshape(-1).view(SPACE_KEY)["space"]
         if spaces is not None:
-            gone = gone[np.isin(theirs, list(spaces))]
+            gone = gone[np.isin(_rows(gone)["space"], list(spaces))]
         if len(gone):
             self._map.delete_batch(gone, len(gone))
         over = {id(chunk) for chunk in change.removed if spaces is None or chunk.space in spaces}
@@ -109,6 +115,10 @@ def _by_space(keys: U8Array, values: U8Array) -> Iterable[Chunk]:
         places = values[rows].reshape(-1).view(LOCATION)
         ports = frozenset(places["port"][places["kind"] == LocationKind.PORT].tolist())
         yield rows_of(int(space[rows[0]]), keys[rows], values[rows], ports)
+
+
+def _rows(keys: U8Array) -> npt.NDArray[Any]:
+    return np.ascontiguousarray(keys).reshape(-1).view(SPACE_KEY)
 
 
 def _joined(chunks: Iterable[Chunk]) -> Chunk:

@@ -6,7 +6,8 @@ Decided here, where `docs/engine.md` is open:
   that the state does not list, and for a remote place when the engine has no tunnel device.
 - `Rewrite` needs IP of the family of the addresses it sets and no neighbour discovery, and TCP or UDP if it sets a
   port, else `NAT_UNSUPPORTED` (SCTP's CRC32c covers its ports).
-- `Forward` to a `Virtual` place drops when the action runs, whatever later layers say.
+- `Forward` to a `Virtual` place drops when the action runs, whatever later layers say, if it is no echo request.
+- What an exit's OUT layers send to the host's stack, or from a port of this host to another port: `NO_ROUTE`.
 - `AnswerArp` sets the place; later layers still run. Neither a request for the sender's own address nor one
   for an address that is behind the asking port (a probe, RFC 5227) is answered.
 - `TranslateSource` with a pool that does not exist: `ENGINE_ERROR`.
@@ -17,6 +18,7 @@ Decided here, where `docs/engine.md` is open:
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from enum import Enum
 from ipaddress import IPv6Address, IPv6Network
 
 from vfp.model import (
@@ -44,10 +46,12 @@ from vfp.model import (
     Reject,
     Remote,
     Rewrite,
+    Switch,
     ToUplink,
     TranslatePrefix,
     TranslateSource,
     Untranslate,
+    Uplink,
     Virtual,
 )
 from vfp.reasons import DropReason
@@ -73,6 +77,7 @@ from vfp.reference.packet import (
 from vfp.reference.sets import Sets
 from vfp.reference.transposition import Transposition
 from vfp.reference.zones import Zone, ZoneKind
+from vfp.switching import wire_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +92,16 @@ class Subject:
     headers: Headers
     vtep: Address | None = None
     any_vtep: bool = False
+    plain: bool = False                     # without IP options or extension headers
     again: bool = False                     # the tuple is that of a flow that exists
+
+
+class Meant(Enum):
+    """Which frames are of a half, by their destination MAC: keys do not have it."""
+
+    ANY = 0
+    MAC = 1                                 # those to the half's own
+    WIRE = 2                                # those to no group: whom a reply goes to, its sender knows
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +115,17 @@ class Half:
     vtep: Address | None = None         # overlay: the only outer source that may use it
     dst_mac: bytes = b""                    # these two: what a packet gets back after inspection
     src_mac: bytes = b""
+    meant: Meant = Meant.ANY
+
+    def is_meant(self, dst_mac: bytes) -> bool:
+        """Whether a frame to this MAC may use this half."""
+        match self.meant:
+            case Meant.MAC:
+                return dst_mac == self.dst_mac
+            case Meant.WIRE:
+                return not dst_mac[0] & 1
+            case _:
+                return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +188,9 @@ class _Walk:
     now_s: float
     cur: FlowTuple = field(init=False)
     rewrites: Transposition = field(default_factory=Transposition)
-    place: Location | Inside | header.ToUplink | header.ToSender | None = None
+    place: Location | Inside | header.ToUplink | header.ToWire | header.Flood | header.ToSender | None = None
+    switched: bool = False                  # goes by its destination MAC, and keeps it
+    bridged: bool = False                   # by an uplink in its name, and not routed
     mapping: Mapping | None = None
     image: IPv6Address | None = None        # the image of the destination by its prefix
     rewritten: bool = False
@@ -172,6 +199,8 @@ class _Walk:
     extras: Extras = NO_EXTRAS
     drop_port: int = 0
     ports: list[int] = field(default_factory=list)
+    slot: int = 0                           # of the port whose layers run: 0 sender, 1 receiver
+    exit: Port | None = None                # the way out of a space, or into it, that it goes by
     bound: tuple[BindingKey, External] | None = None    # by which the source was last translated
     behind: BindingKey | None = None        # the binding under which it came in
     asked: Address | None = None            # who had to be a contact of it
@@ -229,32 +258,53 @@ class _Walk:
     # Zones: which layers run, where the packet goes, and where its answer comes from.
 
     def _from_port(self) -> tuple[Half, Half | None]:
+        if self.index.exit(self.subject.zone.number) is not None:
+            raise self._no_link(self.subject.zone.number)
         sender = self._run_layers(self.subject.zone.number, Direction.OUT)
         back = Transposition(dst_mac=sender.mac, exit=header.ToPort(sender.id))
+        if isinstance(self.place, LocalPort) and self.index.exit(self.place.port) is not None:
+            self._leave_by(self.place.port, 1)
+            if not isinstance(self.place, Remote | header.ToUplink):
+                raise Dropped(DropReason.NO_ROUTE, "the exit's layers did not say by which uplink or tunnel it leaves")
+        plain = Transposition(exit=header.ToPort(sender.id))
         match self.place:
+            case Inside(id) if self.index.exit(id) is not None:
+                raise Dropped(DropReason.NO_ROUTE, "behind an exit's external side: there is no way in from here")
+            case LocalPort(id) if self.switched:
+                receiver = self._run_layers(id, Direction.IN, 1)
+                return self._pair(Transposition(exit=header.ToPort(receiver.id)),
+                                  Zone(ZoneKind.PORT, receiver.id), plain)
+            case header.ToWire(uplink) as exit:
+                if uplink not in self.index.uplinks:
+                    raise Dropped(DropReason.NO_ROUTE, f"there is no uplink {uplink}")
+                return self._pair(Transposition(exit=exit), Zone(ZoneKind.UPLINK, uplink), plain)
+            case header.Flood() as exit:
+                return self._flood(exit), None
             case LocalPort(id):
-                receiver = self._run_layers(id, Direction.IN)
+                receiver = self._run_layers(id, Direction.IN, 1)
                 return self._pair(Transposition(dst_mac=receiver.mac, exit=header.ToPort(receiver.id)),
                                   Zone(ZoneKind.PORT, receiver.id), back)
             case Inside(id):
-                receiver = self._run_layers(id, Direction.IN)
+                receiver = self._run_layers(id, Direction.IN, 1)
                 there = Transposition(dst_mac=receiver.mac, src_mac=receiver.gateway_mac, routed=True,
                                       exit=header.ToPort(receiver.id))
                 return self._pair(there, Zone(ZoneKind.PORT, receiver.id),
                                   replace(back, src_mac=sender.gateway_mac, routed=True))
             case Remote(vtep, vni, _) as remote:
-                return self._pair(self._into_tunnel(remote, sender), Zone(ZoneKind.OVERLAY, vni), back,
+                return self._pair(self._into_tunnel(remote, self.exit or sender), Zone(ZoneKind.OVERLAY, vni), back,
                                   reply_vtep=vtep)
             case HostStack():
                 stack = Transposition(exit=header.ToStack())
                 return self._pair(stack, Zone(ZoneKind.HOST, sender.id), stack)
-            case header.ToUplink(uplink):
+            case header.ToUplink(uplink, via):
                 if uplink not in self.index.uplinks:
                     raise Dropped(DropReason.NO_ROUTE, f"there is no uplink {uplink}")
                 if not self.cur.family or self.headers.nd:
                     raise Dropped(DropReason.NO_ROUTE, "cannot be routed")
-                return self._pair(self._by_uplink(uplink), Zone(ZoneKind.UPLINK, uplink),
-                                  replace(back, src_mac=sender.gateway_mac, routed=True))
+                if via is not None and via.version != self.cur.family:
+                    raise Dropped(DropReason.NO_ROUTE, f"router {via} is of another family")
+                return self._pair(self._by_uplink(uplink, via), Zone(ZoneKind.UPLINK, uplink),
+                                  replace(back, src_mac=sender.gateway_mac, routed=not self.bridged))
             case header.ToSender() as exit:
                 return self._half(Transposition(exit=exit)), None
             case _:
@@ -263,24 +313,40 @@ class _Walk:
     def _from_overlay(self) -> tuple[Half, Half | None]:
         """No host is trusted beyond its own endpoints: the inner source must be mapped to the outer one."""
         vni = self.subject.zone.number
-        source = self.index.place(vni, self.subject.tuple.src)
+        source = self.index.where(vni, self.subject.tuple.src)
         if not isinstance(source, Remote):
             raise Dropped(DropReason.UNKNOWN_SOURCE, f"VNI {vni} has no remote {self.subject.tuple.src}")
         if not self.subject.any_vtep and self.subject.vtep != source.vtep:
             raise Dropped(DropReason.WRONG_VTEP, f"{self.subject.tuple.src} is behind {source.vtep}")
-        destination = self.index.place(vni, self.subject.tuple.dst)
+        asked = self.index.place(vni, self.subject.tuple.dst)
+        if is_asking(self.subject.tuple, self.headers) and isinstance(asked, LocalPort | Virtual):
+            return self._back_over(source, asked), None
+        if not isinstance(asked, LocalPort) and self._floods(vni):
+            return self._flood(header.Flood(vni)), None
+        destination = self.index.where(vni, self.subject.tuple.dst)
+        if isinstance(destination, Remote):
+            raise Dropped(DropReason.MOVED, f"{self.subject.tuple.dst} is behind {destination.vtep}")
+        if isinstance(destination, Virtual) and self._is_answered():
+            return self._back_over(source, destination), None
         if not isinstance(destination, LocalPort):
             raise Dropped(DropReason.NO_MAPPING, f"VNI {vni} has no local {self.subject.tuple.dst}")
-        receiver = self._run_layers(destination.port, Direction.IN)
+        if self.index.exit(destination.port) is not None:
+            return self._over_exit(source, destination.port)
+        receiver = self._run_layers(destination.port, Direction.IN, 1)
         back = self._into_tunnel(source, receiver)
         return self._pair(Transposition(dst_mac=receiver.mac, exit=header.ToPort(receiver.id)),
                           Zone(ZoneKind.PORT, receiver.id), back, vtep=source.vtep)
 
     def _from_uplink(self) -> tuple[Half, Half | None]:
         uplink, what = self.subject.zone.number, self.subject.tuple
+        headers = self.headers
         link = self.index.uplinks.get(uplink)
         if self.cur.src.is_loopback and not (link and link.loopback):
             raise _NotOurs                  # the host's own address, whatever came by a wire with it
+        if (taken := self._from_wire(uplink, link)) is not None:
+            return taken
+        if not is_tracked(what, headers):
+            raise _NotOurs
         self.mapping = self._find_mapping(uplink)
         receiving = self.mapping.port if self.mapping else None
         if self.mapping is None:
@@ -288,7 +354,9 @@ class _Walk:
             receiving = self.behind.port if self.behind else self._behind_prefix(uplink, what)
         if receiving is None:
             raise _NotOurs
-        receiver = self._run_layers(receiving, Direction.IN)
+        if self.index.exit(receiving) is not None:
+            return self._enter_space(receiving, uplink)
+        receiver = self._run_layers(receiving, Direction.IN, 1)
         if uplink not in self.index.uplinks:
             raise Dropped(DropReason.NO_ROUTE, f"there is no uplink {uplink}")
         return self._pair(
@@ -297,6 +365,50 @@ class _Walk:
             Zone(ZoneKind.PORT, receiver.id),
             self._by_uplink(uplink),
         )
+
+    def _from_wire(self, uplink: int, link: Uplink | None) -> tuple[Half, Half | None] | None:
+        """What comes by a wire for ours: to a station, to an address that the uplink stands for, or to a group."""
+        what, headers, index = self.cur, self.headers, self.index
+        if link is None or not (what.family or headers.ethertype == ETH_P_ARP):
+            return None
+        group = bool(headers.dst_mac[0] & 1)
+        station = None if group else index.station_on_wire(uplink, headers.dst_mac)
+        if station is not None:
+            if index.exit(station) is not None:
+                raise self._no_link(station)
+            self.switched = True
+            receiver = self._run_layers(station, Direction.IN, 1)
+            return self._pair(Transposition(exit=header.ToPort(receiver.id)), Zone(ZoneKind.PORT, receiver.id),
+                              Transposition(exit=header.ToWire(uplink)))
+        proxied = index.proxied(uplink, what.dst)
+        if proxied is not None and is_asking(what, headers):
+            return None if what.src == what.dst else (self._half(Transposition(
+                exit=header.ToSender(header.ToWire(uplink), link.mac))), None)
+        if proxied is not None and not group and what.family and not headers.nd:
+            if index.exit(proxied) is not None:
+                raise self._no_link(proxied)
+            self.bridged = True
+            receiver = self._run_layers(proxied, Direction.IN, 1)
+            back = self._by_uplink(uplink)
+            if index.proxied(uplink, self.subject.tuple.src) is not None:
+                back = Transposition(src_mac=link.mac, dst_mac=headers.src_mac, exit=header.ToWire(uplink))
+            return self._pair(Transposition(src_mac=receiver.gateway_mac, dst_mac=receiver.mac,
+                                            exit=header.ToPort(receiver.id)),
+                              Zone(ZoneKind.PORT, receiver.id), back)
+        if group and index.floods_wire(uplink):
+            return self._flood(header.Flood(uplink, by_wire=True)), None
+        return None
+
+    def _floods(self, space: int) -> bool:
+        """Whether the packet is to a group, and stations of a space get those."""
+        segment = self.index.segment(space)
+        switchable = bool(self.cur.family) or self.headers.ethertype == ETH_P_ARP
+        return switchable and bool(self.headers.dst_mac[0] & 1 and segment and segment.flooding)
+
+    def _flood(self, exit: header.Flood) -> Half:
+        if self.subject.again:
+            raise Dropped(DropReason.NOT_FLOODED, "what goes to many has no flow")
+        return self._half(Transposition(exit=exit))
 
     def _find_mapping(self, uplink: int) -> Mapping | None:
         """The mapping of the destination: that of its protocol and port, else that of the whole address."""
@@ -320,12 +432,85 @@ class _Walk:
         return place.port if isinstance(place, LocalPort) else None
 
     def _from_stack(self) -> tuple[Half, Half | None]:
-        receiver = self._run_layers(self.subject.zone.number, Direction.IN)
+        if self.index.exit(self.subject.zone.number) is not None:
+            raise self._no_link(self.subject.zone.number)
+        receiver = self._run_layers(self.subject.zone.number, Direction.IN, 1)
         stack = Transposition(exit=header.ToStack())
         return self._pair(stack, Zone(ZoneKind.PORT, receiver.id), stack)
 
-    def _run_layers(self, id: int, direction: Direction) -> Port:
+    # Ways out of a space, and in.
+
+    def _no_link(self, id: int) -> Dropped:
         self.drop_port = id
+        return Dropped(DropReason.UNKNOWN_PORT, f"port {id} is an exit and has no link")
+
+    def _leave_by(self, id: int, slot: int) -> None:
+        """The exit's own OUT layers say where the packet goes."""
+        self.place, self.switched, self.bridged = None, False, False
+        self.exit = self._run_layers(id, Direction.OUT, slot)
+
+    def _over_exit(self, source: Remote, id: int) -> tuple[Half, Half]:
+        """From another host to where this one has the way out."""
+        self._leave_by(id, 0)
+        assert self.exit is not None
+        back = self._into_tunnel(source, self.exit)
+        match self.place:
+            case Remote(vtep, vni, _) as remote:
+                return self._pair(self._into_tunnel(remote, self.exit), Zone(ZoneKind.OVERLAY, vni), back,
+                                  vtep=source.vtep, reply_vtep=vtep)
+            case header.ToUplink(uplink, via) if (
+                    uplink in self.index.uplinks and self.cur.family and not self.headers.nd
+                    and (via is None or via.version == self.cur.family)):
+                return self._pair(self._by_uplink(uplink, via), Zone(ZoneKind.UPLINK, uplink), self._from_gateway(back),
+                                  vtep=source.vtep)
+            case (LocalPort(port) | Inside(port)) as place if self.index.exit(port) is None and not self.switched:
+                receiver = self._run_layers(port, Direction.IN, 1)
+                there = Transposition(dst_mac=receiver.mac, exit=header.ToPort(receiver.id))
+                if isinstance(place, Inside):
+                    there, back = replace(there, src_mac=receiver.gateway_mac, routed=True), self._from_gateway(back)
+                return self._pair(there, Zone(ZoneKind.PORT, receiver.id), back, vtep=source.vtep)
+            case _:
+                raise Dropped(DropReason.NO_ROUTE, "the exit's layers did not say where it goes")
+
+    def _enter_space(self, id: int, uplink: int) -> tuple[Half, Half]:
+        """What came in by an exit's mapping or binding goes on in the exit's space."""
+        self.exit = self._run_layers(id, Direction.IN)
+        assert self.exit.exit_of is not None
+        place = self.index.where(self.exit.exit_of, self.cur.dst)
+        if isinstance(place, LocalPort) and self.index.exit(place.port) is None:
+            receiver = self._run_layers(place.port, Direction.IN, 1)
+            there = Transposition(src_mac=receiver.gateway_mac, dst_mac=receiver.mac, routed=True,
+                                  exit=header.ToPort(receiver.id))
+            zone, vtep = Zone(ZoneKind.PORT, receiver.id), None
+        elif isinstance(place, Remote):
+            there = self._from_gateway(self._into_tunnel(place, self.exit))
+            zone, vtep = Zone(ZoneKind.OVERLAY, place.vni), place.vtep
+        else:
+            raise Dropped(DropReason.NO_ROUTE, f"space {self.exit.exit_of} has no {self.cur.dst}")
+        if uplink not in self.index.uplinks:
+            raise Dropped(DropReason.NO_ROUTE, f"there is no uplink {uplink}")
+        return self._pair(there, zone, self._by_uplink(uplink), reply_vtep=vtep)
+
+    def _from_gateway(self, tunnel: Transposition) -> Transposition:
+        """Routed, or sent on, by the exit."""
+        assert self.exit is not None
+        return replace(tunnel, src_mac=self.exit.gateway_mac, routed=not self.bridged)
+
+    # Answers on the spot.
+
+    def _is_answered(self) -> bool:
+        """Of what is sent to a gateway that every host is: a whole echo request, which makes no flow."""
+        return (is_echo_request(self.subject.tuple, self.headers) and not self.subject.again
+                and not self.headers.fragment and self.subject.plain)
+
+    def _back_over(self, source: Remote, asked: LocalPort | Virtual) -> Half:
+        if not self.index.has_tunnel:
+            raise Dropped(DropReason.NO_ROUTE, "the engine has no tunnel device")
+        to = header.ToVtep(source.vtep, self.subject.zone.number)
+        return self._half(Transposition(exit=header.ToSender(to, asked.mac)))
+
+    def _run_layers(self, id: int, direction: Direction, slot: int = 0) -> Port:
+        self.drop_port, self.slot = id, slot
         port = self.index.ports.get(id)
         if port is None:
             raise Dropped(DropReason.UNKNOWN_PORT, f"there is no port {id}")
@@ -333,9 +518,9 @@ class _Walk:
         walk(port, direction, self, self.steps)
         return port
 
-    def _by_uplink(self, uplink: int) -> Transposition:
+    def _by_uplink(self, uplink: int, via: Address | None = None) -> Transposition:
         """The loopback device, whose address is all zeros, has no neighbours."""
-        routed = Transposition(routed=True, exit=header.ToUplink(uplink))
+        routed = Transposition(routed=not self.bridged, exit=header.ToUplink(uplink, via))
         return replace(routed, src_mac=bytes(6), dst_mac=bytes(6)) if self.index.uplinks[uplink].loopback else routed
 
     def _into_tunnel(self, remote: Remote, sender: Port) -> Transposition:
@@ -348,14 +533,18 @@ class _Walk:
         rewritten = header.compose(self.rewrites, how)
         headers = self.headers
         return Half(self.subject.zone, self.subject.tuple, rewritten, headers.src_mac, vtep,
-                    headers.dst_mac, headers.src_mac)
+                    headers.dst_mac, headers.src_mac, Meant.MAC if self.switched else Meant.ANY)
 
     def _pair(self, there: Transposition, reply_zone: Zone, back: Transposition, *,
               vtep: Address | None = None, reply_vtep: Address | None = None) -> tuple[Half, Half]:
         answer = header.compose(header.inverse(self.rewrites), back)
         mac = self.index.ports[reply_zone.number].mac if reply_zone.kind is ZoneKind.PORT else b""
+        meant = Meant.ANY
+        if self.switched:
+            mac = self.headers.dst_mac if mac else b""
+            meant = Meant.WIRE if self.subject.zone.kind is ZoneKind.UPLINK else Meant.MAC
         reply = Half(reply_zone, self.cur.reversed(), answer, mac, reply_vtep,
-                     there.src_mac or self.headers.src_mac, mac or there.dst_mac or self.headers.dst_mac)
+                     there.src_mac or self.headers.src_mac, mac or there.dst_mac or self.headers.dst_mac, meant)
         return self._half(there, vtep), reply
 
     # Actions.
@@ -381,19 +570,24 @@ class _Walk:
             case Untranslate():
                 return self._untranslate()
             case Forward(space):
+                self.switched = self.bridged = False
                 return self._forward(space)
-            case ToUplink(uplink):
-                self.place = header.ToUplink(uplink)
-                return f"by uplink {uplink}"
-            case AnswerArp(space):
-                return self._answer_arp(port, space)
+            case ToUplink(uplink, bridged, via):
+                self.place = header.ToUplink(uplink, via)
+                self.switched, self.bridged = False, bridged
+                return f"by uplink {uplink}{f' to {via}' if via else ''}"
+            case Switch(space):
+                return self._switch(port, space)
+            case AnswerArp(space, proxy):
+                self.switched = self.bridged = False
+                return self._answer_arp(port, space, proxy)
             case Rewrite():
                 return self._rewrite(action)
             case Reject():
                 raise Dropped(DropReason.REJECTED, "the sender is told, if it may be")
             case Mark() | Meter() | Log() | Mirror():
                 self.stateless |= not stateful
-                return self._modify(action, ref, direction)
+                return self._modify(action, ref)
             case Inspect(queue, fail_open):
                 fail_open = fail_open and (self.inspect is None or self.inspect.fail_open)
                 self.inspect = Inspect(queue, fail_open)
@@ -499,6 +693,7 @@ class _Walk:
         assert found is not None
         note = f"{note}, {self._go_inside()}, at port {found.port}"
         self.place = Inside(found.port)
+        self.switched = self.bridged = False
         raise Ended(note)
 
     def _go_inside(self) -> str:
@@ -516,28 +711,52 @@ class _Walk:
         return f"destination becomes {inside.dst}:{inside.dst_port}"
 
     def _forward(self, space: int) -> str:
-        place = self.index.place(space, self.cur.dst)
+        place = self.index.where(space, self.cur.dst)
         if place is None:
             raise Dropped(DropReason.NO_MAPPING, f"space {space} has no {self.cur.dst}")
         if isinstance(place, Virtual):
-            raise Dropped(DropReason.NO_MAPPING, f"{self.cur.dst} exists only in ARP")
+            if not self._is_answered():
+                raise Dropped(DropReason.NO_MAPPING, f"{self.cur.dst} is a gateway, which answers echo requests only")
+            self.place = header.ToSender(header.ToPort(self.subject.zone.number), place.mac)
+            return f"{self.cur.dst} is a gateway, which answers"
         self.place = place
         return f"{self.cur.dst} is at {_place_text(place)}"
 
-    def _answer_arp(self, port: int, space: int) -> str:
-        if self.headers.nd:
-            asks = self.headers.icmp_type == ND_SOLICITATION
-        else:
-            asks = self.headers.ethertype == ETH_P_ARP and self.cur.protocol == ARP_REQUEST
-        if not asks:
+    def _switch(self, port: int, space: int) -> str:
+        mac = self.headers.dst_mac
+        if not self.cur.family and self.headers.ethertype != ETH_P_ARP:
+            raise Dropped(DropReason.NO_ROUTE, "neither IP nor ARP")
+        self.switched, self.bridged = True, False
+        segment = self.index.segment(space)
+        if mac[0] & 1:
+            if segment is None or segment.flooding is None:
+                raise Dropped(DropReason.NOT_FLOODED, f"space {space} does not spread frames to groups")
+            self.place = header.Flood(space)
+            return "copies go to all who may want it"
+        station = self.index.station(space, mac)
+        if station == port or (station is None and (segment is None or wire_of(segment) is None)):
+            raise Dropped(DropReason.NO_MAPPING, f"space {space} has no other station {mac.hex(':')}, and no wire")
+        if station is None:
+            assert segment is not None
+            assert segment.wire is not None
+            self.place = header.ToWire(segment.wire.uplink)
+            return f"to the wire of uplink {segment.wire.uplink}"
+        self.place = LocalPort(station, mac)
+        return f"{mac.hex(':')} is at port {station}"
+
+    def _answer_arp(self, port: int, space: int, proxy: bool) -> str:
+        """A probe for an address that is on the wire at most is not answered: nobody here defends it."""
+        if not is_asking(self.cur, self.headers):
             raise Dropped(DropReason.ARP_UNANSWERED, "no ARP request and no neighbour solicitation")
         place = self.index.place(space, self.cur.dst)
-        if place is None:
-            raise Dropped(DropReason.ARP_UNANSWERED, f"space {space} has no {self.cur.dst}")
+        asking = self.index.ports[port]
         if self.cur.dst == self.cur.src or (isinstance(place, LocalPort) and place.port == port):
             raise Dropped(DropReason.ARP_UNANSWERED, f"{self.cur.dst} is the asking port's own")
-        self.place = header.ToSender(port, place.mac)
-        return f"{self.cur.dst} is at {place.mac.hex(':')}"
+        if place is None and (not proxy or int(self.cur.src) == 0):
+            raise Dropped(DropReason.ARP_UNANSWERED, f"space {space} has no {self.cur.dst}")
+        mac = place.mac if place else asking.gateway_mac
+        self.place = header.ToSender(header.ToPort(port), mac)
+        return f"{self.cur.dst} is at {mac.hex(':')}"
 
     def _rewrite(self, to: Rewrite) -> str:
         sets_port = to.src_port is not None or to.dst_port is not None
@@ -557,7 +776,7 @@ class _Walk:
         self._become(new)
         return f"becomes {new.src}:{new.src_port} to {new.dst}:{new.dst_port}"
 
-    def _modify(self, action: Modifier, ref: RuleRef, direction: Direction) -> str:
+    def _modify(self, action: Modifier, ref: RuleRef) -> str:
         extras = self.extras
         match action:
             case Mark(dscp):
@@ -567,7 +786,7 @@ class _Walk:
                 return f"DSCP becomes {dscp}"
             case Meter(meter):
                 ours, theirs = extras.meters
-                meters = (meter, theirs) if direction is Direction.OUT else (ours, meter)
+                meters = (ours, meter) if self.slot else (meter, theirs)
                 self.extras = replace(extras, meters=meters)
                 return f"counted on meter {meter}"
             case Log(every):
@@ -581,6 +800,13 @@ class _Walk:
         self.rewrites = header.compose(self.rewrites, header.between(self.cur, new))
         self.cur = new
         self.rewritten = True
+
+
+def is_asking(what: FlowTuple, headers: Headers) -> bool:
+    """An ARP request or a neighbour solicitation."""
+    if headers.nd:
+        return headers.icmp_type == ND_SOLICITATION
+    return headers.ethertype == ETH_P_ARP and what.protocol == ARP_REQUEST
 
 
 class _NotOurs(Exception):

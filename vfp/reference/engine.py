@@ -21,6 +21,7 @@ from vfp.model import Address, EngineState, Port, Prefix
 from vfp.reasons import DropReason
 from vfp.reference import transposition as header
 from vfp.reference.bindings import Bindings
+from vfp.reference.bucket import Bucket
 from vfp.reference.decide import Decision, Subject, decide
 from vfp.reference.extensions import Malformed
 from vfp.reference.extras import Extras, Journal
@@ -36,6 +37,7 @@ from vfp.reference.packet import (
     Packet,
     Part,
     arp_answer,
+    echo_answer,
     nd_answer,
     parse,
 )
@@ -59,6 +61,8 @@ class Verdict(StrEnum):
     DROP = "drop"
     REDIRECT_PORT = "redirect_port"
     REDIRECT_UPLINK = "redirect_uplink"
+    REDIRECT_WIRE = "redirect_wire"         # out of an uplink with the MACs that it has
+    FLOOD = "flood"                         # copies to `flooded`
     TUNNEL = "tunnel"
     STACK = "stack"
     REPLY = "reply"                         # an ARP answer goes back out of the port
@@ -70,8 +74,8 @@ class Result:
     """What the engine did with one frame.
 
     `frame` is what leaves, or what came if it was dropped. `port` is where it leaves to (redirect_port,
-    reply). `layer` is set when a rule (then `denied_by` too) or a layer's default dropped it, `drop_port` when
-    a port's hook or layers did.
+    reply), `uplink` likewise, or the number of the space or uplink that is flooded. `layer` is set when a rule (then
+    `denied_by` too) or a layer's default dropped it, `drop_port` when a port's hook or layers did.
     """
 
     verdict: Verdict
@@ -88,6 +92,7 @@ class Result:
     flows: tuple[FlowKey, ...] = ()         # entries that the frame made or used
     mirror: int = 0                         # port that has a copy of the frame as it came; 0: none
     answer: Answer | None = None            # of a frame that was rejected
+    flooded: tuple[Exit, ...] = ()          # where copies go; those to ports enter at `port_in`, and are judged there
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +136,7 @@ class Engine:
         self.mapping_hits: Counter[str] = Counter()         # by `Mapping.name`
         self.journal = Journal()
         self._answers = AnswerLimit()
+        self._floods: dict[header.Flood, Bucket] = {}
 
     @property
     def state(self) -> EngineState:
@@ -196,9 +202,16 @@ class Engine:
         return ((holder and holder.timeouts) or self._timeouts).binding_s
 
     def process(self, hook: Hook, number: int, frame: bytes, *, vtep: Address | None = None,
-                now_s: float) -> Result:
-        """Take one frame through the engine. `vtep` is the outer source at `overlay_in`."""
-        return self._take(_Passage(self, zone_of(hook, number), frame, vtep, now_s))
+                now_s: float, flooded: bool = False) -> Result:
+        """Take one frame through the engine. `vtep` is the outer source at `overlay_in`. `flooded`: it is a copy of
+        a frame to a group.
+        """
+        return self._take(_Passage(self, zone_of(hook, number), frame, vtep, now_s, flooded=flooded))
+
+    def may_flood(self, exit: header.Flood, now_s: float) -> bool:
+        """Whether the rate of a segment lets one more frame to a group be spread; if so, it counts."""
+        rate = self._index.flood_rate(exit)
+        return rate is not None and self._floods.setdefault(exit, Bucket()).take(rate, now_s)
 
     def inspected(self, zone: Zone, frame: bytes, *, release: bool = False, now_s: float) -> Result:
         """Go on with a frame that user space has seen, perhaps with another payload; its MACs do not matter.
@@ -280,6 +293,7 @@ class _Passage:
     now_s: float
     inspected: bool = False
     release: bool = False
+    flooded: bool = False                   # a copy of a frame to a group
     packet: Packet | None = None            # once it is parsed
     mirror: int = 0
 
@@ -292,7 +306,10 @@ class _Passage:
             case ZoneKind.OVERLAY:
                 return header.ToVtep(self.vtep, number) if self.vtep and index.has_tunnel else None
             case ZoneKind.UPLINK:
-                return header.ToUplink(number) if number in index.uplinks else None
+                if number not in index.uplinks:
+                    return None
+                station = index.station_on_wire(number, self.frame[:6])
+                return header.ToUplink(number) if station is None else header.ToWire(number)
             case ZoneKind.HOST:
                 return header.ToStack()
 
@@ -334,6 +351,8 @@ class _Passage:
         """A tuple's pair and entry; layers match MACs and keys do not, so another sender's MAC is a miss."""
         found = self.engine._flows.find(FlowKey(self.zone, what))
         if found and self.zone.kind is ZoneKind.PORT and found[1].half.mac != packet.headers.src_mac:
+            return None
+        if found and not found[1].half.is_meant(packet.headers.dst_mac):
             return None
         return found
 
@@ -397,15 +416,17 @@ class _Passage:
         return new, new.reply
 
     def _miss(self, packet: Packet) -> Result:
-        decision = self._decide(Subject(self.zone, packet.tuple, packet.headers, self.vtep))
+        decision = self._decide(Subject(self.zone, packet.tuple, packet.headers, self.vtep, plain=packet.is_plain))
         if decision.not_ours:
             return self._to_stack()
         if decision.reason:
             raise _Drop(decision.reason, decision)
         assert decision.forward is not None
-        if decision.inspect and not (packet.makes_flow and is_inspectable(packet)):
+        exit = decision.forward.transposition.exit
+        begins = packet.makes_flow and not self.flooded and not isinstance(exit, header.Flood | header.ToSender)
+        if decision.inspect and not (begins and is_inspectable(packet)):
             raise _Drop(DropReason.INSPECT_REFUSED)
-        if not packet.makes_flow:
+        if not begins:
             self._do_extras(packet, decision.extras, alone=True)
             return self._leave(packet, decision.forward.transposition, ())
         if decision.strict and decision.stateful and packet.is_tcp and not is_opening(packet.headers.tcp_flags):
@@ -458,7 +479,8 @@ class _Passage:
         due = alone or (first if not every or entry is None else entry.packets % every == 0)
         if extras.log is not None and due:
             journal.tell(extras.log, self.zone, packet.tuple, len(self.frame))
-        if extras.mirror in self.engine._index.ports:
+        index = self.engine._index
+        if extras.mirror in index.ports and index.exit(extras.mirror) is None:
             self.mirror = extras.mirror
 
     def _leave(self, packet: Packet, how: Transposition, flows: tuple[FlowKey, ...],
@@ -472,13 +494,21 @@ class _Passage:
             raise _Drop(DropReason.TOO_BIG, mtu=mtu)
         frame = clamp_mss(frame, packet, mtu)
         if isinstance(how.exit, header.ToSender):
-            return Result(Verdict.REPLY, self._answer(packet, how.exit.mac), port=how.exit.port)
+            answer = answer_on_the_spot(self.frame, packet, how.exit.mac)
+            return replace(_leaving(how.exit.to, answer, ()), verdict=Verdict.REPLY)
+        if isinstance(how.exit, header.Flood):
+            return self._spread(how.exit, frame)
         return _leaving(how.exit, frame, flows)
 
-    def _answer(self, packet: Packet, mac: bytes) -> bytes:
-        if packet.headers.nd:
-            return nd_answer(self.frame, packet.tuple.dst, mac)
-        return arp_answer(self.frame, mac)
+    def _spread(self, exit: header.Flood, frame: bytes) -> Result:
+        """Copies to all who may want a frame to a group. What came by an uplink is the host's stack's as well."""
+        if not self.engine.may_flood(exit, self.now_s):
+            if self.zone.kind is not ZoneKind.UPLINK:
+                raise _Drop(DropReason.NOT_FLOODED)
+            self.engine.drop_counts[DropReason.NOT_FLOODED] += 1
+            return self._to_stack()
+        targets = self.engine._index.flooded(exit, self.zone)
+        return Result(Verdict.FLOOD, frame, uplink=exit.number, flooded=targets)
 
     def _to_stack(self) -> Result:
         return Result(Verdict.STACK, self.frame)
@@ -492,8 +522,17 @@ def _leaving(exit: Exit | None, frame: bytes, flows: tuple[FlowKey, ...]) -> Res
             return Result(Verdict.TUNNEL, frame, vni=vni, vtep=vtep, flows=flows)
         case header.ToUplink(uplink):
             return Result(Verdict.REDIRECT_UPLINK, frame, uplink=uplink, flows=flows)
+        case header.ToWire(uplink):
+            return Result(Verdict.REDIRECT_WIRE, frame, uplink=uplink, flows=flows)
         case _:
             return Result(Verdict.STACK, frame, flows=flows)
+
+
+def answer_on_the_spot(frame: bytes, packet: Packet, mac: bytes) -> bytes:
+    """To an ARP request, a neighbour solicitation, or an echo request to a gateway."""
+    if packet.headers.nd:
+        return nd_answer(frame, packet.tuple.dst, mac)
+    return echo_answer(frame, packet, mac) if packet.is_ip else arp_answer(frame, mac)
 
 
 def is_inspectable(packet: Packet) -> bool:

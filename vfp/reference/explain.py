@@ -16,7 +16,7 @@ from vfp.reference import transposition as header
 from vfp.reference.bindings import Bindings
 from vfp.reference.craft import frame_of
 from vfp.reference.decide import Decision, Subject, decide
-from vfp.reference.engine import is_inspectable
+from vfp.reference.engine import answer_on_the_spot, is_inspectable
 from vfp.reference.extensions import Malformed
 from vfp.reference.fragments import FragmentTable
 from vfp.reference.index import Index
@@ -30,11 +30,9 @@ from vfp.reference.packet import (
     FlowTuple,
     Headers,
     Packet,
-    arp_answer,
     is_echo_reply,
     is_echo_request,
     is_icmp,
-    nd_answer,
     parse,
 )
 from vfp.reference.sets import Sets
@@ -104,13 +102,19 @@ class Explanation:
 
     def _leaves(self) -> dict[str, Any]:
         match self.transposition.exit:
-            case header.ToPort(port) | header.ToSender(port, _):
+            case header.ToSender(header.ToVtep(vtep, vni)):
+                return {"to": "vtep", "vtep": str(vtep), "vni": vni}
+            case header.ToSender(header.ToPort(port)):
+                return {"to": "port", "name": self._port_name(port)}
+            case header.ToPort(port):
                 return {"to": "port", "name": self._port_name(port)}
             case header.ToVtep(vtep, vni):
                 return {"to": "vtep", "vtep": str(vtep), "vni": vni}
-            case header.ToUplink(uplink):
+            case header.ToUplink(uplink) | header.ToWire(uplink) | header.ToSender(header.ToWire(uplink)):
                 names = [u.name for u in self.state.uplinks if u.id == uplink]
                 return {"to": "uplink", "name": names[0] if names else str(uplink)}
+            case header.Flood():
+                return {"to": "many"}
             case _:
                 return {"to": "" if self.decision.reason else "stack"}
 
@@ -140,7 +144,7 @@ def explain_frame(state: EngineState, hook: Hook, number: int, frame: bytes, now
         ours = zone.kind is not ZoneKind.UPLINK
         reason = malformed.reason if ours else DropReason.NONE
         return Explanation(state, zone, Decision((), reason, not_ours=not ours), None, frame)
-    subject = Subject(zone, packet.tuple, packet.headers, vtep, any_vtep=vtep is None)
+    subject = Subject(zone, packet.tuple, packet.headers, vtep, any_vtep=vtep is None, plain=packet.is_plain)
     sets = Sets(state)
     for id, those in (members or {}).items():
         sets.members(id).update(those)
@@ -149,7 +153,8 @@ def explain_frame(state: EngineState, hook: Hook, number: int, frame: bytes, now
         return Explanation(state, zone, decision, packet, frame)
     how = decision.forward.transposition
     try:
-        if decision.inspect and not (packet.makes_flow and is_inspectable(packet)):
+        begins = packet.makes_flow and not isinstance(how.exit, header.Flood | header.ToSender)
+        if decision.inspect and not (begins and is_inspectable(packet)):
             raise header.Undeliverable(DropReason.INSPECT_REFUSED)
         if _is_out_of_state(packet, decision):
             raise header.Undeliverable(DropReason.OUT_OF_STATE)
@@ -160,8 +165,7 @@ def explain_frame(state: EngineState, hook: Hook, number: int, frame: bytes, now
         ended = replace(decision, reason=undeliverable.reason, forward=None, reply=None)
         return Explanation(state, zone, ended, packet, frame)
     if isinstance(how.exit, header.ToSender):
-        nd = packet.headers.nd
-        leaving = nd_answer(frame, packet.tuple.dst, how.exit.mac) if nd else arp_answer(frame, how.exit.mac)
+        leaving = answer_on_the_spot(frame, packet, how.exit.mac)
     return Explanation(state, zone, decision, packet, leaving)
 
 

@@ -45,6 +45,7 @@ ICMP_ECHO_REQUEST = 8
 ICMPV6_ECHO_REQUEST = 128
 ICMPV6_ECHO_REPLY = 129
 ICMPV6_ERRORS = (1, 2, 3, 4)                # unreachable, too big, time exceeded, parameter problem
+ECHO_TTL = 64                               # of echo replies that the engine gives
 ND_SOLICITATION = 135
 ND_ADVERTISEMENT = 136
 ICMP_ERRORS = (3, 11, 12)                   # unreachable, time exceeded, parameter problem
@@ -164,6 +165,11 @@ class Packet:
     def is_flow(self) -> bool:
         """Whether the packet belongs to a flow: IP, and not ICMP other than echo."""
         return is_tracked(self.tuple, self.headers)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the IP header has no options or extensions."""
+        return self.transport == ETHERNET_BYTES + (40 if self.tuple.family == 6 else 20)
 
     @property
     def is_error(self) -> bool:
@@ -369,6 +375,33 @@ def arp_answer(request: bytes, mac: bytes) -> bytes:
     asker, sender, target = request[6:12], request[28:32], request[38:42]
     return (asker + mac + request[12:20] + ARP_REPLY.to_bytes(2, "big")
             + mac + target + asker + sender + request[42:])
+
+
+def echo_answer(frame: bytes, packet: Packet, mac: bytes) -> bytes:
+    """The reply to a plain echo request (RFC 792, RFC 4443 4.2), from `mac`: TTL 64, all else as it came."""
+    out = bytearray(frame[6:12] + mac + frame[12:])
+    at = packet.transport
+    if packet.tuple.family == 6:
+        out[ETHERNET_BYTES + 7] = ECHO_TTL
+        out[ETHERNET_BYTES + 8 : ETHERNET_BYTES + 40] = packet.tuple.dst.packed + packet.tuple.src.packed
+        kind = ICMPV6_ECHO_REPLY
+    else:
+        out[ETHERNET_BYTES + 8] = ECHO_TTL
+        out[ETHERNET_BYTES + 12 : ETHERNET_BYTES + 20] = packet.tuple.dst.packed + packet.tuple.src.packed
+        check = int.from_bytes(frame[ETHERNET_BYTES + 10 : ETHERNET_BYTES + 12])
+        check = _told(check, packet.ttl << 8, ECHO_TTL << 8)
+        out[ETHERNET_BYTES + 10 : ETHERNET_BYTES + 12] = check.to_bytes(2)
+        kind = ICMP_ECHO_REPLY
+    check = _told(int.from_bytes(frame[at + 2 : at + 4]), frame[at] << 8, kind << 8)
+    out[at], out[at + 2 : at + 4] = kind, check.to_bytes(2)
+    return bytes(out)
+
+
+def _told(checksum: int, was: int, becomes: int) -> int:
+    """A checksum after one word has changed (RFC 1624 equation 3)."""
+    total = (~checksum & 0xFFFF) + (~was & 0xFFFF) + becomes
+    total = (total & 0xFFFF) + (total >> 16)
+    return ~((total & 0xFFFF) + (total >> 16)) & 0xFFFF
 
 
 def internet_checksum(data: bytes) -> int:

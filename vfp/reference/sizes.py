@@ -28,7 +28,7 @@ def mtu_of(index: Index, exit: header.Exit | None) -> int:
     match exit:
         case header.ToPort(port):
             return index.ports[port].mtu
-        case header.ToUplink(uplink):
+        case header.ToUplink(uplink) | header.ToWire(uplink):
             link = index.uplinks[uplink]
             return 0 if link.loopback else link.mtu
         case header.ToVtep(vtep) as tunnel:

@@ -46,9 +46,25 @@ class ToVtep:
 
 @dataclass(frozen=True, slots=True)
 class ToUplink:
-    """Leaves by an uplink; the host's routing table and neighbours give the next hop."""
+    """Leaves by an uplink; the host's routing table and neighbours give the next hop, or `via` is it."""
 
     uplink: int
+    via: Address | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ToWire:
+    """Leaves by an uplink with the MACs that it has."""
+
+    uplink: int
+
+
+@dataclass(frozen=True, slots=True)
+class Flood:
+    """Copies leave to many: of a space's segment, or of an uplink's wire (`by_wire`)."""
+
+    number: int
+    by_wire: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +74,13 @@ class ToStack:
 
 @dataclass(frozen=True, slots=True)
 class ToSender:
-    """An ARP answer, back out of `port`, which asked; `mac` is the answer."""
+    """An answer on the spot, back to where the question came from; `mac` gives it."""
 
-    port: int
+    to: ToPort | ToWire | ToVtep
     mac: bytes
 
 
-Exit = ToPort | ToVtep | ToUplink | ToStack | ToSender
+Exit = ToPort | ToVtep | ToUplink | ToWire | Flood | ToStack | ToSender
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,8 +177,8 @@ def apply(frame: bytes, packet: Packet, by: Transposition) -> bytes:
     """The frame as it leaves.
 
     Raises:
-        Undeliverable: `TTL_EXCEEDED`, the packet would have to be routed with a TTL of 0 or 1; `NO_ROUTE`, it would
-            have to be routed and was sent to everyone on its link.
+        Undeliverable: `TTL_EXCEEDED`, the packet would have to be routed with a TTL of 0 or 1; `NO_ROUTE`, it
+            would leave by an uplink's neighbours and was sent to everyone on its link.
     """
     out = bytearray(frame)
     if by.src_mac is not None:
@@ -170,11 +186,11 @@ def apply(frame: bytes, packet: Packet, by: Transposition) -> bytes:
     if by.dst_mac is not None:
         out[0:6] = by.dst_mac
     if packet.is_ip:
+        if by.routed and packet.ttl <= 1:
+            raise Undeliverable(DropReason.TTL_EXCEEDED)
+        if isinstance(by.exit, ToUplink) and frame[0] & 1:
+            raise Undeliverable(DropReason.NO_ROUTE)
         if by.routed:
-            if packet.ttl <= 1:
-                raise Undeliverable(DropReason.TTL_EXCEEDED)
-            if isinstance(by.exit, ToUplink) and frame[0] & 1:
-                raise Undeliverable(DropReason.NO_ROUTE)
             _decrement_ttl(out, packet)
         if by.dscp is not None:
             _mark(out, packet, by.dscp)
