@@ -191,7 +191,8 @@ def _own_entries(members: list[NetworkGoal], view: HostView) -> dict[Address, Lo
         for port in view.ports_of(member):
             mac = mac_bytes(port.mac)
             place = LocalPort(view.port_ids[port.id], mac)
-            entries.update(dict.fromkeys(behind_port(port, view), place))
+            entries.update((address, place) for address in behind_port(port, view)
+                           if member is members[0] or address not in LINK_LOCAL)
             if any(address.version == 6 for address in held_addresses(port)):
                 identifier = link_local(mac).packed[8:]
                 entries.update((IPv6Address(prefix + identifier), place) for prefix in autonomous)

@@ -181,6 +181,8 @@ def test_removal_leaves_nothing_but_pins(host: Machine) -> None:
     host.controller.tell(*ALL)
     keys = tuple((goal.kind, goal.id) for goal in ALL if goal is not HOST)
     assert errors(host.controller.change(remove=keys)) == {}
+    assert set(host.links()) == {"slvx0"}               # as long as the host has an underlay
+    assert errors(host.controller.change(remove=((HOST.kind, HOST.id),))) == {}
     assert host.links() == {}
     assert host.filters("lan0", "ingress") == []
     assert "clsact" not in inside("agt-h1", "tc qdisc show dev lan0")

@@ -38,7 +38,7 @@ from vfp.datapath.binding_log import BindingEvent
 from vfp.datapath.bindings import BindingRecord
 from vfp.datapath.capture import Captured
 from vfp.datapath.engine import Hook
-from vfp.datapath.records import DropEvent, FlowRecord, InspectCounts, LogEvent, RuleHits
+from vfp.datapath.records import DropEvent, FlowRecord, InspectCounts, LogEvent, MeterCount, RuleHits
 from vfp.datapath.select import FlowFilter, FlowPage
 from vfp.datapath.trace import Traced
 from vfp.layout import PlaceKind, Ring, ZoneKind
@@ -393,6 +393,7 @@ class FakeDatapath:
     binding_events: list[BindingEvent] = field(default_factory=list)
     blocks: dict[int, list[tuple[Address, int]]] = field(default_factory=dict)
     mapped: dict[str, int] = field(default_factory=dict)
+    metered: dict[int, MeterCount] = field(default_factory=dict)
 
     def apply(self, state: EngineState) -> None:
         Compiler().compile(state, self.limit)
@@ -403,6 +404,12 @@ class FakeDatapath:
 
     def program_fd(self, hook: Hook) -> int:
         return 10
+
+    def mark(self) -> int:
+        return 0x51
+
+    def meters(self) -> dict[int, MeterCount]:
+        return self.metered
 
     def members(self, set_id: int) -> Mapping[Prefix, float | None]:
         return self.engine.members(set_id)
