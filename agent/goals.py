@@ -15,7 +15,6 @@ from southbound.messages import (
     MappingGoal,
     NetworkGoal,
     PortGoal,
-    RemoteGoal,
     RemotesGoal,
     key_of,
 )
@@ -27,7 +26,7 @@ class NotAtBase(Exception):
     """A delta is for another base than what we have."""
 
 
-G = TypeVar("G", HostGoal, NetworkGoal, PortGoal, RemotesGoal, RemoteGoal, MappingGoal)
+G = TypeVar("G", HostGoal, NetworkGoal, PortGoal, RemotesGoal, MappingGoal)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +61,9 @@ class Goals:
         return self._all(PortGoal)
 
     @property
-    def remotes(self) -> list[RemotesGoal | RemoteGoal]:
-        """Remote endpoints, one by one or in blocks, by id."""
-        return [*self._all(RemoteGoal), *self._all(RemotesGoal)]
+    def remotes(self) -> list[RemotesGoal]:
+        """Blocks of remote endpoints by id."""
+        return self._all(RemotesGoal)
 
     @property
     def mappings(self) -> list[MappingGoal]:

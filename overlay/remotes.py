@@ -162,6 +162,14 @@ def _parts(network: NetworkGoal, goals: Sequence[tuple[RemotesGoal, NetworkGoal]
     return parts
 
 
+def _each(block: RemoteBlock) -> list[bytes]:
+    return _split(block.addresses, _WIDTH[block.version])
+
+
+def _split(raw: bytes, width: int) -> list[bytes]:
+    return [raw[at : at + width] for at in range(0, len(raw), width)]
+
+
 def _blocks(part: _Part, vni: int, ours: tuple[str, ...]) -> tuple[RemoteBlock, ...]:
     """The blocks of one part.
 
