@@ -91,10 +91,11 @@ def ensure_classes(
     """
     for minor, limit in limits.items():
         _check(minor, limit)
+    total = Limit(total_bps or UNLIMITED_BPS, total_bps or UNLIMITED_BPS)
     found = _classes(netlink, ifindex)
     if not found:
-        netlink.run(_tree(ifindex, default))
-    total = Limit(total_bps or UNLIMITED_BPS, total_bps or UNLIMITED_BPS)
+        # In one datagram: a tree without its trunk would look like none.
+        netlink.run(_tree(ifindex, default), _class(ifindex, TRUNK, _shape(total)))
     wanted = {TRUNK: total, **limits}
     if default == REST:
         wanted[REST] = Limit(LEAST_BPS, total.ceil_bps)
