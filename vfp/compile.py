@@ -44,6 +44,7 @@ from vfp.model import (
     ToUplink,
     TranslatePrefix,
     TranslateSource,
+    Underlay,
     Untranslate,
 )
 from vfp.pools import check_pools, compile_pools
@@ -114,6 +115,7 @@ class Compiler:
         self._large: dict[tuple[str, str, int], CompiledGroup] = {}
         self._same: dict[tuple[str, int], tuple[Group, CompiledGroup]] = {}     # small ones by identity: no hashing
         self._spaces: dict[int, CompiledSpace] = {}
+        self._ports: dict[int, tuple[Port, tuple[Underlay, ...], CompiledPort]] = {}
         self._sets: dict[int, tuple[AddressSet, CompiledSet]] = {}
 
     def compile(self, state: EngineState, max_ports: int) -> Tables:
@@ -149,7 +151,7 @@ class Compiler:
 
         tables = Tables(tunnel_ifindex=state.tunnel_ifindex, inspect_ifindex=state.inspect_ifindex, shaper=state.shaper)
         for port in state.ports:
-            tables.ports[port.id] = _compile_port(port, compiled, state)
+            tables.ports[port.id] = self._port(port, compiled, state)
         small = {id(group): group for _, group in same.values()}
         tables.groups = {group.id: group for group in (*small.values(), *large.values())}
         tables.meters = frozenset(
@@ -190,8 +192,19 @@ class Compiler:
         for content in [content for content, group in self._groups.items() if id(group) not in small]:
             del self._groups[content]
         self._same, self._large, self._spaces = same, large, tables.spaces
+        self._ports = {port.id: (port, state.underlays, tables.ports[port.id]) for port in state.ports}
         self._sets = {given.id: (given, tables.sets[given.id]) for given in state.sets}
         return tables
+
+    def _port(self, port: Port, compiled: Callable[[str, Group], CompiledGroup], state: EngineState) -> CompiledPort:
+        """As it was, if it and what it is compiled with are."""
+        old, underlays, known = self._ports.get(port.id, (None, None, None))
+        if known is not None and old == port and underlays == state.underlays:
+            groups = {compiled(layer.name, group).id for layer in port.layers
+                      for group in (*layer.groups_out, *layer.groups_in)}
+            if groups == known.groups:
+                return known
+        return _compile_port(port, compiled, state)
 
     def _compile_set(self, given: AddressSet) -> CompiledSet:
         """By the identity of its members: comparing many costs as much as compiling them."""

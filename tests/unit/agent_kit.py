@@ -28,7 +28,6 @@ from southbound.messages import (
     NatGoal,
     NetworkGoal,
     PortGoal,
-    RemoteGoal,
     RemotesGoal,
     Subnet,
     key_of,
@@ -112,8 +111,10 @@ def port(name: str, network: NetworkGoal, address: str, n: int, **more: object) 
 
 def remote(
     name: str, network: NetworkGoal, address: str, n: int, vtep: str = OTHER_VTEP, address6: str = ""
-) -> RemoteGoal:
-    return RemoteGoal(f"uid-{name}", name, network.id, address, f"02:00:00:00:00:{n:02x}", vtep, address6)
+) -> RemotesGoal:
+    """A block of one endpoint."""
+    block = remotes(network, (name, address, n, address6), vteps=(vtep,))
+    return replace(block, id=f"{network.id}/h2/{name}")
 
 
 def remotes(

@@ -119,6 +119,15 @@ static __always_inline int store_again(struct scratch *s)
 	return store(s, single, stays ? STORE_OVER : STORE_AGAIN);
 }
 
+/* Half of a pair that is nobody's any more: the pair goes, and the packet is one like any other. */
+static __always_inline int start_over(struct __sk_buff *skb, struct scratch *s, const struct flow *f)
+{
+	s->displaced = f->pair;
+	s->parties = *parties_of(f);
+	forget(stale_key(s), &s->displaced, f->state, &s->parties);
+	return s->inspected ? drop_early(skb, s, INSPECT_REFUSED) : jump(skb, s, JUMP_SLOW);
+}
+
 /*
  * A flow whose policy changed, that this packet, or the packet that it quotes, is of: its forward tuple is decided again,
  * whichever side the packet is from. A connection that the new policy forbids ends here.
@@ -135,12 +144,8 @@ int vfp_stale(struct __sk_buff *skb)
 	f = bpf_map_lookup_elem(&flows, stale_key(s));
 	if (!f)			/* it left in the meantime */
 		return jump(skb, s, JUMP_SLOW);
-	if (is_of_former(f)) {
-		s->displaced = f->pair;
-		s->parties = *parties_of(f);
-		forget(stale_key(s), &s->displaced, f->state, &s->parties);
-		return s->inspected ? drop_early(skb, s, INSPECT_REFUSED) : jump(skb, s, JUMP_SLOW);
-	}
+	if (is_of_former(f))
+		return start_over(skb, s, f);
 	if (!recall(s, stale_key(s), f)) {	/* half a pair is no flow: see what the packet itself may do */
 		bpf_map_delete_elem(&flows, stale_key(s));
 		return jump(skb, s, JUMP_SLOW);
@@ -150,6 +155,10 @@ int vfp_stale(struct __sk_buff *skb)
 	reason = decide(s);
 	if (!reason)
 		reason = compose(s);
+	if (reason == UNKNOWN_SOURCE && s->from_reply) {	/* who began it is no longer behind the overlay, but here perhaps */
+		f = bpf_map_lookup_elem(&flows, stale_key(s));
+		return f ? start_over(skb, s, f) : jump(skb, s, JUMP_SLOW);
+	}
 	/* The pair stays, stale: without it, the next packet of the other side would look like a new flow. */
 	if (reason)
 		return drop_decided(skb, s, reason);

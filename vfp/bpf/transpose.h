@@ -347,7 +347,7 @@ static __always_inline int exceeds(struct __sk_buff *skb, const struct scratch *
 	return s->l4 - L3 + (offset >> 4) * 4U + segment > mtu;
 }
 
-/* An IPv4 packet that may be fragmented is so in a tunnel only: nothing else that the engine sends by fragments. */
+/* An IPv4 packet that may be fragmented is so in a tunnel over IPv4 only: nothing else that the engine sends by does it. */
 static __always_inline int size_of(struct __sk_buff *skb, struct scratch *s, const struct transposition *t)
 {
 	__u32 mtu = mtu_of(t);
@@ -356,7 +356,7 @@ static __always_inline int size_of(struct __sk_buff *skb, struct scratch *s, con
 	if (!exceeds(skb, s, mtu))
 		return SIZE_FITS;
 	s->mtu = mtu;
-	if (t->place == PLACE_TUNNEL && s->pkt.key.family == 4 &&
+	if (t->place == PLACE_TUNNEL && !is_ipv6_vtep(t->vtep) && s->pkt.key.family == 4 &&
 	    !bpf_skb_load_bytes(skb, L3 + offsetof(struct iphdr, frag_off), &field, sizeof(field)) &&
 	    !(field & bpf_htons(IP_DONT_FRAGMENT)))
 		return SIZE_FRAGMENTS;

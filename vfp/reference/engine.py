@@ -415,6 +415,9 @@ class _Passage:
                                         any_vtep=entry.reply, again=True))
         if decision.not_ours:
             raise _Drop(DropReason.NO_MAPPING)
+        if entry.reply and decision.reason is DropReason.UNKNOWN_SOURCE:
+            flows.remove(old)               # who began it is no longer behind the overlay, but here perhaps
+            raise _Former
         if decision.reason:
             raise _Drop(decision.reason, decision)
         flows.remove(old)
