@@ -1,13 +1,16 @@
 """Endpoints behind other hosts: columns of goals become blocks of the engine's, CA to PA, without an object for each.
 
-A goal that did not change gives the same blocks again, and a space whose goals are the same costs nothing: a change
-of one endpoint costs its block. Nobody may have an address that somebody else has; of two goals that claim one the
-first by id keeps it.
+What is made is made in *parts*: one for each goal, with the addresses that it gives, and one for each host, with those
+that its endpoints make from their MACs: link-local ones, and with SLAAC one in each /64. Endpoints that are nested
+behind another have its MAC, so that such an address is there once for all of them. A part whose goals are the same
+objects is the same blocks again: a change of one endpoint costs its block and its host's part.
+
+Nobody may have an address that somebody else has; of two parts that claim one the first keeps it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv6Network, ip_address
 
@@ -25,6 +28,8 @@ __all__ = ["Remotes", "autonomous_prefixes"]
 _WIDTH = {4: 4, 6: 16}
 _MAC = 6
 _Bytes = NDArray[np.uint8]
+_Goals = tuple[RemotesGoal, ...]
+_PartKey = tuple[str, ...]                  # ("goal", its id), or ("host", NetworkGoal.id, host)
 
 
 def autonomous_prefixes(network: NetworkGoal) -> tuple[bytes, ...]:
@@ -35,11 +40,19 @@ def autonomous_prefixes(network: NetworkGoal) -> tuple[bytes, ...]:
                  if isinstance(prefix, IPv6Network) and prefix.prefixlen == 64)
 
 
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """What is to be made of goals. `prefixes` None: what they give; else what their endpoints make in these."""
+
+    goals: _Goals
+    prefixes: tuple[bytes, ...] | None = None
+
+
 @dataclass(slots=True)
 class _Space:
     """What is in a space, of the goals of the last view."""
 
-    made: dict[str, tuple[RemotesGoal, tuple[RemoteBlock, ...]]] = field(default_factory=dict)
+    made: dict[_PartKey, tuple[_Part, tuple[RemoteBlock, ...]]] = field(default_factory=dict)
     taken: set[bytes] = field(default_factory=set)              # addresses of all blocks
     blocks: tuple[RemoteBlock, ...] = ()
     context: object = None
@@ -70,31 +83,29 @@ class Remotes:
             faults: gets the goals that are not, or not wholly, in it.
         """
         space = self._spaces.setdefault(network.space, _Space())
-        context = (ours, *((peer.id, autonomous_prefixes(peer)) for peer in {id(n): n for _, n in goals}.values()))
-        if space.context != context:
-            space = self._spaces[network.space] = _Space(context=context)
-        if not (space.clean and self._changed(space, network.space, goals, ours)
+        parts = _parts(network, goals)
+        if space.context != ours:
+            space = self._spaces[network.space] = _Space(context=ours)
+        if not (space.clean and self._changed(space, network.space, parts, ours)
                 and space.taken.isdisjoint(address.packed for address in own)):
-            space = self._spaces[network.space] = _Space(context=context)
-            self._anew(space, network, goals, ours, own, faults)
+            space = self._spaces[network.space] = _Space(context=ours)
+            self._anew(space, network, parts, ours, own, faults)
         return space.blocks
 
-    def _changed(
-        self, space: _Space, vni: int, goals: Sequence[tuple[RemotesGoal, NetworkGoal]], ours: tuple[str, ...]
-    ) -> bool:
+    def _changed(self, space: _Space, vni: int, parts: Mapping[_PartKey, _Part], ours: tuple[str, ...]) -> bool:
         """Take over what differs; False: something is wrong with it, and all must be looked at."""
-        now = {goal.id: goal for goal, _ in goals}
-        gone = [uid for uid, (goal, _) in space.made.items() if now.get(uid) is not goal]
-        new = [(goal, network) for goal, network in goals
-               if (known := space.made.get(goal.id)) is None or known[0] is not goal]
+        gone = [key for key, (part, _) in space.made.items() if not _same(part, parts.get(key))]
+        new = [key for key in parts if key not in space.made]
         if not gone and not new:
             return True
-        for uid in gone:
-            for block in space.made.pop(uid)[1]:
+        for key in gone:
+            for block in space.made.pop(key)[1]:
                 space.taken.difference_update(_each(block))
-        for goal, network in new:
+            if key in parts:
+                new.append(key)
+        for key in new:
             try:
-                made = _blocks(goal, network, vni, ours)
+                made = _blocks(parts[key], vni, ours)
             except ObjectError:
                 return False
             for block in made:
@@ -103,22 +114,24 @@ class Remotes:
                 space.taken.update(addresses)
                 if len(space.taken) != before + len(addresses):
                     return False
-            space.made[goal.id] = (goal, made)
-        space.blocks = tuple(block for goal, _ in goals for block in space.made[goal.id][1])
+            space.made[key] = (parts[key], made)
+        space.blocks = tuple(block for key in parts for block in space.made[key][1])
         return True
 
     def _anew(
-        self, space: _Space, network: NetworkGoal, goals: Sequence[tuple[RemotesGoal, NetworkGoal]],
-        ours: tuple[str, ...], own: Sequence[Address], faults: list[Fault],
+        self, space: _Space, network: NetworkGoal, parts: Mapping[_PartKey, _Part], ours: tuple[str, ...],
+        own: Sequence[Address], faults: list[Fault],
     ) -> None:
-        """Each goal by itself, without the addresses that are already somewhere else."""
+        """Each part by itself, without the addresses that are already somewhere else."""
         taken = {address.packed for address in own}
-        for goal, of in goals:
+        for key, part in parts.items():
+            goal = part.goals[0]
             try:
-                made = _blocks(goal, of, network.space, ours)
+                made = _blocks(part, network.space, ours)
             except ObjectError as error:
                 space.clean = False
-                faults.append(Fault(key_of(goal), str(error)))
+                if part.prefixes is None:
+                    faults.append(Fault(key_of(goal), str(error)))
                 continue
             kept: list[RemoteBlock] = []
             for block in made:
@@ -127,43 +140,92 @@ class Remotes:
                     space.clean = False
                     faults.append(Fault(key_of(goal), _claimed(goal, lost, network)))
                 kept += [fit] if fit.addresses else []
-            space.made[goal.id] = (goal, tuple(kept))
+            space.made[key] = (part, tuple(kept))
             space.blocks += tuple(kept)
         space.taken = taken - {address.packed for address in own}
 
 
+def _parts(network: NetworkGoal, goals: Sequence[tuple[RemotesGoal, NetworkGoal]]) -> dict[_PartKey, _Part]:
+    """Of a space. Link-local addresses are known in their own network only."""
+    parts: dict[_PartKey, _Part] = {("goal", goal.id): _Part((goal,)) for goal, _ in goals}
+    hosts: dict[tuple[str, str], list[RemotesGoal]] = {}
+    networks: dict[str, NetworkGoal] = {}
+    for goal, of in goals:
+        if goal.addresses6:
+            networks[of.id] = of
+            hosts.setdefault((of.id, goal.host), []).append(goal)
+    for (uid, host), found in hosts.items():
+        local = (LINK_LOCAL.network_address.packed[:8],) if uid == network.id else ()
+        prefixes = (*local, *autonomous_prefixes(networks[uid]))
+        if prefixes:
+            parts["host", uid, host] = _Part(tuple(found), prefixes)
+    return parts
+
+
+def _same(part: _Part, other: _Part | None) -> bool:
+    """Whether both are of the same objects; that of hundreds of goals is not compared by value."""
+    return (other is not None and len(part.goals) == len(other.goals) and part.prefixes == other.prefixes
+            and all(one is two for one, two in zip(part.goals, other.goals, strict=True)))
+
+
 def _each(block: RemoteBlock) -> list[bytes]:
-    width = _WIDTH[block.version]
-    raw = block.addresses
+    return _split(block.addresses, _WIDTH[block.version])
+
+
+def _split(raw: bytes, width: int) -> list[bytes]:
     return [raw[at : at + width] for at in range(0, len(raw), width)]
 
 
-def _blocks(goal: RemotesGoal, network: NetworkGoal, vni: int, ours: tuple[str, ...]) -> tuple[RemoteBlock, ...]:
-    """The blocks of one goal.
+def _blocks(part: _Part, vni: int, ours: tuple[str, ...]) -> tuple[RemoteBlock, ...]:
+    """The blocks of one part.
 
     Raises:
-        ObjectError: its columns do not fit, or its host and this one have no family of addresses in common.
+        ObjectError: columns do not fit, or the host and this one have no family of addresses in common.
     """
+    found: list[RemoteBlock] = []
+    given: list[tuple[str, _Bytes, _Bytes]] = []
+    for goal in part.goals:
+        macs, four, six = _columns(goal)
+        for vtep, rows in _by_vtep(goal, _family(goal, ours)):
+            own, fours = (macs, four) if rows is None else (macs[rows], four[rows])
+            sixes = six if rows is None or not len(six) else six[rows]
+            if part.prefixes is None:
+                found += _given(ip_address(vtep), vni, own, fours, sixes)
+            elif len(sixes) and (has := sixes.any(axis=1)).any():
+                given.append((vtep, own[has], sixes[has]))
+    if part.prefixes is not None:
+        for vtep in sorted({vtep for vtep, _, _ in given}):
+            macs = np.concatenate([own for of, own, _ in given if of == vtep])
+            six = np.concatenate([sixes for of, _, sixes in given if of == vtep])
+            found += _made(ip_address(vtep), vni, macs, six, part.prefixes)
+    return tuple(found)
+
+
+def _columns(goal: RemotesGoal) -> tuple[_Bytes, _Bytes, _Bytes]:
+    """MACs, IPv4 and IPv6 addresses, of which there may be none at all."""
     count = len(goal.names)
     if (len(goal.macs), len(goal.addresses)) != (count * _MAC, count * 4) or len(goal.addresses6) not in (
             0, count * 16):
         raise ObjectError(
             f"remote endpoints of host {goal.host}: {count} names, {len(goal.macs)} bytes of MACs,"
             f" {len(goal.addresses)} of IPv4 and {len(goal.addresses6)} of IPv6 addresses do not fit together")
+    columns = ((goal.macs, _MAC), (goal.addresses, 4), (goal.addresses6, 16))
+    macs, four, six = (np.frombuffer(raw, np.uint8).reshape(-1, width) for raw, width in columns)
+    return macs, four, six
+
+
+def _family(goal: RemotesGoal, ours: tuple[str, ...]) -> int:
     family = common_family(ours, goal.vteps)
     if not family:
         raise ObjectError(
             f"endpoints on host {goal.host} are not reachable: it has underlay addresses"
             f" {', '.join(goal.vteps) or '(none)'}, this host {', '.join(ours) or '(none)'}; give both one of a family")
     try:
-        [ip_address(vtep) for vtep in goal.vteps]
+        for vtep in goal.vteps:
+            ip_address(vtep)
     except ValueError as error:
         raise ObjectError(f"host {goal.host}: underlay address: {error}") from None
-    macs = np.frombuffer(goal.macs, np.uint8).reshape(-1, _MAC)
-    found: list[RemoteBlock] = []
-    for vtep, rows in _by_vtep(goal, family):
-        found += _of_one_vtep(goal, ip_address(vtep), vni, macs, rows, autonomous_prefixes(network))
-    return tuple(found)
+    return family
 
 
 def _by_vtep(goal: RemotesGoal, family: int) -> Iterator[tuple[str, NDArray[np.intp] | None]]:
@@ -180,24 +242,31 @@ def _by_vtep(goal: RemotesGoal, family: int) -> Iterator[tuple[str, NDArray[np.i
         yield vtep, np.array(rows[vtep], np.intp)
 
 
-def _of_one_vtep(
-    goal: RemotesGoal, vtep: Address, vni: int, macs: _Bytes, rows: NDArray[np.intp] | None, prefixes: tuple[bytes, ...]
+def _given(vtep: Address, vni: int, macs: _Bytes, four: _Bytes, six: _Bytes) -> Iterator[RemoteBlock]:
+    for version, column in ((4, four), (6, six)):
+        if len(column) and (has := column.any(axis=1)).any():
+            yield RemoteBlock(vtep, vni, version, column[has].tobytes(), macs[has].tobytes())
+
+
+def _made(
+    vtep: Address, vni: int, macs: _Bytes, six: _Bytes, prefixes: tuple[bytes, ...]
 ) -> Iterator[RemoteBlock]:
-    four = np.frombuffer(goal.addresses, np.uint8).reshape(-1, 4)
-    six = np.frombuffer(goal.addresses6, np.uint8).reshape(-1, 16)
-    if rows is not None:
-        macs, four = macs[rows], four[rows]
-        six = six[rows] if len(six) else six
-    has = four.any(axis=1)
-    if has.any():
-        yield RemoteBlock(vtep, vni, 4, four[has].tobytes(), macs[has].tobytes())
-    if len(six) and (has := six.any(axis=1)).any():
-        six, macs = six[has], macs[has]
-        columns = [six, *(_autonomous(prefix, macs) for prefix in (LINK_LOCAL.network_address.packed[:8], *prefixes))]
-        unlike = [column[(column != six).any(axis=1)] for column in columns[1:]]    # as given, it is there already
-        given = [macs[(column != six).any(axis=1)] for column in columns[1:]]
-        yield RemoteBlock(vtep, vni, 6, b"".join(part.tobytes() for part in (six, *unlike)),
-                          b"".join(part.tobytes() for part in (macs, *given)))
+    """What endpoints make of their MACs, each once, without what they were given anyway."""
+    _, first = np.unique(np.ascontiguousarray(macs).view(f"S{_MAC}").ravel(), return_index=True)
+    macs = macs[np.sort(first)]
+    addresses, owners = bytearray(), bytearray()
+    for prefix in prefixes:
+        made = _autonomous(prefix, macs)
+        own = macs
+        within = six[(six[:, :8] == np.frombuffer(prefix, np.uint8)).all(axis=1)]
+        if len(within):
+            known = set(_split(within.tobytes(), 16))
+            fresh = np.array([address not in known for address in _split(made.tobytes(), 16)], bool)
+            made, own = made[fresh], macs[fresh]
+        addresses += made.tobytes()
+        owners += own.tobytes()
+    if addresses:
+        yield RemoteBlock(vtep, vni, 6, bytes(addresses), bytes(owners))
 
 
 def _autonomous(prefix: bytes, macs: _Bytes) -> _Bytes:

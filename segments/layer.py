@@ -88,6 +88,7 @@ class SegmentVnet:
                 continue
             spaces.append(space)
             if network.mode == "l2bridge":
+                faults += _not_shared(network, uplink)
                 here = tuple(host_prefix(address) for address, _ in space.entries)
                 sets.append(AddressSet(network.space, f"{network.tenant}/{network.name}/here", here))
         return Tables(spaces=tuple(spaces), sets=tuple(sets), faults=tuple(faults))
@@ -118,13 +119,11 @@ def _bridge_rules(network: NetworkGoal, uplink: UplinkView) -> Iterator[Rule]:
 def _tunnel_rules(network: NetworkGoal, uplink: UplinkView) -> Iterator[Rule]:
     yield from _answers(network)
     yield from _not_groups()
-    for prefix, gateway in zip(network_prefixes(network), gateways(network), strict=True):
+    ways = [(prefix, gateway.ip) for prefix, gateway in zip(network_prefixes(network), gateways(network), strict=True)]
+    ways += [(LINK_LOCAL, gateway) for prefix, gateway in ways if prefix.version == 6][:1]
+    for number, (prefix, gateway) in enumerate(ways, 20):
         match = Match(ethertype=ETHERTYPES[prefix.version], src=prefix)
-        yield Rule(20, match, ToUplink(uplink.id, bridged=True, via=gateway.ip), "to-gateway")
-    first = next((gateway.ip for gateway in gateways(network) if gateway.version == 6), None)
-    if first is not None:
-        match = Match(ethertype=ETHERTYPES[6], src=LINK_LOCAL)
-        yield Rule(20, match, ToUplink(uplink.id, bridged=True, via=first), "to-gateway")
+        yield Rule(number, match, ToUplink(uplink.id, bridged=True, via=gateway), "to-gateway")
 
 
 _RULES = {"transparent": _switch_rules, "l2bridge": _bridge_rules, "l2tunnel": _tunnel_rules}
@@ -138,6 +137,14 @@ def _answers(network: NetworkGoal) -> Iterator[Rule]:
 
 def _not_groups() -> Iterator[Rule]:
     return (Rule(5, to_prefix(prefix), Deny(), "not-routed") for prefix in _GROUPS)
+
+
+def _not_shared(network: NetworkGoal, uplink: UplinkView) -> Iterator[Fault]:
+    """Whom the host cannot find on the segment its endpoints do not either: they go by its neighbours."""
+    for prefix in network_prefixes(network):
+        if not any(one.version == prefix.version and one.ip in prefix for one in uplink.addresses):
+            yield Fault(key_of(network), f"uplink {uplink.name} has no address in {prefix}, so that nobody there is"
+                        " reached: give it one, or take the subnet out")
 
 
 class _Segment:

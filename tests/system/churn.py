@@ -31,8 +31,8 @@ from pathlib import Path
 from churn_daemons import Daemons
 from churn_probe import Pair, Probe
 from churn_remains import differences
-from churn_stage import ETHER, MANAGEMENT, PREFIX, Hopper, Stage, host_netns, slot_netns, underlay
-from churn_world import API, Change, Network, Slot, World, host_name
+from churn_stage import ETHER, MANAGEMENT, PREFIX, Hopper, Stage, host_netns, slot_netns
+from churn_world import API, Change, Network, Slot, World, host_name, underlays
 
 from controller.client import ApiError, Client, Reference, Unreachable
 from southbound.client import join
@@ -80,7 +80,7 @@ class Churn:
         self._rng = random.Random(seed)
         self.world = World(hosts, endpoints, networks, self._rng)
         self.tally = Tally()
-        self._stage = Stage(hosts, self.world.slots)
+        self._stage = Stage(hosts, self.world.slots, self.world.version)
         self._hopper = Hopper()
         self._probe = Probe(self._hopper)
         self._agents: dict[int, int] = {}   # by host; process id
@@ -119,11 +119,12 @@ class Churn:
         self._stage.build()
         self._probe.open(Slot(host, number) for host in range(self.world.hosts) for number in range(self.world.slots))
         self._tell(f"churn: {self.world.hosts} hosts with {len(self.world.endpoints)} endpoints in "
-                   f"{len(self.world.networks)} networks, namespaces after {time.monotonic() - began:.0f} s")
+                   f"{len(self.world.networks)} networks, IPv{self.world.version} underneath, namespaces after "
+                   f"{time.monotonic() - began:.0f} s")
         self._start_controller()
         hosts = range(self.world.hosts)
         self._apply([{"apiVersion": API, "kind": "Host", "metadata": {"name": host_name(host)},
-                      "spec": {"underlay": underlay(host)}} for host in hosts])
+                      "spec": {"underlay": list(underlays(host, self.world.version))}} for host in hosts])
         for network in self.world.networks:
             self._apply(network.documents())
             with self._client() as client:
@@ -264,7 +265,8 @@ class Churn:
 
     def _note_homes(self) -> None:
         for endpoint in self.world.endpoints.values():
-            self._homes.setdefault(endpoint.slot, set()).add(endpoint.network.number)
+            self._homes.setdefault(endpoint.slot, set()).update(
+                network.number for network in self.world.joined(endpoint.network))
 
     def _scatter(self) -> None:
         """Some packets while things change: nothing may cross from one network into another, at no moment."""

@@ -95,7 +95,7 @@ class Probe:
                 if to is source:
                     continue
                 wanted[source.slot, number] = to.slot if to else None
-                mac = to.mac if to else gateways[source.network]
+                mac = to.mac if to and to.network == source.network else gateways[source.network]
                 self._send(source, version, address, mac, number)
                 if not self.sent % _BURST:
                     self._drain(take, 0)

@@ -8,11 +8,13 @@ from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
 import numpy as np
-from churn_stage import host_netns, run, underlay
-from churn_world import Network, World
+from churn_stage import host_netns, run
+from churn_world import FAMILIES, Network, World, link_local, underlays
 
+from southbound.vteps import choose_vtep, common_family
 from vfp.datapath.map import BpfMap
 from vfp.layout import LOCATION, SPACE_KEY, LocationKind
+from vfp.vteps import vtep_of
 
 Place = tuple[int, str]                     # VNI, address
 Fields = tuple[str, str, str]               # sort, VTEP or "", MAC
@@ -35,19 +37,29 @@ def differences(world: World, host: int, pins: Path, gateways: Mapping[Network, 
 def wanted_mappings(world: World, host: int, gateways: Mapping[Network, str]) -> dict[Place, Fields]:
     """As declared."""
     found: dict[Place, Fields] = {}
-    for network in world.networks:
-        if host in world.hosts_of(network):
-            for version in (4, 6):
-                found[network.vni, network.address(version, 1)] = "gateway", "", gateways[network]
+    known = world.known(host)
+    for network in known:
+        gateway = "gateway", "", gateways[network]
+        found[network.vni, link_local(gateways[network])] = gateway
+        for other in known & world.joined(network):
+            found.update(((network.vni, other.address(version, 1)), gateway) for version in FAMILIES)
+    own = underlays(host, world.version)
     for vni, address, there, mac in world.mappings(host):
-        found[vni, address] = ("here", "", mac) if there is None else ("there", underlay(there), mac)
+        found[vni, address] = ("here", "", mac) if there is None else ("there", _vtep(own, there, mac, world), mac)
     return found
+
+
+def _vtep(own: tuple[str, ...], there: int, mac: str, world: World) -> str:
+    home = underlays(there, world.version)
+    return choose_vtep(home, common_family(own, home), bytes.fromhex(mac.replace(":", "")))
 
 
 def held_mappings(pins: Path) -> dict[Place, Fields]:
     """As in the engine's maps."""
     with BpfMap.open_pin(pins / "maps" / "spaces") as table:
         items = dict(table.items())
+    with BpfMap.open_pin(pins / "maps" / "vtep_addresses") as table:
+        vteps = {int.from_bytes(key, "little"): IPv6Address(value) for key, value in table.items()}
     found: dict[Place, Fields] = {}
     if not items:
         return found
@@ -61,7 +73,7 @@ def held_mappings(pins: Path) -> dict[Place, Fields]:
             case LocationKind.PORT:
                 fields: Fields = "here", "", mac
             case LocationKind.REMOTE:
-                fields = "there", str(IPv4Address(int(value["vtep"]))), mac
+                fields = "there", str(vtep_of(int(value["vtep"]), vteps)), mac
             case LocationKind.VIRTUAL:
                 fields = "gateway", "", mac
             case kind:

@@ -21,7 +21,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
-from churn_world import Slot
+from churn_world import Slot, underlays
 
 PREFIX = f"churn{os.getpid()}"
 ETHER = f"{PREFIX}-ether"
@@ -41,10 +41,6 @@ def host_netns(host: int) -> str:
 
 def slot_netns(slot: Slot) -> str:
     return f"{PREFIX}-h{slot.host}-s{slot.number}"
-
-
-def underlay(host: int, version: int = 4) -> str:
-    return f"172.31.{host // 200}.{host % 200 + 1}" if version == 4 else f"fd31::{host + 1:x}"
 
 
 def run(*command: str, text: str = "") -> str:
@@ -89,9 +85,8 @@ def _mac(host: int) -> str:
 class Stage:
     """Makes and removes namespaces and links."""
 
-    def __init__(self, hosts: int, slots: int) -> None:
-        self.hosts, self.slots = hosts, slots
-        self._boots = 0
+    def __init__(self, hosts: int, slots: int, version: int) -> None:
+        self.hosts, self.slots, self._version = hosts, slots, version
         self._made: set[str] = set()
 
     def build(self) -> None:
@@ -110,8 +105,9 @@ class Stage:
               f"link add u{host} mtu 1500 type veth peer under0 address {_mac(host)} netns {name}",
               f"link set u{host} master under up",
               f"link add m{host} type veth peer mgmt0 netns {name}", f"link set m{host} master mgmt up")
-        batch(name, "link set lo up", f"addr add {underlay(host)}/16 dev under0",
-              f"addr add {underlay(host, 6)}/64 dev under0 nodad", "link set under0 up",
+        batch(name, "link set lo up", "link set under0 up",
+              *(f"addr add {address}/{'64' if ':' in address else '12'} dev under0" + " nodad" * (":" in address)
+                for address in underlays(host, self._version)),
               f"addr add 172.30.{host // 200}.{host % 200 + 1}/16 dev mgmt0", "link set mgmt0 up")
         for number in range(self.slots):
             self._namespace(slot_netns(Slot(host, number)))

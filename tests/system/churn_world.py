@@ -31,6 +31,7 @@ class Network:
 
     number: int
     block: int
+    peers: tuple[int, ...] = ()             # numbers of networks with other prefixes that it names as peers
 
     @property
     def tenant(self) -> str:
@@ -40,10 +41,6 @@ class Network:
     def vni(self) -> int:
         return 7000 + self.number
 
-    @property
-    def gateway_mac(self) -> str:
-        return ""                           # the controller's choice
-
     def address(self, version: int, offset: int) -> str:
         """The `offset`th address; 1 is the gateway's."""
         if version == 4:
@@ -52,11 +49,15 @@ class Network:
 
     def documents(self) -> list[dict[str, Any]]:
         """Tenant and network."""
+        spec: dict[str, Any] = {
+            "mode": "overlay", "vni": self.vni,
+            "subnets": [{"prefix": f"10.{self.block}.0.0/22"}, {"prefix": f"fd00:{self.block:x}::/64"}],
+        }
+        if self.peers:
+            spec["peers"] = [f"t{number}/net" for number in self.peers]
         return [
             {"apiVersion": API, "kind": "Tenant", "metadata": {"name": self.tenant}},
-            {"apiVersion": API, "kind": "Network", "metadata": {"name": "net", "tenant": self.tenant},
-             "spec": {"mode": "overlay", "vni": self.vni,
-                      "subnets": [{"prefix": f"10.{self.block}.0.0/22"}, {"prefix": f"fd00:{self.block:x}::/64"}]}},
+            {"apiVersion": API, "kind": "Network", "metadata": {"name": "net", "tenant": self.tenant}, "spec": spec},
         ]
 
 
@@ -85,6 +86,17 @@ def host_name(number: int) -> str:
     return f"h{number}"
 
 
+def underlays(host: int, version: int) -> tuple[str, ...]:
+    """The VTEP addresses of a host, in the order declared.
+
+    All hosts have one of the family `version`; some have both families, and of IPv4 some have two.
+    """
+    four, six = f"172.31.{host // 200}.{host % 200 + 1}", f"fd31::{host + 1:x}"
+    if version == 6:
+        return ((six,), (four, six), (six, four))[host % 3]
+    return ((four,), (four, four.replace("172.31.", "172.31.1")), (six, four))[host % 3]
+
+
 def link_local(mac: str) -> str:
     """RFC 4291 appendix A."""
     raw = bytes.fromhex(mac.replace(":", ""))
@@ -106,9 +118,12 @@ class World:
     def __init__(self, hosts: int, endpoints: int, networks: int, rng: random.Random) -> None:
         """`endpoints`: on each host at the beginning; a fifth more have room there."""
         self.hosts, self._rng = hosts, rng
+        self.version = rng.choice(FAMILIES)     # that all hosts have on the underlay
         self.slots = endpoints + max(2, endpoints // 5)
-        # Blocks 1, 1, 2, 2, ..: two networks with the same addresses each.
-        self.networks = [Network(number, 1 + number // 2) for number in range(networks)]
+        # Blocks 1, 1, 2, 2, ..: two networks with the same addresses each. The third is peered with the first.
+        self.networks = [Network(number, 1 + number // 2, (0,) if number == 2 else ()) for number in range(networks)]
+        self._joined = {network: frozenset(other for other in self.networks if other.number in network.peers
+                                           or network.number in other.peers) | {network} for network in self.networks}
         self.endpoints: dict[str, Endpoint] = {}
         self.gone: dict[Network, list[int]] = {network: [] for network in self.networks}   # offsets, oldest first
         self._free = {Slot(host, number) for host in range(hosts) for number in range(self.slots)}
@@ -137,21 +152,27 @@ class World:
 
     def reached(self) -> dict[tuple[Network, str], Endpoint]:
         """Who has an address, as seen from a network: the declared matrix, whoever in the network sends."""
-        return {(endpoint.network, endpoint.address(version)): endpoint
-                for endpoint in self.endpoints.values() for version in FAMILIES}
+        return {(network, endpoint.address(version)): endpoint for endpoint in self.endpoints.values()
+                for network in self.joined(endpoint.network) for version in FAMILIES}
 
-    def hosts_of(self, network: Network) -> set[int]:
-        return {endpoint.slot.host for endpoint in self.endpoints.values() if endpoint.network == network}
+    def joined(self, network: Network) -> frozenset[Network]:
+        """The network and its peers."""
+        return self._joined[network]
+
+    def known(self, host: int) -> set[Network]:
+        """The networks that a host must know: those of its endpoints, and their peers."""
+        own = {endpoint.network for endpoint in self.endpoints.values() if endpoint.slot.host == host}
+        return {other for network in own for other in self.joined(network)}
 
     def mappings(self, host: int) -> Iterator[tuple[int, str, int | None, str]]:
         """(VNI, address, host where it is behind or None: here, MAC): all that a host must know of endpoints."""
-        for network in self.networks:
-            if host in self.hosts_of(network):
-                for endpoint in self.endpoints.values():
-                    if endpoint.network == network:
-                        there = None if endpoint.slot.host == host else endpoint.slot.host
-                        for address in (endpoint.address(4), endpoint.address(6), link_local(endpoint.mac)):
-                            yield network.vni, address, there, endpoint.mac
+        known = self.known(host)
+        for endpoint in self.endpoints.values():
+            there = None if endpoint.slot.host == host else endpoint.slot.host
+            for network in known & self.joined(endpoint.network):
+                if endpoint.network in known:
+                    for address in (endpoint.address(4), endpoint.address(6), link_local(endpoint.mac)):
+                        yield network.vni, address, there, endpoint.mac
 
     # What happens
 

@@ -23,6 +23,8 @@ from agent_kit import (
     tcp,
     udp,
 )
+from scapy.layers.inet import IP
+from scapy.layers.l2 import Ether
 
 from agent.build import Built
 from policy.addresses import link_local
@@ -30,6 +32,7 @@ from policy.world import exit_uid
 from southbound.messages import FloodGoal, NetworkGoal, PortGoal, RouteGoal
 from vfp.datapath.engine import Hook
 from vfp.model import Flooding, Forward, LocalPort, Rate, Remote, Route, Rule, Space, Switch, ToUplink, Virtual
+from vfp.reasons import DropReason
 from vfp.reference import Verdict
 from vswitch.links import OwnedLink
 
@@ -84,7 +87,7 @@ def test_networks_that_are_not_peered_do_not_reach_each_other() -> None:
 ])
 def test_routes_are_by_an_address_or_another_host(goal: RouteGoal, route: Route) -> None:
     network = replace(RED, routes=(goal,))
-    made = built(HOST, network, A, FAR_RED, compiled=False)
+    made = built(HOST, network, A, FAR_RED)
     assert space_of(made, RED).routes == (route,)
     assert any(rule.match.dst == route.prefix and rule.action == Forward(5001) for rule in rules_of(made, A))
 
@@ -99,7 +102,7 @@ def test_routes_are_by_an_address_or_another_host(goal: RouteGoal, route: Route)
 def test_a_bad_route_is_told_of_and_the_others_hold(goal: RouteGoal, words: str) -> None:
     good = RouteGoal("10.8.0.0/16", address="10.1.0.2")
     network = replace(RED, routes=(goal, good))
-    made = built(HOST, network, A, compiled=False)
+    made = built(HOST, network, A)
     assert words in error_of(made, network)
     assert [str(route.prefix) for route in space_of(made, RED).routes] == ["10.8.0.0/16"]
 
@@ -141,7 +144,7 @@ def test_egress_does_not_lead_into_a_nat_network_of_the_host_nor_send_vxlan() ->
 
 def test_an_exit_is_a_port_without_a_link_for_whoever_comes_by_a_route() -> None:
     network = replace(RED, routes=(RouteGoal("0.0.0.0/0", vteps=("172.31.0.1",), here=True),))
-    made = built(HOST, network, FAR_RED, compiled=False)
+    made = built(HOST, network, FAR_RED)
     [exit_port] = made.engine.ports
     assert (exit_port.exit_of, exit_port.ifindex, exit_port.name) == (5001, 0, "red/net exit")
     assert made.port_ids == {exit_uid(network): exit_port.id}
@@ -151,11 +154,37 @@ def test_an_exit_is_a_port_without_a_link_for_whoever_comes_by_a_route() -> None
     outside = [rule for group in exit_port.layers[1].groups_out for rule in group.rules if rule.name == "outside"]
     assert {rule.action for rule in outside} == {ToUplink(made.uplinks[0].id)}
     assert made.links() == {"slvx0"}
+    frame = bytes(Ether(src="02:00:00:00:00:19", dst=network.gateway_mac) / IP(src="10.1.0.9", dst="8.8.8.8") / udp())
+    result = engine(made).process(Hook.OVERLAY_IN, 5001, frame, vtep=IPv4Address(OTHER_VTEP), now_s=0)
+    assert result.verdict is Verdict.REDIRECT_UPLINK
+    assert Ether(result.frame)[IP].src == HOST_ADDRESS
+    stranger = bytes(Ether(src="02:00:00:00:00:20", dst=network.gateway_mac)
+                     / IP(src="10.1.0.20", dst="8.8.8.8") / udp())
+    result = engine(made).process(Hook.OVERLAY_IN, 5001, stranger, vtep=IPv4Address(OTHER_VTEP), now_s=0)
+    assert result.reason is DropReason.UNKNOWN_SOURCE
+
+
+def test_what_comes_to_the_old_host_is_dropped_as_moved() -> None:
+    made = built(HOST, RED, A, FAR_RED)
+    frame = bytes(Ether(src="02:00:00:00:00:19", dst="02:00:00:00:00:77") / IP(src="10.1.0.9", dst="10.1.0.77") / tcp())
+    moved = remotes(RED, ("gone", "10.1.0.77", 0x77, ""), host="h3", vteps=("172.31.0.3",))
+    after = built(HOST, RED, A, FAR_RED, moved)
+    reasons = [engine(one).process(Hook.OVERLAY_IN, 5001, frame, vtep=IPv4Address(OTHER_VTEP), now_s=0).reason
+               for one in (made, after)]
+    assert reasons == [DropReason.NO_MAPPING, DropReason.MOVED]
+
+
+def test_a_route_by_an_endpoint_reaches_it_and_lets_its_network_behind_speak() -> None:
+    nva = replace(port("nva", RED, "10.1.0.7", 0x17), forwards=("10.9.0.0/16",))
+    network = replace(RED, routes=(RouteGoal("10.9.0.0/16", address="10.1.0.7"),))
+    made = built(HOST, network, A, nva, FAR_RED)
+    to = ip(A, "10.9.3.3", tcp(), dst_mac=RED.gateway_mac)
+    assert engine(made).process(Hook.PORT_OUT, number_of(made, A), to, now_s=0).port == number_of(made, nva)
 
 
 def test_broadcast_floods_only_if_the_network_says_so() -> None:
     network = replace(RED, flood=FloodGoal(100, 200, (OTHER_VTEP, "2001:db8::2")))
-    made = built(HOST, network, A, compiled=False)
+    made = built(HOST, network, A)
     space = space_of(made, RED)
     assert space.flooding == Flooding(Rate(100, 200), 5001, (IPv4Address(OTHER_VTEP), IPv6Address("2001:db8::2")))
     assert space.stations == ((bytes((2, 0, 0, 0, 0, 0x12)), number_of(made, A)),)

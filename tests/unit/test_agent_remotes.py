@@ -23,7 +23,6 @@ from agent_kit import (
     observed,
     overlay,
     port,
-    remote,
     remotes,
     tcp,
 )
@@ -161,12 +160,6 @@ def test_of_two_that_claim_an_address_one_has_it_and_a_local_endpoint_always() -
     assert IPv4Address("10.1.0.2") not in found
 
 
-def test_what_an_older_controller_says_one_by_one_is_still_read() -> None:
-    old = remote("b", RED, "10.1.0.20", 0x20)
-    found = places(space_of(built(HOST, RED, RED_A, FAR, old)))
-    assert found[IPv4Address("10.1.0.20")] == Remote(IPv4Address(OTHER_VTEP), 5001, bytes((2, 0, 0, 0, 0, 0x20)))
-
-
 def test_an_address_that_moved_away_is_dropped_as_moved_or_unknown_here() -> None:
     made = built(HOST, RED, RED_A, FAR)
     frame = ip(RED_A, "10.1.0.99", tcp())
@@ -222,3 +215,29 @@ def test_a_host_whose_addresses_are_not_all_there_uses_the_others() -> None:
     assert "2001:db8::1" in error_of(made, host)
     assert made.tunnel is not None
     assert places(space_of(made))
+
+
+def test_endpoints_behind_one_port_elsewhere_share_its_link_local_address() -> None:
+    vm = remotes(RED, ("vm", "10.1.0.21", 0x21, "fd01::21"))
+    nested = remotes(RED, ("c1", "10.1.0.22", 0x21, "fd01::22"), ("c2", "10.1.0.23", 0x21, "fd01::23"), block=1)
+    made = built(HOST, RED, RED_A, vm, nested)
+    assert made.faults == ()
+    found = places(space_of(made))
+    assert len(found) == 7
+    assert link_local(bytes((2, 0, 0, 0, 0, 0x21))) in found
+    alone = places(space_of(built(HOST, RED, RED_A, nested)))
+    assert link_local(bytes((2, 0, 0, 0, 0, 0x21))) in alone
+
+
+def test_link_local_addresses_of_a_peer_are_its_own_business() -> None:
+    blue = replace(overlay(5002, "10.2.0.0/24", "fd02::/64"), peers=(RED.id,))
+    red = replace(RED, peers=(blue.id,))
+    near = port("bb", blue, "10.2.0.2", 0x12, address6="fd02::2/64")        # with the MAC of ra
+    far = remotes(blue, ("bf", "10.2.0.9", 0x19, "fd02::9"))                # with that of b
+    made = built(HOST, red, blue, RED_A, near, FAR, far)
+    assert made.faults == ()
+    reds, blues = places(space_of(made)), places(space_of(made, 5002))
+    assert IPv6Address("fd02::9") in reds
+    assert link_local(bytes((2, 0, 0, 0, 0, 0x19))) in reds
+    assert reds[link_local(bytes((2, 0, 0, 0, 0, 0x19)))].vni == 5001
+    assert IPv6Address("fd01::9") in blues

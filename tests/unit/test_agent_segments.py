@@ -51,7 +51,7 @@ def endpoint(network: NetworkGoal, n: int, **more: object) -> PortGoal:
 
 def test_a_transparent_network_switches_between_stations_and_its_wire() -> None:
     one, two = endpoint(TRANSPARENT, 21), endpoint(TRANSPARENT, 22)
-    made = built(HOST, TRANSPARENT, one, two, compiled=False)
+    made = built(HOST, TRANSPARENT, one, two)
     space = space_of(made, TRANSPARENT)
     [uplink] = made.uplinks
     assert (uplink.name, uplink.mtu, uplink.loopback) == ("lan0", 1500, False)
@@ -68,7 +68,7 @@ def test_a_transparent_network_switches_between_stations_and_its_wire() -> None:
 @pytest.mark.parametrize("found", [BRIDGE, TUNNEL])
 def test_on_a_proxied_wire_the_host_answers_for_its_endpoints(found: NetworkGoal) -> None:
     one = endpoint(found, 21, address6="fd16::21/64")
-    made = built(HOST, found, one, compiled=False)
+    made = built(HOST, found, one)
     space = space_of(made, found)
     assert space.wire == Wire(made.uplinks[0].id, proxy=True)
     assert made.promiscuous == frozenset()
@@ -80,7 +80,7 @@ def test_on_a_proxied_wire_the_host_answers_for_its_endpoints(found: NetworkGoal
 
 def test_l2bridge_neighbours_are_direct_and_the_rest_is_the_segments() -> None:
     one, two = endpoint(BRIDGE, 21, address6="fd16::21/64"), endpoint(BRIDGE, 22)
-    made = built(HOST, BRIDGE, one, two, compiled=False)
+    made = built(HOST, BRIDGE, one, two)
     [here] = made.engine.sets
     assert here.id == BRIDGE.space
     assert {str(member) for member in here.members} == {
@@ -90,11 +90,20 @@ def test_l2bridge_neighbours_are_direct_and_the_rest_is_the_segments() -> None:
     assert actions == {(10, BRIDGE.space): Forward(BRIDGE.space), (20, None): ToUplink(uplink, bridged=True)}
 
 
+def test_a_bridge_is_for_the_subnets_of_the_uplink() -> None:
+    one = endpoint(BRIDGE, 21)
+    made = built(HOST, BRIDGE, one)
+    assert "lan0 has no address in fd16::/64" in error_of(made, BRIDGE)
+    assert made.engine.ports
+    both = replace(UPLINK, addresses6=("fd16::10/64",))
+    assert built(HOST, BRIDGE, one, segments={"": both}).faults == ()
+
+
 def test_l2tunnel_sends_all_to_the_gateway_of_its_subnet() -> None:
     one = endpoint(TUNNEL, 21, address6="fd16::21/64")
-    made = built(HOST, TUNNEL, one, compiled=False)
+    made = built(HOST, TUNNEL, one)
     uplink = made.uplinks[0].id
-    found = {str(rule.match.src): rule.action for rule in rules_of(made, one) if rule.priority == 20}
+    found = {str(rule.match.src): rule.action for rule in rules_of(made, one) if rule.priority >= 20}
     assert found == {
         "172.16.0.0/24": ToUplink(uplink, bridged=True, via=IPv4Address("172.16.0.1")),
         "fd16::/64": ToUplink(uplink, bridged=True, via=IPv6Address("fd16::1")),
@@ -108,7 +117,7 @@ def test_a_host_may_have_several_uplinks_and_one_may_serve_several() -> None:
     web_network = nat(1)
     one, two, web = endpoint(far, 21), endpoint(BRIDGE, 22), port("web", web_network, "192.168.1.5", 5)
     segments = {"": UPLINK, "eth1": ETH1}
-    made = built(HOST, far, BRIDGE, web_network, one, two, web, segments=segments, compiled=False)
+    made = built(HOST, far, BRIDGE, web_network, one, two, web, segments=segments)
     assert [uplink.name for uplink in made.uplinks] == ["lan0", "eth1"]
     by_name = {uplink.name: uplink for uplink in made.uplinks}
     assert space_of(made, far).wire == Wire(by_name["eth1"].id)
@@ -131,21 +140,21 @@ def test_an_unknown_uplink_is_told_by_network_and_endpoint() -> None:
 def test_a_mac_or_address_is_once_on_a_segment_whatever_the_network() -> None:
     second = network_of("transparent", "172.16.9.0/24", n=9, flood=FLOOD)
     one, two = endpoint(TRANSPARENT, 21), replace(port("x", second, "172.16.9.5", 21), id="uid-x")
-    made = built(HOST, TRANSPARENT, second, one, two, compiled=False)
+    made = built(HOST, TRANSPARENT, second, one, two)
     assert "MAC 02:00:00:00:00:15 is that of default/e21" in error_of(made, two)
     assert [len(space.stations) for space in made.engine.spaces] == [1, 0]
     other = network_of("l2bridge", n=8)
     three, four = endpoint(BRIDGE, 31), replace(endpoint(other, 31), id="uid-y", mac="02:00:00:00:00:99")
-    made = built(HOST, BRIDGE, other, three, four, compiled=False)
+    made = built(HOST, BRIDGE, other, three, four)
     assert "address 172.16.0.31 is that of default/e31" in error_of(made, four)
     own = endpoint(BRIDGE, 10)
-    made = built(HOST, BRIDGE, own, compiled=False)
+    made = built(HOST, BRIDGE, own)
     assert "address 172.16.0.10 is that of the host, on lan0" in error_of(made, own)
 
 
 def test_tags_and_dhcp_are_for_transparent_networks() -> None:
     one = endpoint(TRANSPARENT, 21, vlans=(100, 200))
-    made = built(HOST, TRANSPARENT, one, compiled=False)
+    made = built(HOST, TRANSPARENT, one)
     assert made.engine.ports[0].vlans == (100, 200)
     for bad, words in (
         (endpoint(BRIDGE, 21, vlans=(100,)), "only transparent ones carry tags"),
@@ -153,7 +162,7 @@ def test_tags_and_dhcp_are_for_transparent_networks() -> None:
         (endpoint(TRANSPARENT, 21, vlans=tuple(range(1, 10))), "at most 8"),
         (replace(endpoint(BRIDGE, 21, dhcp=True), address=""), "DHCP server"),
     ):
-        assert words in error_of(built(HOST, TRANSPARENT, BRIDGE, bad, compiled=False), bad)
+        assert words in error_of(built(HOST, TRANSPARENT, BRIDGE, bad), bad)
 
 
 ASKING = replace(port("dyn", TRANSPARENT, "", 41), dhcp=True)
@@ -168,7 +177,7 @@ def guard_says(made: Built, goal: PortGoal, frame: bytes) -> str:
 
 
 def test_who_asks_by_dhcp_may_ask_and_probe_and_then_be_what_it_was_leased() -> None:
-    before = built(HOST, TRANSPARENT, ASKING, compiled=False)
+    before = built(HOST, TRANSPARENT, ASKING)
     probe = bytes(Ether(src=ASKING.mac, dst="ff:ff:ff:ff:ff:ff")
                   / ARP(op=1, hwsrc=ASKING.mac, psrc="0.0.0.0", pdst="172.16.0.77"))
     leased = ip(ASKING, "172.16.0.5", tcp(), src="172.16.0.77")
@@ -178,7 +187,7 @@ def test_who_asks_by_dhcp_may_ask_and_probe_and_then_be_what_it_was_leased() -> 
     assert guard_says(before, ASKING, probe) == "arp-probe"
     assert guard_says(before, ASKING, leased) == ""
     assert guard_says(before, ASKING, claim) == "duplicate-address"
-    after = built(HOST, TRANSPARENT, ASKING, leases={ASKING.id: IPv4Interface("172.16.0.77/24")}, compiled=False)
+    after = built(HOST, TRANSPARENT, ASKING, leases={ASKING.id: IPv4Interface("172.16.0.77/24")})
     assert guard_says(after, ASKING, leased) == "own-ipv4"
     assert guard_says(after, ASKING, claim) == "own-arp"
     assert after.leases == {ASKING.id: IPv4Interface("172.16.0.77/24")}
@@ -187,7 +196,7 @@ def test_who_asks_by_dhcp_may_ask_and_probe_and_then_be_what_it_was_leased() -> 
 
 def test_only_who_is_told_to_ask_may_and_nobody_serves() -> None:
     static = endpoint(TRANSPARENT, 21)
-    made = built(HOST, TRANSPARENT, static, ASKING, compiled=False)
+    made = built(HOST, TRANSPARENT, static, ASKING)
     asks = bytes(Ether(src=static.mac, dst="ff:ff:ff:ff:ff:ff") / IP(src="0.0.0.0", dst="255.255.255.255")
                  / UDP(sport=68, dport=67))
     assert guard_says(made, static, asks) == ""
@@ -199,13 +208,13 @@ def test_only_who_is_told_to_ask_may_and_nobody_serves() -> None:
 
 def test_a_stranger_to_a_lease_is_not_served_by_it() -> None:
     static = endpoint(TRANSPARENT, 21)
-    made = built(HOST, TRANSPARENT, static, leases={static.id: IPv4Interface("172.16.0.88/24")}, compiled=False)
+    made = built(HOST, TRANSPARENT, static, leases={static.id: IPv4Interface("172.16.0.88/24")})
     assert guard_says(made, static, ip(static, "172.16.0.5", tcp(), src="172.16.0.88")) == ""
 
 
 def test_an_announcement_of_anothers_address_is_refused_by_name() -> None:
     one = endpoint(BRIDGE, 21)
-    made = built(HOST, BRIDGE, one, endpoint(BRIDGE, 22), compiled=False)
+    made = built(HOST, BRIDGE, one, endpoint(BRIDGE, 22))
     lie = bytes(Ether(src=one.mac, dst="ff:ff:ff:ff:ff:ff")
                 / ARP(op=2, hwsrc=one.mac, psrc="172.16.0.22", pdst="172.16.0.22"))
     assert guard_says(made, one, lie) == "duplicate-address"
@@ -215,7 +224,7 @@ def test_an_announcement_of_anothers_address_is_refused_by_name() -> None:
 def test_the_segment_is_told_whose_an_address_is() -> None:
     one = endpoint(BRIDGE, 21, address6="fd16::21/64")
     two = port("two", TRANSPARENT, "172.16.0.22", 22)
-    made = built(HOST, BRIDGE, TRANSPARENT, one, two, compiled=False)
+    made = built(HOST, BRIDGE, TRANSPARENT, one, two)
     said = {(str(what.address), what.mac.hex(":")) for what in made.announcements}
     assert said == {("172.16.0.21", UPLINK.mac), ("fd16::21", UPLINK.mac), ("fe80::ff:fe00:15", UPLINK.mac),
                     ("172.16.0.22", two.mac)}

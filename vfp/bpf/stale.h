@@ -83,6 +83,15 @@ static __always_inline int recall(struct scratch *s, const struct flow_key *key,
 	return 1;
 }
 
+/* It may be at other ports now, which have no say in that. */
+static __always_inline void move_connection(const struct flow *from, const struct flow *to)
+{
+	if (from->ports[0] == to->ports[0] && from->ports[1] == to->ports[1])
+		return;
+	count_connection(parties_of(from), -1);
+	count_connection(parties_of(to), 1);
+}
+
 /* The pair as it was decided now, with the counters and the state that it had. Returns a drop reason. */
 static __always_inline int store_again(struct scratch *s)
 {
@@ -93,6 +102,7 @@ static __always_inline int store_again(struct scratch *s)
 	if (!forward)		/* it left while we decided */
 		return FLOW_CHANGED;
 	carry_over(&s->forward, forward);
+	move_connection(forward, &s->forward);
 	s->forward.state = forward->state & ~STATE_SINGLE;
 	s->reply.state = mirrored(s->forward.state);
 	if (!(forward->state & STATE_SINGLE)) {
@@ -107,6 +117,15 @@ static __always_inline int store_again(struct scratch *s)
 		s->reply.flags |= FLOW_RELEASED;
 	}
 	return store(s, single, stays ? STORE_OVER : STORE_AGAIN);
+}
+
+/* Half of a pair that is nobody's any more: the pair goes, and the packet is one like any other. */
+static __always_inline int start_over(struct __sk_buff *skb, struct scratch *s, const struct flow *f)
+{
+	s->displaced = f->pair;
+	s->parties = *parties_of(f);
+	forget(stale_key(s), &s->displaced, f->state, &s->parties);
+	return s->inspected ? drop_early(skb, s, INSPECT_REFUSED) : jump(skb, s, JUMP_SLOW);
 }
 
 /*
@@ -125,11 +144,8 @@ int vfp_stale(struct __sk_buff *skb)
 	f = bpf_map_lookup_elem(&flows, stale_key(s));
 	if (!f)			/* it left in the meantime */
 		return jump(skb, s, JUMP_SLOW);
-	if (is_of_former(f)) {
-		s->displaced = f->pair;
-		forget(stale_key(s), &s->displaced, f->state);
-		return s->inspected ? drop_early(skb, s, INSPECT_REFUSED) : jump(skb, s, JUMP_SLOW);
-	}
+	if (is_of_former(f))
+		return start_over(skb, s, f);
 	if (!recall(s, stale_key(s), f)) {	/* half a pair is no flow: see what the packet itself may do */
 		bpf_map_delete_elem(&flows, stale_key(s));
 		return jump(skb, s, JUMP_SLOW);
@@ -139,6 +155,10 @@ int vfp_stale(struct __sk_buff *skb)
 	reason = decide(s);
 	if (!reason)
 		reason = compose(s);
+	if (reason == UNKNOWN_SOURCE && s->from_reply) {	/* who began it is no longer behind the overlay, but here perhaps */
+		f = bpf_map_lookup_elem(&flows, stale_key(s));
+		return f ? start_over(skb, s, f) : jump(skb, s, JUMP_SLOW);
+	}
 	/* The pair stays, stale: without it, the next packet of the other side would look like a new flow. */
 	if (reason)
 		return drop_decided(skb, s, reason);
