@@ -20,6 +20,7 @@ from typing import Any
 
 import structlog
 
+from agent.claims import Claims
 from agent.egress import Egress
 from agent.errors import AgentError, AlreadyRunning, WrongName
 from agent.host import Host
@@ -27,6 +28,7 @@ from agent.inspect import Inspector
 from agent.purge import purge_host
 from agent.reconcile import Reconciler
 from agent.record_file import RecordFile
+from agent.services import Services
 from agent.session import Session
 from agent.state import Disk
 from agent.streams import Streams
@@ -108,10 +110,12 @@ async def serve(config: Config) -> None:
         limits = config.limits
         reconciler = Reconciler(switch, datapath, disk, disk.load().ids, limits.ports, egress, config.timeouts,
                                 limits.pools)
-        host = Host(worker, switch, reconciler, disk)
+        services = Services(switch, worker, reconciler.paths, config.state_dir, datapath.mark())
+        claims = Claims()
+        host = Host(worker, switch, reconciler, disk, services=services, claims=claims)
         inspector = Inspector(
             identity.host, datapath, lambda: host.outcome.built if host.outcome else None,
-            lambda: host.goals, lambda: host.overlaps,
+            lambda: host.goals, lambda: host.overlaps, claims,
         )
         await host.start()
         try:
@@ -157,6 +161,8 @@ async def _all(
         tasks.create_task(host.listen())
         tasks.create_task(host.mend())
         tasks.create_task(host.retry())
+        tasks.create_task(host.serve())
+        tasks.create_task(host.follow_claims())
         tasks.create_task(_age(datapath, ager))
         tasks.create_task(_tidy(datapath, worker))
         tasks.create_task(_expire(egress, worker))

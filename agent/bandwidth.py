@@ -84,7 +84,7 @@ class Bandwidth:
         try:
             ifindex = owned[SHAPER_LINKS[0]].ifindex if whole else 0
             if mend or before is None or before[0] != ifindex:
-                hook = Hook("shaped_in")
+                hook = Hook.SHAPED_IN
                 program = HookedProgram("ingress", self._datapath.program_fd(hook), f"sluice_{hook.value}")
                 ifindex = self._switch.ensure_shaper(SHAPER, (program,))
             there = before[2] if before is not None and not mend and before[:2] == (ifindex, total) else {}

@@ -14,7 +14,6 @@ from southbound.messages import (
     MappingGoal,
     NetworkGoal,
     PortGoal,
-    RemoteGoal,
     RemotesGoal,
     key_of,
 )
@@ -49,9 +48,9 @@ class Goals:
         return sorted((g for g in self.objects.values() if isinstance(g, PortGoal)), key=lambda g: g.id)
 
     @property
-    def remotes(self) -> list[RemotesGoal | RemoteGoal]:
-        """Remote endpoints, in blocks or one by one, by id."""
-        return sorted((g for g in self.objects.values() if isinstance(g, RemotesGoal | RemoteGoal)), key=lambda g: g.id)
+    def remotes(self) -> list[RemotesGoal]:
+        """Blocks of remote endpoints by id."""
+        return sorted((g for g in self.objects.values() if isinstance(g, RemotesGoal)), key=lambda g: g.id)
 
     @property
     def mappings(self) -> list[MappingGoal]:

@@ -10,13 +10,15 @@ from dataclasses import replace
 
 import structlog
 
+from agent.claims import Claims
 from agent.goals import Goals
 from agent.overlaps import Overlap, overlapping
 from agent.reconcile import Outcome, Reconciler
 from agent.seams import SwitchSeam
+from agent.services import Services
 from agent.state import Disk
 from agent.worker import Worker
-from southbound.messages import Ack, Facts, HostFacts, ObjectStatus
+from southbound.messages import Ack, Facts, HostFacts, ObjectStatus, PortGoal
 from vfp.datapath.errors import DatapathError
 from vswitch.errors import VSwitchError
 
@@ -42,6 +44,8 @@ class Host:
         reconciler: Reconciler,
         disk: Disk,
         features: tuple[str, ...] = (),
+        services: Services | None = None,
+        claims: Claims | None = None,
     ) -> None:
         stored = disk.load()
         self.goals: Goals = stored.goals
@@ -56,6 +60,8 @@ class Host:
         self._reconciler = reconciler
         self._disk = disk
         self._features = features
+        self._services = services
+        self._claims = claims if claims is not None else Claims()
         self._lock = asyncio.Lock()
         self._incomplete = asyncio.Event()
         self._changed = asyncio.Event()
@@ -104,6 +110,7 @@ class Host:
         """Look again whenever something about links, addresses, routes or namespaces changed. Never ends."""
         async with aclosing(self._switch.watch()) as changes:
             async for _ in changes:
+                self._reconciler.paths.stale()
                 if self.goals.revision:
                     await self.again(mend=False)
                     self._changed.set()
@@ -132,6 +139,30 @@ class Host:
             await self.again()
             await asyncio.sleep(MEND_PAUSE * (time.monotonic() - began))
 
+    async def serve(self) -> None:
+        """What endpoints are given besides. Never ends."""
+        if self._services is not None:
+            await self._services.keep(lambda: self.again(mend=False))
+
+    async def follow_claims(self) -> None:
+        """Tell of endpoints that announce others' addresses, as it comes and goes. Never ends."""
+        while True:
+            await self._claims.changed()
+            async with self._lock:
+                if self.outcome is not None and self.outcome.revision == self.goals.revision:
+                    before, self.ack = self.ack, self._acknowledge(self.outcome)
+                    if self.ack != before:
+                        await self._tell(self.ack)
+
+    def _acknowledge(self, outcome: Outcome) -> Ack:
+        """How the objects fare, and which addresses that are others' they claim: that is refused, and no error."""
+        objects = []
+        for status in outcome.objects:
+            claimed = self._claims.current(status.id) if status.kind == PortGoal.kind else []
+            more = {"duplicate_addresses": claimed} if claimed else {}
+            objects.append(replace(status, details={**status.details, **more}) if more else status)
+        return Ack(outcome.revision, tuple(objects))
+
     async def retry(self) -> None:
         """Look again, ever less often, while something is not as it should be. Never ends."""
         delay_s = RETRY_FIRST_S
@@ -145,7 +176,8 @@ class Host:
     async def _apply(self, mend: bool) -> Ack:
         goals = self.goals
         try:
-            outcome = await self._worker.run(self._reconciler.reconcile, goals, mend, self.facts)
+            leases = self._services.leases() if self._services is not None else {}
+            outcome = await self._worker.run(self._reconciler.reconcile, goals, mend, self.facts, leases)
         except (VSwitchError, DatapathError, OSError) as error:
             _log.exception("reconcile failed", revision=goals.revision)
             self._incomplete.set()
@@ -155,7 +187,9 @@ class Host:
         else:
             self._note(outcome)
             self._note_overlaps(goals, outcome.overlaps)
-            self.ack = Ack(outcome.revision, outcome.objects)
+            if self._services is not None:
+                await self._services.follow(goals, outcome.built)
+            self.ack = self._acknowledge(outcome)
         return self.ack
 
     def _note_overlaps(self, goals: Goals, overlaps: Mapping[str, Overlap]) -> None:

@@ -1,5 +1,5 @@
 """Answers to the controller's questions about the inside: trace, flows, drops, logs, rules,
-nat. Blocking; for the worker.
+meters, nat. Blocking; for the worker.
 
 `trace` is a dry run of the reference engine on the state that was programmed last (and of the kernel's programs on
 its tables); the rest comes from the kernel's tables, with ids put back into names.
@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from agent import arguments
 from agent.arguments import Args
 from agent.build import Built
+from agent.claims import Claims
 from agent.errors import BadQuery
 from agent.goals import Goals
 from agent.names import Names, Place, Row, event_row, packet_row, places
@@ -22,7 +23,7 @@ from agent.overlaps import Overlap
 from agent.seams import DatapathSeam
 from agent.trace import trace
 from agent.words import action_text, match_text
-from vfp.datapath.records import DropEvent, LogEvent
+from vfp.datapath.records import DropEvent, LogEvent, MeterCount
 from vfp.datapath.select import STATES, FlowFilter
 from vfp.layout import Ring
 from vfp.model import Direction, Port
@@ -34,6 +35,8 @@ RECENT_LOGS = 1000
 MOST_ROWS = 20_000                          # of one answer: a frame of the session takes 8 MiB
 
 _ORDERS = ("order", "hits", "drops")
+_DUPLICATE = "duplicate-address"            # the rule of `policy.guard` for who announces another's address
+_NOTHING = MeterCount(0, 0, 0, 0)
 
 
 class Inspector:
@@ -45,12 +48,14 @@ class Inspector:
     def __init__(
         self, host: str, datapath: DatapathSeam, built: Callable[[], Built | None],
         goals: Callable[[], Goals] = Goals, overlaps: Callable[[], Mapping[str, Overlap]] = dict,
+        claims: Claims | None = None,
     ) -> None:
         self._host = host
         self._datapath = datapath
         self._built = built
         self._goals = goals
         self._overlaps = overlaps
+        self._claims = claims
         self._recorder = Recorder()
         self._recent: deque[tuple[float, DropEvent]] = deque(maxlen=RECENT_DROPS)
         self._logs: deque[tuple[float, LogEvent]] = deque(maxlen=RECENT_LOGS)
@@ -70,11 +75,22 @@ class Inspector:
                 case LogEvent():
                     self._logs.append((time_s, event))
         self._recent.extend(dropped)
+        if self._claims is not None and dropped and (built := self._built()) is not None:
+            self._note_claims(built, dropped, self._claims)
         if self.listener is not None and dropped and (built := self._built()) is not None:
             uids = {number: uid for uid, number in built.port_ids.items()}
             rows = self._event_rows(built, dropped)
             told = [row | {"port": uids.get(event.port, "")} for row, (_, event) in zip(rows, dropped, strict=True)]
             self.listener(told, self._datapath.lost(Ring.EVENTS))
+
+    def _note_claims(self, built: Built, dropped: list[tuple[float, DropEvent]], claims: Claims) -> None:
+        known = self._places_of(built)
+        uids: dict[int, str] = {}
+        for _, event in dropped:
+            place = known.get((event.port, event.cookie))
+            if place is not None and place.rule.name == _DUPLICATE and event.src is not None:
+                uids = uids or {number: uid for uid, number in built.port_ids.items()}
+                claims.note(uids.get(event.port, ""), str(event.src))
 
     def answer(self, what: str, args: Args) -> Row:
         """The data of an `Answer`.
@@ -88,6 +104,7 @@ class Inspector:
             "drops": self._drops,
             "logs": self._logged,
             "rules": self._rules,
+            "meters": self._meters,
             "nat": self._nat,
         }
         if what not in questions:
@@ -189,6 +206,34 @@ class Inspector:
         if sort != "order":
             rows.sort(key=lambda row: -int(row[sort]))      # stable: equals stay in the order of the walk
         return {"rules": rows[: _limit(args) or None], "total": len(rows)}
+
+    def _meters(self, built: Built, args: Args) -> Row:
+        """What metered endpoints sent and got, by the rule that let the flow begin."""
+        port, network = args.get("port"), arguments.word(args, "network")
+        ports = {one.id: one for one in self._goals().ports}
+        networks = {one.id: f"{one.tenant}/{one.name}" for one in self._goals().networks}
+        counts = self._datapath.meters() if built.meters else {}
+        rows = []
+        for meter in built.meters:
+            goal = ports.get(meter.port)
+            if goal is None or port not in (None, meter.port) or network not in ("", networks.get(goal.network)):
+                continue
+            counted = counts.get(meter.meter, _NOTHING)
+            forward, reply = (counted.packets, counted.bytes), (counted.reply_packets, counted.reply_bytes)
+            sent, received = (forward, reply) if meter.direction == "out" else (reply, forward)
+            rows.append({
+                "endpoint": f"{goal.tenant}/{goal.name}",
+                "network": networks.get(goal.network, ""),
+                "direction": meter.direction,
+                "policy": meter.policy,
+                "rule": meter.rule,
+                "sent_packets": sent[0],
+                "sent_bytes": sent[1],
+                "received_packets": received[0],
+                "received_bytes": received[1],
+            })
+        rows.sort(key=lambda row: (row["endpoint"], row["direction"] != "out", row["policy"], row["rule"]))
+        return {"meters": rows[: _limit(args)], "total": len(rows)}
 
     def _rule_rows(self, built: Built, port: Port | None, layer: str) -> list[Row]:
         hits = self._datapath.rule_hits()

@@ -15,7 +15,7 @@ import structlog
 from agent.goals import Goals
 from agent.observed import UnderlayState
 from agent.seams import SwitchSeam
-from southbound.messages import NetworkGoal, RemoteGoal, RemotesGoal
+from southbound.messages import NetworkGoal, RemotesGoal
 from vfp.model import Address
 from vswitch.errors import VSwitchError
 from vswitch.links import PathState, UplinkState
@@ -51,8 +51,6 @@ def _vteps(goals: Goals) -> Iterator[str]:
         match goal:
             case RemotesGoal():
                 yield from goal.vteps
-            case RemoteGoal():
-                yield goal.vtep
             case NetworkGoal():
                 for route in goal.routes:
                     if not route.here:

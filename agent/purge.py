@@ -18,7 +18,7 @@ __all__ = ["purge_host"]
 P = ParamSpec("P")
 
 _HOOKS: tuple[Where, ...] = ("ingress", "egress")
-_STATE_FILES = (*GOAL_FILES, "agent.json")
+_STATE_FILES = (*GOAL_FILES, "agent.json", "leases.json")
 
 
 def purge_host(state_dir: Path, pin_dir: Path) -> list[str]:
@@ -40,6 +40,7 @@ def purge_host(state_dir: Path, pin_dir: Path) -> list[str]:
                 except VSwitchError as error:
                     lines.append(f"filter at {where} of {name} not removed: {error}")
         lines.append(_try("settings of lo", switch.close_loopback))
+        lines.append(_try("settings of uplinks", switch.set_listening, ()))
         lines.append(_try("reserved ports", switch.release_ports))
     if pin_dir.is_dir():
         Datapath.unpin(pin_dir)

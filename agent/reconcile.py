@@ -457,7 +457,11 @@ def _details(goal: Goal, built: Built, overlaps: Mapping[str, Overlap]) -> dict[
     match goal:
         case PortGoal() if goal.id in built.ports:
             link = built.ports[goal.id]
-            return {"host_interface": link.host_interface, "mtu_bytes": link.mtu_bytes}
+            lease = {"address": str(built.leases[goal.id])} if goal.id in built.leases else {}
+            return {"host_interface": link.host_interface, "mtu_bytes": link.mtu_bytes, **lease}
+        case PortGoal() if goal.id in built.nested and built.nested[goal.id] in built.ports:
+            link = built.ports[built.nested[goal.id]]
+            return {"host_interface": link.host_interface, "mtu_bytes": link.mtu_bytes, "behind": built.nested[goal.id]}
         case NetworkGoal() if goal.id in built.bridges:
             # An overlap is no error: the network is programmed, and its endpoints reach each other.
             overlap = {"overlap": str(overlaps[goal.id])} if goal.id in overlaps else {}

@@ -5,6 +5,7 @@ Tests put small fakes behind these seams.
 
 from __future__ import annotations
 
+import socket
 from collections.abc import AsyncGenerator, Collection, Iterable, Mapping, Sequence
 from typing import Protocol
 
@@ -12,7 +13,7 @@ from vfp.datapath.binding_log import BindingEvent
 from vfp.datapath.bindings import BindingRecord
 from vfp.datapath.capture import Captured
 from vfp.datapath.engine import Hook
-from vfp.datapath.records import DropEvent, FlowRecord, InspectCounts, LogEvent, RuleHits
+from vfp.datapath.records import DropEvent, FlowRecord, InspectCounts, LogEvent, MeterCount, RuleHits
 from vfp.datapath.select import FlowFilter, FlowPage
 from vfp.datapath.trace import Traced
 from vfp.layout import Ring
@@ -73,6 +74,10 @@ class SwitchSeam(Protocol):
     def send(self, ifindex: int, frames: Iterable[bytes]) -> None: ...  # noqa: D102
     def reserve_ports(self, ranges: Iterable[tuple[int, int]]) -> None: ...  # noqa: D102
     def release_ports(self) -> None: ...  # noqa: D102
+    def open_too_big(self, udp_port: int, version: int) -> socket.socket: ...  # noqa: D102
+    def open_dhcp(self, ifindex: int, *, answers: bool) -> socket.socket: ...  # noqa: D102
+    def open_solicitations(self, ifindex: int) -> socket.socket: ...  # noqa: D102
+    def open_sender(self, mark: int = 0) -> socket.socket: ...  # noqa: D102
     def watch(self) -> AsyncGenerator[None]: ...  # noqa: D102
 
 
@@ -81,6 +86,8 @@ class DatapathSeam(Protocol):
 
     def apply(self, state: EngineState) -> None: ...  # noqa: D102
     def program_fd(self, hook: Hook) -> int: ...  # noqa: D102
+    def mark(self) -> int: ...  # noqa: D102
+    def meters(self) -> Mapping[int, MeterCount]: ...  # noqa: D102
     def members(self, set_id: int) -> Mapping[Prefix, float | None]: ...  # noqa: D102
     def flows(self) -> list[FlowRecord]: ...  # noqa: D102
     def inspect_counts(self) -> InspectCounts: ...  # noqa: D102

@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from ipaddress import ip_address
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
@@ -33,7 +34,7 @@ from southbound.messages import (
     MappingGoal,
     NetworkGoal,
     PortGoal,
-    RemoteGoal,
+    RemotesGoal,
     Subnet,
 )
 from vfp.datapath.engine import Datapath, Limits
@@ -102,8 +103,9 @@ def _overlay_goals(plan: dict[str, Any]) -> Iterator[Goal]:
             namespace, "eth0", (tier,),
         )
     for number, vtep in plan["remote"]:
-        yield RemoteGoal(
-            f"e{number}", f"e{number}", _NETWORK, plan["addresses"][number], plan["macs"][number], vtep
+        yield RemotesGoal(
+            f"{_NETWORK}/{vtep}/{number}", _NETWORK, vtep, (vtep,), (f"e{number}",),
+            bytes.fromhex(plan["macs"][number].replace(":", "")), ip_address(plan["addresses"][number]).packed, b"",
         )
 
 

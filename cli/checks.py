@@ -10,9 +10,10 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+
+from cli.checks_overlay import overlay_findings
+from cli.findings import TRY_S, Finding, State
 
 CAP_SYS_ADMIN = 21  # linux/capability.h
 LAB_TOOLS = {
@@ -26,7 +27,6 @@ LAB_TOOLS = {
     "tc": "iproute2",
     "nsenter": "util-linux",
 }
-TRY_S = 5.0
 INSPECT_TOOLS = ("iptables-legacy-restore", "iptables-nft-restore")   # as `vswitch.inspect` tries them
 SUDO = "run sudo sluice doctor"
 GAIN = "run as root, or add it to the unit or container"
@@ -43,20 +43,7 @@ _NEED_PRIVILEGE = (
     "ring buffer map",
     "memory lock limit",
 )
-_OPTIONAL = ("kernel BTF", "BPF JIT")
-
-State = Literal["ok", "missing", "absent", "unknown"]
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One row. `missing` fails the doctor; `absent` costs, but Sluice works; `unknown`: could not look."""
-
-    name: str
-    state: State
-    found: str
-    cost: str = ""
-    todo: str = ""
+_OPTIONAL = ("kernel BTF", "BPF JIT", "htb", "vxlan over ipv6")
 
 
 def all_findings() -> Iterator[Finding]:
@@ -64,6 +51,7 @@ def all_findings() -> Iterator[Finding]:
     yield namespaces()
     yield from kernel()
     yield from features()
+    yield from overlay_findings()
     for check in (inspection, packages, bpf_object, nftables, lab_tools, controller):
         yield check()
 
@@ -120,6 +108,19 @@ def features() -> Iterator[Finding]:
             "CONFIG_VXLAN",
         ),
         (
+            "vxlan over ipv6",
+            "ip link add name try0 type vxlan external dstport 4789 udp6zerocsumtx udp6zerocsumrx",
+            "no overlay networks on an IPv6 underlay",
+            "CONFIG_VXLAN and CONFIG_IPV6",
+        ),
+        (
+            "htb",
+            f"{pair} && tc qdisc add dev try0 root handle 1: htb default 1"
+            " && tc class add dev try0 parent 1: classid 1:1 htb rate 1mbit && tc qdisc add dev try0 parent 1:1 bfifo",
+            "no bandwidth caps and no guaranteed minimums (qos.egress, qos.ingress, qos.minimum)",
+            "CONFIG_NET_SCH_HTB",
+        ),
+        (
             "clsact",
             f"{pair} && tc qdisc add dev try0 clsact",
             "the programs cannot be attached",
@@ -148,7 +149,8 @@ def features() -> Iterator[Finding]:
         elif "not permitted" in answer:
             yield Finding(name, "unknown", "cannot be tried without CAP_NET_ADMIN", "", SUDO)
         else:
-            yield Finding(name, "missing", answer, cost, f"use a kernel with {option}, or load its module")
+            state: State = "absent" if name in _OPTIONAL else "missing"
+            yield Finding(name, state, answer, cost, f"use a kernel with {option}, or load its module")
 
 
 def inspection() -> Finding:

@@ -60,10 +60,25 @@ def _labels(resource: Resource) -> RenderableType:
 
 
 def _connected(host: Resource) -> RenderableType:
+    if value(host, "spec", "external"):
+        return plain("external")
     return styled("yes", "green") if value(host, "status", "connected") else styled("no", "bold red")
 
 
+def _underlay(host: Resource) -> RenderableType:
+    found = value(host, "spec", "underlay")
+    return plain(join(found) if isinstance(found, list) else found or "-")
+
+
+def _place(endpoint: Resource) -> RenderableType:
+    behind = value(endpoint, "spec", "behind")
+    found = value(endpoint, "spec", "netns") or value(endpoint, "spec", "tap")
+    return plain(f"behind {behind}" if behind else found or "-")
+
+
 def _applied(host: Resource) -> RenderableType:
+    if value(host, "spec", "external"):
+        return plain("-")
     declared, applied = value(host, "status", "declaredRevision"), value(host, "status", "appliedRevision")
     behind = declared is not None and (applied or 0) < declared
     return styled(applied if applied is not None else "-", "yellow" if behind else "green")
@@ -132,7 +147,7 @@ _COLUMNS: dict[str, list[Column]] = {
         ("CONNECTED", _connected),
         ("DECLARED", _text("status", "declaredRevision")),
         ("APPLIED", _applied),
-        ("UNDERLAY", _text("spec", "underlay")),
+        ("UNDERLAY", _underlay),
         ("AGENT", _text("status", "agent")),
         _MESSAGE,
     ],
@@ -149,7 +164,7 @@ _COLUMNS: dict[str, list[Column]] = {
         ("HOST", _text("spec", "host")),
         ("ADDRESS", _addresses),
         ("MAC", _first(("status", "mac"), ("spec", "mac"))),
-        ("NETNS", _first(("spec", "netns"), ("spec", "tap"))),
+        ("NETNS", _place),
         ("PHASE", _phase),
         _MESSAGE,
     ],

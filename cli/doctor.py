@@ -12,7 +12,7 @@ from cli import options
 from cli.output import Format, console, dump, styled
 
 if TYPE_CHECKING:
-    from cli.checks import Finding
+    from cli.findings import Finding
 
 _STYLES = {"ok": "green", "missing": "bold red", "absent": "yellow", "unknown": "yellow"}
 

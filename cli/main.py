@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from cli import capture, daemons, declare, doctor, lab, look, nat, show, trace, up
+from cli import capture, daemons, declare, doctor, lab, look, meters, nat, show, trace, up
 from cli.problems import Fault, Problem, report
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
@@ -54,6 +54,7 @@ _VERBS: tuple[tuple[str, Callable[..., None]], ...] = (
     (_LOOK, look.rules),
     (_LOOK, look.drops),
     (_LOOK, look.logs),
+    (_LOOK, meters.meters),
     (_LOOK, nat.nat),
     (_LOOK, capture.capture),
     (_RUN, up.up),

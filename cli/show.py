@@ -157,20 +157,35 @@ def _related(client: Client, reference: Reference) -> dict[str, tuple[Kind, list
 
     match reference.kind.name:
         case "Network":
-            return {
+            own = {
                 word: pick(word, reference.tenant, "network")
                 for word in ("endpoints", "policies", "staticmappings")
             }
+            return {"networks that name it as their peer": _peered(client, reference), **own}
         case "Host":
             return {word: pick(word, None, "host") for word in ("networks", "endpoints")}
         case "Endpoint":
-            return {"staticmappings": pick("staticmappings", reference.tenant, "endpoint")}
+            return {
+                "endpoints behind it": pick("endpoints", reference.tenant, "behind"),
+                "staticmappings": pick("staticmappings", reference.tenant, "endpoint"),
+            }
         case "Tenant":
             return {
                 word: (kind_named(word), client.list(kind_named(word).name, reference.name))
                 for word in ("networks", "endpoints", "policies", "staticmappings")
             }
     return {}
+
+
+def _peered(client: Client, reference: Reference) -> tuple[Kind, list[dict[str, Any]]]:
+    kind = kind_named("networks")
+    path = f"{reference.tenant}/{reference.name}"
+
+    def names_it(row: Mapping[str, Any]) -> bool:
+        tenant = row["metadata"].get("tenant", "")
+        return any((peer if "/" in peer else f"{tenant}/{peer}") == path for peer in row["spec"].get("peers", ()))
+
+    return kind, [row for row in client.list(kind.name) if names_it(row)]
 
 
 def _print_description(reference: Reference, resource: Mapping[str, Any]) -> None:

@@ -312,6 +312,7 @@ def _lookers(controller: Controller) -> APIRouter:
     router.include_router(nat_routes(controller, partial(_follow, controller), REFUSALS))
     for what, summary in (("flows", "Live flows"), ("drops", "Drops by reason and rule"),
                           ("logs", "Packets that rules have logged"),
+                          ("meters", "What metered endpoints sent and got, by rule,"),
                           ("rules", "Programmed rules with their counters")):
         router.add_api_route(f"/{what}", _ask(controller, what), methods=["GET"], responses=REFUSALS,
                              tags=["inside"], summary=f"{summary} of one host, one endpoint, or all hosts")

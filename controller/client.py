@@ -286,6 +286,13 @@ class Client:
         """
         return self._inside("rules", host, endpoint, wanted)
 
+    def meters(self, host: str = "", endpoint: str = "", **wanted: str | int) -> dict[str, Any]:
+        """What metered endpoints sent and got {hosts: [{host, error, meters: [...], total}]}.
+
+        `wanted`: network (`tenant/name`), limit.
+        """
+        return self._inside("meters", host, endpoint, wanted)
+
     def nat(self, host: str = "", network: str = "", **wanted: str | int) -> dict[str, Any]:
         """NAT of a host, of a network `tenant/name`, or of all.
 

@@ -14,7 +14,7 @@ subnet is delivered as to a neighbour, with its TTL as it was.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+from ipaddress import IPv4Network, IPv6Address, IPv6Network
 
 from overlay.remotes import Remotes, autonomous_prefixes
 from overlay.routes import routes
@@ -32,7 +32,7 @@ from policy.addresses import (
 from policy.contribution import Fault, HostView, ObjectError, Tables, mac_bytes
 from policy.flooding import MOST_STATIONS, flooding_of
 from policy.world import NOT_ROUTED, host_destinations, is_translated, outside, walls
-from southbound.messages import NetworkGoal, PortGoal, RemoteGoal, RemotesGoal, key_of
+from southbound.messages import NetworkGoal, PortGoal, RemotesGoal, key_of
 from vfp.model import (
     ETH_P_ARP,
     Address,
@@ -46,7 +46,6 @@ from vfp.model import (
     Location,
     Match,
     Prefix,
-    Remote,
     Rule,
     Space,
     Switch,
@@ -103,7 +102,7 @@ class OverlayVnet:
         """The space of each overlay network that is known here, and of each private one."""
         spaces: list[Space] = []
         faults: list[Fault] = []
-        remotes: dict[str, list[RemotesGoal | RemoteGoal]] = {}
+        remotes: dict[str, list[RemotesGoal]] = {}
         for remote in view.remotes:
             remotes.setdefault(remote.network, []).append(remote)
         for network in view.networks.values():
@@ -116,21 +115,11 @@ class OverlayVnet:
         return Tables(spaces=tuple(spaces), faults=tuple(dict.fromkeys(faults)))
 
     def _space(
-        self, network: NetworkGoal, view: HostView, remotes: dict[str, list[RemotesGoal | RemoteGoal]],
-        faults: list[Fault],
+        self, network: NetworkGoal, view: HostView, remotes: dict[str, list[RemotesGoal]], faults: list[Fault],
     ) -> Space:
         members = [network, *view.peers_of(network)]
         entries = _own_entries(members, view)
-        blocks: list[tuple[RemotesGoal, NetworkGoal]] = []
-        for member in members:
-            for remote in remotes.get(member.id, ()):
-                if isinstance(remote, RemotesGoal):
-                    blocks.append((remote, member))
-                    continue
-                try:
-                    _add_remote(entries, remote, network)
-                except ObjectError as error:
-                    faults.append(Fault(key_of(remote), str(error)))
+        blocks = [(remote, member) for member in members for remote in remotes.get(member.id, ())]
         return Space(
             network.space,
             tuple(entries.items()),
@@ -208,27 +197,3 @@ def _own_entries(members: list[NetworkGoal], view: HostView) -> dict[Address, Lo
                 identifier = link_local(mac).packed[8:]
                 entries.update((IPv6Address(prefix + identifier), place) for prefix in autonomous)
     return entries
-
-
-def _add_remote(entries: dict[Address, Location], remote: RemoteGoal, network: NetworkGoal) -> None:
-    """Add the CA to PA entries of one endpoint.
-
-    Raises:
-        ObjectError: an address is malformed, or the address is already somewhere else.
-    """
-    mac = mac_bytes(remote.mac)
-    try:
-        vtep = ip_address(remote.vtep)
-        addresses: list[Address] = [IPv4Address(remote.address)] if remote.address else []
-        addresses += [IPv6Address(remote.address6), link_local(mac)] if remote.address6 else []
-    except ValueError as error:
-        raise ObjectError(f"remote endpoint {remote.name}: {error}") from None
-    if not addresses:
-        raise ObjectError(f"remote endpoint {remote.name} has neither an IPv4 nor an IPv6 address")
-    for address in addresses:
-        if address in entries:
-            raise ObjectError(
-                f"remote endpoint {remote.name} has address {address}, which is already in network"
-                f" {network.tenant}/{network.name} on this host; one of them must go"
-            )
-    entries.update(dict.fromkeys(addresses, Remote(vtep, network.space, mac)))

@@ -14,7 +14,7 @@ from functools import lru_cache
 from ipaddress import IPv4Interface, IPv6Interface
 from typing import Literal, Protocol
 
-from southbound.messages import HostGoal, Key, MappingGoal, NetworkGoal, PortGoal, RemoteGoal, RemotesGoal
+from southbound.messages import HostGoal, Key, MappingGoal, NetworkGoal, PortGoal, RemotesGoal
 from vfp import model
 from vfp.timeouts import Timeouts
 
@@ -73,7 +73,7 @@ class HostView:
     host: HostGoal
     networks: Mapping[str, NetworkGoal]
     ports: Mapping[str, PortGoal]
-    remotes: tuple[RemotesGoal | RemoteGoal, ...] = ()
+    remotes: tuple[RemotesGoal, ...] = ()
     mappings: tuple[MappingGoal, ...] = ()
     port_ids: Mapping[str, int] = field(default_factory=dict)   # PortGoal.id -> model.Port.id
     uplink: UplinkView | None = None

@@ -332,7 +332,7 @@ def _record(cls: type[Any], tag: str, tag_value: str = "") -> _Codec:
     size = len(names) + len(tags)
     read = attrgetter(*names) if len(names) > 1 else lambda value: (getattr(value, names[0]),)
     take = itemgetter(*names) if len(names) > 1 else lambda raw: (raw[names[0]],)
-    # All fields scalars, as in RemoteGoal: one comparison of types checks the whole record.
+    # All fields scalars, as in Subnet: one comparison of types checks the whole record.
     plain = tuple(codec.scalar for codec in codecs)
 
     def pack(value: Any) -> dict[str, Any]:

@@ -178,21 +178,6 @@ class RemotesGoal:
 
 
 @dataclass(frozen=True, slots=True)
-class RemoteGoal:
-    """An endpoint of a network of ours that lives behind another host: CA to PA. Before version 3."""
-
-    kind: ClassVar[str] = "remote"
-
-    id: str                                 # resource uid of the Endpoint
-    name: str                               # of the Endpoint, for traces
-    network: str                            # NetworkGoal.id
-    address: str                            # IPv4, no prefix length; empty: none
-    mac: str
-    vtep: str                               # underlay address of its host
-    address6: str = ""                      # IPv6, no prefix length; empty: none
-
-
-@dataclass(frozen=True, slots=True)
 class MappingGoal:
     """A static mapping whose internal endpoint is on this host."""
 
@@ -224,8 +209,8 @@ class HostGoal:
     uplink_bps: int = 0                     # what the uplink carries, for guaranteed minimums; 0: not known
 
 
-Goal = NetworkGoal | PortGoal | RemotesGoal | RemoteGoal | MappingGoal | HostGoal
-GOALS: tuple[type[Goal], ...] = (NetworkGoal, PortGoal, RemotesGoal, RemoteGoal, MappingGoal, HostGoal)
+Goal = NetworkGoal | PortGoal | RemotesGoal | MappingGoal | HostGoal
+GOALS: tuple[type[Goal], ...] = (NetworkGoal, PortGoal, RemotesGoal, MappingGoal, HostGoal)
 
 
 def key_of(goal: Goal) -> Key:

@@ -20,8 +20,8 @@ UNSEEN = (                                  # of tests/kernel
     "test_classifier_kernel", "test_engine_answers", "test_engine_asks", "test_engine_atomic", "test_engine_bindings",
     "test_engine_differential", "test_engine_invariants", "test_engine_memory", "test_engine_moves",
     "test_engine_nat_machine", "test_engine_overlay", "test_engine_regressions", "test_engine_sets",
-    "test_engine_spaces", "test_engine_volume",
-    "test_layout", "test_nat_rfc4787", "test_nat_rfc5382", "test_nat_rfc5508", "test_nat_rfc6296", "test_nat_rfc6888",
+    "test_engine_spaces", "test_engine_switching", "test_engine_volume", "test_layout", "test_nat_rfc4787",
+    "test_nat_rfc5382", "test_nat_rfc5508", "test_nat_rfc6296", "test_nat_rfc6888",
 )
 _NOTHING_COLLECTED = 5
 

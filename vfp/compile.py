@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from vfp import limits
 from vfp.classifier import CompiledGroup, compile_group, difference, edit_group, rewrite_fields, rule_cookie
 from vfp.errors import CompileError
 from vfp.layout import (
     GATEWAYS,
+    LINK_PARTICULAR,
     MAPPING,
     MAPPING_KEY,
     MAX_STAGES,
@@ -42,13 +44,14 @@ from vfp.model import (
     ToUplink,
     TranslatePrefix,
     TranslateSource,
+    Underlay,
     Untranslate,
 )
 from vfp.pools import check_pools, compile_pools
 from vfp.prefixes import check_translation, mapping_rows, translation_row
 from vfp.sets import CompiledSet, check_sets, compile_set
 from vfp.spaces import CompiledSpace, check_exits, compile_spaces
-from vfp.switching import check_switching, flooded_vteps, hop_rows, switch_rows, uplink_flags, wire_spaces
+from vfp.switching import check_switching, flooded_vteps, hop_rows, switch_rows, uplink_flags, vlan_rows, wire_spaces
 from vfp.timeouts import Timeouts, nanoseconds
 from vfp.underlays import Tunnelling, check_underlays, compile_underlays, numbers_of
 from vfp.vteps import vtep_id, vtep_rows
@@ -90,6 +93,7 @@ class Tables:
     inspect_ifindex: int = 0
     mapping_names: dict[int, str] = field(default_factory=dict)     # by the cookie of their hits
     tunnelling: Tunnelling = field(default_factory=Tunnelling)
+    shaper: int = 0
 
 
 EDITABLE = 256
@@ -111,6 +115,7 @@ class Compiler:
         self._large: dict[tuple[str, str, int], CompiledGroup] = {}
         self._same: dict[tuple[str, int], tuple[Group, CompiledGroup]] = {}     # small ones by identity: no hashing
         self._spaces: dict[int, CompiledSpace] = {}
+        self._ports: dict[int, tuple[Port, tuple[Underlay, ...], CompiledPort]] = {}
         self._sets: dict[int, tuple[AddressSet, CompiledSet]] = {}
 
     def compile(self, state: EngineState, max_ports: int) -> Tables:
@@ -124,6 +129,7 @@ class Compiler:
         check_pools(state)
         check_switching(state)
         check_underlays(state)
+        limits.check(state)
         large: dict[tuple[str, str, int], CompiledGroup] = {}
         same: dict[tuple[str, int], tuple[Group, CompiledGroup]] = {}
 
@@ -143,9 +149,9 @@ class Compiler:
                 large[identity] = self._large.get(identity) or self._compile_large(layer, group)
             return large[identity]
 
-        tables = Tables(tunnel_ifindex=state.tunnel_ifindex, inspect_ifindex=state.inspect_ifindex)
+        tables = Tables(tunnel_ifindex=state.tunnel_ifindex, inspect_ifindex=state.inspect_ifindex, shaper=state.shaper)
         for port in state.ports:
-            tables.ports[port.id] = _compile_port(port, compiled, state)
+            tables.ports[port.id] = self._port(port, compiled, state)
         small = {id(group): group for _, group in same.values()}
         tables.groups = {group.id: group for group in (*small.values(), *large.values())}
         tables.meters = frozenset(
@@ -169,6 +175,7 @@ class Compiler:
             },
             **compile_pools(state.pools),
             **switch_rows(state),
+            "vlans": vlan_rows(state),
             "hops": hop_rows(action for group in tables.groups.values() for action in group.actions),
             "mappings": dict(_mappings(state)),
             "prefixes": mapping_rows(state),
@@ -185,8 +192,19 @@ class Compiler:
         for content in [content for content, group in self._groups.items() if id(group) not in small]:
             del self._groups[content]
         self._same, self._large, self._spaces = same, large, tables.spaces
+        self._ports = {port.id: (port, state.underlays, tables.ports[port.id]) for port in state.ports}
         self._sets = {given.id: (given, tables.sets[given.id]) for given in state.sets}
         return tables
+
+    def _port(self, port: Port, compiled: Callable[[str, Group], CompiledGroup], state: EngineState) -> CompiledPort:
+        """As it was, if it and what it is compiled with are."""
+        old, underlays, known = self._ports.get(port.id, (None, None, None))
+        if known is not None and old == port and underlays == state.underlays:
+            groups = {compiled(layer.name, group).id for layer in port.layers
+                      for group in (*layer.groups_out, *layer.groups_in)}
+            if groups == known.groups:
+                return known
+        return _compile_port(port, compiled, state)
 
     def _compile_set(self, given: AddressSet) -> CompiledSet:
         """By the identity of its members: comparing many costs as much as compiling them."""
@@ -315,9 +333,10 @@ def _compile_port(
     return CompiledPort(
         id=port.id,
         record=pack(PORT, ifindex=port.ifindex, mac=port.mac, gateway_mac=port.gateway_mac,
-                    flags=PortFlag.STRICT_TCP * port.strict_tcp | PortFlag.TAP * port.tap
+                    flags=PortFlag.STRICT_TCP * port.strict_tcp | PortFlag.TAP * port.tap | limits.flags(port)
                     | PortFlag.EXIT * (port.exit_of is not None),
-                    mtu=port.mtu, underlays=numbers_of(port, state), space=port.exit_of or 0),
+                    connections=port.connections, rates=limits.rates(port), mtu=port.mtu,
+                    underlays=numbers_of(port, state), space=port.exit_of or 0),
         program=program.tobytes(),
         groups=frozenset(out_groups | in_groups),
         spaces=frozenset(action.space for action in actions if isinstance(action, Forward | AnswerArp | Switch)).union(
@@ -394,7 +413,8 @@ def _translations(groups: Iterable[CompiledGroup]) -> Iterator[tuple[bytes, byte
 
 
 def _links(state: EngineState) -> dict[bytes, bytes]:
-    links = {_u32(port.ifindex): _u32(port.id) for port in state.ports if port.exit_of is None}
+    links = {_u32(port.ifindex): _u32(port.id | LINK_PARTICULAR * limits.is_particular(port))
+             for port in state.ports if port.exit_of is None}
     for uplink in state.uplinks:
         if _u32(uplink.ifindex) in links:
             raise CompileError(

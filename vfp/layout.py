@@ -20,7 +20,9 @@ MEMORY_HITS = 8
 POOL_ADDRESSES = 16
 UNDERLAYS = 16
 ZONE_SHIFT = 24
+VLAN_BITS = 12
 UPLINK_LOOPBACK = 1 << 31
+LINK_PARTICULAR = 1 << 31
 WIRE_SPACE = 0xFFFFFF00
 VTEP_NOBODY = 0xE0000000                    # below: an IPv4 VTEP; above: the id of an IPv6 one
 
@@ -175,6 +177,11 @@ class PortFlag(IntFlag):
     STRICT_TCP = 1 << 0
     CAPTURE = 1 << 1
     TAP = 1 << 2
+    SHAPED = 1 << 3
+    QUEUED = 1 << 4
+    RATE_OUT = 1 << 5
+    RATE_IN = 1 << 6
+    CAPPED = 1 << 7
     EXIT = 1 << 15
 
 
@@ -257,7 +264,7 @@ class LocationKind(IntEnum):
 
 
 FLOW_KEY = _struct(
-    ("zone", "u4"), ("family", "u1"), ("protocol", "u1"), ("pad", "u2"), ("sport", ">u2"), ("dport", ">u2"),
+    ("zone", "u4"), ("family", "u1"), ("protocol", "u1"), ("vlan", "u2"), ("sport", ">u2"), ("dport", ">u2"),
     ("src", *_ADDRESS), ("dst", *_ADDRESS),
 )
 TRANSPOSITION = _struct(
@@ -275,8 +282,10 @@ FLOW = _struct(
     ("tcp_flags", "u1"), ("out", TRANSPOSITION), ("created_ns", "u8"), ("pair", FLOW_KEY), ("icmp_type", "u1"),
     ("icmp_code", "u1"), ("dmac", *_MAC), ("pad", "u4"), ("extras", EXTRAS),
 )
+RATE = _struct(("cost", "u8"), ("burst", "u8"))
 PORT = _struct(("generation", "u4"), ("ifindex", "u4"), ("mac", *_MAC), ("gateway_mac", *_MAC), ("flags", "u2"),
-               ("timeouts", "u2"), ("born", "u4"), ("mtu", "u2"), ("underlays", "u1", 2), ("space", "u4"))
+               ("timeouts", "u2"), ("born", "u4"), ("mtu", "u2"), ("underlays", "u1", 2), ("connections", "u4"),
+               ("space", "u4"), ("rates", RATE, 2))
 GATEWAYS = _struct(("of", "u1", (2, 16)))
 STAGE = _struct(("group", "u8"), ("layer", "u1"), ("last", "u1"), ("deny", "u1"), ("kinds", "u1"), ("pad", "u1", 4))
 PROGRAM = _struct(
@@ -349,6 +358,7 @@ EXTERNAL = _struct(
     ("holder", BINDING_KEY), ("range", "u4"), ("seen_ns", "u8"), ("block", "u2"), ("block_size", "u2"), ("flags", "u4")
 )
 TALLY = _struct(("now", "i8"), ("before", "i8"), ("found", "i8"), ("gone", "i8"))
+USAGE = _struct(("lock", "u4"), ("pad", "u4"), ("until", "u8", 2), ("connections", TALLY))
 USE_KEY = _struct(("address", *_ADDRESS), ("range", "u4"), ("protocol", "u1"), ("family", "u1"), ("pad", "u2"))
 SHARE_KEY = _struct(("port", "u4"), ("pool", "u4"))
 SHARE = _struct(("bindings", TALLY), ("blocks", TALLY))
@@ -376,7 +386,8 @@ SETTINGS = _struct(
     ("reap_time_wait_ns", "u8"), ("reap_reset_ns", "u8"), ("half_open_max", "u8"), ("udp_max", "u8"),
     ("redecide_cost_ns", "u8"), ("redecide_burst_ns", "u8"),
     ("secret", "u8", 2), ("tunnel_ifindex", "u4"), ("inspect_ifindex", "u4"),
-    ("sets_generation", "u4"), ("dirty", "u4"), ("turn", "u4"), ("tunnel_port", ">u2"), ("underlays", "u1", 2),
+    ("sets_generation", "u4"), ("dirty", "u4"), ("turn", "u4"), ("shaper_ifindex", "u4"),
+    ("tunnel_port", ">u2"), ("underlays", "u1", 2), ("pad", "u4"),
     ("answer_ns", "u8"),
     ("answer_burst_ns", "u8"),
 )
@@ -405,7 +416,7 @@ STRUCTS: dict[str, np.dtype[Any]] = {
     "flow_key": FLOW_KEY, "transposition": TRANSPOSITION, "extras": EXTRAS, "flow": FLOW, "port": PORT, "stage": STAGE,
     "uplink": UPLINK, "segment_key": SEGMENT_KEY, "segment": SEGMENT, "station_key": STATION_KEY,
     "flooded_key": FLOODED_KEY, "hop": HOP,
-    "underlay": UNDERLAY, "underlay_key": UNDERLAY_KEY, "gateways": GATEWAYS,
+    "underlay": UNDERLAY, "underlay_key": UNDERLAY_KEY, "gateways": GATEWAYS, "rate": RATE, "usage": USAGE,
     "program": PROGRAM, "programs": PROGRAMS, "tuple": TUPLE, "group": GROUP, "bucket": BUCKET, "rule": RULE,
     "rewrite": REWRITE, "prefix": PREFIX, "prefix_key": PREFIX_KEY, "set_key": SET_KEY, "set_member": SET_MEMBER,
     "set_lengths_key": SET_LENGTHS_KEY, "set_lengths": SET_LENGTHS, "space_key": SPACE_KEY, "location": LOCATION,

@@ -7,7 +7,7 @@ with numpy, and is the same object in the tables of every state that has it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv6Address
 from secrets import randbits
 from typing import Any
@@ -52,13 +52,13 @@ class CompiledSpace:
     space: Space
     entries: Chunk
     routes: Mapping[bytes, bytes]           # rows of the table `routes`
-    blocks: Mapping[RemoteBlock, Chunk] = field(default_factory=dict)
+    blocks: Mapping[int, tuple[RemoteBlock, Chunk]]         # by identity: hashing a thousand is dearer than a change
     hashes: U64Array = field(default_factory=_NO_HASHES.copy)     # of the keys of all chunks, sorted
 
     @property
     def chunks(self) -> list[Chunk]:
         """The entries, then the blocks."""
-        return [self.entries, *self.blocks.values()]
+        return [self.entries, *(chunk for _, chunk in self.blocks.values())]
 
     @property
     def vteps(self) -> set[Address]:
@@ -85,19 +85,31 @@ def _compile(space: Space, known: CompiledSpace | None) -> CompiledSpace:
         entries = _entries(space)
     same = known is not None and known.space.routes == space.routes
     routes = known.routes if known is not None and same else _routes(space)
-    old = known.blocks if known is not None else {}
-    blocks: dict[RemoteBlock, Chunk] = {}
-    for block in space.blocks:
-        if block in blocks:
-            raise _twice(space.id, blocks[block].keys[0])
-        blocks[block] = old.get(block) or _block(space.id, block)
+    blocks = _blocks(space, known.blocks if known is not None else {})
+    compiled = CompiledSpace(space, entries, routes, blocks)
     before = {id(chunk) for chunk in known.chunks} if known is not None else set()
-    chunks = [entries, *blocks.values()]
+    chunks = compiled.chunks
     added = [chunk for chunk in chunks if id(chunk) not in before]
     now = {id(chunk) for chunk in chunks}
     removed = [chunk for chunk in known.chunks if id(chunk) not in now] if known is not None else []
     hashes = known.hashes if known is not None else _NO_HASHES
-    return CompiledSpace(space, entries, routes, blocks, _merged(space.id, hashes, removed, added, chunks))
+    return replace(compiled, hashes=_merged(space.id, hashes, removed, added, chunks))
+
+
+def _blocks(space: Space, old: Mapping[int, tuple[RemoteBlock, Chunk]]) -> dict[int, tuple[RemoteBlock, Chunk]]:
+    """Those that are another object are looked for by their value among those that are no longer there."""
+    blocks: dict[int, tuple[RemoteBlock, Chunk]] = {}
+    equals: dict[RemoteBlock, Chunk] | None = None
+    for block in space.blocks:
+        if id(block) in blocks and len(block.macs):
+            raise _twice(space.id, blocks[id(block)][1].keys[0])
+        if (found := old.get(id(block))) is None:
+            if equals is None:
+                kept = {id(each) for each in space.blocks}
+                equals = {each: chunk for identity, (each, chunk) in old.items() if identity not in kept}
+            found = (block, equals.pop(block, None) or _block(space.id, block))
+        blocks[id(block)] = found
+    return blocks
 
 
 def _merged(space: int, hashes: U64Array, removed: list[Chunk], added: list[Chunk], chunks: list[Chunk]) -> U64Array:

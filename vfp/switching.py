@@ -19,24 +19,27 @@ from vfp.layout import (
     SEGMENT,
     SEGMENT_KEY,
     STATION_KEY,
+    VLAN_BITS,
     WIRE_SPACE,
     SegmentKind,
     UplinkFlag,
     pack,
     pack_address,
 )
-from vfp.model import Address, EngineState, Flooding, LocalPort, Location, Rate, Space, ToUplink, Wire
+from vfp.model import Address, EngineState, Flooding, LocalPort, Location, Port, Rate, Space, ToUplink, Wire
 from vfp.vteps import check_vtep, vtep_id
 
 __all__ = [
     "Segment", "at_the_wire", "bucket_ns", "changed_segments", "check_rate", "check_switching", "flooded_vteps",
-    "hop_key", "hop_rows", "members", "segment_of", "stations_of", "switch_rows", "switched_spaces", "uplink_flags",
-    "wire_of", "wire_spaces",
+    "hop_key", "hop_rows", "members", "ports_of_vlans", "segment_of", "stations_of", "switch_rows", "switched_spaces",
+    "uplink_flags", "vlan_rows", "wire_of", "wire_spaces",
 ]
 
 MAX_STATIONS = 1024                         # of a space
 MAX_FLOODED = 1024                          # ports of a segment that get frames to groups
 MAX_VTEPS = 128                             # of a space's flooding
+MAX_VLANS = 8                               # of a port
+_LAST_VLAN = 4094
 _MAX_PER_SECOND, _MAX_BURST = 1 << 31, 1 << 20
 _SECOND_NS = 1_000_000_000
 
@@ -110,6 +113,8 @@ def check_switching(state: EngineState) -> None:
     Raises:
         CompileError: says which and what to do.
     """
+    for port in state.ports:
+        _check_vlans(port)
     held: dict[tuple[Segment, bytes], Space] = {}
     told: dict[tuple[int, Address], Space] = {}
     for space in state.spaces:
@@ -174,7 +179,26 @@ def check_rate(where: str, rate: Rate) -> None:
         raise CompileError(f"{where}: burst {rate.burst} is out of range; use 1..{_MAX_BURST}")
 
 
+def _check_vlans(port: Port) -> None:
+    for vlan in port.vlans:
+        if not 0 < vlan <= _LAST_VLAN:
+            raise CompileError(f"port {port.name}: VLAN {vlan} is out of range; use 1..{_LAST_VLAN}")
+    if len(set(port.vlans)) != len(port.vlans) or len(port.vlans) > MAX_VLANS:
+        raise CompileError(f"port {port.name}: {len(port.vlans)} VLANs, some perhaps twice; at most {MAX_VLANS} "
+                           f"different ones are possible")
+
+
 # Rows.
+
+
+def vlan_rows(state: EngineState) -> dict[bytes, bytes]:
+    """Contents of `vlans`."""
+    return {(port.id << VLAN_BITS | vlan).to_bytes(4, "little"): b"\1" for port in state.ports for vlan in port.vlans}
+
+
+def ports_of_vlans(keys: Iterable[bytes]) -> set[int]:
+    """The ports that keys of `vlans` are of."""
+    return {int.from_bytes(key, "little") >> VLAN_BITS for key in keys}
 
 
 def switch_rows(state: EngineState) -> dict[str, dict[bytes, bytes]]:

@@ -15,7 +15,7 @@ import socket
 from collections.abc import Sequence
 from functools import partial
 
-from vswitch.addressing import mend_addresses, mend_default_routes, ready_for
+from vswitch.addressing import FAMILIES, mend_addresses, mend_default_routes, ready_for
 from vswitch.checks import check_alias, check_mtu, check_name, checked_gateways, checked_interfaces, checked_mac
 from vswitch.errors import InterfaceTaken, KernelRefused, LinkInvalid, LinkMissing, NamespaceMissing
 from vswitch.hooks import attach
@@ -61,7 +61,7 @@ def ensure_port(netlink: Netlink, visitor: Visitor, link: PortLink, hooked: Sequ
     _check(link)
     if link.tap:
         bridge = _bridge(netlink, link.bridge)
-        tap = ensure_tap(netlink, visitor, link.host_interface, link.alias)
+        tap = ensure_tap(netlink, visitor, link.host_interface, link.alias, link.queues)
         _mend_here(netlink, visitor, link, tap, bridge, hooked)
         return tap.ifindex
     with open_namespace(link.netns) as namespace:
@@ -181,9 +181,11 @@ def _mend_inside(link: PortLink, host: Found | None) -> bool:
         if attributes or not far.is_up:
             changes.append(link_set(f"set up {link.interface!r}", ifindex=far.ifindex, up=True, attributes=attributes))
         inside.run(*changes)
-        ready_for(link.interface, addresses, link_local=True)
-        mend_addresses(inside, far.ifindex, addresses)
-        mend_default_routes(inside, far.ifindex, checked_gateways(link.gateways))
+        ready_for(link.interface, addresses, link_local=True, accept_ra=link.accept_ra, slaac=link.slaac)
+        families = [family for family in FAMILIES if family != socket.AF_INET or not link.dhcp]
+        mend_addresses(inside, far.ifindex, addresses, families, keep_learned=link.accept_ra and link.slaac)
+        gateways = checked_gateways(link.gateways)
+        mend_default_routes(inside, far.ifindex, gateways, families, keep_learned=link.accept_ra)
         return True
 
 

@@ -51,14 +51,20 @@ def disable_ipv6(interface: str) -> None:
     set_setting(IPV6 / interface / "disable_ipv6", "1")
 
 
-def enable_ipv6(interface: str, link_local: bool) -> None:
+def enable_ipv6(interface: str, link_local: bool, *, accept_ra: bool = False, slaac: bool = False) -> None:
     """Let a link have the IPv6 addresses that it is given, and no other; `link_local`: that one as well.
+
+    Args:
+        accept_ra: it may learn routes from router advertisements, and ask for these.
+        slaac: and make addresses by them (RFC 4862).
 
     Raises:
         KernelRefused: the kernel has no IPv6.
     """
     directory = IPV6 / interface
-    for name, value in _IPV6_ON.items():
+    learned = {"accept_ra": "2", "router_solicitations": "-1"} if accept_ra else {}    # 2: routers listen, too
+    made = {"autoconf": "1"} if accept_ra and slaac else {}
+    for name, value in {**_IPV6_ON, **learned, **made}.items():
         set_setting(directory / name, value)
     set_setting(directory / "addr_gen_mode", FROM_THE_MAC if link_local else NONE)
     if not set_setting(directory / "disable_ipv6", "0"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import socket
 import threading
 from collections.abc import AsyncGenerator, Collection, Iterable, Mapping, Sequence
 from contextlib import aclosing
@@ -10,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from vswitch import bridges, hooks, inspect, ports, queues, sending, shaper, tunnels, underlay, uplinks
+from vswitch import bridges, hooks, inspect, packets, ports, queues, sending, shaper, tunnels, underlay, uplinks
 from vswitch.changes import changes
 from vswitch.errors import KernelRefused
 from vswitch.links import (
@@ -288,6 +289,38 @@ class Switch:
         """
         with self._lock:
             sending.send(ifindex, frames)
+
+    def open_too_big(self, udp_port: int, version: int) -> socket.socket:
+        """A socket that gets what routers say is "too big" of UDP packets to this port, in IPv4 or IPv6.
+
+        Raises:
+            OSError.
+        """
+        return self._visitor.at_home(lambda: packets.open_too_big(udp_port, version))
+
+    def open_dhcp(self, ifindex: int, *, answers: bool) -> socket.socket:
+        """A socket that gets what DHCP servers answer by a link, or what clients ask.
+
+        Raises:
+            OSError.
+        """
+        return self._visitor.at_home(lambda: packets.open_dhcp(ifindex, answers=answers))
+
+    def open_solicitations(self, ifindex: int) -> socket.socket:
+        """A socket that gets the router solicitations that come by a link.
+
+        Raises:
+            OSError.
+        """
+        return self._visitor.at_home(lambda: packets.open_solicitations(ifindex))
+
+    def open_sender(self, mark: int = 0) -> socket.socket:
+        """A socket that sends frames by any of our links; hooks see the mark.
+
+        Raises:
+            OSError.
+        """
+        return self._visitor.at_home(lambda: packets.open_sender(mark))
 
     async def watch(self) -> AsyncGenerator[None]:
         """Yield when the watch stands, then whenever links, addresses, routes or named namespaces changed.

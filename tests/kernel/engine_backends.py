@@ -25,6 +25,7 @@ from vfp.reference.bindings import Block, Told
 from vfp.reference.index import Index
 from vfp.reference.layers import RuleRef
 from vfp.reference.transposition import Exit, ToPort, ToStack, ToUplink, ToVtep, ToWire
+from vfp.reference.vlans import untagged
 from vfp.reference.zones import zone_of
 from vfp.switching import flooded_vteps
 from vfp.vteps import vtep_id
@@ -124,7 +125,9 @@ def outcome_of(result: Result) -> Outcome:
         return Outcome(result.verdict.value, result.reason, target, result.answer.frame, told=told)
     target = result.queue if result.verdict is Verdict.INSPECT else target
     dropped = result.verdict is Verdict.DROP
-    return Outcome(result.verdict.value, result.reason, target, b"" if dropped else result.frame, result.mirror)
+    # The kernel has a tag beside the frame's bytes, once it was looked at.
+    return Outcome(result.verdict.value, result.reason, target, b"" if dropped else untagged(result.frame)[0],
+                   result.mirror)
 
 
 def _told(exit: Exit) -> tuple[str, int]:
@@ -355,7 +358,8 @@ class BpfBackend:
             target -= UPLINK_IFINDEX
         elif verdict not in (Verdict.TUNNEL, Verdict.INSPECT, Verdict.FLOOD):
             target = 0
-        return Outcome(verdict.value, DropReason(reason), target, b"" if verdict is Verdict.DROP else run.data, mirror)
+        return Outcome(verdict.value, DropReason(reason), target,
+                       b"" if verdict is Verdict.DROP else untagged(run.data)[0], mirror)
 
     def _vtep(self, vtep: Address) -> int:
         """As the hook at the VXLAN device makes it of an outer source."""

@@ -51,6 +51,7 @@ from vfp.model import (
     ToUplink,
     TranslatePrefix,
     TranslateSource,
+    Underlay,
     Untranslate,
     Uplink,
     Virtual,
@@ -67,6 +68,7 @@ UPLINKS = (1, 2)
 POOLS = (1, 2)
 TUNNEL_IFINDEX = 99
 INSPECT_IFINDEX = 98
+UNDERLAY_IFINDEX = 70
 
 INSIDE = tuple(IPv4Address(f"10.1.0.{n}") for n in range(1, 7))
 GATEWAY = IPv4Address("10.1.0.254")
@@ -78,6 +80,9 @@ LOCALHOST, LOCALHOST_6 = IPv4Address("127.0.0.1"), IPv6Address("::1")
 ADDRESSES = (*INSIDE, GATEWAY, *EXTERNAL, *WORLD, IPv4Address(0))
 VTEPS: tuple[Address, ...] = (
     IPv4Address("172.31.0.2"), IPv4Address("172.31.0.3"), IPv6Address("2001:db8:31::2"))
+HERE: tuple[Address, ...] = (
+    IPv4Address("172.31.0.1"), IPv4Address("172.31.0.9"),
+    IPv6Address("2001:db8:31::1"), IPv6Address("2001:db8:31::9"))
 PREFIXES = tuple(IPv4Network(text) for text in (
     "0.0.0.0/0", "10.1.0.0/24", "10.1.0.0/30", "10.1.0.4/30", "198.51.100.0/24", "203.0.113.0/24", "203.0.113.1/32",
     "10.1.0.1/32", "10.1.0.2/32", "10.1.0.3/32", "0.0.0.0/32"))
@@ -341,7 +346,9 @@ def ports(draw: st.DrawFn, number: int, plain: bool = False) -> Port:
     strict = draw(pick((False,) * 7 + (True,)))
     tap = draw(pick((False, False, True)))
     return Port(number, f"p{number}", 10 + number, MACS[number], GATEWAY_MAC, head + asks + middle + tail, strict,
-                draw(pick((None, None, *TIMEOUTS))), tap)
+                draw(pick((None, None, *TIMEOUTS))), tap, draw(pick(((), (), (GATEWAY,), (GATEWAY, six(GATEWAY))))),
+                draw(pick((0, 0, 0, 576, 1400))), queued=draw(pick((False, False, True))),
+                connections=draw(pick((0,) * 9 + (1, 2, 3))), vlans=draw(pick(((), (5,), (5, 6)))))
 
 
 @st.composite
@@ -518,7 +525,7 @@ def states(draw: st.DrawFn, plain: bool = False) -> EngineState:
         made = tuple(replace(space, routes=draw(routes(space.id, ways))) for space in made)
     if draw(pick((True, True, False))):
         made = draw(switched(made, (*MACS.values(),), ids, VTEPS))
-    return EngineState(
+    return draw(over_underlays(EngineState(
         ports=(*(draw(ports(number, plain)) for number in ids), *ways),
         spaces=made,
         pools=tuple(draw(pools(id)) for id in POOLS),
@@ -528,7 +535,24 @@ def states(draw: st.DrawFn, plain: bool = False) -> EngineState:
         inspect_ifindex=draw(pick((0, INSPECT_IFINDEX, INSPECT_IFINDEX))),
         sets=draw(sets()),
         prefixes=draw(prefix_mappings(UPLINKS, SPACES)),
-    )
+    )))
+
+
+@st.composite
+def over_underlays(draw: st.DrawFn, state: EngineState) -> EngineState:
+    """How other hosts are reached: not said; by one address of a family, or several; some paths are narrow.
+
+    Some ports have an address of their own for it.
+    """
+    mtus = pick((0, 1300, 1500, 9100))
+    here = draw(pick(((), HERE[:1], HERE[:1], (HERE[0], HERE[2]), HERE)))
+    paths = draw(st.lists(st.tuples(pick(VTEPS), pick((1280, 1400, 9000))), max_size=2, unique_by=lambda path: path[0]))
+    own = (HERE[0::2], HERE[1::2], HERE[:1], HERE[3:], (), ())
+    return replace(
+        state, paths=tuple(paths),
+        underlays=tuple(Underlay(address, draw(pick((0, UNDERLAY_IFINDEX))), draw(mtus)) for address in here),
+        ports=tuple(replace(port, vteps=tuple(vtep for vtep in draw(pick(own)) if vtep in here))
+                    for port in state.ports))
 
 
 @st.composite
@@ -566,8 +590,8 @@ def set_states(draw: st.DrawFn) -> EngineState:
 def changes(draw: st.DrawFn, state: EngineState, plain: bool = False) -> EngineState:
     """One thing of a state is different: a port's policy, a place, a pool, the mappings, ..."""
     what = draw(pick(("port", "port", "port", "unport", "place", "place", "place", "unplace", "route",
-                      "route", "exit", "pool", "pool", "mappings", "mappings", "prefixes", "uplink", "switch",
-                      "nothing", "all", "set", "set", "set")))
+                      "route", "exit", "pool", "pool", "mappings", "mappings", "prefixes", "uplink", "underlay",
+                      "switch", "nothing", "all", "set", "set", "set")))
     if what == "port":
         number = draw(pick(PORT_IDS))
         others = tuple(port for port in state.ports if port.id != number)
@@ -611,4 +635,6 @@ def changes(draw: st.DrawFn, state: EngineState, plain: bool = False) -> EngineS
         return replace(state, uplinks=tuple(each for each in draw(_uplinks()) if draw(st.booleans())),
                        tunnel_ifindex=draw(pick((0, TUNNEL_IFINDEX))),
                        inspect_ifindex=draw(pick((0, INSPECT_IFINDEX))))
+    if what == "underlay":
+        return draw(over_underlays(state))
     return draw(states(plain)) if what == "all" else state

@@ -38,6 +38,7 @@ from engine_states import (
     LOCALHOST,
     LOCALHOST_6,
     MACS,
+    NAT_SPACE,
     PORT_IDS,
     PREFIXES,
     PREFIXES_6,
@@ -45,12 +46,14 @@ from engine_states import (
     STATIC_SETS,
     TO_UPLINK,
     TRANSPORT_PORTS,
+    UPLINK_MACS,
     UPLINKS,
     VNIS,
     VTEPS,
     WORLD,
     changes,
     four,
+    guard,
     linked,
     members,
     pick,
@@ -60,11 +63,12 @@ from engine_states import (
     states,
     with_place,
 )
-from engine_switching import WIRED
+from engine_switching import VLANS, WIRED, bridge_tail, switch_tail, switched, tagged
 from hypothesis import strategies as st
 
 from vfp.model import Address, EngineState, HostStack, LocalPort, Location, Mapping, Prefix, Remote
 from vfp.reference import Engine, Hook, Result, Verdict
+from vfp.reference.vlans import untagged
 from vfp.reference.zones import zone_of
 
 HOMES: tuple[Location, ...] = (
@@ -383,6 +387,8 @@ def sends(draw: st.DrawFn, state: EngineState) -> Send:
         frame = draw(_odd(packet)) if draw(one_in(6)) else packet.build()
     if draw(one_in(10)):
         frame = draw(_hostile(frame))
+    if draw(one_in(12)):
+        frame = tagged(frame, draw(pick((*VLANS, *VLANS, 0))))
     return Send(hook, number, frame, vtep)
 
 
@@ -591,7 +597,9 @@ class Player:
             result.frame, source or left.dst, step.kind, step.code, step.quoted_bytes, to or left.src))
 
     def _back(self, send: Send, result: Result, frame: bytes, other_vtep: bool = False) -> Send | None:
-        """A frame that comes from where an earlier one went."""
+        """A frame that comes from where an earlier one went, with its tag."""
+        if vlan := untagged(send.frame)[1]:
+            frame = tagged(frame, vlan)
         match result.verdict:
             case Verdict.REDIRECT_PORT:
                 return Send(Hook.PORT_OUT, result.port, frame)
@@ -650,3 +658,61 @@ def sends_of(player: Player, steps: tuple[Step, ...]) -> Iterator[Step]:
             yield Update(player.state_of(step))
         elif (send := player.frame_of(step)) is not None:
             yield send
+
+
+@st.composite
+def on_segments(draw: st.DrawFn) -> History:
+    """Few tuples and many MACs: ports that switch or are bridged, and a wire with neighbours."""
+    state = draw(states(plain=True))
+    numbers = tuple(port.id for port in state.ports if port.id in PORT_IDS)
+    space = draw(pick((NAT_SPACE, VNIS[0])))
+    tails = pick((switch_tail(space), switch_tail(space), switch_tail(NAT_SPACE), bridge_tail(space),
+                  bridge_tail(NAT_SPACE, WORLD[0])))
+
+    def changed(state: EngineState) -> EngineState:
+        return replace(state, spaces=draw(switched(state.spaces, (*MACS.values(),), numbers, VTEPS[:1])))
+
+    state = first = changed(replace(state, ports=tuple(
+        replace(port, layers=((guard(port.id),) if draw(one_in(3)) else ()) + draw(tails))
+        if port.id in numbers else port for port in state.ports)))
+    groups = (BROADCAST, bytes.fromhex("01005e000001"), bytes.fromhex("333300000001"))
+    steps: list[Step] = []
+    for _ in range(draw(st.integers(3, 12))):
+        kind = draw(pick(("send",) * 8 + ("answer",) * 4 + ("again", "complain", "update", "update")))
+        if kind == "update":
+            state = changed(state) if draw(st.booleans()) else draw(changes(state, plain=True))
+            numbers = tuple(port.id for port in state.ports if port.id in PORT_IDS)
+            steps.append(Update(state))
+        elif kind == "answer":
+            steps.append(Answer(draw(st.integers(0, 2)), draw(pick(FLAGS))))
+        elif kind == "again":
+            steps.append(Again(draw(st.integers(0, 2)), draw(pick(FLAGS))))
+        elif kind == "complain":
+            steps.append(Complain(draw(st.integers(0, 2)), 3, 3, 28, None, None))
+        else:
+            steps.append(draw(_framed(numbers, groups)))
+    return History(first, tuple(steps))
+
+
+@st.composite
+def _framed(draw: st.DrawFn, numbers: tuple[int, ...], groups: tuple[bytes, ...]) -> Send:
+    """A frame from a port, a neighbour on the wire, or another host, to any MAC."""
+    number = draw(pick(numbers))
+    hook, own, vtep = draw(pick((Hook.PORT_OUT,) * 5 + (Hook.UPLINK_IN,) * 4 + (Hook.OVERLAY_IN,))), number, None
+    to = draw(pick((*MACS.values(), *MACS.values(), *UPLINK_MACS.values(), UPLINK_MACS[WIRED], GATEWAY_MAC, *groups)))
+    src, mac = INSIDE[own - 1], MACS[own]
+    if hook is Hook.UPLINK_IN:
+        number, src, mac = WIRED, draw(pick((*WORLD, *INSIDE[:4]))), draw(pick((MACS[5], MACS[6])))
+    elif hook is Hook.OVERLAY_IN:
+        number, vtep, src, mac = draw(pick(VNIS)), draw(pick(VTEPS)), draw(pick(INSIDE[4:6])), MACS[5]
+    if draw(one_in(6)):
+        frame = draw(_arp(own)) if draw(st.booleans()) else draw(_nd(own))
+        frame = (frame[:6] if draw(st.booleans()) else to) + mac + frame[12:]
+    else:
+        packet = IpFrame(
+            src_mac=mac, dst_mac=to, src=src, dst=draw(pick((*INSIDE[:4], WORLD[0]))),
+            protocol=draw(pick((TCP, UDP, UDP, ICMP))), src_port=1000, dst_port=80, ttl=draw(pick((64, 64, 64, 1))))
+        frame = (replace(packet, src=six(src), dst=six(packet.dst)) if draw(one_in(3)) else packet).build()
+    if draw(one_in(6)):
+        frame = tagged(frame, draw(pick(VLANS)))
+    return Send(hook, number, frame, vtep)

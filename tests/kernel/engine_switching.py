@@ -29,7 +29,14 @@ WIRED = 1                                   # the uplink that never leads to the
 ROUTERS = (None, IPv4Address("203.0.113.1"), IPv6Address("2001:db8::203.0.113.1"))
 UNBOUND = Rate(1 << 31, 1)                  # no time that a test could meet
 
+VLANS = (5, 6)
+
 pick = st.sampled_from
+
+
+def tagged(frame: bytes, vlan: int) -> bytes:
+    """A frame with an 802.1Q tag of some priority."""
+    return frame[:12] + (0x8100_2000 | vlan).to_bytes(4, "big") + frame[12:]
 
 
 def switch_actions(spaces: tuple[int, ...], uplinks: tuple[int, ...]) -> st.SearchStrategy[Action]:

@@ -54,7 +54,7 @@ from engine_states import (
     six,
 )
 from engine_steps import ALL_NODES, FLAGS, HOMES, Again, Answer, Complain, Continue, Rehome, Send, Step, Wait
-from engine_switching import WIRED
+from engine_switching import VLANS, WIRED, tagged
 
 from vfp.model import Address, EngineState, LocalPort, Mapping, Pool, PortRange, Remote
 from vfp.reference import Hook
@@ -310,7 +310,10 @@ class Traffic:
             src, macs = self._address(family), (chance.choice(ALL_MACS), chance.choice(ALL_MACS))
         if chance.random() < 0.15:
             dst = self._address(family)
-        return Send(hook, number, self._ip(macs, src, dst, protocol, ports), vtep)
+        frame = self._ip(macs, src, dst, protocol, ports)
+        if chance.random() < 0.06:
+            frame = tagged(frame, chance.choice(VLANS))
+        return Send(hook, number, frame, vtep)
 
     def _to_mapped(self, mapping: Mapping, protocol: int, ports: tuple[int, int]
                    ) -> tuple[int, int, Address, tuple[int, int]]:

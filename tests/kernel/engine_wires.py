@@ -18,7 +18,7 @@ from typing import Any, Self
 
 from engine_backends import Outcome, outcome_of
 from engine_frames import checksum
-from engine_states import PORT_IDS, TUNNEL_IFINDEX, UPLINKS, VTEPS
+from engine_states import HERE, PORT_IDS, TUNNEL_IFINDEX, UNDERLAY_IFINDEX, UPLINKS, VTEPS
 from engine_storms import AgeingBpf, Duel
 from vswitch_kit import Namespace, run
 
@@ -28,7 +28,7 @@ from vfp.reasons import DropReason
 from vfp.reference import Hook, Result, Verdict
 from vswitch.switch import Switch
 
-MTU = 9000
+MTU, UNDERLAY_MTU = 9000, 9100
 _UNDERLAY, _HOST, _HOST_6 = "ul0", IPv4Address("172.31.0.1"), IPv6Address("2001:db8:31::1")
 _NEIGHBOUR = "02:00:00:00:00:aa"            # every next hop of the host
 _VXLAN_PORT, _OUTER_BYTES = 4789, 50
@@ -132,8 +132,8 @@ class WireBpf(AgeingBpf):
                               f"net.ipv6.conf.all.disable_ipv6={off}", f"net.ipv6.conf.default.disable_ipv6={off}",
                               "net.ipv4.conf.all.rp_filter=0", "net.ipv4.conf.default.rp_filter=0")
         pairs = [(f"p{id}", f"e{id}", 10 + id) for id in PORT_IDS] + [(f"up{id}", f"w{id}", 50 + id) for id in UPLINKS]
-        for inner, outer, index in (*pairs, (_UNDERLAY, "far", 70)):
-            mtu = str(MTU + 100 if inner == _UNDERLAY else MTU)
+        for inner, outer, index in (*pairs, (_UNDERLAY, "far", UNDERLAY_IFINDEX)):
+            mtu = str(UNDERLAY_MTU if inner == _UNDERLAY else MTU)
             host.ip("link", "add", inner, "index", str(index), "mtu", mtu, "type", "veth", "peer", outer, "mtu", mtu,
                     "netns", ends.name)
             host.execute("sysctl", "-qw", f"net.ipv6.conf.{inner}.disable_ipv6={int(inner.startswith('p'))}")
@@ -148,8 +148,9 @@ class WireBpf(AgeingBpf):
 
     def _route(self, host: Namespace) -> None:
         """Each uplink and the underlay lead anywhere, over a neighbour who is known."""
-        host.ip("addr", "add", f"{_HOST}/24", "dev", _UNDERLAY)
-        host.ip("-6", "addr", "add", f"{_HOST_6}/64", "dev", _UNDERLAY, "nodad")
+        for here in HERE:
+            host.ip("addr", "add", f"{here}/{24 if here.version == 4 else 64}", "dev", _UNDERLAY,
+                    *(("nodad",) if here.version == 6 else ()))
         for vtep in VTEPS:
             host.ip("neigh", "add", str(vtep), "lladdr", _NEIGHBOUR, "dev", _UNDERLAY, "nud", "permanent")
         for id in UPLINKS:
@@ -165,7 +166,8 @@ class WireBpf(AgeingBpf):
     def _attach(self, host: Namespace, ends: Namespace) -> None:
         folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory()))
         switch = self._stack.enter_context(host.call(lambda: Switch(folder)))
-        hooks: list[tuple[int, Any, Program]] = [(TUNNEL_IFINDEX, "ingress", Program.OVERLAY_IN)]
+        hooks: list[tuple[int, Any, Program]] = [
+            (TUNNEL_IFINDEX, "ingress", Program.OVERLAY_IN), (UNDERLAY_IFINDEX, "ingress", Program.UNDERLAY_IN)]
         for id in PORT_IDS:
             hooks += [(10 + id, "ingress", Program.PORT_OUT), (10 + id, "egress", Program.PORT_IN)]
         hooks += [(50 + id, "ingress", Program.UPLINK_IN) for id in UPLINKS]

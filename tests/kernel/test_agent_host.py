@@ -19,7 +19,7 @@ from southbound.messages import (
     MappingGoal,
     NetworkGoal,
     PortGoal,
-    RemoteGoal,
+    RemotesGoal,
     Subnet,
 )
 
@@ -38,7 +38,8 @@ def endpoint(name: str, network: NetworkGoal, address: str, n: int, tiers: tuple
 WEB = endpoint("web", NAT, "192.168.50.5", 5)
 APP = endpoint("app", NAT, "192.168.50.6", 6)
 RED_A = endpoint("ra", RED, "10.1.0.2", 0x12)
-FAR = RemoteGoal("uid-far", "far", "n2", "10.1.0.9", "02:00:00:00:50:99", "172.31.0.2")
+FAR = RemotesGoal("n2/h2/1", "n2", "h2", ("172.31.0.2",), ("far",), bytes.fromhex("020000005099"),
+                  bytes((10, 1, 0, 9)), b"")
 MAP = MappingGoal("uid-map", "web", "default", "tcp", "0.0.0.0", (8080, 8080), "uid-web", "192.168.50.5", 80)
 ALL: tuple[Goal, ...] = (HOST, NAT, RED, WEB, APP, RED_A, FAR, MAP)
 

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import socket
+import struct
 import time
 from collections.abc import Iterator
 from itertools import permutations
 
 import pytest
-from engine_segment import ADDRESS, BROADCAST, PORTS, Segment, mac_of, waiting
+from engine_frames import IpFrame
+from engine_segment import ADDRESS, BROADCAST, PORTS, Segment, address_of, mac_of, waiting
+from engine_switching import tagged
 
 from vfp.model import Deny, Match, PortRange, Rate, Rule
 from vfp.reasons import DropReason
+from vfp.reference.vlans import untagged
 
 EVERYBODY = ("a", "b", "m1", "m2")
 MACHINES = tuple((one, other) for one, other in permutations(EVERYBODY, 2) if not {one, other} <= {"m1", "m2"})
 OTHER_PORT = 7001
 UDP = 17
+_SOL_PACKET, _PACKET_AUXDATA = 263, 8
 
 
 @pytest.fixture(scope="module")
@@ -129,3 +135,44 @@ def test_all_goes_by_the_router_also_between_two_of_one_host(tunnel: Segment, ve
         if other != "far":
             assert "1 received" in tunnel.pings(other, "a", version), (other, tunnel.drops())
     assert ADDRESS["b"][version] in tunnel.parts["m1"].ip(f"-{version}", "neigh")
+
+
+def _tagged(segment: Segment, one: str, other: str, vlan: int, mac: bytes | None = None) -> bytes:
+    macs = {part: mac_of(part) if part in PORTS else bytes.fromhex(
+        segment.parts[part].link("eth0")["address"].replace(":", "")) for part in (one, other)}
+    return tagged(IpFrame(
+        src_mac=macs[one], dst_mac=mac or macs[other], src=address_of(one, 4), dst=address_of(other, 4), protocol=UDP,
+        src_port=7100, dst_port=7200).build(), vlan)
+
+
+def _arrives(wire: socket.socket, frame: bytes) -> int | None:
+    """The tag with which a frame comes; None: it does not come."""
+    wire.settimeout(0.5)
+    while True:
+        try:
+            data, control, _, address = wire.recvmsg(1 << 16, 64)
+        except TimeoutError:
+            return None
+        if data == untagged(frame)[0] and address[2] != socket.PACKET_OUTGOING:
+            return int(struct.unpack_from("=IIIHHH", control[0][2])[5]) & 0xFFF
+
+
+@pytest.mark.parametrize(("vlan", "seen"), [(100, 100), (200, None)])
+def test_tags_that_a_port_may_have_go_all_the_way_and_others_nowhere(vlan: int, seen: int | None) -> None:
+    """By raw sockets: not every kernel has links for VLANs."""
+    with Segment("transparent", vlans=(100,)) as segment:
+        wires = {part: segment.wire(part, "eth0") for part in EVERYBODY}
+        for wire in wires.values():
+            wire.setsockopt(_SOL_PACKET, _PACKET_AUXDATA, 1)
+        for one, other in (("a", "m1"), ("m1", "a"), ("a", "b"), ("m2", "b")):
+            frame = _tagged(segment, one, other, vlan)
+            wires[one].send(frame)
+            assert _arrives(wires[other], frame) == seen, (one, other, segment.drops())
+        assert {flow.vlan for flow in segment.engine.flows()} <= {seen}
+        for sender in ("a", "m1"):
+            frame = _tagged(segment, sender, "b", vlan, b"\xff" * 6)
+            wires[sender].send(frame)
+            for part in {"a", "b", "m2"} - {sender}:
+                here = seen if part in PORTS or sender in PORTS else vlan     # between machines the engine has no say
+                assert _arrives(wires[part], frame) == here, (sender, part, segment.drops())
+        assert bool(segment.drops()[DropReason.VLAN_TAGGED]) == (seen is None)

@@ -14,7 +14,7 @@ from engine_states import PORT_IDS, UPLINKS, changes, states
 from engine_steps import Player, Rehome, Send, Update, Wait
 from engine_storms import Storm
 from engine_traffic import Traffic
-from engine_wires import MTU, WireBpf, WireDuel
+from engine_wires import MTU, UNDERLAY_MTU, WireBpf, WireDuel
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
@@ -56,11 +56,12 @@ def _without_more_frames(state: EngineState) -> EngineState:
         return replace(layer, groups_out=out, groups_in=in_)
 
     return replace(
-        state, ports=tuple(replace(port, layers=tuple(map(tamed, port.layers))) for port in state.ports),
+        state, ports=tuple(replace(port, layers=tuple(map(tamed, port.layers)), mtu=0) for port in state.ports),
         # The kernel has the frames of uplinks by their MACs, and those to groups leave more than once.
         spaces=tuple(replace(space, stations=(), wire=None, flooding=None) for space in state.spaces),
         # Real sockets see a loopback, and an answer looks like any frame there.
-        uplinks=tuple(replace(uplink, loopback=False, mtu=0) for uplink in state.uplinks))
+        uplinks=tuple(replace(uplink, loopback=False, mtu=0) for uplink in state.uplinks),
+        underlays=tuple(replace(each, mtu=UNDERLAY_MTU if each.mtu else 0) for each in state.underlays), paths=())
 
 
 def _can_enter(send: Send, state: EngineState) -> bool:

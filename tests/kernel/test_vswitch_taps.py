@@ -15,7 +15,7 @@ import pytest
 from vswitch_kit import Namespace, World, world
 
 from vswitch import BridgeLink, InterfaceTaken, LinkInvalid, PortLink, Switch
-from vswitch.taps import IFF_NO_PI, IFF_TAP, IFF_VNET_HDR, REQUEST, TUNSETIFF
+from vswitch.taps import IFF_MULTI_QUEUE, IFF_NO_PI, IFF_TAP, IFF_VNET_HDR, REQUEST, TUNSETIFF
 
 BRIDGE = BridgeLink("slb1", "sluice:bridge:uid", "02:99:00:00:00:01", ("10.99.0.1/24",), 1400)
 
@@ -48,12 +48,16 @@ def tap(number: int = 5, name: str = "vm5", **changes: object) -> PortLink:
 
 
 @contextmanager
-def machine(host: Namespace, name: str) -> Iterator[int]:
+def machine(host: Namespace, name: str, flags: int = 0) -> Iterator[int]:
     """Opens the tap as a hypervisor does; the descriptor carries frames behind a virtio_net_hdr of 10 bytes."""
 
     def plug() -> int:
         device = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
-        fcntl.ioctl(device, TUNSETIFF, REQUEST.pack(name.encode(), IFF_TAP | IFF_NO_PI | IFF_VNET_HDR))
+        try:
+            fcntl.ioctl(device, TUNSETIFF, REQUEST.pack(name.encode(), IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | flags))
+        except OSError:
+            os.close(device)
+            raise
         return device
 
     device = host.call(plug)
@@ -108,6 +112,35 @@ def test_segmentation_is_left_to_the_machine(switch: Switch, host: Namespace) ->
         assert host.call(segments)
         switch.ensure_port(tap(mtu_bytes=1300))
         assert host.call(segments)
+
+
+def test_each_queue_carries_offloaded_segments(switch: Switch, host: Namespace) -> None:
+    """A machine with two queues sends a segment of 8,000 bytes by each; it arrives in one piece."""
+    ifindex = switch.ensure_port(tap(queues=2))
+    tcp = struct.pack("!HHIIBBHHH", 1, 2, 0, 0, 5 << 4, 0x10, 100, 0, 0) + bytes(8000)
+    ip = struct.pack("!BBHHHBBH4s4s", 0x45, 0, 20 + len(tcp), 0, 0x4000, 64, 6, 0, bytes(4), bytes(4))
+    frame = bytes.fromhex("ffffffffffff" "029900000005" "0800") + ip + tcp
+    needs_checksum, tcp4 = 1, 1
+    header = struct.pack("=BBHHHH", needs_checksum, tcp4, 54, 1300, 34, 16)
+
+    def listen() -> socket.socket:
+        heard = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x0800))
+        heard.bind(("vm5", 0x0800))
+        heard.settimeout(2)
+        return heard
+
+    with machine(host, "vm5", IFF_MULTI_QUEUE) as first, machine(host, "vm5", IFF_MULTI_QUEUE) as second:
+        assert switch.ensure_port(tap(queues=2)) == ifindex
+        assert switch.ensure_port(tap(queues=4)) == ifindex      # how many is the machine's choice
+        with host.call(listen) as heard:
+            for device in (first, second):
+                os.write(device, header + frame)
+                assert len(heard.recv(20000)) == len(frame)
+        with pytest.raises(InterfaceTaken, match="stop the machine"):
+            switch.ensure_port(tap())
+    assert switch.ensure_port(tap()) != ifindex
+    with machine(host, "vm5"), pytest.raises(OSError, match="Invalid argument"), machine(host, "vm5", IFF_MULTI_QUEUE):
+        pass
 
 
 def segments() -> bool:

@@ -28,7 +28,6 @@ from southbound.messages import (
     NatGoal,
     NetworkGoal,
     PortGoal,
-    RemoteGoal,
     RemotesGoal,
     Subnet,
     key_of,
@@ -39,7 +38,7 @@ from vfp.datapath.binding_log import BindingEvent
 from vfp.datapath.bindings import BindingRecord
 from vfp.datapath.capture import Captured
 from vfp.datapath.engine import Hook
-from vfp.datapath.records import DropEvent, FlowRecord, InspectCounts, LogEvent, RuleHits
+from vfp.datapath.records import DropEvent, FlowRecord, InspectCounts, LogEvent, MeterCount, RuleHits
 from vfp.datapath.select import FlowFilter, FlowPage
 from vfp.datapath.trace import Traced
 from vfp.layout import PlaceKind, Ring, ZoneKind
@@ -112,8 +111,10 @@ def port(name: str, network: NetworkGoal, address: str, n: int, **more: object) 
 
 def remote(
     name: str, network: NetworkGoal, address: str, n: int, vtep: str = OTHER_VTEP, address6: str = ""
-) -> RemoteGoal:
-    return RemoteGoal(f"uid-{name}", name, network.id, address, f"02:00:00:00:00:{n:02x}", vtep, address6)
+) -> RemotesGoal:
+    """A block of one endpoint."""
+    block = remotes(network, (name, address, n, address6), vteps=(vtep,))
+    return replace(block, id=f"{network.id}/h2/{name}")
 
 
 def remotes(
@@ -392,6 +393,7 @@ class FakeDatapath:
     binding_events: list[BindingEvent] = field(default_factory=list)
     blocks: dict[int, list[tuple[Address, int]]] = field(default_factory=dict)
     mapped: dict[str, int] = field(default_factory=dict)
+    metered: dict[int, MeterCount] = field(default_factory=dict)
 
     def apply(self, state: EngineState) -> None:
         Compiler().compile(state, self.limit)
@@ -402,6 +404,12 @@ class FakeDatapath:
 
     def program_fd(self, hook: Hook) -> int:
         return 10
+
+    def mark(self) -> int:
+        return 0x51
+
+    def meters(self) -> dict[int, MeterCount]:
+        return self.metered
 
     def members(self, set_id: int) -> Mapping[Prefix, float | None]:
         return self.engine.members(set_id)

@@ -22,7 +22,7 @@ from southbound.messages import (
     HostGoal,
     Join,
     Joined,
-    RemoteGoal,
+    RemotesGoal,
     Resync,
     Welcome,
 )
@@ -162,8 +162,9 @@ async def closed_by_server(reader: asyncio.StreamReader, timeout_s: float = 5.0)
             return b""
 
 
-def remotes(count: int) -> tuple[RemoteGoal, ...]:
-    return tuple(RemoteGoal(f"uid-{number:08d}", f"e{number}", "net-1", "10.1.0.5", "02:00:00:00:00:01", "172.31.0.1")
-                 for number in range(count))
+def remotes(count: int) -> tuple[RemotesGoal, ...]:
+    """So many endpoints, each in a block of its own: messages of many objects."""
+    return tuple(RemotesGoal(f"net-1/h2/{number:08d}", "net-1", "h2", ("172.31.0.1",), (f"e{number}",), bytes(6),
+                             bytes((10, 1, 0, 5)), b"") for number in range(count))
 
 

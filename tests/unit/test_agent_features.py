@@ -44,6 +44,7 @@ RED, BLUE = overlay(5001), overlay(5002, tenant="blue")
 RED_A, RED_B = port("ra", RED, "10.1.0.2", 0x12), port("rb", RED, "10.1.0.3", 0x13)
 BLUE_A = port("ba", BLUE, "10.1.0.2", 0x22)
 RED_FAR, BLUE_FAR = remote("rf", RED, "10.1.0.9", 0x19), remote("bf", BLUE, "10.1.0.9", 0x29)
+FAR_MAC = RED_FAR.macs.hex(":")
 
 NATS = (HOST, NAT_1, NAT_2, WEB, APP, DB)
 OVERLAYS = (HOST, RED, BLUE, RED_A, RED_B, BLUE_A, RED_FAR, BLUE_FAR)
@@ -207,7 +208,7 @@ def test_guard_and_arp_claims(fields: dict[str, str], answered: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("target", "mac"), [("10.1.0.3", RED_B.mac), ("10.1.0.9", RED_FAR.mac), ("10.1.0.1", RED.gateway_mac)]
+    ("target", "mac"), [("10.1.0.3", RED_B.mac), ("10.1.0.9", FAR_MAC), ("10.1.0.1", RED.gateway_mac)]
 )
 def test_overlay_arp_is_answered_locally(target: str, mac: str) -> None:
     made = built(*OVERLAYS)
@@ -234,7 +235,7 @@ def test_colours_share_addresses_but_not_tunnels(sender: PortGoal, vni: int) -> 
 
 def test_what_comes_by_the_tunnel_reaches_only_its_colour() -> None:
     made = built(*OVERLAYS)
-    frame = bytes(Ether(src=RED_FAR.mac, dst=RED_A.mac) / IP(src="10.1.0.9", dst="10.1.0.2") / ICMP(type=8))
+    frame = bytes(Ether(src=FAR_MAC, dst=RED_A.mac) / IP(src="10.1.0.9", dst="10.1.0.2") / ICMP(type=8))
     red = engine(made).process(Hook.OVERLAY_IN, 5001, frame, vtep=IPv4Address(OTHER_VTEP), now_s=0)
     blue = engine(made).process(Hook.OVERLAY_IN, 5002, frame, vtep=IPv4Address(OTHER_VTEP), now_s=0)
     forged = engine(made).process(Hook.OVERLAY_IN, 5001, frame, vtep=IPv4Address("172.31.0.66"), now_s=0)
@@ -313,7 +314,7 @@ def test_in_rules_match_the_source_and_run_at_the_receiver() -> None:
     receiver = port("ra", RED, "10.1.0.2", 0x12, tiers=(tier,))
     made = built(HOST, RED, receiver, RED_B, RED_FAR)
     near = ip(RED_B, "10.1.0.2", tcp(), dst_mac=receiver.mac)
-    far = bytes(Ether(src=RED_FAR.mac, dst=receiver.mac) / IP(src="10.1.0.9", dst="10.1.0.2") / tcp())
+    far = bytes(Ether(src=FAR_MAC, dst=receiver.mac) / IP(src="10.1.0.9", dst="10.1.0.2") / tcp())
     assert engine(made).process(Hook.PORT_OUT, number_of(made, RED_B), near, now_s=0).verdict is not Verdict.DROP
     result = engine(made).process(Hook.OVERLAY_IN, 5001, far, vtep=IPv4Address(OTHER_VTEP), now_s=0)
     assert result.denied_by is not None

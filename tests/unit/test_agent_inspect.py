@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import time
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,15 @@ import pytest
 from agent_kit import HOST, OTHER_VTEP, FakeDatapath, FakeSwitch, goals, ip, nat, overlay, port, reconciler, remote, tcp
 
 from agent.build import Built
+from agent.claims import Claims
 from agent.errors import BadQuery
 from agent.inspect import RECENT_DROPS, Inspector
+from agent.names import places
 from agent.words import action_text, match_text, packet_text
 from southbound.codec import encode
-from southbound.messages import AclRule, AclTier, Answer
+from southbound.messages import AclRule, AclTier, Answer, QosGoal
 from vfp.compile import rule_cookie
-from vfp.datapath.records import DropEvent, FlowRecord, LogEvent, RuleHits
+from vfp.datapath.records import DropEvent, FlowRecord, LogEvent, MeterCount, RuleHits
 from vfp.datapath.select import FlowFilter
 from vfp.datapath.trace import Traced
 from vfp.layout import PlaceKind, ZoneKind
@@ -233,7 +236,7 @@ def test_a_trace_takes_a_frame_and_gives_the_one_that_leaves(inspector: Inspecto
     frame = ip(RED_A, "10.1.0.9", tcp(80))
     answer = ask(inspector, "trace", port=RED_A.id, direction="out", frame=base64.b64encode(frame).decode())
     assert (answer["reason"], answer["packet"]["destination_port"]) == ("DENIED", 80)
-    assert base64.b64decode(crafted["frame"])[:6] == bytes.fromhex(FAR.mac.replace(":", ""))
+    assert base64.b64decode(crafted["frame"])[:6] == FAR.macs
     with pytest.raises(BadQuery, match="base64"):
         ask(inspector, "trace", port=RED_A.id, frame="?")
     with pytest.raises(BadQuery, match="leave --live out"):
@@ -293,3 +296,34 @@ def test_logged_packets_are_told_apart_from_drops(inspector: Inspector, built: B
     assert row["packet"].startswith("tcp 10.1.0.2:40000 > 10.1.0.9:80")
     assert inspector.answer("logs", {"limit": 1})["total"] == 2
     assert len(inspector.answer("drops", {})["recent"]) == 1
+
+
+def test_meters_say_what_the_endpoint_sent_and_got(tmp_path: Path) -> None:
+    metered = replace(RED_A, qos=QosGoal(meter=True))
+    state = goals(HOST, RED, metered, RED_B)
+    datapath = FakeDatapath()
+    built = reconciler(tmp_path, FakeSwitch(), datapath).reconcile(state).built
+    assert built.meters
+    for row in built.meters:
+        datapath.metered[row.meter] = MeterCount(3, 300, 2, 200)
+    inspector = Inspector("h1", datapath, lambda: built, lambda: state)
+    rows = ask(inspector, "meters")["meters"]
+    assert {row["endpoint"] for row in rows} == {"red/ra"}
+    out = next(row for row in rows if row["direction"] == "out")
+    into = next(row for row in rows if row["direction"] == "in")
+    assert (out["sent_packets"], out["sent_bytes"], out["received_packets"], out["received_bytes"]) == (3, 300, 2, 200)
+    assert (into["sent_packets"], into["sent_bytes"], into["received_packets"], into["received_bytes"]) == (
+        2, 200, 3, 300)
+    assert ask(inspector, "meters", network=out["network"], port=RED_A.id)["total"] == len(rows)
+    assert ask(inspector, "meters", network="red/other")["meters"] == []
+    assert ask(inspector, "meters", port=RED_B.id)["meters"] == []
+
+
+def test_who_announces_anothers_address_is_noted(built: Built, datapath: FakeDatapath) -> None:
+    claims = Claims()
+    inspector = Inspector("h1", datapath, lambda: built, claims=claims)
+    place = next(place for place in places(built) if place.rule.name == "duplicate-address")
+    datapath.events = [event(place.counter[0], 0, place.counter[1])] * 3
+    inspector.collect()
+    uid = next(uid for uid, number in built.port_ids.items() if number == place.port.id)
+    assert claims.current(uid) == ["10.1.0.2"]

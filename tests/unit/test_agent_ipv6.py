@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 
 import pytest
 from agent_kit import (
@@ -41,7 +41,7 @@ from scapy.packet import Packet
 
 from policy.addresses import held_addresses, link_local
 from southbound.messages import AclRule, AclTier, NetworkGoal, PortGoal, Subnet
-from vfp.model import Allow, HostStack, LocalPort, Remote, Virtual
+from vfp.model import Allow, HostStack, LocalPort, Virtual
 from vfp.reasons import DropReason
 from vfp.reference import Hook, Result, Verdict
 
@@ -56,6 +56,7 @@ RED = overlay(5001, "10.1.0.0/24", "fd00:5001::/64")
 RED_A = port("ra", RED, "10.1.0.2", 0x12, address6="fd00:5001::2/64")
 RED_B = port("rb", RED, "10.1.0.3", 0x13, address6="fd00:5001::3/64")
 RED_FAR = remote("rf", RED, "10.1.0.9", 0x19, address6="fd00:5001::9")
+FAR_MAC = RED_FAR.macs.hex(":")
 OBJECTS = (HOST, NAT, RED, WEB, APP, OLD, NEW, RED_A, RED_B, RED_FAR)
 
 LL = {one.id: str(held_addresses(one)[-1]) for one in (WEB, APP, RED_A, RED_B)}
@@ -113,9 +114,10 @@ def test_spaces_know_both_families_and_link_local_addresses() -> None:
     assert isinstance(inside["fd00:1::9"], LocalPort)
     red = spaces[RED.space]
     assert isinstance(red["fd00:5001::1"], Virtual)
-    far = link_local(bytes.fromhex(RED_FAR.mac.replace(":", "")))
-    assert isinstance(red["fd00:5001::9"], Remote)
-    assert red[str(far)] == red["fd00:5001::9"] == red["10.1.0.9"]
+    (blocks,) = (space.blocks for space in made.engine.spaces if space.id == RED.space)
+    far = {block.version: (block.addresses, set(zip(*[iter(block.macs)] * 6, strict=True))) for block in blocks}
+    sixes = IPv6Address("fd00:5001::9").packed, link_local(RED_FAR.macs).packed
+    assert far == {4: (bytes((10, 1, 0, 9)), {tuple(RED_FAR.macs)}), 6: (b"".join(sixes), {tuple(RED_FAR.macs)})}
 
 
 @pytest.mark.parametrize(
@@ -137,7 +139,7 @@ def test_endpoints_of_all_subnets_reach_each_other_untranslated(frame: bytes, re
 
 
 @pytest.mark.parametrize(("target", "mac"), [
-    ("fd00:5001::3", RED_B.mac), ("fd00:5001::9", RED_FAR.mac), ("fd00:5001::1", RED.gateway_mac),
+    ("fd00:5001::3", RED_B.mac), ("fd00:5001::9", FAR_MAC), ("fd00:5001::1", RED.gateway_mac),
     (LL[RED_B.id], RED_B.mac),
 ])
 @pytest.mark.parametrize("source", ["fd00:5001::2", LL[RED_A.id], "::"])
@@ -270,8 +272,6 @@ def test_a_rule_for_mapped_traffic_asks_the_engine_for_that() -> None:
         (replace(NAT, id="x", space=99, subnets=(Subnet("fd01::/64", "fd02::1"),)), "outside prefix"),
         (replace(NAT, id="x", space=99, subnets=(Subnet("fd01::/64", "fd01::1"), Subnet("fd01::/48", "fd01::2"))),
          "overlap"),
-        (remote("r", RED, "", 9), "neither"),
-        (remote("r", RED, "", 9, address6="10.1.0.7"), "10.1.0.7"),
     ],
 )
 def test_one_bad_object_is_one_fault(bad: PortGoal | NetworkGoal, words: str) -> None:

@@ -23,7 +23,6 @@ from agent_kit import (
     observed,
     overlay,
     port,
-    remote,
     remotes,
     tcp,
 )
@@ -159,12 +158,6 @@ def test_of_two_that_claim_an_address_one_has_it_and_a_local_endpoint_always() -
     assert found[IPv4Address("10.1.0.9")].mac[5] == 0x19
     assert IPv4Address("10.1.0.67") in found
     assert IPv4Address("10.1.0.2") not in found
-
-
-def test_what_an_older_controller_says_one_by_one_is_still_read() -> None:
-    old = remote("b", RED, "10.1.0.20", 0x20)
-    found = places(space_of(built(HOST, RED, RED_A, FAR, old)))
-    assert found[IPv4Address("10.1.0.20")] == Remote(IPv4Address(OTHER_VTEP), 5001, bytes((2, 0, 0, 0, 0, 0x20)))
 
 
 def test_an_address_that_moved_away_is_dropped_as_moved_or_unknown_here() -> None:

@@ -29,7 +29,7 @@ from southbound.messages import (
     Ping,
     PortGoal,
     Query,
-    RemoteGoal,
+    RemotesGoal,
     Welcome,
 )
 
@@ -91,8 +91,8 @@ def test_anything_else_is_a_protocol_error(payload: bytes) -> None:
 
 
 HELLO: dict[str, Any] = msgpack.unpackb(encode(Hello(PROTOCOL_VERSION, "h1", "0.1", "b", 3, HostFacts())))
-SYNC: dict[str, Any] = msgpack.unpackb(encode(FullSync(1, (HostGoal("self"),
-                                                           RemoteGoal("u", "n", "w", "10.1.0.5", "m", "v")))))
+SYNC: dict[str, Any] = msgpack.unpackb(encode(FullSync(1, (
+    HostGoal("self"), RemotesGoal("n/h2/1", "n", "h2", ("172.31.0.2",), ("a", "b"), bytes(12), bytes(8), b"")))))
 
 
 def changed(message: dict[str, Any], **fields: Any) -> bytes:
@@ -131,7 +131,9 @@ def without(message: dict[str, Any], field: str) -> bytes:
     (changed(SYNC, goals=[{**SYNC["goals"][0], "kind": "gate"}]), "FullSync", "goals[0]", "expected 'kind'"),
     (changed(SYNC, goals=[{**SYNC["goals"][0], "kind": []}]), "FullSync", "goals[0]", "expected 'kind'"),
     (changed(SYNC, goals=[SYNC["goals"][1], 1]), "FullSync", "goals[1]", "expected a map"),
-    (changed(SYNC, goals=[{**SYNC["goals"][1], "vtep": 1}]), "FullSync", "goals[0].vtep", "expected text"),
+    (changed(SYNC, goals=[{**SYNC["goals"][1], "host": 1}]), "FullSync", "goals[0].host", "expected text"),
+    (changed(SYNC, goals=[{**SYNC["goals"][1], "names": ["a", 1]}]), "FullSync", "goals[0].names[1]", "expected text"),
+    (changed(SYNC, goals=[{**SYNC["goals"][1], "macs": "a"}]), "FullSync", "goals[0].macs", "expected bytes"),
     (changed(SYNC, goals={"a": 1}), "FullSync", "goals", "expected an array"),
     (msgpack.packb({"t": "Welcome", "version": 3, "store": "s", "keepalive_s": float("nan")}), "Welcome",
      "keepalive_s", "finite"),

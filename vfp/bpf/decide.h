@@ -94,7 +94,7 @@ static __always_inline int decide_from_uplink(struct scratch *s, __u32 uplink)
 	}
 	if (take_from_wire(s, uplink))
 		return d->where != PLACE_PORT ? NONE : exit_of(d->place.port) ? UNKNOWN_PORT : ask(d, d->place.port, 1, 1);
-	if (!s->h.tracked)
+	if (!s->h.tracked || s->h.key.vlan)
 		return NO_MAPPING;
 	s->mapping.uplink = uplink;
 	if (!find_mapping(s)) {
@@ -226,7 +226,7 @@ static __always_inline int to_port(struct transposition *t, __u32 id, int routed
 
 	if (!port || !port->ifindex)
 		return UNKNOWN_PORT;
-	t->place = port->flags & PORT_TAP ? PLACE_TAP : PLACE_PORT;
+	t->place = port->flags & (PORT_TAP | PORT_QUEUED) ? PLACE_TAP : PLACE_PORT;
 	t->ifindex = port->ifindex;
 	t->mtu = port->mtu;
 	t->flags |= SET_DMAC;
@@ -336,7 +336,7 @@ static __always_inline void reverse(struct flow_key *to, const struct flow_key *
 	to->zone = zone;
 	to->family = from->family;
 	to->protocol = from->protocol;
-	to->pad = 0;
+	to->vlan = from->vlan;
 	to->sport = from->dport;
 	to->dport = from->sport;
 	to->src = from->dst;
@@ -427,6 +427,14 @@ static __always_inline int is_stateless(const struct decision *d)
 	return d->stateless && !d->translated;
 }
 
+/* Tags are for frames that are switched, and only ports that may have them get them. */
+static __always_inline int may_keep_tag(const struct headers *h, const struct decision *d)
+{
+	if (d->where == PLACE_PORT)
+		return d->switched && has_vlan(d->ports[1], h->key.vlan);
+	return d->where == PLACE_WIRE || d->where == PLACE_FLOOD || ZONE_KIND(h->key.zone) == ZONE_HOST;
+}
+
 /* Build both halves from the decision. Returns a drop reason. */
 static __always_inline int compose(struct scratch *s)
 {
@@ -439,6 +447,8 @@ static __always_inline int compose(struct scratch *s)
 
 	__builtin_memset(f, 0, sizeof(*f));
 	__builtin_memset(r, 0, sizeof(*r));
+	if (h->key.vlan && !may_keep_tag(h, d))
+		return VLAN_TAGGED;
 	f->ports[0] = r->ports[0] = d->ports[0];
 	f->ports[1] = r->ports[1] = d->ports[1];
 	reason = forward_out(s, &reply_zone);

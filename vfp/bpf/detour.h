@@ -48,9 +48,7 @@ int vfp_inspected(struct __sk_buff *skb)
 
 	if (!s)
 		return TC_ACT_SHOT;
-	s->probe = NO_PROBE;
-	s->forgetful = 0;
-	s->flooded = 0;
+	begin_packet(s);
 	count_inspection(skb, INSPECT_RETURNED);
 	return come_back(skb, s, mark & INSPECT_ZONE, mark & INSPECT_RELEASE ? INSPECTED_ENOUGH : INSPECTED);
 }

@@ -63,13 +63,19 @@ static __always_inline int drop(struct __sk_buff *skb, struct scratch *s, __u32 
 	return TC_ACT_SHOT;
 }
 
+/* A drop that no layer is asked about; `port`: whose doing it is. */
+static __always_inline int drop_at(struct __sk_buff *skb, struct scratch *s, __u32 port, __u32 reason)
+{
+	s->d.cookie = 0;
+	s->d.layer = 0xff;
+	s->d.drop_port = port;
+	return drop(skb, s, reason);
+}
+
 /* A drop before any layer was asked. */
 static __always_inline int drop_early(struct __sk_buff *skb, struct scratch *s, __u32 reason)
 {
 	__u32 kind = ZONE_KIND(s->pkt.key.zone);
 
-	s->d.cookie = 0;
-	s->d.layer = 0xff;
-	s->d.drop_port = kind == ZONE_PORT || kind == ZONE_HOST ? ZONE_NUMBER(s->pkt.key.zone) : 0;
-	return drop(skb, s, reason);
+	return drop_at(skb, s, kind == ZONE_PORT || kind == ZONE_HOST ? ZONE_NUMBER(s->pkt.key.zone) : 0, reason);
 }

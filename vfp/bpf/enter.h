@@ -53,7 +53,7 @@ static __always_inline int look_up(struct __sk_buff *skb, struct scratch *s)
 			reason = enter_flow(skb, f, &s->pkt);
 			if (reason)
 				return drop_early(skb, s, reason);
-			if (f->flags & FLOW_EXTRAS || flags & PORT_CAPTURE) {
+			if (f->flags & FLOW_EXTRAS || flags & (PORT_CAPTURE | PORT_RATE_IN)) {
 				s->passage = PASSAGE_HIT;
 				return jump(skb, s, JUMP_LEAVE);
 			}

@@ -16,6 +16,7 @@ struct flood {
 	struct flooded_key key;
 	__u32 space;		/* whose VTEPs get one */
 	__u32 sender;		/* gets no copy */
+	__u32 vlan;
 };
 
 /* A token bucket for each CPU and segment. */
@@ -44,7 +45,7 @@ static long flood_port(__u32 i, void *context)
 
 	key.index = i;
 	id = bpf_map_lookup_elem(&flooded, &key);
-	if (!id || !s || *id == flood->sender)
+	if (!id || !s || *id == flood->sender || (flood->vlan && !has_vlan(*id, flood->vlan)))
 		return 0;
 	port = bpf_map_lookup_elem(&ports, id);
 	if (!port || !port->ifindex)
@@ -121,7 +122,8 @@ int vfp_flood(struct __sk_buff *skb)
 	flood.sender = kind == ZONE_PORT ? ZONE_NUMBER(s->pkt.key.zone) : 0;
 	ports = segment->ports;
 	wire = kind == ZONE_PORT ? segment->wire : 0;
-	vteps = kind == ZONE_PORT ? segment->vteps : 0;
+	vteps = kind == ZONE_PORT && !s->pkt.key.vlan ? segment->vteps : 0;
+	flood.vlan = s->pkt.key.vlan;
 	if (wire)
 		flood_wire(skb, wire);
 	if (vteps) {

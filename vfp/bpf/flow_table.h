@@ -5,6 +5,14 @@
 #include "budget.h"
 #include "packet.h"
 
+/* Of a port that had this id before: nothing of it is the new one's. */
+static __always_inline int is_former(const struct port *port, __u32 generation)
+{
+	return port->born && (__s32)(generation - port->born) < 0;
+}
+
+#include "limits.h"
+
 static __always_inline int sets_are_current(const struct flow *f)
 {
 	__u32 zero = 0;
@@ -31,12 +39,6 @@ static __always_inline int is_current(const struct flow *f, __u32 *flags)
 		*flags |= port->flags;
 	}
 	return 1;
-}
-
-/* Of a port that had this id before: nothing of it is the new one's. */
-static __always_inline int is_former(const struct port *port, __u32 generation)
-{
-	return port->born && (__s32)(generation - port->born) < 0;
 }
 
 /* Of the packets of this half: `ports` are those of the pair. */
@@ -142,11 +144,12 @@ static __always_inline int enter_flow(struct __sk_buff *skb, struct flow *f, con
 }
 
 /* Take a pair out. A single half's reply key may be a stranger's. */
-static __always_inline void forget(struct flow_key *key, struct flow_key *pair, __u16 state)
+static __always_inline void forget(struct flow_key *key, struct flow_key *pair, __u16 state, const struct parties *of)
 {
 	if (bpf_map_delete_elem(&flows, key))
 		return;
 	give_place(key->protocol, state);
+	count_connection(of, -1);
 	if (!(state & STATE_SINGLE))
 		bpf_map_delete_elem(&flows, pair);
 }
@@ -164,8 +167,10 @@ static __always_inline void displace(struct scratch *s, struct flow_key *key, co
 	if (!old)
 		return;
 	mates = !(old->state & STATE_SINGLE) && same_key(&old->pair, mate);
-	if (!mine && !(mates && key == &s->forward.pair))	/* then the forward half was it already */
+	if (!mine && !(mates && key == &s->forward.pair)) {	/* then the forward half was it already */
 		give_place(key->protocol, old->state);
+		count_connection(parties_of(old), -1);
+	}
 	if (old->state & STATE_SINGLE || (mates && !single))
 		return;
 	s->displaced = old->pair;
@@ -180,12 +185,13 @@ enum storing {
 
 /*
  * Both halves or none. `s->reply.pair` and `s->forward.pair` are each other's keys. Most new pairs find nothing in their
- * place: that is tried first.
+ * place: that is tried first. Not inline: the stack is full where a policy is decided, and this is not.
  */
-static __always_inline int store(struct scratch *s, int single, enum storing how)
+static __noinline int store(struct scratch *s, int single, enum storing how)
 {
 	int fresh = how == STORE_NEW;
 	struct flow_key *forward = &s->reply.pair, *reply = &s->forward.pair;
+	const struct parties *parties = parties_of(&s->forward);
 	int reason;
 
 	/* A packet to itself with equal ports: its answer has its own key. */
@@ -194,9 +200,14 @@ static __always_inline int store(struct scratch *s, int single, enum storing how
 	if (single)
 		s->forward.state |= STATE_SINGLE;
 	if (fresh) {
-		reason = take_place(forward->protocol);
+		reason = take_connection(parties);
 		if (reason)
 			return reason;
+		reason = take_place(forward->protocol);
+		if (reason) {
+			count_connection(parties, -1);
+			return reason;
+		}
 	}
 	if (!fresh || bpf_map_update_elem(&flows, forward, &s->forward, BPF_NOEXIST)) {
 		if (how != STORE_OVER)
@@ -212,6 +223,7 @@ static __always_inline int store(struct scratch *s, int single, enum storing how
 		return NONE;
 	bpf_map_delete_elem(&flows, forward);
 full:
+	count_connection(parties, -1);
 	give_place(forward->protocol, s->forward.state);
 	return FLOW_TABLE_FULL;
 }

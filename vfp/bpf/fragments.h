@@ -87,7 +87,7 @@ static __always_inline void name_datagram(struct scratch *s, const struct header
 	key->id = id;
 	key->family = h->key.family;
 	key->protocol = h->key.family == 4 ? h->key.protocol : 0;
-	key->pad = 0;
+	key->vlan = h->key.vlan;
 	key->src = h->key.src;
 	key->dst = h->key.dst;
 }

@@ -132,6 +132,14 @@ static __always_inline int is_solicited_node(const struct address *address)
 	       (address->w[3] & bpf_htonl(0xff000000)) == bpf_htonl(0xff000000);
 }
 
+/* Whether a port may have frames with a tag. */
+static __always_inline int has_vlan(__u32 port, __u16 vlan)
+{
+	__u32 key = port << VLAN_BITS | vlan;
+
+	return bpf_map_lookup_elem(&vlans, &key) != 0;
+}
+
 /* An ARP request or a neighbour solicitation. */
 static __always_inline int is_asking(const struct headers *h)
 {

@@ -40,7 +40,7 @@ static __always_inline int is_inspectable(const struct scratch *s)
 {
 	const struct flow_key *key = &s->pkt.key;
 
-	return s->fragment_kind == NOT_FRAGMENT && !is_unroutable(key, &key->src) && !is_unroutable(key, &key->dst);
+	return s->fragment_kind == NOT_FRAGMENT && !key->vlan && !is_unroutable(key, &key->src) && !is_unroutable(key, &key->dst);
 }
 
 /* Interface index of where packets leave for user space; 0: there is none. */

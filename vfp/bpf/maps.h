@@ -22,6 +22,7 @@ enum jump {
 	JUMP_FLOOD = 10,	/* frames to groups */
 	JUMP_ENCAPSULATE = 12,	/* into a tunnel */
 	JUMP_DECAPSULATE = 13,	/* out of one */
+	JUMP_PARTICULAR = 14,	/* from a port that is shaped, or limited in what it sends */
 	JUMPS = 16,
 };
 
@@ -54,6 +55,8 @@ MAP(flows, BPF_MAP_TYPE_HASH, struct flow_key, struct flow, 65536, 0);
 MAP(links, BPF_MAP_TYPE_HASH, __u32, __u32, 8192, 0);
 /* Port id to generation, interface, MACs. */
 MAP(ports, BPF_MAP_TYPE_ARRAY, __u32, struct port, 4096, 0);
+/* By port id. */
+MAP(usages, BPF_MAP_TYPE_ARRAY, __u32, struct usage, 4096, 0);
 /* Ports that have any. */
 MAP(gateways, BPF_MAP_TYPE_HASH, __u32, struct gateways, 4096, BPF_F_NO_PREALLOC);
 /* Port id to policy. A hash map, because its element is replaced in one step. */
@@ -84,6 +87,8 @@ MAP(stations, BPF_MAP_TYPE_HASH, struct station_key, __u32, 8192, BPF_F_NO_PREAL
 MAP(flooded, BPF_MAP_TYPE_HASH, struct flooded_key, __u32, 16384, BPF_F_NO_PREALLOC);
 /* ... and until when a CPU's time for them is spent. */
 MAP(flooding, BPF_MAP_TYPE_LRU_PERCPU_HASH, struct segment_key, __u64, 1024, 0);
+/* Tags that ports may have: port << VLAN_BITS | tag. */
+MAP(vlans, BPF_MAP_TYPE_HASH, __u32, __u8, 8192, BPF_F_NO_PREALLOC);
 /* Routers that rules name. */
 MAP(hops, BPF_MAP_TYPE_HASH, __u32, struct hop, 1024, BPF_F_NO_PREALLOC);
 /* Underlay addresses of IPv6 hosts by id ... */

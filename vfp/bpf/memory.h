@@ -38,7 +38,7 @@ static __always_inline int same_question(const struct memory *m, const struct he
 {
 	const struct flow_key *asked = &m->reply.pair, *key = &h->key;
 
-	return asked->zone == key->zone && asked->family == key->family && asked->protocol == key->protocol &&
+	return asked->zone == key->zone && asked->vlan == key->vlan && asked->family == key->family && asked->protocol == key->protocol &&
 	       asked->dport == key->dport && same_address(&asked->src, &key->src) &&
 	       same_address(&asked->dst, &key->dst) && m->vtep == h->vtep && same_mac(m->forward.smac, h->smac) &&
 	       same_mac(m->forward.dmac, h->dmac);

@@ -164,6 +164,12 @@ struct into_tunnel {
 	__u8 pad;
 };
 
+/* Whose a pair is. */
+struct parties {
+	__u32 ports[2];
+	__u32 generations[2];
+};
+
 #define TCP_OPTIONS 40
 
 struct scratch {
@@ -202,6 +208,7 @@ struct scratch {
 	__u8 probe;			/* enum probe */
 	__u8 forgetful;			/* decisions are neither remembered nor recalled */
 	__u8 inspected;			/* user space has seen it: enum inspected */
+	__u8 shaped;			/* it has been through the shaper's queues */
 	__u8 deciding_again;		/* the tuple is that of a flow that exists */
 	__u8 flooded;			/* a copy of a frame to a group: it makes no flow */
 	__u32 copying;			/* interface to which a copy is on its way at this moment */
@@ -209,6 +216,7 @@ struct scratch {
 	__u32 mtu;			/* that an answer tells; 0: it tells of a rejection */
 	__u64 answers_ns;		/* until when this CPU's ICMP answers are spent */
 	struct into_tunnel tunnel;
+	struct parties parties;		/* of the pair that is taken out */
 	__u8 options[TCP_OPTIONS];	/* of a SYN */
 	__u64 by_device_ns;		/* when a packet was last left to the VXLAN device to be taken out of its tunnel */
 	__u32 watched[2];		/* sender, receiver: being captured, and told BEFORE; 0: not */
@@ -246,6 +254,16 @@ struct {
 	__type(value, struct scratch);
 	__uint(max_entries, 1);
 } scratches SEC(".maps");
+
+/* A packet at a real hook. */
+static __always_inline void begin_packet(struct scratch *s)
+{
+	s->probe = NO_PROBE;
+	s->forgetful = 0;
+	s->inspected = 0;
+	s->shaped = 0;
+	s->flooded = 0;
+}
 
 static __always_inline struct scratch *scratch(void)
 {

@@ -75,6 +75,53 @@ static __always_inline int parse_ipv4(struct __sk_buff *skb, struct scratch *s, 
 	return parse_transport(skb, s, h, at + header, end, total - header, full);
 }
 
+#define VLAN_MASK 0xfff
+#define VLAN_BYTES 4
+#define VLAN_LAST 4094
+
+static __always_inline int is_tag(__be16 ethertype)
+{
+	return ethertype == bpf_htons(ETH_P_8021Q) || ethertype == bpf_htons(ETH_P_8021AD);
+}
+
+/*
+ * Whether a tag is anybody's there. At an uplink, those with a wire; whose it is, the destination will say. Not static, for the
+ * verifier, as the next one.
+ */
+__noinline int may_be_tagged(__u32 zone, __u32 vlan)
+{
+	__u32 number = ZONE_NUMBER(zone);
+	struct uplink *uplink;
+
+	if (!vlan || vlan > VLAN_LAST)
+		return 0;
+	switch (ZONE_KIND(zone)) {
+	case ZONE_PORT:
+	case ZONE_HOST:
+		return has_vlan(number, vlan);
+	case ZONE_UPLINK:
+		uplink = bpf_map_lookup_elem(&uplinks, &number);
+		return uplink && uplink->flags & UPLINK_STATIONS;
+	}
+	return 0;
+}
+
+/* A tag that is still in the frame's bytes goes to where the kernel has those of other frames. */
+__noinline int lift_tag(struct __sk_buff *skb, __u32 zone)
+{
+	struct {
+		__be16 outer, tci, inner;
+	} tag;
+	__u16 tci;
+
+	if (skb->vlan_present || skb->len < L3 + VLAN_BYTES || bpf_skb_load_bytes(skb, L3 - 2, &tag, sizeof(tag)))
+		return 0;
+	tci = bpf_ntohs(tag.tci);
+	if (tag.outer != bpf_htons(ETH_P_8021Q) || is_tag(tag.inner) || !may_be_tagged(zone, tci & VLAN_MASK))
+		return 0;
+	return bpf_skb_vlan_pop(skb) ? 0 : !bpf_skb_vlan_push(skb, bpf_htons(ETH_P_8021Q), tci);
+}
+
 /* Fill `s->pkt`. Returns a drop reason; `full`: never `ODD`, unless a header is not in the linear part. */
 static __always_inline int parse(struct __sk_buff *skb, struct scratch *s, __u32 zone, int full)
 {
@@ -96,8 +143,14 @@ static __always_inline int parse(struct __sk_buff *skb, struct scratch *s, __u32
 	copy_mac(h->smac, eth->h_source);
 	copy_mac(h->dmac, eth->h_dest);
 	h->ethertype = bpf_ntohs(eth->h_proto);
-	if (skb->vlan_present || h->ethertype == ETH_P_8021Q || h->ethertype == ETH_P_8021AD)
-		return VLAN_TAGGED;
+	if (skb->vlan_present || is_tag(eth->h_proto)) {
+		if (!full)
+			return ODD;
+		if (is_tag(eth->h_proto) || skb->vlan_proto != bpf_htons(ETH_P_8021Q) ||
+		    !may_be_tagged(zone, skb->vlan_tci & VLAN_MASK))
+			return VLAN_TAGGED;
+		h->key.vlan = skb->vlan_tci & VLAN_MASK;
+	}
 	if (h->ethertype == ETH_P_IP)
 		return parse_ipv4(skb, s, h, eth + 1, end, length - L3, full);
 	if (h->ethertype == ETH_P_IPV6)
@@ -112,6 +165,7 @@ static __always_inline int parse_odd(struct __sk_buff *skb, struct scratch *s, _
 {
 	int reason;
 
+	lift_tag(skb, zone);
 	if (bpf_skb_pull_data(skb, skb->len < HEADERS_MAX ? skb->len : HEADERS_MAX))
 		return ENGINE_ERROR;
 	reason = parse(skb, s, zone, 1);

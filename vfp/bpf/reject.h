@@ -328,7 +328,7 @@ static __always_inline int send_back(struct __sk_buff *skb, struct scratch *s)
 		if (!port || !port->ifindex)	/* gone */
 			return TC_ACT_SHOT;
 		report(skb, s, PLACE_PORT, reason, port->ifindex);
-		return to_endpoint(skb, s, port->ifindex, port->flags & PORT_TAP);
+		return to_endpoint(skb, s, port->ifindex, port->flags & (PORT_TAP | PORT_QUEUED));
 	case ZONE_OVERLAY:
 		if (!settings || !settings->tunnel_ifindex)
 			return TC_ACT_SHOT;

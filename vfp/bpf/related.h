@@ -128,6 +128,7 @@ static __always_inline int read_quotation(struct __sk_buff *skb, struct scratch 
 	__builtin_memset(&s->related, 0, sizeof(s->related));
 	s->related.zone = s->pkt.key.zone;
 	s->related.family = s->pkt.key.family;
+	s->related.vlan = s->pkt.key.vlan;
 	return s->pkt.key.family == 6 ? read_quoted_ipv6(skb, s, q) : read_quoted_ipv4(skb, s, q);
 }
 

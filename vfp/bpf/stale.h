@@ -83,6 +83,15 @@ static __always_inline int recall(struct scratch *s, const struct flow_key *key,
 	return 1;
 }
 
+/* It may be at other ports now, which have no say in that. */
+static __always_inline void move_connection(const struct flow *from, const struct flow *to)
+{
+	if (from->ports[0] == to->ports[0] && from->ports[1] == to->ports[1])
+		return;
+	count_connection(parties_of(from), -1);
+	count_connection(parties_of(to), 1);
+}
+
 /* The pair as it was decided now, with the counters and the state that it had. Returns a drop reason. */
 static __always_inline int store_again(struct scratch *s)
 {
@@ -93,6 +102,7 @@ static __always_inline int store_again(struct scratch *s)
 	if (!forward)		/* it left while we decided */
 		return FLOW_CHANGED;
 	carry_over(&s->forward, forward);
+	move_connection(forward, &s->forward);
 	s->forward.state = forward->state & ~STATE_SINGLE;
 	s->reply.state = mirrored(s->forward.state);
 	if (!(forward->state & STATE_SINGLE)) {
@@ -125,7 +135,8 @@ static __always_inline int has_left(const struct scratch *s, int reason)
 static __always_inline int start_over(struct __sk_buff *skb, struct scratch *s, const struct flow *f)
 {
 	s->displaced = f->pair;
-	forget(stale_key(s), &s->displaced, f->state);
+	s->parties = *parties_of(f);
+	forget(stale_key(s), &s->displaced, f->state, &s->parties);
 	return s->inspected ? drop_early(skb, s, INSPECT_REFUSED) : jump(skb, s, JUMP_SLOW);
 }
 

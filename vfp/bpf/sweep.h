@@ -83,9 +83,50 @@ static __always_inline int is_idle(const struct flow *f, __u64 limit, __u64 now)
 static __always_inline void remove_pair(struct sweep *sweep, const struct flow_key *key, const struct flow *f)
 {
 	struct flow_key own = *key, pair = f->pair;
+	struct parties parties = *parties_of(f);
 
 	sweep->flows_removed++;
-	forget(&own, &pair, f->state);
+	forget(&own, &pair, f->state, &parties);
+}
+
+static __always_inline void count_at_ports(const struct flow *f, int gone)
+{
+	__u32 most;
+
+	for (int i = 0; i < 2; i++) {
+		struct usage *usage;
+
+		if (i && f->ports[1] == f->ports[0])
+			break;
+		usage = capped(f->ports[i], f->generations[i], &most);
+		if (usage && gone)
+			usage->connections.gone++;
+		else if (usage)
+			usage->connections.found++;
+	}
+}
+
+/* These two go over all ports, before and after flows are counted. */
+static long begin_port(void *map, __u32 *id, struct port *port, struct sweeping *sweeping)
+{
+	__u32 own = *id;
+	struct usage *usage = port->flags & PORT_CAPPED ? bpf_map_lookup_elem(&usages, &own) : 0;
+
+	if (usage) {
+		sweeping->capped = 1;
+		begin_tally(&usage->connections);
+	}
+	return 0;
+}
+
+static long end_port(void *map, __u32 *id, struct port *port, struct sweeping *sweeping)
+{
+	__u32 own = *id;
+	struct usage *usage = port->flags & PORT_CAPPED ? bpf_map_lookup_elem(&usages, &own) : 0;
+
+	if (usage)
+		mend_tally(&usage->connections);
+	return 0;
 }
 
 static long sweep_flow(void *map, struct flow_key *key, struct flow *f, struct sweeping *sweeping)
@@ -111,10 +152,14 @@ static long sweep_flow(void *map, struct flow_key *key, struct flow *f, struct s
 	/* Nothing can use a flow of a port that is gone; what comes for it is decided anew. */
 	if (orphan || is_idle(f, limit, sweeping->now)) {
 		count_pair(&sweeping->gone, key, f->state);
+		if (sweeping->capped)
+			count_at_ports(f, 1);
 		remove_pair(sweep, key, f);
 		return 0;
 	}
 	count_pair(&sweeping->left, key, f->state);
+	if (sweeping->capped)
+		count_at_ports(f, 0);
 	if (f->flags & (FLOW_BOUND | FLOW_BEHIND))
 		stamp_bindings(key, f, sweeping->now);
 	return 0;
@@ -130,6 +175,27 @@ static __always_inline int begin(struct sweeping *sweeping, struct sweep *sweep)
 	return sweeping->settings != 0;
 }
 
+static long tally_flow(void *map, struct flow_key *key, struct flow *f, struct sweeping *sweeping)
+{
+	if (!(f->flags & FLOW_REPLY))
+		count_at_ports(f, 0);
+	return 0;
+}
+
+/* Run when a port has got a limit of connections: it may have some already. */
+SEC("syscall")
+int vfp_tally(struct sweep *sweep)
+{
+	struct sweeping sweeping = {};
+
+	if (!begin(&sweeping, sweep))
+		return 1;
+	bpf_for_each_map_elem(&ports, begin_port, &sweeping, 0);
+	bpf_for_each_map_elem(&flows, tally_flow, &sweeping, 0);
+	bpf_for_each_map_elem(&ports, end_port, &sweeping, 0);
+	return 0;
+}
+
 SEC("syscall")
 int vfp_sweep(struct sweep *sweep)
 {
@@ -139,7 +205,10 @@ int vfp_sweep(struct sweep *sweep)
 	if (!taken || !begin(&sweeping, sweep))
 		return 1;
 	before = *taken;
+	bpf_for_each_map_elem(&ports, begin_port, &sweeping, 0);
 	bpf_for_each_map_elem(&flows, sweep_flow, &sweeping, 0);
+	if (sweeping.capped)
+		bpf_for_each_map_elem(&ports, end_port, &sweeping, 0);
 	mend(&taken->half_open, before.half_open - sweeping.gone.half_open, sweeping.left.half_open);
 	mend(&taken->udp, before.udp - sweeping.gone.udp, sweeping.left.udp);
 	sweep_bindings(&sweeping);

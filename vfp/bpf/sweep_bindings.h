@@ -10,6 +10,7 @@ struct sweeping {
 	__u64 now;
 	struct budgets left;
 	struct budgets gone;
+	__u32 capped;		/* some port has a limit of connections */
 };
 
 /* Room on the stack of the callbacks. */

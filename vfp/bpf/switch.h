@@ -140,7 +140,7 @@ __noinline int take_from_wire(struct scratch *s, __u32 uplink)
 			return 1;
 		}
 	}
-	location = link->flags & UPLINK_PROXY ? find_proxied(s, uplink) : 0;
+	location = link->flags & UPLINK_PROXY && !s->h.key.vlan ? find_proxied(s, uplink) : 0;
 	if (location && is_asking(&s->h))
 		return answer_wire(s, link);
 	if (location && !is_group(s->h.dmac) && s->h.key.family && !s->h.nd) {

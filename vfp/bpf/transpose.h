@@ -12,7 +12,6 @@
 #define IPV4_TTL (L3 + offsetof(struct iphdr, ttl))
 #define IPV4_DST (L3 + offsetof(struct iphdr, daddr))
 #define IPV6_HOPS (L3 + offsetof(struct ipv6_header, hops))
-#define EVERY_LINK (L3 + 576)	/* bytes of a frame that are never too big: one compare for most packets */
 #define GSO_BY_FRAGS 0xffff
 #define AF_INET 2
 #define AF_INET6 10
@@ -273,7 +272,20 @@ static __always_inline int back_to_asker(struct __sk_buff *skb, struct scratch *
 	if (ZONE_KIND(s->pkt.key.zone) == ZONE_UPLINK)
 		return bpf_redirect(skb->ifindex, 0);
 	port = bpf_map_lookup_elem(&ports, &id);
-	return to_endpoint(skb, s, skb->ifindex, port && port->flags & PORT_TAP);
+	if (!port || !port->ifindex)
+		return drop_early(skb, s, UNKNOWN_PORT);
+	return to_endpoint(skb, s, port->ifindex, port->flags & (PORT_TAP | PORT_QUEUED));
+}
+
+/* To the host's stack, of what came by the shaper: at the port's own link, past its hook. */
+static __always_inline int from_shaper(struct __sk_buff *skb, struct scratch *s)
+{
+	__u32 id = ZONE_NUMBER(s->pkt.key.zone);
+	struct port *port = bpf_map_lookup_elem(&ports, &id);
+
+	if (!port || !port->ifindex)
+		return drop_early(skb, s, UNKNOWN_PORT);
+	return past_hook(skb, s, port->ifindex, BPF_F_INGRESS);
 }
 
 /*
@@ -335,7 +347,7 @@ static __always_inline int exceeds(struct __sk_buff *skb, const struct scratch *
 	return s->l4 - L3 + (offset >> 4) * 4U + segment > mtu;
 }
 
-/* An IPv4 packet that may be fragmented is so in a tunnel only: nothing else that the engine sends by fragments. */
+/* An IPv4 packet that may be fragmented is so in a tunnel over IPv4 only: nothing else that the engine sends by does it. */
 static __always_inline int size_of(struct __sk_buff *skb, struct scratch *s, const struct transposition *t)
 {
 	__u32 mtu = mtu_of(t);
@@ -344,7 +356,7 @@ static __always_inline int size_of(struct __sk_buff *skb, struct scratch *s, con
 	if (!exceeds(skb, s, mtu))
 		return SIZE_FITS;
 	s->mtu = mtu;
-	if (t->place == PLACE_TUNNEL && s->pkt.key.family == 4 &&
+	if (t->place == PLACE_TUNNEL && !is_ipv6_vtep(t->vtep) && s->pkt.key.family == 4 &&
 	    !bpf_skb_load_bytes(skb, L3 + offsetof(struct iphdr, frag_off), &field, sizeof(field)) &&
 	    !(field & bpf_htons(IP_DONT_FRAGMENT)))
 		return SIZE_FRAGMENTS;
@@ -415,6 +427,8 @@ static __always_inline int transpose(struct __sk_buff *skb, struct scratch *s, c
 	case PLACE_STACK:
 		if (s->inspected && !s->probe)	/* whose mark says where a copy went */
 			return enter_again(skb, s);
+		if (s->shaped)
+			return from_shaper(skb, s);
 		return TC_ACT_UNSPEC;	/* let the filters of others see it */
 	case PLACE_TAP:
 		return past_hook(skb, s, t->ifindex, 0);

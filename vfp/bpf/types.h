@@ -2,6 +2,7 @@
 /* Structs that the data path shares with its Python twin (vfp/layout.py); a test compares the two through BTF. */
 #pragma once
 
+#include <linux/bpf.h>
 #include <linux/types.h>
 
 #define MAX_STAGES 32		/* groups of all layers of a port, one direction */
@@ -10,6 +11,7 @@
 #define FRAGMENT_RANGES 4	/* parts of a datagram with holes between them */
 #define MEMORIES 1024		/* decisions remembered, by CPU */
 #define MEMORY_HITS 8		/* rules of a remembered decision */
+#define VLAN_BITS 12
 
 enum zone_kind {
 	ZONE_PORT = 0,		/* from an endpoint */
@@ -32,7 +34,7 @@ struct flow_key {
 	__u32 zone;
 	__u8 family;		/* 4, 6; 0: not IP */
 	__u8 protocol;
-	__u16 pad;
+	__u16 vlan;		/* 802.1Q tag; 0: none */
 	__be16 sport;		/* ICMP echo request: the identifier; an echo reply has it as destination port */
 	__be16 dport;
 	struct address src;	/* of what is asked or told about a neighbour: who asks, or what is told ... */
@@ -164,7 +166,20 @@ enum port_flags {
 	PORT_STRICT_TCP = 1 << 0,
 	PORT_CAPTURE = 1 << 1,		/* somebody looks at its packets */
 	PORT_TAP = 1 << 2,		/* no veth */
+	PORT_SHAPED = 1 << 3,		/* what it sends goes by the shaper's queues */
+	PORT_QUEUED = 1 << 4,		/* what it gets leaves by the egress of its link, where a queue is */
+	PORT_RATE_OUT = 1 << 5,
+	PORT_RATE_IN = 1 << 6,
+	PORT_CAPPED = 1 << 7,		/* `connections` counts */
 	PORT_EXIT = 1 << 15,		/* no link: the way out of a space */
+};
+
+#define LINK_PARTICULAR (1U << 31)	/* beside a port's id in `links`: it is shaped, or limited in what it sends */
+
+/* A token bucket as a time, in 1/256 ns. */
+struct rate {
+	__u64 cost;		/* of a packet */
+	__u64 burst;		/* how far the bucket may be ahead of the clock */
 };
 
 #define UPLINK_LOOPBACK (1U << 31)	/* beside an uplink's interface index */
@@ -256,7 +271,9 @@ struct port {
 	__u32 born;		/* generation at which the id became this port's: flows of older ones are of another */
 	__u16 mtu;		/* bytes of the largest packet that the endpoint takes; 0: not known */
 	__u8 underlays[2];	/* outer source of what it sends, of IPv4 and of IPv6; 0: the host's */
+	__u32 connections;	/* pairs that it may have */
 	__u32 space;		/* PORT_EXIT: whose way out it is */
+	struct rate rates[2];	/* of what it sends, of what it gets */
 };
 
 /* From whom ICMP errors to a port are, in IPv4 and in IPv6; all zero: from whom the packet was meant for. */
@@ -613,6 +630,14 @@ struct tally {
 	__s64 gone;		/* ... and took away */
 };
 
+/* What a port has used up of what it may have. */
+struct usage {
+	struct bpf_spin_lock lock;
+	__u32 pad;
+	__u64 until[2];			/* of `rates`: the bucket is empty until then */
+	struct tally connections;
+};
+
 /* Bindings at an address, by the ports that may be given. */
 struct use_key {
 	struct address address;
@@ -689,7 +714,7 @@ struct fragment_key {
 	__be32 id;
 	__u8 family;
 	__u8 protocol;
-	__u16 pad;
+	__u16 vlan;
 	struct address src;
 	struct address dst;
 };
@@ -753,8 +778,10 @@ struct settings {
 	__u32 sets_generation;
 	__u32 dirty;		/* a change was begun and its generations were not yet raised */
 	__u32 turn;		/* of `struct programs`: 0 or 1 */
+	__u32 shaper_ifindex;	/* its egress has the queues of shaped ports; 0: there is none */
 	__be16 tunnel_port;	/* UDP; 0: no outer headers are taken off here */
 	__u8 underlays[2];	/* outer source of whatever has none of its own; 0: by route */
+	__u32 pad;
 	__u64 answer_ns;	/* time between two ICMP answers of a CPU to what was rejected */
 	__u64 answer_burst_ns;	/* time that a CPU may be ahead of that */
 };

@@ -28,20 +28,78 @@ static __always_inline int enter_link(struct __sk_buff *skb, __u32 kind)
 		return TC_ACT_UNSPEC;
 	if (is_engines(skb))
 		return TC_ACT_UNSPEC;
-	s->probe = NO_PROBE;
-	s->forgetful = 0;
-	s->inspected = 0;
+	begin_packet(s);
 	s->flooded = kind == ZONE_HOST && s->flooding == ifindex;
 	number = bpf_map_lookup_elem(&links, &ifindex);
 	if (!number)
 		return kind == ZONE_UPLINK ? TC_ACT_UNSPEC : drop_unknown(skb, s, kind);
-	return enter(skb, s, MAKE_ZONE(kind, *number), 0);
+	if (kind == ZONE_PORT && *number & LINK_PARTICULAR)
+		bpf_tail_call(skb, &jumps, JUMP_PARTICULAR);
+	return enter(skb, s, MAKE_ZONE(kind, *number & ~LINK_PARTICULAR), 0);
 }
 
 SEC("tc")
 int vfp_port_out(struct __sk_buff *skb)
 {
 	return enter_link(skb, ZONE_PORT);
+}
+
+#define SHAPED_MARK (~0xffffU)		/* bits of a mark that say that it is ours; the others are the port */
+#define SHAPED_MAJOR (1U << 16)		/* of the queues' handle */
+
+static __always_inline __u32 shaped_mark(const struct settings *settings)
+{
+	return (__u32)settings->secret[1] & SHAPED_MARK;
+}
+
+static __always_inline int may_send(struct __sk_buff *skb, __u32 id, const struct port *port)
+{
+	return !(port->flags & PORT_RATE_OUT) || take_tokens(id, port, RATE_OUT, skb->gso_segs);
+}
+
+/* From a port that is shaped, or limited in what it sends. What comes back from user space was counted, and has waited. */
+SEC("tc")
+int vfp_particular(struct __sk_buff *skb)
+{
+	__u32 ifindex = skb->ifindex, zero = 0, id, *number;
+	struct scratch *s = scratch();
+	struct settings *settings;
+	struct port *port;
+
+	number = bpf_map_lookup_elem(&links, &ifindex);
+	settings = bpf_map_lookup_elem(&config, &zero);
+	if (!s || !number || !settings)
+		return TC_ACT_SHOT;
+	id = *number & ~LINK_PARTICULAR;
+	port = bpf_map_lookup_elem(&ports, &id);
+	if (port && skb->mark != MARK_INSPECTED) {
+		if (!may_send(skb, id, port))
+			return drop_arrived(skb, s, MAKE_ZONE(ZONE_PORT, id), RATE_LIMITED);
+		if (port->flags & PORT_SHAPED && settings->shaper_ifindex) {
+			skb->priority = SHAPED_MAJOR | id;
+			skb->mark = shaped_mark(settings) | id;
+			return bpf_redirect(settings->shaper_ifindex, 0);
+		}
+	}
+	return enter(skb, s, MAKE_ZONE(ZONE_PORT, id), 0);
+}
+
+/* Where the shaper's queues lead to: the frame goes on as if it came from its port at this moment. */
+SEC("tc")
+int vfp_shaped_in(struct __sk_buff *skb)
+{
+	struct scratch *s = scratch();
+	struct settings *settings;
+	__u32 zero = 0, id;
+
+	settings = bpf_map_lookup_elem(&config, &zero);
+	if (!s || !settings || (skb->mark & SHAPED_MARK) != shaped_mark(settings))
+		return TC_ACT_SHOT;		/* nobody else sends there */
+	id = skb->mark & ~SHAPED_MARK;
+	skb->mark = 0;
+	begin_packet(s);
+	s->shaped = 1;
+	return enter(skb, s, MAKE_ZONE(ZONE_PORT, id), 0);
 }
 
 SEC("tc")
@@ -104,10 +162,7 @@ int vfp_decapsulate(struct __sk_buff *skb)
 	ecn = ecn_of(off.outer, off.inner);
 	if (!(six ? take_off(skb, &off, OVERHEAD6, 6) : take_off(skb, &off, OVERHEAD4, 4)))
 		return TC_ACT_UNSPEC;
-	s->probe = NO_PROBE;
-	s->forgetful = 0;
-	s->inspected = 0;
-	s->flooded = 0;
+	begin_packet(s);
 	if (ecn < 0)
 		return drop_arrived(skb, s, MAKE_ZONE(ZONE_OVERLAY, off.vni), ECN_INVALID);
 	if (ecn != (off.inner & ECN_MASK) && set_ecn(skb, off.family, off.inner, ecn))
@@ -123,10 +178,7 @@ int vfp_overlay_in(struct __sk_buff *skb)
 
 	if (!s)
 		return TC_ACT_SHOT;
-	s->probe = NO_PROBE;
-	s->forgetful = 0;
-	s->inspected = 0;
-	s->flooded = 0;
+	begin_packet(s);
 	if (!from_tunnel(skb, &vni, &vtep))
 		return drop_unknown(skb, s, ZONE_OVERLAY);
 	return enter(skb, s, MAKE_ZONE(ZONE_OVERLAY, vni), vtep);
@@ -137,16 +189,22 @@ SEC("tc")
 int vfp_probe(struct __sk_buff *skb)
 {
 	struct scratch *s = scratch();
-	__u32 zone = skb->cb[CB_ZONE];
+	__u32 zone = skb->cb[CB_ZONE], number;
+	struct port *port;
 
 	if (!s)
 		return TC_ACT_SHOT;
 	s->probe = PROBE;
 	s->flooded = 0;
 	s->forgetful = skb->mark == PROBE_WALKS;
+	s->shaped = 0;
 	if (zone & ~INSPECT_ZONE)
 		return come_back(skb, s, zone & INSPECT_ZONE, zone >> 30);
 	s->inspected = 0;
+	number = ZONE_NUMBER(zone);
+	port = ZONE_KIND(zone) == ZONE_PORT ? bpf_map_lookup_elem(&ports, &number) : 0;
+	if (port && !may_send(skb, number, port))
+		return drop_arrived(skb, s, zone, RATE_LIMITED);
 	return enter(skb, s, zone, skb->cb[CB_VTEP]);
 }
 
@@ -170,6 +228,7 @@ int vfp_trace(struct __sk_buff *skb)
 	s->flooded = 0;
 	s->forgetful = 1;
 	s->inspected = 0;
+	s->shaped = 0;
 	reason = parse_odd(skb, s, zone);
 	s->pkt.vtep = vtep;
 	if (reason)
@@ -308,6 +367,13 @@ static __always_inline int answer_question(struct __sk_buff *skb, struct scratch
 	return capture_after(skb, s, verdict);
 }
 
+static __always_inline int may_get(struct __sk_buff *skb, const struct scratch *s, __u32 id)
+{
+	struct port *port = id && !is_dry(s) ? bpf_map_lookup_elem(&ports, &id) : 0;
+
+	return !port || !(port->flags & PORT_RATE_IN) || take_tokens(id, port, RATE_IN, skb->gso_segs);
+}
+
 /* What was decided leaves, after what rules ask for beside that. A hit comes here only if they do, or somebody looks. */
 SEC("tc")
 int vfp_leave(struct __sk_buff *skb)
@@ -324,6 +390,8 @@ int vfp_leave(struct __sk_buff *skb)
 	if (!f)			/* the sweep took it at this very moment */
 		return drop_early(skb, s, ENGINE_ERROR);
 	capture_before(skb, s, sender_of(f), receiver_of(f));
+	if (!may_get(skb, s, receiver_of(f)))
+		return drop_at(skb, s, receiver_of(f), RATE_LIMITED);
 	if (f->flags & FLOW_EXTRAS && !is_dry(s))
 		do_extras(skb, s, f);
 	if (f->out.place == PLACE_REPLY)

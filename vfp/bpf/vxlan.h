@@ -11,6 +11,7 @@
 
 #define VXLAN_VNI_VALID 0x08000000	/* the only flag that there is */
 #define OUTER_TTL 64
+#define EVERY_LINK (L3 + 576)		/* bytes of a frame that are never too big: one compare for most packets */
 #define SOURCE_PORT_LOW 49152		/* RFC 7348 5; the VXLAN device is given the same range (`ensure_tunnel`) */
 #define SOURCE_PORT_HIGH 65535
 #define BY_DEVICE_NS 11000000ULL	/* longer than the coarse clock stands still */
@@ -183,7 +184,7 @@ static __always_inline int encapsulate6(struct __sk_buff *skb, const struct into
 
 /*
  * Into the tunnel that `s->tunnel` says. What is no IP, or was in a tunnel before, the kernel makes no room in; that, and what
- * must be fragmented outside, goes by the device.
+ * must, or may have to, be fragmented outside, goes by the device.
  */
 SEC("tc")
 int vfp_encapsulate(struct __sk_buff *skb)
@@ -200,7 +201,8 @@ int vfp_encapsulate(struct __sk_buff *skb)
 	from = underlay_of(s->tunnel.underlay);
 	if (!settings)
 		return drop_early(skb, s, ENGINE_ERROR);
-	if (from && from->ifindex && s->tunnel.family && !skb->gso_size && !s->tunnel.fragments) {
+	if (from && from->ifindex && s->tunnel.family && !skb->gso_size && !s->tunnel.fragments &&
+	    (from->mtu || skb->len <= EVERY_LINK)) {
 		if (from->family == 6)
 			done = encapsulate6(skb, &s->tunnel, from, settings->tunnel_port);
 		else

@@ -90,7 +90,7 @@ from vfp.model import Address, EngineState, Prefix
 from vfp.reasons import DropReason
 from vfp.reference.bindings import BindingKey, Block, External
 from vfp.reference.packet import FlowTuple
-from vfp.switching import changed_segments
+from vfp.switching import changed_segments, ports_of_vlans
 from vfp.timeouts import Timeouts
 from vfp.underlays import Tunnelling
 
@@ -99,11 +99,11 @@ OBJECT = Path(__file__).with_name("vfp.bpf.o")
 _ZERO = bytes(4)
 _KEYED = (
     "links", "pools", "held", "mappings", "prefixes", "rewrites", "routes", "translations", "vtep_addresses",
-    "vtep_ids", "hops", "segments", "stations", "flooded", "underlay_numbers", "paths", "gateways",
+    "vtep_ids", "hops", "segments", "stations", "flooded", "vlans", "underlay_numbers", "paths", "gateways",
 )
 _JUMPS = (                                  # enum jump
     "vfp_slow", "vfp_odd", "vfp_related", "vfp_leave", "vfp_reject", "vfp_full", "vfp_stale", "vfp_decided",
-    "vfp_inspect", "vfp_come_back", "vfp_flood", None, "vfp_encapsulate", "vfp_decapsulate",
+    "vfp_inspect", "vfp_come_back", "vfp_flood", None, "vfp_encapsulate", "vfp_decapsulate", "vfp_particular",
 )
 
 ANSWERS_PER_S = 1000
@@ -119,6 +119,7 @@ class Hook(StrEnum):
     OVERLAY_IN = "overlay_in"
     UPLINK_IN = "uplink_in"
     UNDERLAY_IN = "underlay_in"             # ingress of an underlay's link that is no uplink
+    SHAPED_IN = "shaped_in"                 # ingress of where the shaper's queues lead to
     INSPECT_IN = "inspect_in"               # these three: of the detour by user space, and not in the host's own links
     INSPECT_OUT = "inspect_out"
     INSPECTED = "inspected"
@@ -137,6 +138,7 @@ class Datapath(AbstractContextManager["Datapath"]):
         self._limits = limits
         self._ring: RingBuffer | None = None
         self._shadow = {name: dict(loaded.map(name).items()) for name in _KEYED}
+        self._uplinks = {key: value for key, value in loaded.map("uplinks").items() if any(value)}
         self._meters = {int.from_bytes(key, "little") for key, _ in loaded.map("meters").items()}
         self._groups = GroupTable(
             loaded.map("groups"), loaded.map("buckets"), loaded.map("filter"), loaded.map("rules")
@@ -152,7 +154,8 @@ class Datapath(AbstractContextManager["Datapath"]):
         self._settings: dict[str, Any] = {
             **self._profiles.shortest(), **limits.settings(), "secret": np.frombuffer(secret, np.uint64),
             "tunnel_ifindex": int(settings["tunnel_ifindex"]), "inspect_ifindex": int(settings["inspect_ifindex"]),
-            "turn": int(settings["turn"]), "tunnel_port": int(settings["tunnel_port"]),
+            "turn": int(settings["turn"]), "shaper_ifindex": int(settings["shaper_ifindex"]),
+            "tunnel_port": int(settings["tunnel_port"]),
             "underlays": tuple(map(int, settings["underlays"])),
             "answer_ns": int(1e9 / ANSWERS_PER_S), "answer_burst_ns": int(1e9 * (ANSWERS_BURST - 1) / ANSWERS_PER_S),
             "sets_generation": int(settings["sets_generation"]),
@@ -163,6 +166,7 @@ class Datapath(AbstractContextManager["Datapath"]):
         self._sets = SetTable(loaded.map("sets"), loaded.map("set_lengths"), self._settings["turn"])
         self._groups.retire_unused(self._ports.groups_used())
         self._interrupted = bool(settings["dirty"])
+        self._former_vteps: dict[bytes, bytes] = {}
         self._hits_of_others = True             # perhaps: of ports or mappings that are gone
         self._mapping_names: dict[int, str] | None = None       # by cookie; None: not known yet
         self._write_settings(dirty=self._interrupted)
@@ -252,7 +256,7 @@ class Datapath(AbstractContextManager["Datapath"]):
             self._remove(name, tables, keep=left)
         self._change_spaces(tables, spaces)
         for name in (
-            "mappings", "prefixes", "flooded", "stations", "segments", "underlay_numbers", "paths", "gateways",
+            "mappings", "prefixes", "flooded", "stations", "segments", "vlans", "underlay_numbers", "paths", "gateways",
         ):
             self._put(name, tables)
             self._remove(name, tables)
@@ -269,16 +273,22 @@ class Datapath(AbstractContextManager["Datapath"]):
         self._named = None                      # until all ports have the rules that name them
         self._settings["tunnel_ifindex"] = tables.tunnel_ifindex
         self._settings["inspect_ifindex"] = tables.inspect_ifindex
+        self._settings["shaper_ifindex"] = tables.shaper
         if turning:
+            capped = self._ports.are_newly_capped(tables)
             self._ports.prepare(tables, stale)
             self._turn_over()
             self._ports.raise_generations(tables, stale)
+            if capped:
+                self._run_sweep("vfp_tally")
         self._put("links", tables)
         self._remove("links", tables)
         for port_id in self._ports.ids - tables.ports.keys():
             self._ports.drop(port_id)
             self._hits_of_others = True
         self._spaces.remove(spaces)
+        vteps = self._shadow["vtep_addresses"]
+        self._former_vteps |= {key: vteps[key] for key in vteps.keys() - tables.maps["vtep_addresses"].keys()}
         for name in ("pools", "rewrites", "routes", "translations", "vtep_addresses", "vtep_ids", "hops"):
             self._remove(name, tables)
         if purge:
@@ -355,9 +365,9 @@ class Datapath(AbstractContextManager["Datapath"]):
         return list(read_flows(keys, values, time.monotonic_ns(), policy, self._vteps()))
 
     def _vteps(self) -> dict[int, Address]:
-        """IPv6 VTEPs by id."""
-        rows = self._shadow["vtep_addresses"].items()
-        return {int.from_bytes(key, "little"): unpack_address(value, 6) for key, value in rows}
+        """IPv6 VTEPs by id; also those that are no longer named: there may be flows to them."""
+        rows = {**self._former_vteps, **self._shadow["vtep_addresses"]}
+        return {int.from_bytes(key, "little"): unpack_address(value, 6) for key, value in rows.items()}
 
     def trace(self, hook: Hook, number: int, frame: bytes, vtep: Address | None = None) -> Traced:
         """What the programs would do with a frame: a dry run on the tables as they are, which changes none.
@@ -472,6 +482,10 @@ class Datapath(AbstractContextManager["Datapath"]):
         for key, hit in zip(key_rows, hit_rows, strict=True):
             yield (int(key["port"]), int(key["cookie"])), RuleHits(int(hit["hits"]), int(hit["drops"]))
 
+    def mark(self) -> int:
+        """Mark of a packet that the hook at a port's egress lets pass: who sends for the engine gives it (SO_MARK)."""
+        return int(self._settings["secret"][0]) & 0xFFFFFFFF | 1
+
     def meters(self) -> dict[int, MeterCount]:
         """What each meter that a rule names has counted."""
         return read_meters(*self._map("meters").lookup_all())
@@ -574,7 +588,7 @@ class Datapath(AbstractContextManager["Datapath"]):
             ("links", limits.ports + 256, "ports"), ("meters", limits.meters, "meters"),
             ("pools", limits.pools, "pools"), ("stations", limits.stations, "stations"),
             ("segments", limits.segments, "segments"), ("flooded", limits.flooded, "flooded"),
-            ("hops", limits.hops, "hops"),
+            ("hops", limits.hops, "hops"), ("vlans", limits.vlans, "vlans"),
         ):
             if (wanted := len(tables.meters if name == "meters" else tables.maps[name])) > limit:
                 raise TableFull(f"table {name}: {wanted} entries wanted, {limit} fit; raise Limits.{option}")
@@ -617,7 +631,7 @@ class Datapath(AbstractContextManager["Datapath"]):
         inhabitants = self._spaces.ports_in(spaces | behind_prefixes) | self._exits_of(spaces)
         switched = changed_segments(self._shadow, tables.maps)
         spaces |= switched.spaces
-        inhabitants |= switched.ports
+        inhabitants |= switched.ports | ports_of_vlans(self._shadow["vlans"].keys() ^ tables.maps["vlans"].keys())
         uplinks_changed = self._uplinks_changed(tables.maps["uplinks"])
         return {
             port.id
@@ -639,6 +653,7 @@ class Datapath(AbstractContextManager["Datapath"]):
             or self._uplinks_changed(tables.maps["uplinks"])
             or tables.tunnel_ifindex != self._settings["tunnel_ifindex"]
             or tables.inspect_ifindex != self._settings["inspect_ifindex"]
+            or tables.shaper != self._settings["shaper_ifindex"] or self._tunnelling_changed(tables.tunnelling)
         )
 
     def _put(self, name: str, tables: Tables) -> None:
@@ -680,18 +695,16 @@ class Datapath(AbstractContextManager["Datapath"]):
             self._map("underlays").update(number.to_bytes(4, "little"), row)
         self._settings |= wanted.settings
 
-    def _uplinks(self) -> dict[bytes, bytes]:
-        return {key: value for key, value in self._map("uplinks").items() if any(value)}
-
     def _uplinks_changed(self, wanted: dict[bytes, bytes]) -> bool:
-        return self._uplinks() != wanted
+        return self._uplinks != wanted
 
     def _write_uplinks(self, wanted: dict[bytes, bytes]) -> None:
         uplinks = self._map("uplinks")
-        for key in self._uplinks().keys() - wanted.keys():
+        for key in self._uplinks.keys() - wanted.keys():
             uplinks.update(key, bytes(UPLINK.itemsize))
         for key, value in wanted.items():
             uplinks.update(key, value)
+        self._uplinks = dict(wanted)
 
     def _left_behind(self, tables: Tables) -> frozenset[bytes]:
         """Keys of pools that the old policy alone refers to: they go when it is no longer in force."""

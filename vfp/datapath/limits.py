@@ -40,6 +40,7 @@ class Limits:
     segments: int = 1024                    # spaces that switch, and wires
     stations: int = 8192
     flooded: int = 16384                    # ports and VTEPs that get frames to groups, over all segments
+    vlans: int = 8192                       # tags that ports may have, over all ports
     hops: int = 1024                        # routers that rules name
     pools: int = 16384                      # the agent gives no more numbers
     meters: int = 4096
@@ -56,12 +57,13 @@ class Limits:
         return {
             "flows": self.flows, "rules": self.rules, "buckets": self.rules, "filter": filter_words(self.rules),
             "bindings": self.bindings, "externals": self.bindings, "contacts": self.bindings,
-            "ports": self.ports, "programs": self.ports, "gateways": self.ports, "links": self.ports + 256,
+            "ports": self.ports, "programs": self.ports, "gateways": self.ports, "usages": self.ports,
+            "links": self.ports + 256,
             "spaces": self.space_entries, "routes": self.routes, "vtep_ids": self.vteps, "vtep_addresses": self.vteps,
             "mappings": self.mappings, "meters": self.meters,
             "pools": self.pools, "uses": 4 * self.pools,
             "segments": self.segments, "flooding": self.segments, "stations": self.stations, "flooded": self.flooded,
-            "hops": self.hops,
+            "hops": self.hops, "vlans": self.vlans,
             "rule_hits": self.rules + self.mappings, "timeouts": self.timeouts,
             "sets": self.set_members, "set_lengths": 2 * self.sets,
             "time_waits": closing, "resets": closing, "lingering": closing,

@@ -51,6 +51,7 @@ class FlowRecord:
     ifindex: int                            # of the port or uplink it leaves by
     vtep: Address | None                    # of a tunnel; None: no tunnel, or a VTEP that is no longer known
     vni: int
+    vlan: int = 0                           # 802.1Q tag of its frames; 0: none
     current: bool = True                    # False: the policy has changed; its next packet is decided again
 
 
@@ -168,7 +169,7 @@ def read_flows(keys: npt.NDArray[np.uint8], values: npt.NDArray[np.uint8], now_n
             ports=(int(flow["ports"][0]), int(flow["ports"][1])), ifindex=int(flow["out"]["ifindex"]),
             vtep=vtep_of(int(flow["out"]["vtep"]), vteps or {}) if in_tunnel else None,
             vni=int(flow["out"]["vni"]) if in_tunnel else 0,
-            current=policy is None or _is_current(flow, policy),
+            vlan=int(key["vlan"]), current=policy is None or _is_current(flow, policy),
         )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from vfp.compile import CompiledPort, Tables
 from vfp.datapath.capture import Capturing
 from vfp.datapath.object import BpfObject
-from vfp.layout import PORT, PROGRAM, pack
+from vfp.layout import PORT, PROGRAM, USAGE, PortFlag, pack
 
 __all__ = ["PortPrograms"]
 
@@ -22,6 +22,7 @@ class PortPrograms:
         self.turn = turn
         self._programs = loaded.map("programs")
         self._ports = loaded.map("ports")
+        self._usages = loaded.map("usages")
         self._capturing = capturing
         self._written = {
             int.from_bytes(key, "little"): _Turns(value[: PROGRAM.itemsize], value[PROGRAM.itemsize :])
@@ -46,6 +47,14 @@ class PortPrograms:
             return False
         now, wanted = np.frombuffer(self._record(port.id), PORT)[0], np.frombuffer(port.record, PORT)[0]
         return bool(now["ifindex"] != wanted["ifindex"] or (now["mac"] != wanted["mac"]).any())
+
+    def are_newly_capped(self, tables: Tables) -> bool:
+        """Whether a port that is there gets a limit of connections, and may have some already."""
+        capped = PortFlag.CAPPED
+        return any(
+            np.frombuffer(port.record, PORT)[0]["flags"] & capped
+            and not np.frombuffer(self._record(port.id), PORT)[0]["flags"] & capped
+            for port in tables.ports.values() if _generation(self._in_force(port.id)))
 
     def prepare(self, tables: Tables, stale: set[int]) -> None:
         """Have in each port's other turn what is to come into force; what is in force stays as it is."""
@@ -95,6 +104,8 @@ class PortPrograms:
 
     def _write_record(self, port_id: int, record: bytes, born: bytes | None = None) -> None:
         """Who looks at the port's packets goes on to. `born`: the id is this port's from that generation on."""
+        if born is not None:                    # what a former port has used up is not its own
+            self._usages.update(_u32(port_id), bytes(USAGE.itemsize))
         record = record[:_BORN] + (born or self._born(port_id)) + record[_BORN + 4 :]
         self._ports.update(_u32(port_id), self._capturing.marked(port_id, record))
 

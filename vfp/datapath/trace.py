@@ -77,5 +77,6 @@ def dry_run(loaded: BpfObject, kind: ZoneKind, number: int, frame: bytes, vtep: 
 def flow_key(kind: ZoneKind, number: int, what: FlowTuple) -> bytes:
     """Key of a flow's entry."""
     return pack(FLOW_KEY, zone=zone(kind, number), family=what.family, protocol=what.protocol,
-                src=pack_address(what.src), dst=pack_address(what.dst), sport=what.src_port, dport=what.dst_port)
+                src=pack_address(what.src), dst=pack_address(what.dst), sport=what.src_port, dport=what.dst_port,
+                vlan=what.vlan)
 

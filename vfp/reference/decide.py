@@ -272,6 +272,7 @@ class _Walk:
                 raise Dropped(DropReason.NO_ROUTE, "behind an exit's external side: there is no way in from here")
             case LocalPort(id) if self.switched:
                 receiver = self._run_layers(id, Direction.IN, 1)
+                self._check_tag(id)
                 return self._pair(Transposition(exit=header.ToPort(receiver.id)),
                                   Zone(ZoneKind.PORT, receiver.id), plain)
             case header.ToWire(uplink) as exit:
@@ -282,21 +283,26 @@ class _Walk:
                 return self._flood(exit), None
             case LocalPort(id):
                 receiver = self._run_layers(id, Direction.IN, 1)
+                self._check_tag()
                 return self._pair(Transposition(dst_mac=receiver.mac, exit=header.ToPort(receiver.id)),
                                   Zone(ZoneKind.PORT, receiver.id), back)
             case Inside(id):
                 receiver = self._run_layers(id, Direction.IN, 1)
+                self._check_tag()
                 there = Transposition(dst_mac=receiver.mac, src_mac=receiver.gateway_mac, routed=True,
                                       exit=header.ToPort(receiver.id))
                 return self._pair(there, Zone(ZoneKind.PORT, receiver.id),
                                   replace(back, src_mac=sender.gateway_mac, routed=True))
             case Remote(vtep, vni, _) as remote:
+                self._check_tag()
                 return self._pair(self._into_tunnel(remote, self.exit or sender), Zone(ZoneKind.OVERLAY, vni), back,
                                   reply_vtep=vtep)
             case HostStack():
+                self._check_tag()
                 stack = Transposition(exit=header.ToStack())
                 return self._pair(stack, Zone(ZoneKind.HOST, sender.id), stack)
             case header.ToUplink(uplink, via):
+                self._check_tag()
                 if uplink not in self.index.uplinks:
                     raise Dropped(DropReason.NO_ROUTE, f"there is no uplink {uplink}")
                 if not self.cur.family or self.headers.nd:
@@ -306,6 +312,7 @@ class _Walk:
                 return self._pair(self._by_uplink(uplink, via), Zone(ZoneKind.UPLINK, uplink),
                                   replace(back, src_mac=sender.gateway_mac, routed=not self.bridged))
             case header.ToSender() as exit:
+                self._check_tag()
                 return self._half(Transposition(exit=exit)), None
             case _:
                 raise Dropped(DropReason.NO_ROUTE, "no layer said where it goes")
@@ -345,7 +352,7 @@ class _Walk:
             raise _NotOurs                  # the host's own address, whatever came by a wire with it
         if (taken := self._from_wire(uplink, link)) is not None:
             return taken
-        if not is_tracked(what, headers):
+        if not is_tracked(what, headers) or what.vlan:
             raise _NotOurs
         self.mapping = self._find_mapping(uplink)
         receiving = self.mapping.port if self.mapping else None
@@ -378,9 +385,10 @@ class _Walk:
                 raise self._no_link(station)
             self.switched = True
             receiver = self._run_layers(station, Direction.IN, 1)
+            self._check_tag(station)
             return self._pair(Transposition(exit=header.ToPort(receiver.id)), Zone(ZoneKind.PORT, receiver.id),
                               Transposition(exit=header.ToWire(uplink)))
-        proxied = index.proxied(uplink, what.dst)
+        proxied = None if what.vlan else index.proxied(uplink, what.dst)
         if proxied is not None and is_asking(what, headers):
             return None if what.src == what.dst else (self._half(Transposition(
                 exit=header.ToSender(header.ToWire(uplink), link.mac))), None)
@@ -398,6 +406,12 @@ class _Walk:
         if group and index.floods_wire(uplink):
             return self._flood(header.Flood(uplink, by_wire=True)), None
         return None
+
+    def _check_tag(self, receiver: int = 0) -> None:
+        """Tags are for frames that are switched, and only ports that may have them get them."""
+        vlan = self.subject.tuple.vlan
+        if vlan and not self.index.has_vlan(receiver, vlan):
+            raise Dropped(DropReason.VLAN_TAGGED, f"tag {vlan}")
 
     def _floods(self, space: int) -> bool:
         """Whether the packet is to a group, and stations of a space get those."""

@@ -29,6 +29,7 @@ from vfp.reference.flows import Entry, FlowKey, FlowTable, Pair, Refused, pair_o
 from vfp.reference.fragments import FragmentTable
 from vfp.reference.index import Index, changed_ports
 from vfp.reference.layers import RuleRef
+from vfp.reference.limits import Buckets
 from vfp.reference.packet import (
     TCP_ACK,
     TCP_SYN,
@@ -39,7 +40,6 @@ from vfp.reference.packet import (
     arp_answer,
     echo_answer,
     nd_answer,
-    parse,
 )
 from vfp.reference.reject import Answer, AnswerLimit, answer_to
 from vfp.reference.related import is_plausible, quotation_of, translate_quotation
@@ -47,6 +47,7 @@ from vfp.reference.sets import Members, Sets
 from vfp.reference.sizes import clamp_mss, is_too_big, mtu_of
 from vfp.reference.tcp import Fit, FlowState, is_opening
 from vfp.reference.transposition import Exit, Transposition, Undeliverable
+from vfp.reference.vlans import parse_tagged
 from vfp.reference.zones import Hook, Zone, ZoneKind, zone_of
 from vfp.timeouts import Timeouts
 
@@ -136,6 +137,7 @@ class Engine:
         self.mapping_hits: Counter[str] = Counter()         # by `Mapping.name`
         self.journal = Journal()
         self._answers = AnswerLimit()
+        self._buckets = Buckets()
         self._floods: dict[header.Flood, Bucket] = {}
 
     @property
@@ -165,6 +167,8 @@ class Engine:
         self._generations.update(changed)
         gone = {id for id in old.ports if not _is_same(old.ports[id], new.ports.get(id))}
         self.bindings.purge(gone, old.pools.keys() - new.pools.keys())
+        for id in gone:
+            self._buckets.forget(id)
         self._born |= {id: self._generations[id] for id in new.ports if id in gone or id not in old.ports}
         self.journal.forget_meters_but(new.meters())
         return changed
@@ -242,7 +246,7 @@ class Engine:
         if denied_by is not None:
             self.rule_drops[denied_by] += 1
         at_port = passage.zone.kind in (ZoneKind.PORT, ZoneKind.HOST)
-        drop_port = decision.drop_port if decision else passage.zone.number if at_port else 0
+        drop_port = decision.drop_port if decision else drop.port or (passage.zone.number if at_port else 0)
         return Result(Verdict.DROP, passage.frame, drop.reason, drop_port=drop_port,
                       layer=step.layer if step else "", denied_by=denied_by,
                       answer=self._answer(passage, drop.mtu) if drop.is_told else None)
@@ -271,11 +275,12 @@ class _Former(Exception):
 class _Drop(Exception):
     """The frame ends here."""
 
-    def __init__(self, reason: DropReason, decision: Decision | None = None, mtu: int = 0) -> None:
+    def __init__(self, reason: DropReason, decision: Decision | None = None, mtu: int = 0, port: int = 0) -> None:
         super().__init__(reason.name)
         self.reason = reason
         self.decision = decision
         self.mtu = mtu                      # of TOO_BIG
+        self.port = port                    # whose doing it is, if no layer's and not of who sent it
 
     @property
     def is_told(self) -> bool:
@@ -314,8 +319,13 @@ class _Passage:
                 return header.ToStack()
 
     def run(self) -> Result:
+        if self.zone.kind is ZoneKind.PORT and not self.inspected:
+            port = self.engine._index.ports.get(self.zone.number)
+            if port and not self.engine._buckets.take(port.id, "out", port.rate_out, self.now_s):
+                raise _Drop(DropReason.RATE_LIMITED)
         try:
-            packet = self.engine._fragments.resolve(self.zone, parse(self.frame), self.now_s)
+            self.frame, packet = parse_tagged(self.engine._index, self.zone, self.frame)
+            packet = self.engine._fragments.resolve(self.zone, packet, self.now_s)
         except Malformed as malformed:
             if self.zone.kind is ZoneKind.UPLINK and not self.inspected:
                 return self._to_stack()
@@ -364,7 +374,7 @@ class _Passage:
         quoted = quotation_of(self.frame, packet)
         if quoted is None or not is_plausible(self.zone, packet, quoted):
             return None
-        theirs = quoted.sent.reversed()
+        theirs = replace(quoted.sent, vlan=packet.tuple.vlan).reversed()
         found = self._find(packet, theirs)
         if found is None:
             return None
@@ -436,6 +446,7 @@ class _Passage:
         if decision.inspect and not (begins and is_inspectable(packet)):
             raise _Drop(DropReason.INSPECT_REFUSED)
         if not begins:
+            self._arrive(exit)
             self._do_extras(packet, decision.extras, alone=True)
             return self._leave(packet, decision.forward.transposition, ())
         if decision.strict and decision.stateful and packet.is_tcp and not is_opening(packet.headers.tcp_flags):
@@ -455,7 +466,7 @@ class _Passage:
         pair = pair_of(decision, headers, generations, self.now_s, old)
         pair.sets_generation = self.engine._sets.generation if decision.by_set else None
         try:
-            self.engine._flows.put(pair, self.now_s, new=old is None)
+            self.engine._flows.put(pair, self.now_s, new=old is None, is_former=self.engine.is_former)
         except Refused as refused:
             raise _Drop(refused.reason) from None
         return pair
@@ -476,8 +487,21 @@ class _Passage:
         if fit is Fit.NO:
             raise _Drop(DropReason.OUT_OF_STATE)
         pair.count(entry, flags if fit is Fit.YES else 0, len(self.frame), self.now_s)
+        self._arrive(entry.transposition.exit)
         self._do_extras(packet, pair.extras, entry, first=first)
         return self._leave(packet, entry.transposition, flows)
+
+    def _arrive(self, exit: Exit | None) -> None:
+        """A packet for a port uses up what that may get."""
+        match exit:
+            case header.ToPort(id):
+                port = self.engine._index.ports.get(id)
+            case header.ToStack() if self.zone.kind is ZoneKind.HOST:
+                port = self.engine._index.ports.get(self.zone.number)
+            case _:
+                return
+        if port and not self.engine._buckets.take(port.id, "in", port.rate_in, self.now_s):
+            raise _Drop(DropReason.RATE_LIMITED, port=port.id)
 
     def _do_extras(self, packet: Packet, extras: Extras, entry: Entry | None = None, *, first: bool = False,
                    alone: bool = False) -> None:
@@ -506,17 +530,17 @@ class _Passage:
             answer = answer_on_the_spot(self.frame, packet, how.exit.mac)
             return replace(_leaving(how.exit.to, answer, ()), verdict=Verdict.REPLY)
         if isinstance(how.exit, header.Flood):
-            return self._spread(how.exit, frame)
+            return self._spread(how.exit, frame, packet.tuple.vlan)
         return _leaving(how.exit, frame, flows)
 
-    def _spread(self, exit: header.Flood, frame: bytes) -> Result:
+    def _spread(self, exit: header.Flood, frame: bytes, vlan: int) -> Result:
         """Copies to all who may want a frame to a group. What came by an uplink is the host's stack's as well."""
         if not self.engine.may_flood(exit, self.now_s):
             if self.zone.kind is not ZoneKind.UPLINK:
                 raise _Drop(DropReason.NOT_FLOODED)
             self.engine.drop_counts[DropReason.NOT_FLOODED] += 1
             return self._to_stack()
-        targets = self.engine._index.flooded(exit, self.zone)
+        targets = self.engine._index.flooded(exit, self.zone, vlan)
         return Result(Verdict.FLOOD, frame, uplink=exit.number, flooded=targets)
 
     def _to_stack(self) -> Result:
@@ -546,7 +570,8 @@ def answer_on_the_spot(frame: bytes, packet: Packet, mac: bytes) -> bytes:
 
 def is_inspectable(packet: Packet) -> bool:
     """A whole packet, which a router would forward: the way through user space is a namespace that routes."""
-    return packet.part is Part.WHOLE and not any(_is_unroutable(a) for a in (packet.tuple.src, packet.tuple.dst))
+    routable = not any(_is_unroutable(a) for a in (packet.tuple.src, packet.tuple.dst))
+    return packet.part is Part.WHOLE and not packet.tuple.vlan and routable
 
 
 def _is_unroutable(address: Address) -> bool:

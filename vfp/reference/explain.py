@@ -33,11 +33,11 @@ from vfp.reference.packet import (
     is_echo_reply,
     is_echo_request,
     is_icmp,
-    parse,
 )
 from vfp.reference.sets import Sets
 from vfp.reference.tcp import is_opening
 from vfp.reference.transposition import Transposition
+from vfp.reference.vlans import parse_tagged
 from vfp.reference.zones import Hook, Zone, ZoneKind, zone_of
 
 SetMembers = Mapping[int, Mapping[Prefix, float | None]]
@@ -139,7 +139,8 @@ def explain_frame(state: EngineState, hook: Hook, number: int, frame: bytes, now
     """
     zone = zone_of(hook, number)
     try:
-        packet = FragmentTable().resolve(zone, parse(frame), 0.0)
+        frame, packet = parse_tagged(Index(state), zone, frame)
+        packet = FragmentTable().resolve(zone, packet, 0.0)
     except Malformed as malformed:
         ours = zone.kind is not ZoneKind.UPLINK
         reason = malformed.reason if ours else DropReason.NONE

@@ -9,7 +9,7 @@ Decided here, where `docs/engine.md` is open:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from vfp.model import Address, Inspect, Port
@@ -170,14 +170,18 @@ class FlowTable:
         """The ports of a new policy: flows of others are orphans, and those that there are have times of theirs."""
         self._ports = ports
 
-    def put(self, pair: Pair, now_s: float, *, new: bool = True) -> None:
+    def put(self, pair: Pair, now_s: float, *, new: bool = True,
+            is_former: Callable[[Pair], bool] = lambda _: False) -> None:
         """Store a pair; others that hold one of its keys are removed. One that is not `new` has its place already.
 
-        Closed pairs whose time is over go first if there is no room for a new one.
+        Closed pairs whose time is over go first if there is no room for a new one. `is_former`: whether a pair is of a
+        port whose id another one has now, and counts for nobody.
 
         Raises:
             Refused: nothing was changed.
         """
+        if new and any(self._is_at_its_limit(port, is_former) for port in pair.generations):
+            raise Refused(DropReason.CONNECTION_LIMIT)
         if new and (kind := pair.budget) is not None:
             taken = sum(other.budget is kind for other in self.pairs())
             if taken >= self._budgets[kind]:
@@ -193,6 +197,10 @@ class FlowTable:
             self.remove(other)
         for entry in pair.entries:
             self._entries[entry.key] = (pair, entry)
+
+    def _is_at_its_limit(self, port: int, is_former: Callable[[Pair], bool]) -> bool:
+        limit = self._ports[port].connections if port in self._ports else 0
+        return 0 < limit <= sum(port in pair.generations and not is_former(pair) for pair in self.pairs())
 
     def remove(self, pair: Pair) -> None:
         """Take both entries out."""

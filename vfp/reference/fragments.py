@@ -26,6 +26,7 @@ class _Key:
     dst: Address
     protocol: int                           # IPv6: 0, which RFC 8200 does not count in
     identification: int
+    vlan: int
 
 
 @dataclass(slots=True)
@@ -84,7 +85,7 @@ class FragmentTable:
         if part is None:
             return packet
         what = packet.tuple
-        key = _Key(zone, what.src, what.dst, what.protocol if what.family == 4 else 0, part.identification)
+        key = _Key(zone, what.src, what.dst, what.protocol if what.family == 4 else 0, part.identification, what.vlan)
         known = self._known.get(key)
         if known is not None and now_s >= known.first_s + KEEP_S:
             del self._known[key]

@@ -94,6 +94,14 @@ class Index:
                 return Remote(block.vtep, block.vni, block.macs[at // size * 6 : at // size * 6 + 6])
         return None
 
+    def has_vlan(self, port: int, vlan: int) -> bool:
+        """Whether a port may have frames with a tag."""
+        return port in self.ports and vlan in self.ports[port].vlans
+
+    def uplink_flags(self, uplink: int) -> int:
+        """What an uplink's wire has of ours."""
+        return self._flags.get(uplink, 0)
+
     def segment(self, space: int) -> Space | None:
         """A space in which frames have somewhere to go by their MACs."""
         return self._switched.get(space)
@@ -119,18 +127,20 @@ class Index:
         space = self._switched.get(exit.number)
         return space.flooding.rate if space and space.flooding else None
 
-    def flooded(self, exit: Flood, zone: Zone) -> tuple[Exit, ...]:
+    def flooded(self, exit: Flood, zone: Zone, vlan: int) -> tuple[Exit, ...]:
         """Whom a frame to a group goes to: from a port, the wire and other hosts, too, and not the port itself."""
         if exit.by_wire:
-            return tuple(ToPort(id) for id in members(self.state, (exit.number, SegmentKind.WIRE)))
+            wired = members(self.state, (exit.number, SegmentKind.WIRE))
+            return tuple(ToPort(id) for id in wired if not vlan or self.has_vlan(id, vlan))
         space = self._switched[exit.number]
         assert space.flooding is not None
         ours = zone.number if zone.kind is ZoneKind.PORT else None
-        ports = tuple(ToPort(id) for id in members(self.state, segment_of(space)) if id != ours)
+        ports = tuple(ToPort(id) for id in members(self.state, segment_of(space))
+                      if id != ours and (not vlan or self.has_vlan(id, vlan)))
         if ours is None:
             return ports
         wire = wire_of(space)
-        vteps = space.flooding.vteps if self.has_tunnel else ()
+        vteps = space.flooding.vteps if self.has_tunnel and not vlan else ()
         return (*((ToWire(wire),) if wire else ()), *(ToVtep(vtep, space.flooding.vni) for vtep in vteps), *ports)
 
     def floods_wire(self, uplink: int) -> bool:

@@ -71,10 +71,11 @@ class FlowTuple:
     dst: Address
     src_port: int = 0                       # ICMP echo request: the identifier
     dst_port: int = 0                       # ICMP echo reply: the identifier
+    vlan: int = 0                           # 802.1Q tag; 0: none
 
     def reversed(self) -> FlowTuple:
         """The tuple of an answer to this one."""
-        return FlowTuple(self.family, self.protocol, self.dst, self.src, self.dst_port, self.src_port)
+        return FlowTuple(self.family, self.protocol, self.dst, self.src, self.dst_port, self.src_port, self.vlan)
 
     def with_ports(self, src_port: int, dst_port: int) -> FlowTuple:
         """The tuple with other ports."""

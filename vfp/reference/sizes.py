@@ -45,12 +45,12 @@ def _path(state: EngineState, vtep: Address) -> int:
 
 
 def is_too_big(index: Index, exit: header.Exit | None, frame: bytes, packet: Packet) -> bool:
-    """Whether a frame must not leave so. An IPv4 packet that may be fragmented is so in a tunnel, outside."""
+    """Whether a frame must not leave so. An IPv4 packet that may be fragmented is so in a tunnel over IPv4, outside."""
     mtu = mtu_of(index, exit)
     if len(frame) <= EVERY_LINK or not 0 < mtu < len(frame) - ETHERNET_BYTES:
         return False
     may_fragment = packet.tuple.family == 4 and not frame[ETHERNET_BYTES + 6] & 0x40
-    return not (isinstance(exit, header.ToVtep) and may_fragment)
+    return not (isinstance(exit, header.ToVtep) and exit.vtep.version == 4 and may_fragment)
 
 
 def clamp_mss(frame: bytes, packet: Packet, mtu: int) -> bytes:
