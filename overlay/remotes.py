@@ -94,7 +94,7 @@ class Remotes:
 
     def _changed(self, space: _Space, vni: int, parts: Mapping[_PartKey, _Part], ours: tuple[str, ...]) -> bool:
         """Take over what differs; False: something is wrong with it, and all must be looked at."""
-        gone = [key for key, (part, _) in space.made.items() if not _same(part, parts.get(key))]
+        gone = [key for key, (part, _) in space.made.items() if parts.get(key) != part]
         new = [key for key in parts if key not in space.made]
         if not gone and not new:
             return True
@@ -160,12 +160,6 @@ def _parts(network: NetworkGoal, goals: Sequence[tuple[RemotesGoal, NetworkGoal]
         if prefixes:
             parts["host", uid, host] = _Part(tuple(found), prefixes)
     return parts
-
-
-def _same(part: _Part, other: _Part | None) -> bool:
-    """Whether both are of the same objects; that of hundreds of goals is not compared by value."""
-    return (other is not None and len(part.goals) == len(other.goals) and part.prefixes == other.prefixes
-            and all(one is two for one, two in zip(part.goals, other.goals, strict=True)))
 
 
 def _each(block: RemoteBlock) -> list[bytes]:

@@ -50,6 +50,7 @@ def red(**spec: Any) -> Document:
 
 WORLD = [
     host("h1", "172.31.0.1", uplinkRate="1gbit"), host("h2", "172.31.0.2", vxlanPort=4789), host("h3"),
+    host("h4", underlay=["172.31.0.4", "FD00:31::4"]),
     host("h6", "fd00:31::6"), host("ext", "172.31.0.9", external=True), tenant("acme"),
     red(), overlay("blue", "10.2.0.0/24"), overlay("green", "10.3.0.0/24", peers=["blue"]),
     overlay("sea", "10.4.0.0/24", peers=["green"]), overlay("other", "10.2.0.0/25"), overlay("twin", "10.5.0.0/24"),
