@@ -114,12 +114,6 @@ static __always_inline int tell_device(struct __sk_buff *skb, const struct into_
 	return !bpf_skb_set_tunnel_key(skb, &key, sizeof(key), flags);
 }
 
-static __always_inline int by_device(struct __sk_buff *skb, const struct into_tunnel *to, const struct underlay *from,
-				     __u32 ifindex)
-{
-	return tell_device(skb, to, from) ? bpf_redirect(ifindex, 0) : TC_ACT_SHOT;
-}
-
 static __always_inline void make_rest(struct __sk_buff *skb, struct outer_rest *rest, const struct into_tunnel *to,
 				      __be16 port, __u32 length)
 {
@@ -210,7 +204,9 @@ int vfp_encapsulate(struct __sk_buff *skb)
 		if (done)
 			return bpf_redirect_neigh(from->ifindex, 0, 0, 0);
 	}
-	return by_device(skb, &s->tunnel, from, settings->tunnel_ifindex);
+	if (!tell_device(skb, &s->tunnel, from))
+		return drop_early(skb, s, NO_MAPPING);
+	return bpf_redirect(settings->tunnel_ifindex, 0);
 }
 
 /*
