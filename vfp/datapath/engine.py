@@ -584,6 +584,7 @@ class Datapath(AbstractContextManager["Datapath"]):
         limits = self._limits
         for name, limit, option in (
             ("mappings", limits.mappings, "mappings"), ("vtep_ids", limits.vteps, "vteps"),
+            ("paths", limits.vteps, "vteps"),
             ("routes", limits.routes, "routes"),
             ("links", limits.ports + 256, "ports"), ("meters", limits.meters, "meters"),
             ("pools", limits.pools, "pools"), ("stations", limits.stations, "stations"),
