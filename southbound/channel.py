@@ -10,14 +10,14 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
 from southbound.codec import decode, encode
 from southbound.errors import ConnectionLost, ProtocolError, SessionClosed, SouthboundError
 from southbound.framing import MAX_FRAME_BYTES, frame, read_frame, write_frame
-from southbound.messages import Ack, Answer, Delta, FullSync, Message, Ping, Pong, Refused
+from southbound.messages import Ack, Answer, Delta, FullSync, Goal, Message, Ping, Pong, Refused, RemotesGoal
 
 __all__ = ["Channel", "Limits", "close_writer", "say_refused"]
 
@@ -166,15 +166,20 @@ class Channel:
 def _large(message: Message) -> bool:
     match message:
         case FullSync():
-            return len(message.goals) > _LARGE_ITEMS
+            return _weight(message.goals) > _LARGE_ITEMS
         case Delta():
-            return len(message.put) + len(message.remove) > _LARGE_ITEMS
+            return _weight(message.put) + len(message.remove) > _LARGE_ITEMS
         case Ack():
             return len(message.objects) > _LARGE_ITEMS
         case Answer():
             return True                     # of unknown size, and not frequent
         case _:
             return False
+
+
+def _weight(goals: Sequence[Goal]) -> int:
+    """How many objects they are; the names of eight remote endpoints count as one."""
+    return len(goals) + sum(len(goal.names) >> 3 for goal in goals if isinstance(goal, RemotesGoal))
 
 
 def _first(errors: BaseExceptionGroup[SouthboundError]) -> SouthboundError:

@@ -14,6 +14,7 @@ from southbound.client import AgentSession, connect, join
 from southbound.errors import HelloRefused, JoinRefused, TokenError
 from southbound.messages import (
     PROTOCOL_VERSION,
+    REMOTES_BLOCK,
     Ack,
     Facts,
     FullSync,
@@ -163,8 +164,9 @@ async def closed_by_server(reader: asyncio.StreamReader, timeout_s: float = 5.0)
 
 
 def remotes(count: int) -> tuple[RemotesGoal, ...]:
-    """So many endpoints, each in a block of its own: messages of many objects."""
-    return tuple(RemotesGoal(f"net-1/h2/{number:08d}", "net-1", "h2", ("172.31.0.1",), (f"e{number}",), bytes(6),
-                             bytes((10, 1, 0, 5)), b"") for number in range(count))
-
-
+    """So many endpoints with long names, in blocks: 140 bytes each."""
+    return tuple(
+        RemotesGoal(f"net-1/h2/{first}", "net-1", "h2", ("172.31.0.1",),
+                    tuple(f"{number:0126}" for number in range(first, min(first + REMOTES_BLOCK, count))),
+                    bytes(6 * REMOTES_BLOCK), bytes(4 * REMOTES_BLOCK), b"")
+        for first in range(0, count, REMOTES_BLOCK))
