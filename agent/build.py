@@ -187,7 +187,10 @@ def build(
         faults.extend(failed)
         gone = {fault.key[1] for fault in failed}
         left = {uid: link for uid, link in left.items() if uid not in gone}
-        nested = {uid: tuple(port for port in ports if port.id not in gone) for uid, ports in nested.items()}
+        faults.extend(Fault(key_of(port), "the endpoint that it is behind has an error; see that one's status")
+                      for uid in gone for port in nested.get(uid, ()))
+        nested = {uid: tuple(port for port in ports if port.id not in gone)
+                  for uid, ports in nested.items() if uid not in gone}
     tables = [contributor.tables(view) for contributor in contributors]
     shapes = shapes_of(goals.host, (
         (ids.ports[port.id], links[port.id].host_interface, port) for port in goals.ports if port.id in links))

@@ -119,7 +119,8 @@ class OverlayVnet:
     ) -> Space:
         members = [network, *view.peers_of(network)]
         entries = _own_entries(members, view)
-        blocks = [(remote, member) for member in members for remote in remotes.get(member.id, ())]
+        blocks = [(remote, member) for member in members if member.mode == "overlay"
+                  for remote in remotes.get(member.id, ())]
         return Space(
             network.space,
             tuple(entries.items()),

@@ -18,7 +18,7 @@ __all__ = ["routes"]
 def routes(network: NetworkGoal, view: HostView, faults: list[Fault]) -> tuple[Route, ...]:
     """The routes that can be served; `faults` gets the others."""
     found: dict[object, Route] = {}
-    for goal in network.routes:
+    for goal in network.routes if network.mode == "overlay" else ():
         try:
             route = _route(goal, network, view)
             if route.prefix in found:

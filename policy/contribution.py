@@ -110,7 +110,8 @@ class HostView:
     def peers_of(self, network: NetworkGoal) -> list[NetworkGoal]:
         """The networks that it is peered with, as far as they are here, by space."""
         found = (self.networks[uid] for uid in dict.fromkeys(network.peers) if uid in self.networks)
-        return sorted(found, key=lambda peer: peer.space)
+        joined = (peer for peer in found if peer.mode == network.mode == "overlay" and peer is not network)
+        return sorted(joined, key=lambda peer: peer.space)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ forward side of its meters `out` and the reply side of those `in`.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from hashlib import blake2b
 
 from policy.acl import Acl
@@ -69,7 +70,7 @@ class Metering:
                 if action is not None:
                     rules.append(Rule(rule.priority, rule.match, action, rule.name, syn_only=rule.syn_only))
             if rules:
-                yield Group(group.name, tuple(rules))
+                yield Group(group.name, tuple(_ranked(rules)))
         if port.qos.meter:
             meter = Meter(self._number((port.id, direction, "", "default")))
             yield Group("default", (Rule(0, Match(ethertype=ETHERTYPES[4]), meter, "default"),
@@ -99,6 +100,13 @@ class Metering:
                 raise ObjectError(f"no meter is left for rule {row[3]}")
         self._used[row] = known
         return known
+
+
+def _ranked(rules: list[Rule]) -> Iterator[Rule]:
+    """With priorities of their own for rules of `acl` that have one, as they did the same and now count apart."""
+    ranks: dict[tuple[int, Action], int] = {}
+    for rule in sorted(rules, key=lambda rule: rule.priority):
+        yield replace(rule, priority=ranks.setdefault((rule.priority, rule.action), len(ranks)))
 
 
 def _marks(port: PortGoal, nested: tuple[PortGoal, ...]) -> Iterator[Rule]:
