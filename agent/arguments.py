@@ -17,13 +17,13 @@ Args = Mapping[str, Any]
 
 
 def asked_port(built: Built, args: Args, required: bool = False) -> Port | None:
-    """The port that argument `port`, an endpoint's uid, means."""
+    """The port that argument `port`, an endpoint's uid, means: its own, or that of whom it is behind."""
     uid = args.get("port")
     if uid is None:
         if required:
             raise BadQuery("argument port is missing: give the endpoint's uid")
         return None
-    number = built.port_ids.get(uid)
+    number = built.port_ids.get(built.nested.get(uid, uid))
     for port in built.engine.ports:
         if port.id == number:
             return port

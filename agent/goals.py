@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from southbound.messages import (
     Delta,
@@ -25,37 +26,49 @@ class NotAtBase(Exception):
     """A delta is for another base than what we have."""
 
 
+G = TypeVar("G", HostGoal, NetworkGoal, PortGoal, RemotesGoal, MappingGoal)
+
+
 @dataclass(frozen=True, slots=True)
 class Goals:
     """All goal-state objects by key. Revision 0: nothing was ever received."""
 
     revision: int = 0
     objects: Mapping[Key, Goal] = field(default_factory=dict)
+    _by_type: dict[type[Goal], list[Any]] = field(init=False, repr=False, compare=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for key in sorted(self.objects):    # once: there may be thousands, and each run asks many times
+            goal = self.objects[key]
+            self._by_type.setdefault(type(goal), []).append(goal)
+
+    def _all(self, kind: type[G]) -> list[G]:
+        return list(self._by_type.get(kind, ()))
 
     @property
     def host(self) -> HostGoal:
         """The host object; the defaults if the controller sent none."""
-        return next((goal for goal in self.objects.values() if isinstance(goal, HostGoal)), HostGoal("self"))
+        return next(iter(self._all(HostGoal)), HostGoal("self"))
 
     @property
     def networks(self) -> list[NetworkGoal]:
         """Networks by uid."""
-        return sorted((g for g in self.objects.values() if isinstance(g, NetworkGoal)), key=lambda g: g.id)
+        return self._all(NetworkGoal)
 
     @property
     def ports(self) -> list[PortGoal]:
         """Ports by uid."""
-        return sorted((g for g in self.objects.values() if isinstance(g, PortGoal)), key=lambda g: g.id)
+        return self._all(PortGoal)
 
     @property
     def remotes(self) -> list[RemotesGoal]:
         """Blocks of remote endpoints by id."""
-        return sorted((g for g in self.objects.values() if isinstance(g, RemotesGoal)), key=lambda g: g.id)
+        return self._all(RemotesGoal)
 
     @property
     def mappings(self) -> list[MappingGoal]:
         """Static mappings by uid."""
-        return sorted((g for g in self.objects.values() if isinstance(g, MappingGoal)), key=lambda g: g.id)
+        return self._all(MappingGoal)
 
 
 def from_sync(message: FullSync) -> Goals:

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from ipaddress import IPv4Interface, ip_interface
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -43,7 +44,17 @@ from policy.contribution import Fault
 from policy.domains import DNS_QUEUE
 from policy.world import is_translated
 from segments.layer import MODES as SEGMENTS
-from southbound.messages import Goal, HostFacts, Key, MappingGoal, NetworkGoal, ObjectStatus, PortGoal, key_of
+from southbound.messages import (
+    Goal,
+    HostFacts,
+    Key,
+    MappingGoal,
+    NetworkGoal,
+    ObjectStatus,
+    PortGoal,
+    RemotesGoal,
+    key_of,
+)
 from vfp.compile import Compiler
 from vfp.datapath.engine import Hook
 from vfp.datapath.errors import DatapathError
@@ -60,6 +71,7 @@ _log = structlog.get_logger("agent")
 LOOPBACK_LINK = "lo"
 _PORT_KINDS = ("veth", "tun")
 _NO_FACTS = HostFacts()
+_NONE = [""]
 _TIMEOUTS = Timeouts()
 
 
@@ -149,7 +161,8 @@ class Reconciler:
         failures += self._hook_underlays(goals, built, observed)
         self._announce(built, general)
         self._surround(built, observed.owned, mend, general)
-        self._bandwidth.tidy(built.shapes, observed.owned, general)
+        if self._programmed == built.engine:        # else the engine may still use what should go
+            self._bandwidth.tidy(built.shapes, observed.owned, general)
         self._remove(observed, built, (), general)
         self._unhook_uplinks(built, general)
         if not built.inspects:
@@ -448,13 +461,24 @@ def _statuses(
     errors: dict[Key, list[str]] = {}
     for fault in (*failures, *built.faults):
         errors.setdefault(fault.key, []).append(fault.message)
-    for key, goal in sorted(goals.objects.items()):
+    for key in sorted(goals.objects):
         # A link that failed is the cause; what the engine then says of the same object only follows from it.
-        yield ObjectStatus(key[0], key[1], errors.get(key, [""])[0], _details(goal, built, overlaps))
+        error = errors.get(key, _NONE)[0]
+        if key[0] == RemotesGoal.kind and not error:
+            yield _programmed(*key)         # thousands, and nothing to say of them
+        else:
+            yield ObjectStatus(key[0], key[1], error, _details(goals.objects[key], built, overlaps))
+
+
+@lru_cache(maxsize=16_384)
+def _programmed(kind: str, uid: str) -> ObjectStatus:
+    return ObjectStatus(kind, uid)
 
 
 def _details(goal: Goal, built: Built, overlaps: Mapping[str, Overlap]) -> dict[str, Any]:
     match goal:
+        case PortGoal() if goal.id in built.nested:
+            return {"behind": built.nested[goal.id]}
         case PortGoal() if goal.id in built.ports:
             link = built.ports[goal.id]
             lease = {"address": str(built.leases[goal.id])} if goal.id in built.leases else {}

@@ -162,12 +162,13 @@ def _overlay(plan: Plan, tell: Tell) -> Iterator[Sample]:
         for metric, value in receive().items():
             yield Sample(Key("overlay-remotes", metric, "sluice", REMOTES), number, value)
     tell("overlay: engines with mappings")
-    with among(PLACES) as engines:
+    places = plan.few(PLACES)
+    with among(places) as engines:
         for number in range(plan.rounds):
             tell(f"overlay: packets, round {number + 1} of {plan.rounds}")
-            for places in _turned(PLACES, number):
-                for metric, value in engines[places]().items():
-                    yield Sample(Key("overlay-hit", metric, "sluice", places), number, value)
+            for size in _turned(places, number):
+                for metric, value in engines[size]().items():
+                    yield Sample(Key("overlay-hit", metric, "sluice", size), number, value)
 
 
 def _turned(subjects: Sequence[_T], by: int) -> list[_T]:

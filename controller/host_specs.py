@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import Field, PlainValidator, WithJsonSchema, model_validator
+from pydantic import Field, PlainSerializer, PlainValidator, WithJsonSchema, model_validator
 
 from controller.texts import InterfaceName, Model, Port, PrefixText, RateText, address, wrong
 
@@ -29,7 +29,11 @@ def _underlays(value: Any) -> str | tuple[str, ...]:
     return found[0] if len(found) == 1 else found
 
 
-Underlays = Annotated[str | tuple[str, ...], PlainValidator(_underlays), WithJsonSchema(
+def _plain(value: str | tuple[str, ...]) -> str | list[str]:
+    return value if isinstance(value, str) else list(value)
+
+
+Underlays = Annotated[str | tuple[str, ...], PlainValidator(_underlays), PlainSerializer(_plain), WithJsonSchema(
     {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "maxItems": MAX_UNDERLAYS}]})]
 
 

@@ -21,7 +21,9 @@ from policy.addresses import LINK_LOCAL, network_prefixes
 from policy.contribution import Fault, ObjectError
 from southbound.messages import NetworkGoal, RemotesGoal, key_of
 from southbound.vteps import choose_vtep, common_family
+from vfp.errors import CompileError
 from vfp.model import Address, RemoteBlock
+from vfp.vteps import check_vtep
 
 __all__ = ["Remotes", "autonomous_prefixes"]
 
@@ -94,7 +96,7 @@ class Remotes:
 
     def _changed(self, space: _Space, vni: int, parts: Mapping[_PartKey, _Part], ours: tuple[str, ...]) -> bool:
         """Take over what differs; False: something is wrong with it, and all must be looked at."""
-        gone = [key for key, (part, _) in space.made.items() if not _same(part, parts.get(key))]
+        gone = [key for key, (part, _) in space.made.items() if parts.get(key) != part]
         new = [key for key in parts if key not in space.made]
         if not gone and not new:
             return True
@@ -162,12 +164,6 @@ def _parts(network: NetworkGoal, goals: Sequence[tuple[RemotesGoal, NetworkGoal]
     return parts
 
 
-def _same(part: _Part, other: _Part | None) -> bool:
-    """Whether both are of the same objects; that of hundreds of goals is not compared by value."""
-    return (other is not None and len(part.goals) == len(other.goals) and part.prefixes == other.prefixes
-            and all(one is two for one, two in zip(part.goals, other.goals, strict=True)))
-
-
 def _each(block: RemoteBlock) -> list[bytes]:
     return _split(block.addresses, _WIDTH[block.version])
 
@@ -222,8 +218,8 @@ def _family(goal: RemotesGoal, ours: tuple[str, ...]) -> int:
             f" {', '.join(goal.vteps) or '(none)'}, this host {', '.join(ours) or '(none)'}; give both one of a family")
     try:
         for vtep in goal.vteps:
-            ip_address(vtep)
-    except ValueError as error:
+            check_vtep("it", ip_address(vtep))
+    except (ValueError, CompileError) as error:
         raise ObjectError(f"host {goal.host}: underlay address: {error}") from None
     return family
 

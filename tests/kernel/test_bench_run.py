@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from bench.mappings import among, receive
 from bench.measure import read_connections, servers
 from bench.nat import PEERS, inbound, outbound
 from bench.nat_engine import translating
@@ -98,6 +99,21 @@ def test_the_program_alone_translates() -> None:
         found = read()
     assert 0 < found["nat_out_hit_ns"] < found["nat_first_ns"]
     assert 0 < found["nat_in_hit_ns"] < found["nat_first_ns"]
+
+
+def test_many_remote_endpoints_are_taken_and_one_moves() -> None:
+    found = receive(1_000)
+    assert len(found) == 10
+    assert all(value > 0 for value in found.values())
+    assert found["remotes_kernel_bytes"] < 2_000            # a table that is mostly empty
+
+
+def test_the_program_alone_looks_among_mappings() -> None:
+    with among((10, 1_000)) as engines:
+        for read in engines.values():
+            found = read()
+            assert 0 < found["mapped_hit_ns"] < found["mapped_first_ns"]
+            assert found["mapped_spread_ns"] > 0
 
 
 def test_a_subject_that_cannot_be_built_is_told_with_the_reason() -> None:

@@ -95,6 +95,32 @@ def test_to_this_host_where_those_here_may_begin_nothing(engine: Backend, family
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_away_from_this_host(engine: Backend, family: int) -> None:
+    """Its port is gone: what came back to it over the overlay, or from a neighbour, finds who has the address now."""
+    before = state(family)
+    engine.load(before)
+    begun = packet(inside(ALSO_HERE, family), inside(CAME, family), MACS[ALSO_HERE])
+    near = packet(inside(ALSO_HERE, family), inside(HERE, family), MACS[ALSO_HERE])
+    assert told(out(engine, begun, ALSO_HERE)) == TO_TUNNEL
+    assert told(out(engine, near, ALSO_HERE)) == TO_HERE
+    (space,) = before.spaces
+    there = Remote(VTEPS[0], VNI, MACS[6])
+    entries = tuple((address, there if address == inside(ALSO_HERE, family) else place)
+                    for address, place in space.entries)
+    ports = tuple(port for port in before.ports if port.id != ALSO_HERE)
+    engine.load(replace(before, ports=ports, spaces=(Space(VNI, entries),)))
+    answer = packet(inside(HERE, family), inside(ALSO_HERE, family), flags=SYN | ACK, ports=(80, 1000))
+    assert told(out(engine, answer)) == TO_TUNNEL
+    # Another has its address here, before anybody looked at the flow of the one that is gone.
+    engine.load(replace(before, ports=(*ports, replace(before.ports[0], id=6, ifindex=16, mac=MACS[6])),
+                        spaces=(Space(VNI, tuple(
+                            (address, LocalPort(6, MACS[6]) if address == inside(ALSO_HERE, family) else place)
+                            for address, place in space.entries)),)))
+    late = packet(inside(CAME, family), inside(ALSO_HERE, family), MACS[CAME], SYN | ACK, (80, 1000))
+    assert told(over(engine, late)) == (Verdict.REDIRECT_PORT.value, DropReason.NONE, 6)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_to_another_host(engine: Backend, family: int) -> None:
     before = state(family)
     engine.load(before)

@@ -42,7 +42,6 @@ def test_either_pings_the_other_up_to_the_mtu(foreign: Foreign, version: int) ->
             assert " 2 received" in out, (out, foreign.drops())
 
 
-@pytest.mark.xfail(reason="ARP and ND at the overlay come with e1")
 @pytest.mark.parametrize("version", [4, 6])
 @pytest.mark.parametrize("whom", ["a", "gateway"])
 def test_what_it_asks_by_multicast_is_answered_over_the_tunnel(foreign: Foreign, version: int, whom: str) -> None:

@@ -171,7 +171,10 @@ class World:
             there = None if endpoint.slot.host == host else endpoint.slot.host
             for network in known & self.joined(endpoint.network):
                 if endpoint.network in known:
-                    for address in (endpoint.address(4), endpoint.address(6), link_local(endpoint.mac)):
+                    addresses = [endpoint.address(version) for version in FAMILIES]
+                    if endpoint.network == network:         # links of peers are not this one
+                        addresses.append(link_local(endpoint.mac))
+                    for address in addresses:
                         yield network.vni, address, there, endpoint.mac
 
     # What happens

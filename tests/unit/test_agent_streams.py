@@ -31,7 +31,8 @@ class Site:
 
     def _built(self) -> Built:
         ports = tuple(SimpleNamespace(id=number) for number in self.numbers.values())
-        return SimpleNamespace(port_ids=self.numbers, engine=SimpleNamespace(ports=ports))     # type: ignore[return-value]
+        found = SimpleNamespace(port_ids=self.numbers, nested={}, engine=SimpleNamespace(ports=ports))
+        return found                        # type: ignore[return-value]
 
     async def _set(self, ports: frozenset[int], size: int) -> None:
         self.captures.append((ports, size))

@@ -50,6 +50,7 @@ def red(**spec: Any) -> Document:
 
 WORLD = [
     host("h1", "172.31.0.1", uplinkRate="1gbit"), host("h2", "172.31.0.2", vxlanPort=4789), host("h3"),
+    host("h4", underlay=["172.31.0.4", "FD00:31::4"]),
     host("h6", "fd00:31::6"), host("ext", "172.31.0.9", external=True), tenant("acme"),
     red(), overlay("blue", "10.2.0.0/24"), overlay("green", "10.3.0.0/24", peers=["blue"]),
     overlay("sea", "10.4.0.0/24", peers=["green"]), overlay("other", "10.2.0.0/25"), overlay("twin", "10.5.0.0/24"),
@@ -275,6 +276,19 @@ def test_every_bad_document_is_refused_by_name_and_leaves_no_trace(tmp_path: Pat
                     await refuses(parts, refusal)
                 except AssertionError as error:
                     raise AssertionError(f"{what}: {error}") from error
+
+    with_parts(tmp_path, body)
+
+
+def test_broadcast_that_would_go_to_too_many_hosts_is_refused_from_either_side(tmp_path: Path) -> None:
+    async def body(parts: Parts) -> None:
+        hosts = [host(f"m{n}", f"172.31.9.{n}") for n in range(1, 131)]
+        many = [endpoint(f"m{n}", "red", f"m{n}") for n in range(1, 131)]
+        loud = red(broadcast={"rate": 5, "burst": 5})
+        assert (await parts.apply(*hosts, loud, *many[:-1])).status_code == 200
+        await refuses(parts, (many[-1], 422, "spec.host", "m130", "on 130 hosts", "broadcast: off"))
+        assert (await parts.apply(red(), many[-1])).status_code == 200
+        await refuses(parts, (loud, 422, "spec.broadcast", "rate 5", "at most 128", "broadcast: off"))
 
     with_parts(tmp_path, body)
 

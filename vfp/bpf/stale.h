@@ -119,6 +119,18 @@ static __always_inline int store_again(struct scratch *s)
 	return store(s, single, stays ? STORE_OVER : STORE_AGAIN);
 }
 
+/* Who began the flow is no longer where it was: not behind the overlay, or its port is gone. */
+static __always_inline int has_left(const struct scratch *s, int reason)
+{
+	__u32 id = ZONE_NUMBER(s->h.key.zone);
+	struct port *port;
+
+	if (reason != UNKNOWN_PORT || ZONE_KIND(s->h.key.zone) != ZONE_PORT)
+		return reason == UNKNOWN_SOURCE;
+	port = bpf_map_lookup_elem(&ports, &id);
+	return !port || !port->ifindex;
+}
+
 /* Half of a pair that is nobody's any more: the pair goes, and the packet is one like any other. */
 static __always_inline int start_over(struct __sk_buff *skb, struct scratch *s, const struct flow *f)
 {
@@ -155,7 +167,7 @@ int vfp_stale(struct __sk_buff *skb)
 	reason = decide(s);
 	if (!reason)
 		reason = compose(s);
-	if (reason == UNKNOWN_SOURCE && s->from_reply) {	/* who began it is no longer behind the overlay, but here perhaps */
+	if (s->from_reply && has_left(s, reason)) {
 		f = bpf_map_lookup_elem(&flows, stale_key(s));
 		return f ? start_over(skb, s, f) : jump(skb, s, JUMP_SLOW);
 	}

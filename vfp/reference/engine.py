@@ -415,8 +415,8 @@ class _Passage:
                                         any_vtep=entry.reply, again=True))
         if decision.not_ours:
             raise _Drop(DropReason.NO_MAPPING)
-        if entry.reply and decision.reason is DropReason.UNKNOWN_SOURCE:
-            flows.remove(old)               # who began it is no longer behind the overlay, but here perhaps
+        if entry.reply and self._has_left(first.half.zone, decision.reason):
+            flows.remove(old)
             raise _Former
         if decision.reason:
             raise _Drop(decision.reason, decision)
@@ -427,6 +427,12 @@ class _Passage:
         if new.reply is None or new.reply.key != entry.key:
             raise _Drop(DropReason.FLOW_CHANGED)
         return new, new.reply
+
+    def _has_left(self, zone: Zone, reason: DropReason) -> bool:
+        """Whether who began a flow is no longer where it was: not behind the overlay, or its port is gone."""
+        if reason is DropReason.UNKNOWN_PORT and zone.kind is ZoneKind.PORT:
+            return zone.number not in self.engine._index.ports
+        return reason is DropReason.UNKNOWN_SOURCE
 
     def _miss(self, packet: Packet) -> Result:
         decision = self._decide(Subject(self.zone, packet.tuple, packet.headers, self.vtep, plain=packet.is_plain))
