@@ -255,11 +255,15 @@ def _view(
     if nat and found is not None and found.name != LOOPBACK:
         uplink = _uplink_view(found, ids)
     ports = {port.id: port for port in goals.ports if port.id in links and is_there(links[port.id], observed.owned)}
-    segments = {}
+    segments, segment_errors = {}, {}
     for network in networks.good.values():
-        link = observed.segments.get(network.uplink) if network.mode in SEGMENTS else None
-        segment = _uplink_view(link, ids) if link is not None and link.name != LOOPBACK else None
-        if segment is not None:
+        if network.mode not in SEGMENTS:
+            continue
+        link = observed.segments.get(network.uplink)
+        segment_errors[network.id] = observed.segment_errors.get(network.uplink, "")
+        if link is not None and (link.name == LOOPBACK or link.name in observed.owned):
+            segment_errors[network.id] = f"uplink {link.name!r} leads to no segment: it is the host's own; name another"
+        elif link is not None and (segment := _uplink_view(link, ids)) is not None:
             segments[network.id] = segment
     return HostView(
         host=goals.host,
@@ -278,8 +282,7 @@ def _view(
         timeouts=observed.timeouts,
         nested={uid: behind for uid, behind in nested.items() if uid in ports},
         segments=segments,
-        segment_errors={network.id: observed.segment_errors.get(network.uplink, "")
-                        for network in networks.good.values() if network.mode in SEGMENTS},
+        segment_errors=segment_errors,
         underlays=tuple(str(one.address) for one in observed.underlays) if TUNNEL in observed.owned else (),
         exits={network.id: ids.ports[exit_uid(network)] for network in networks.good.values()
                if has_exit(network) and exit_uid(network) in ids.ports},
@@ -326,7 +329,7 @@ def _engine(
     shapes: Mapping[int, Shape],
 ) -> EngineState:
     ports = [_port(port, view, layers[port.id], links[port.id], observed, shapes) for port in view.ports.values()]
-    ports += (_exit(view.networks[uid], view, layers[exit_uid(view.networks[uid])]) for uid in view.exits)
+    ports += (_exit(view.networks[uid], view, layers[exit_uid(view.networks[uid])], observed) for uid in view.exits)
     tunnel, detour, queues = (observed.owned.get(name) for name in (TUNNEL, INSPECT_LINKS[0], SHAPER_LINKS[0]))
     return EngineState(
         ports=tuple(sorted(ports, key=lambda port: port.id)),
@@ -338,9 +341,9 @@ def _engine(
         inspect_ifindex=detour.ifindex if detour else 0,
         sets=tuple(given for table in tables for given in table.sets),
         prefixes=tuple(prefix for table in tables for prefix in table.prefixes),
-        underlays=_underlays(observed),
+        underlays=_underlays(observed) if tunnel else (),
         paths=observed.paths if tunnel else (),
-        tunnel_port=view.host.vxlan_port,
+        tunnel_port=view.host.vxlan_port if tunnel else EngineState().tunnel_port,
         shaper=queues.ifindex if queues and any(shape.shaped for shape in shapes.values()) else 0,
     )
 
@@ -378,7 +381,7 @@ def _port(
         rate_out=packet_rate(port.qos.packets_out),
         rate_in=packet_rate(port.qos.packets_in),
         connections=port.qos.connections,
-        vteps=_vteps(mac, view) if network.mode == "overlay" else (),
+        vteps=_vteps(mac, view) if network.mode == "overlay" and TUNNEL in observed.owned else (),
         vlans=port.vlans,
     )
 
@@ -389,7 +392,7 @@ def _vteps(mac: bytes, view: HostView) -> tuple[Address, ...]:
     return tuple(ip_address(choose_vtep(view.underlays, family, mac)) for family in families)
 
 
-def _exit(network: NetworkGoal, view: HostView, layers: tuple[Layer, ...]) -> Port:
+def _exit(network: NetworkGoal, view: HostView, layers: tuple[Layer, ...], observed: Observed) -> Port:
     mac = mac_bytes(network.gateway_mac)
     return Port(
         id=view.exits[network.id],
@@ -399,7 +402,7 @@ def _exit(network: NetworkGoal, view: HostView, layers: tuple[Layer, ...]) -> Po
         gateway_mac=mac,
         layers=layers,
         timeouts=timeouts(network, view.timeouts),
-        vteps=_vteps(mac, view),
+        vteps=_vteps(mac, view) if TUNNEL in observed.owned else (),
         exit_of=network.space,
     )
 

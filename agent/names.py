@@ -64,9 +64,11 @@ class Names:
         """Where a packet leaves, as `Explanation` says it."""
         if place == "tunnel":
             return {"to": "vtep", "vtep": vtep, "vni": vni}
-        if place in ("port", "uplink"):
+        if place in ("port", "uplink", "wire"):
             name = self._links.get(ifindex, f"{place} {ifindex}").partition(" ")[2]
-            return {"to": place, "name": name}
+            return {"to": "port" if place == "port" else "uplink", "name": name}
+        if place == "flood":
+            return {"to": "many"}
         return {"to": "" if place == "none" else place}
 
     def flow(self, flow: FlowRecord) -> dict[str, Any]:
@@ -106,7 +108,7 @@ class Names:
     def _exit(self, flow: FlowRecord) -> str:
         if flow.place == "tunnel":
             return f"vtep {flow.vtep or 'unknown'} vni {flow.vni}"
-        return self._links.get(flow.ifindex, flow.place) if flow.place in ("port", "uplink") else flow.place
+        return self._links.get(flow.ifindex, flow.place) if flow.place in ("port", "uplink", "wire") else flow.place
 
 
 def event_row(

@@ -34,6 +34,7 @@ __all__ = ["TIMEOUTS", "Networks", "bridge", "check_networks", "mtu"]
 TIMEOUTS = frozenset(one.name.removesuffix("_s") for one in fields(Timeouts))
 _DEFAULT_MTU = 1500
 _MOST_PORT = 65535
+_SPACES = ((1 << 24, (1 << 31) - 1), (1, (1 << 24) - 1))      # not overlay, overlay (RFC 7348)
 _LEAST_MTU = {4: 68, 6: 1280}                # RFC 791, RFC 8200
 
 
@@ -87,6 +88,10 @@ def _check(network: NetworkGoal) -> tuple[Prefix, ...]:
         if one.version == other.version and one.overlaps(other):
             raise ObjectError(f"subnets {one} and {other} overlap; take one out")
     gateways(network)
+    low, high = _SPACES[network.mode == "overlay"]
+    if not low <= network.space <= high:
+        what = "VNI" if network.mode == "overlay" else "space"
+        raise ObjectError(f"{what} {network.space} is out of range; use {low} to {high}")
     _check_mtu(network, prefixes)
     return prefixes
 

@@ -110,7 +110,10 @@ def _check(port: PortGoal, networks: Mapping[str, NetworkGoal], host: HostGoal, 
     network = networks.get(port.network)
     if network is None:
         raise ObjectError("its network is not here, or has an error; see the network's status")
-    mac_bytes(port.mac)
+    mac = mac_bytes(port.mac)
+    if mac[0] & 1 or not any(mac):
+        raise ObjectError(f"MAC {port.mac} is no endpoint's: the lowest bit of its first byte is for groups, and one of"
+                          " zeros is nobody's; give another")
     own = own_addresses(port)
     for one in own:
         _gateway(network, one)
@@ -124,8 +127,10 @@ def _check(port: PortGoal, networks: Mapping[str, NetworkGoal], host: HostGoal, 
     if port.vlans and network.mode != "transparent":
         raise ObjectError(f"vlans {', '.join(map(str, port.vlans))} in a network of mode {network.mode}; only"
                           " transparent ones carry tags")
-    if len(port.vlans) > _MOST_VLANS or any(not 0 < tag < _TAGS for tag in port.vlans):
-        raise ObjectError(f"vlans {', '.join(map(str, port.vlans))}; give at most {_MOST_VLANS}, of 1 to {_TAGS - 1}")
+    if len(set(port.vlans)) < len(port.vlans) or len(port.vlans) > _MOST_VLANS or any(
+            not 0 < tag < _TAGS for tag in port.vlans):
+        raise ObjectError(f"vlans {', '.join(map(str, port.vlans))}; give at most {_MOST_VLANS}, of 1 to {_TAGS - 1},"
+                          " each once")
     check_qos(port.qos, host)
     return network
 

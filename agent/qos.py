@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from policy.contribution import ObjectError
 from southbound.messages import HostGoal, PortGoal, QosGoal
+from vfp.limits import MAX_CONNECTIONS
 from vfp.model import Rate
 
 __all__ = ["SHAPER_LINKS", "Shape", "check_qos", "not_guaranteed", "packet_rate", "shapes_of"]
@@ -72,6 +73,8 @@ def check_qos(qos: QosGoal, host: HostGoal) -> None:
     ):
         if value < 0:
             raise ObjectError(f"qos.{name} {value}; give a number above 0, or leave it out")
+    if qos.connections > MAX_CONNECTIONS:
+        raise ObjectError(f"qos.connections {qos.connections}; give at most {MAX_CONNECTIONS}")
     if qos.dscp is not None and not 0 <= qos.dscp <= 63:
         raise ObjectError(f"qos.dscp {qos.dscp}; give 0 to 63")
     if qos.minimum_bps and qos.egress_bps and qos.minimum_bps > qos.egress_bps:

@@ -161,7 +161,8 @@ class Reconciler:
         failures += self._hook_underlays(goals, built, observed)
         self._announce(built, general)
         self._surround(built, observed.owned, mend, general)
-        self._bandwidth.tidy(built.shapes, observed.owned, general)
+        if self._programmed == built.engine:        # else the engine may still use what should go
+            self._bandwidth.tidy(built.shapes, observed.owned, general)
         self._remove(observed, built, (), general)
         self._unhook_uplinks(built, general)
         if not built.inspects:

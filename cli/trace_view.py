@@ -178,6 +178,7 @@ def _leaves(leaves: Data) -> Text:
         "vtep": f"to VTEP {leaves.get('vtep', leaves.get('name', ''))}, VNI {leaves.get('vni', '')}",
         "uplink": f"by uplink {leaves.get('name', '')}",
         "stack": "to the host's own stack",
+        "many": "as a copy to each who may want it",
     }
     return _line(("leaves ", "dim"), (words.get(leaves["to"], str(leaves["to"])), "bold"))
 

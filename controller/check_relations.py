@@ -19,6 +19,8 @@ from controller.subnets import meant, subnets_of
 from controller.texts import bits_per_second
 from southbound.vteps import common_family
 
+MAX_FLOODED = 128                           # vfp.model.Flooding.vteps
+
 
 def check_relations(changed: Iterable[AnyStored], around: Surroundings) -> list[Problem]:
     """What is wrong between the objects that a request put and all others; empty: nothing."""
@@ -48,6 +50,7 @@ def _network(network: Stored[NetworkSpec], around: Surroundings) -> Iterator[Pro
         yield from _route(network, route, f"spec.routes[{i}]", around)
     if spec.exit is not None:
         yield from _exit(network, spec.exit, "spec.egress.host", around)
+    yield from _flooded(network, "spec.broadcast", f"rate {spec.flooding[0]}" if spec.flooding else "", state)
     if spec.qos is not None and spec.qos.minimum:
         yield from _guarantees(sorted(state.members.get(network.ref, ())), "spec.qos.minimum", spec.qos.minimum, state)
 
@@ -200,6 +203,7 @@ def _place(endpoint: Stored[EndpointSpec], state: State, looked_at: set[tuple[ob
     if network.spec.mode == "overlay" and (network.ref, spec.host) not in looked_at:
         looked_at.add((network.ref, spec.host))
         yield from _reachable(network, spec.host, "spec.host", state)
+        yield from _flooded(network, "spec.host", spec.host, state)
     own = spec.qos.minimum if spec.qos is not None else None
     if (own or (network.spec.qos is not None and network.spec.qos.minimum)) and (spec.host,) not in looked_at:
         looked_at.add((spec.host,))
@@ -241,6 +245,14 @@ def _reachable(network: Stored[NetworkSpec], host: str, where: str, state: State
                           f"({', '.join(other.spec.underlays)}), both with endpoints in {network.ref}, have no "
                           "underlay address of one family", where, host, "add one of the other's family")
             return
+
+
+def _flooded(network: Stored[NetworkSpec], where: str, found: str, state: State) -> Iterator[Problem]:
+    """A problem if broadcast would go to more hosts than a host sends copies to."""
+    hosts = len(state.members.get(network.ref, ()))
+    if network.spec.mode == "overlay" and network.spec.flooding is not None and hosts - 1 > MAX_FLOODED:
+        yield Problem("out_of_range", f"{network.ref} has endpoints on {hosts} hosts, and broadcast goes to at most "
+                      f"{MAX_FLOODED} others", where, found, "use broadcast: off, or fewer hosts")
 
 
 # Hosts

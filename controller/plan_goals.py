@@ -31,14 +31,14 @@ from southbound.vteps import common_family
 HOST_GOAL_ID = "self"
 
 
-def host_goal(state: State, name: str) -> HostGoal | None:
+def host_goal(state: State, name: str, vxlan_port: int) -> HostGoal | None:
     """What a host is told of itself; None: it has nothing to do, or no agent."""
     host = state.host(name)
     if host is None or host.spec.external or not (state.endpoints_on(name) or _is_exit(state, host.ref)):
         return None
     spec, underlays = host.spec, host.spec.underlays
     return HostGoal(HOST_GOAL_ID, underlays[0] if underlays else "", spec.uplink or "", spec.nat_ports, underlays,
-                    state.vxlan_port(), bits_per_second(spec.uplink_rate))
+                    vxlan_port, bits_per_second(spec.uplink_rate))
 
 
 def _is_exit(state: State, host: Ref) -> bool:

@@ -68,7 +68,8 @@ def plan(state: State) -> Plan:
     """The plan of a state, from scratch."""
     parts = {n.ref: network_plan(state, n, None) for n in state.networks()}
     told = {ref: part.told_to(_audience(state, parts, ref), state, None) for ref, part in parts.items()}
-    hosts = {h.ref.name: goal for h in state.hosts() if (goal := host_goal(state, h.ref.name)) is not None}
+    port = state.vxlan_port()
+    hosts = {h.ref.name: goal for h in state.hosts() if (goal := host_goal(state, h.ref.name, port)) is not None}
     return Plan({ref: part for ref, part in told.items() if part.goals or part.placed}, hosts)
 
 
@@ -92,8 +93,9 @@ def replan(old: Plan, state: State, changes: Iterable[Change]) -> tuple[Plan, di
             networks.pop(ref, None)
             part = None
         _difference(before, part, patches)
+    port = state.vxlan_port()
     for name in touched.hosts:
-        goal = host_goal(state, name)
+        goal = host_goal(state, name, port)
         if goal == hosts.get(name):
             continue
         patches.setdefault(name, {})["host", HOST_GOAL_ID] = goal

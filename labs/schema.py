@@ -104,7 +104,7 @@ class Matcher(Model):
     at_most: float | str | None = None
     more_than: float | str | None = None
     less_than: float | str | None = None
-    minus: float | str | None = Field(default=None, description="subtracted before a number is compared")
+    minus: float | str | None = Field(default=None, description="subtracted before the value, a number, is compared")
     sum: bool = Field(default=False, description="add up the values that the path finds")
     count: int | None = Field(default=None, description="number of values that the path finds")
     empty: bool | None = Field(default=None, description="whether nothing (or only empty text) is found")

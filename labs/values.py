@@ -118,6 +118,8 @@ def _asks_for_a_value(expected: Matcher) -> bool:
 
 
 def _one(expected: Matcher, value: Any, names: Mapping[str, Any]) -> str:
+    if expected.minus is not None:
+        value = number(value) - number(fill(expected.minus, names))
     text = text_of(value)
     given = expected.model_fields_set
     if "equals" in given and not _same(value, wanted := fill(expected.equals, names)):
@@ -147,7 +149,7 @@ def _compare(expected: Matcher, value: Any, names: Mapping[str, Any]) -> str:
               "more than": expected.more_than, "less than": expected.less_than}
     if all(bound is None for bound in bounds.values()):
         return ""
-    found = number(value) - (number(fill(expected.minus, names)) if expected.minus is not None else 0)
+    found = number(value)
     for word, bound in bounds.items():
         if bound is None:
             continue

@@ -21,7 +21,9 @@ from policy.addresses import LINK_LOCAL, network_prefixes
 from policy.contribution import Fault, ObjectError
 from southbound.messages import NetworkGoal, RemotesGoal, key_of
 from southbound.vteps import choose_vtep, common_family
+from vfp.errors import CompileError
 from vfp.model import Address, RemoteBlock
+from vfp.vteps import check_vtep
 
 __all__ = ["Remotes", "autonomous_prefixes"]
 
@@ -216,8 +218,8 @@ def _family(goal: RemotesGoal, ours: tuple[str, ...]) -> int:
             f" {', '.join(goal.vteps) or '(none)'}, this host {', '.join(ours) or '(none)'}; give both one of a family")
     try:
         for vtep in goal.vteps:
-            ip_address(vtep)
-    except ValueError as error:
+            check_vtep("it", ip_address(vtep))
+    except (ValueError, CompileError) as error:
         raise ObjectError(f"host {goal.host}: underlay address: {error}") from None
     return family
 

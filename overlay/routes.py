@@ -8,7 +8,9 @@ from policy.addresses import network_prefixes
 from policy.contribution import Fault, HostView, ObjectError, mac_bytes
 from southbound.messages import NetworkGoal, RouteGoal, key_of
 from southbound.vteps import choose_vtep, common_family
+from vfp.errors import CompileError
 from vfp.model import LocalPort, Remote, Route
+from vfp.vteps import check_vtep
 
 __all__ = ["routes"]
 
@@ -50,4 +52,9 @@ def _route(goal: RouteGoal, network: NetworkGoal, view: HostView) -> Route:
         raise ObjectError(
             f"route to {prefix}: its host has underlay addresses {', '.join(goal.vteps) or '(none)'}, this one"
             f" {', '.join(view.underlays) or '(none)'}; give both one of a family")
-    return Route(prefix, Remote(ip_address(choose_vtep(goal.vteps, family, mac)), network.space, mac))
+    try:
+        vtep = ip_address(choose_vtep(goal.vteps, family, mac))
+        check_vtep(f"route to {prefix}", vtep)
+    except (ValueError, CompileError) as error:
+        raise ObjectError(f"route to {prefix}: {error}") from None
+    return Route(prefix, Remote(vtep, network.space, mac))

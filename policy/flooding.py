@@ -6,7 +6,9 @@ from ipaddress import ip_address
 
 from policy.contribution import Fault
 from southbound.messages import NetworkGoal, key_of
+from vfp.errors import CompileError
 from vfp.model import Flooding, Rate
+from vfp.vteps import check_vtep
 
 __all__ = ["MOST_STATIONS", "MOST_VTEPS", "flooding_of"]
 
@@ -32,7 +34,9 @@ def flooding_of(network: NetworkGoal, faults: list[Fault]) -> Flooding | None:
         return None
     try:
         vteps = tuple(ip_address(vtep) for vtep in dict.fromkeys(flood.vteps))
-    except ValueError as error:
+        for vtep in vteps:
+            check_vtep("broadcast", vtep)
+    except (ValueError, CompileError) as error:
         faults.append(Fault(key_of(network), f"broadcast: underlay address: {error}"))
         return None
     return Flooding(Rate(flood.rate, flood.burst), network.space, vteps)

@@ -45,7 +45,7 @@ QUANTUM_BYTES = 60_000  # who shares what is left over takes turns of this size,
 BURST_S = 0.01  # a timer that is late by less loses nothing
 LEAST_BURST_BYTES = 3_200
 QUEUE_S = 0.1  # what may wait
-LEAST_QUEUE_BYTES = 192 * 1024  # three of the largest segments
+LEAST_QUEUE_BYTES = 128 * 1024  # two of the largest segments
 DRAIN_TRIES, DRAIN_PAUSE_S = 20, 0.005
 
 
@@ -91,10 +91,11 @@ def ensure_classes(
     """
     for minor, limit in limits.items():
         _check(minor, limit)
+    total = Limit(total_bps or UNLIMITED_BPS, total_bps or UNLIMITED_BPS)
     found = _classes(netlink, ifindex)
     if not found:
-        netlink.run(_tree(ifindex, default))
-    total = Limit(total_bps or UNLIMITED_BPS, total_bps or UNLIMITED_BPS)
+        # In one datagram: a tree without its trunk would look like none.
+        netlink.run(_tree(ifindex, default), _class(ifindex, TRUNK, _shape(total)))
     wanted = {TRUNK: total, **limits}
     if default == REST:
         wanted[REST] = Limit(LEAST_BPS, total.ceil_bps)

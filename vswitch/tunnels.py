@@ -18,6 +18,7 @@ from vswitch.requests import LINK_GROUP, Attributes, link_delete, link_new, link
 from vswitch.settings import disable_ipv6
 
 IFLA_VXLAN_PORT = 15
+SOURCE_PORTS = {"low": 49152, "high": 65535}       # RFC 7348 5; as the engine's (vfp/bpf/vxlan.h)
 PLAIN_UDP6 = {("IFLA_VXLAN_UDP_ZERO_CSUM6_TX", 19): 1, ("IFLA_VXLAN_UDP_ZERO_CSUM6_RX", 20): 1}
 
 
@@ -62,6 +63,7 @@ def _make(netlink: Netlink, link: TunnelLink) -> Found:
         ("IFLA_VXLAN_COLLECT_METADATA", 1),
         ("IFLA_VXLAN_LEARNING", 0),
         ("IFLA_VXLAN_PORT", link.udp_port),
+        ("IFLA_VXLAN_PORT_RANGE", SOURCE_PORTS),
         *((name, value) for (name, _), value in (PLAIN_UDP6 if link.ipv6 else {}).items()),
     ]
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from functools import cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any
 
@@ -129,33 +130,37 @@ FLAG_TESTS = ((0x12, 0x02), (0x10, 0x10), (0x04, 0x04), (0x02, 0x00), (0, 0))
 pick = st.sampled_from
 
 
+_FIELDS: dict[str, st.SearchStrategy[Any]] = {
+    "ethertype": pick(ETHERTYPES),
+    "src_mac": pick(ALL_MACS),
+    "dst_mac": pick(ALL_MACS),
+    "src": pick((*PREFIXES, *PREFIXES_6)),
+    "dst": pick((*PREFIXES, *PREFIXES_6)),
+    "protocol": pick((*PROTOCOLS, *PROTOCOLS_6, 0, 2)),
+    "src_ports": pick(RANGES),
+    "dst_ports": pick(RANGES),
+    "icmp_type": pick((0, 8, 3, 13, 128, 129, 1, 2, 135, 136)),
+    "icmp_code": pick((0, 1)),
+    "tcp_flags": pick(FLAG_TESTS),
+    "dscp": pick((0, 10, 46)),
+    "src_set": pick((*STATIC_SETS, DYNAMIC_SET)),
+    "dst_set": pick((*STATIC_SETS, DYNAMIC_SET)),
+    "vni": pick(VNIS),
+    "fragment": st.booleans(),
+    "mapped": st.booleans(),
+    "arp_sender_is_source": st.just(True),
+    "nd_sender_is_source": st.just(True),
+}
+
+
 @st.composite
 def matches(draw: st.DrawFn) -> Match:
     """Conditions: mostly one or two, so that they often hold."""
-    fields: dict[str, st.SearchStrategy[Any]] = {
-        "ethertype": pick(ETHERTYPES),
-        "src_mac": pick(ALL_MACS),
-        "dst_mac": pick(ALL_MACS),
-        "src": pick((*PREFIXES, *PREFIXES_6)),
-        "dst": pick((*PREFIXES, *PREFIXES_6)),
-        "protocol": pick((*PROTOCOLS, *PROTOCOLS_6, 0, 2)),
-        "src_ports": pick(RANGES),
-        "dst_ports": pick(RANGES),
-        "icmp_type": pick((0, 8, 3, 13, 128, 129, 1, 2, 135, 136)),
-        "icmp_code": pick((0, 1)),
-        "tcp_flags": pick(FLAG_TESTS),
-        "dscp": pick((0, 10, 46)),
-        "src_set": pick((*STATIC_SETS, DYNAMIC_SET)),
-        "dst_set": pick((*STATIC_SETS, DYNAMIC_SET)),
-        "vni": pick(VNIS),
-        "fragment": st.booleans(),
-        "mapped": st.booleans(),
-        "arp_sender_is_source": st.just(True),
-        "nd_sender_is_source": st.just(True),
-    }
-    names = draw(st.lists(pick(sorted(fields)), max_size=3, unique=True))
-    return Match(**{name: draw(fields[name]) for name in names})
+    names = draw(st.lists(pick(sorted(_FIELDS)), max_size=3, unique=True))
+    return Match(**{name: draw(_FIELDS[name]) for name in names})
 
+
+_MATCHES = matches()
 
 rewrites = st.builds(
     Rewrite,
@@ -181,6 +186,7 @@ watched = st.builds(lambda protocol, out, in_: Layer(
 ), pick((6, 6, 17, 1)), inspections, inspections)
 
 
+@cache                                      # a strategy that is made anew is validated anew
 def actions(direction: Direction) -> st.SearchStrategy[Action]:
     """Actions that are legal in a direction; those that only pass a packet on come more often."""
     common: list[st.SearchStrategy[Action]] = [
@@ -212,7 +218,7 @@ def small_groups(draw: st.DrawFn, direction: Direction) -> Group:
 @st.composite
 def rules_of(draw: st.DrawFn, priority: int, direction: Direction) -> Rule:
     """A rule with flags that are legal for it."""
-    match, action = draw(matches()), draw(actions(direction))
+    match, action = draw(_MATCHES), draw(actions(direction))
     flags, value = match.tcp_flags or (0, 0)
     opens = match.protocol in (None, 6) and not (value ^ 0x02) & flags & 0x12
     return Rule(
@@ -248,6 +254,7 @@ def large_groups(draw: st.DrawFn) -> Group:
     return Group("large", tuple(rules))
 
 
+@cache
 def groups(direction: Direction) -> st.SearchStrategy[Group]:
     """Mostly small ones."""
     small = small_groups(direction)
@@ -371,7 +378,8 @@ def exits(draw: st.DrawFn, id: int, vni: int) -> Port:
     tail = draw(pick((nat_tail(1, 1), nat_tail(2, 2), nat_tail(1, 1, draw(translations)), overlay_tail(vni),
                       _exit_tail(2, 1, vni), _exit_tail(1, 2, vni))))
     strict = draw(pick((False,) * 7 + (True,)))
-    return Port(id, f"exit{id}", 0, MACS[id], GATEWAY_MAC, middle + tail, strict, exit_of=vni)
+    return Port(id, f"exit{id}", 0, MACS[id], GATEWAY_MAC, middle + tail, strict, draw(pick((None, None, *TIMEOUTS))),
+                connections=draw(pick((0,) * 9 + (1, 2))), exit_of=vni)
 
 
 def _exit_tail(pool: int, uplink: int, vni: int) -> tuple[Layer, ...]:

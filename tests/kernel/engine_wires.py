@@ -20,6 +20,7 @@ from engine_backends import Outcome, outcome_of
 from engine_frames import checksum
 from engine_states import HERE, PORT_IDS, TUNNEL_IFINDEX, UNDERLAY_IFINDEX, UPLINKS, VTEPS
 from engine_storms import AgeingBpf, Duel
+from engine_switching import ROUTERS
 from vswitch_kit import Namespace, run
 
 from vfp.datapath.engine import Hook as Program
@@ -154,6 +155,8 @@ class WireBpf(AgeingBpf):
         for vtep in VTEPS:
             host.ip("neigh", "add", str(vtep), "lladdr", _NEIGHBOUR, "dev", _UNDERLAY, "nud", "permanent")
         for id in UPLINKS:
+            for router in filter(None, ROUTERS):        # that rules name
+                host.ip("neigh", "add", str(router), "lladdr", _NEIGHBOUR, "dev", f"up{id}", "nud", "permanent")
             host.ip("addr", "add", f"192.0.2.{id}/32", "dev", f"up{id}")
             host.ip("-6", "addr", "add", f"2001:db8:ffff::{id}/128", "dev", f"up{id}", "nodad")
             for version, next_hop in ((4, f"192.0.2.{100 + id}"), (6, f"2001:db8:ffff::{100 + id}")):

@@ -33,7 +33,7 @@ ONE = PortGoal("uid-one", "one", "red", "n2", "10.1.0.2/24", "02:00:00:00:50:12"
 TWO = replace(ONE, id="uid-two", name="two", address="10.1.0.3/24", mac="02:00:00:00:50:13", netns="a2s-two",
               address6="fd00:51::3/64")
 FAR = RemotesGoal("n2/h2/0", "n2", "h2", ("172.31.0.2",), ("far",), bytes.fromhex("020000005099"),
-                  bytes((10, 1, 0, 9)), b"")
+                  socket.inet_aton("10.1.0.9"), b"")
 ALL: tuple[Goal, ...] = (HOST, RED, ONE, TWO, FAR)
 
 

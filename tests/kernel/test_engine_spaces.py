@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address
 from unittest.mock import patch
 
 import numpy as np
@@ -16,7 +16,7 @@ from vfp.datapath.limits import Limits
 from vfp.datapath.map import BpfMap
 from vfp.errors import CompileError, TableFull
 from vfp.layout import LOCATION, SPACE_KEY, unpack_address
-from vfp.model import Address, EngineState, LocalPort, Remote, RemoteBlock, Space
+from vfp.model import Address, EngineState, LocalPort, Port, Remote, RemoteBlock, Route, Space
 from vfp.reference.index import Index
 from vfp.spaces import compile_spaces
 from vfp.vteps import vtep_id
@@ -141,6 +141,29 @@ def test_what_contradicts_itself_is_refused(datapath: Datapath, space: Space, sa
     with pytest.raises(CompileError, match=says):
         datapath.apply(EngineState(spaces=(space,)))
     assert held(datapath) == wanted(good)
+
+
+ANY = IPv4Network("0.0.0.0/0")
+
+
+@pytest.mark.parametrize(("routes", "says"), [
+    ((Route(ANY, VTEPS[0]), Route(ANY, IPv4Address("10.0.0.1"))), "the prefix has a route already"),
+    ((Route(ANY, IPv6Address("fd00::1")),), "next hop fd00::1 is of another family; give an IPv4 address"),
+    ((Route(ANY, Remote(IPv4Address("240.0.0.1"), 7, MAC)),), "VTEP 240.0.0.1 is no address of a host"),
+    ((Route(ANY, LocalPort(1, MAC)),), "port 1 is no exit of this space"),
+])
+def test_a_route_that_leads_nowhere_is_refused(datapath: Datapath, routes: tuple[Route, ...], says: str) -> None:
+    with pytest.raises(CompileError, match=f"space 7, route to 0.0.0.0/0: {says}"):
+        datapath.apply(EngineState(ports=(Port(1, "p1", 11, MAC, MAC),), spaces=(Space(7, routes=routes),)))
+
+
+def test_two_ipv6_vteps_with_one_id_are_refused_by_name(datapath: Datapath) -> None:
+    two = block(0, 5, IPv6Address("2001:db8::a")), block(5, 5, IPv6Address("2001:db8::b"))
+    both = {"2001:db8::a", "2001:db8::b"}
+    with patch("vfp.vteps.vtep_id", lambda vtep: 0xE0000001), pytest.raises(CompileError) as refused:
+        datapath.apply(EngineState(spaces=(Space(7, blocks=two),)))
+    assert both <= set(str(refused.value).replace(",", "").split())
+    assert "0xe0000001" in str(refused.value)
 
 
 def test_the_same_address_may_be_in_two_spaces_and_families(datapath: Datapath) -> None:

@@ -223,6 +223,23 @@ def test_bulk_arrives_whole_and_is_not_cut_small(two: Two, version: int, client:
 
 
 @VERSIONS
+def test_all_packets_of_a_connection_have_one_outer_port(two: Two, version: int) -> None:
+    """Whether the engine makes the outer header or the device: else the two would take different paths."""
+    wire = two.far.wire(two.far.host, "ul0")
+    data = os.urandom(1 << 16) * 16
+    assert _stream(two, version, "a", data)
+    at, source = (34, slice(26, 30)) if two.family == 4 else (54, slice(22, 38))
+    sender, ports = ip_address(OUTER[two.family][0]).packed, set()
+    wire.settimeout(0.2)
+    with suppress(TimeoutError):
+        while frame := wire.recv(1 << 17):
+            inner = frame[at + 16:]
+            if frame[source] == sender and inner[23 if version == 4 else 20] == socket.IPPROTO_TCP:
+                ports.add(frame[at:at + 2])
+    assert len(ports) == 1
+
+
+@VERSIONS
 def test_datagrams_of_all_sizes_arrive(two: Two, version: int) -> None:
     with (two.socket("c", version, socket.SOCK_DGRAM) as listening,
           two.socket("a", version, socket.SOCK_DGRAM) as sending):

@@ -76,7 +76,7 @@ def _can_enter(send: Send, state: EngineState) -> bool:
     if send.hook is Hook.OVERLAY_IN and len(send.frame) < 54:
         return False                        # the VXLAN device wants to see an IP header
     # The kernel takes a VLAN tag off first, and drops what has no room for one.
-    return len(send.frame) >= 18 or send.frame[12:14] not in (b"\x81\x00", b"\x88\xa8")
+    return len(send.frame) >= 20 or send.frame[12:14] not in (b"\x81\x00", b"\x88\xa8")
 
 
 def _larger(chance: random.Random, frame: bytes) -> bytes:

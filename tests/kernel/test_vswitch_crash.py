@@ -15,12 +15,14 @@ import pytest
 from vswitch_kit import Namespace, World, compile_bpf, port, run, world
 
 from vfp.datapath.object import BpfObject
-from vswitch import BridgeLink, PortLink, Switch, TunnelLink, netlink
+from vswitch import BridgeLink, HookedProgram, Limit, PortLink, ShaperLink, Switch, TunnelLink, netlink
 
 ROUNDS = 30
 PORTS = 4
 BRIDGE = BridgeLink("slb1", "sluice:bridge:uid", "02:99:00:00:00:01", ("10.99.0.1/24", "fd00:99::1/64"), 1400)
-TUNNEL = TunnelLink("slvx0", "sluice:tunnel")
+TUNNEL = TunnelLink("slvx0", "sluice:tunnel", ipv6=True)
+SHAPER = ShaperLink("slq0", "slq1", "sluice:shaper")
+CAP = Limit(1_000_000, 1_000_000)
 NEIGHBOURS = {f"10.99.0.{number}": f"02:99:00:00:00:{number:02x}" for number in range(5, 5 + PORTS)}
 NEIGHBOURS |= {f"fd00:99::{number}": f"02:99:00:00:00:{number:02x}" for number in range(5, 5 + PORTS)}
 TAP = PortLink("vm0", "sluice:port:uid-vm:90", "", "", "02:99:00:00:00:90", (), (), 1400, "slb1", tap=True)
@@ -54,10 +56,14 @@ def make_all(switch: Switch, ends: list[Namespace], program_fd: int) -> None:
         ifindex = switch.ensure_port(port(number, end, bridge="slb1", addresses=addresses, gateways=gateways))
         switch.attach(ifindex, "ingress", program_fd, "sluice_port_out")
         switch.attach(ifindex, "egress", program_fd, "sluice_port_in")
+        if number == 5:
+            switch.ensure_queue(ifindex, CAP)
     switch.attach(switch.ensure_port(TAP), "ingress", program_fd, "sluice_port_out")
     switch.open_loopback(program_fd, "sluice_uplink_in")
     switch.set_neighbours("slb1", NEIGHBOURS)
     switch.reserve_ports([RESERVED])
+    switch.ensure_classes(switch.ensure_shaper(SHAPER, [HookedProgram("ingress", program_fd, "sluice_in")]), {5: CAP})
+    switch.set_listening(["lo"])
 
 
 def remove_all(switch: Switch) -> None:
@@ -65,6 +71,7 @@ def remove_all(switch: Switch) -> None:
         switch.remove(name)
     switch.close_loopback()
     switch.release_ports()
+    switch.set_listening([])
 
 
 def lo_settings(host: Namespace) -> list[str]:
@@ -87,6 +94,12 @@ def check_all(host: Namespace, ends: list[Namespace]) -> None:
     assert (tap["ifalias"], tap["master"], tap["linkinfo"]["info_data"]["persist"]) == (TAP.alias, "slb1", True)
     assert lo_settings(host) == ["1", "1"]
     assert host.link("slvx0")["ifalias"] == "sluice:tunnel"
+    assert {"UP", "NOARP"} <= set(host.link("slq0")["flags"]) & set(host.link("slq1")["flags"])
+    for link, handle in (("slq0", "1:5"), ("slp5", "1:1")):
+        classes = run("tc", "-n", host.name, "class", "show", "dev", link)
+        assert f"class htb {handle} parent 1:ffff leaf" in classes
+    assert "sluice_in" in run("tc", "-n", host.name, "filter", "show", "dev", "slq1", "ingress")
+    assert "PROMISC" in host.link("lo")["flags"]
     assert host.call(lambda: Path("/proc/sys/net/ipv4/ip_local_reserved_ports").read_text()) == "20000-20100\n"
 
 
@@ -98,6 +111,8 @@ def check_none(w: World, host: Namespace, ends: list[Namespace]) -> None:
     assert "clsact" not in run("tc", "-n", host.name, "qdisc", "show", "dev", "lo")
     assert host.call(lambda: Path("/proc/sys/net/ipv4/ip_local_reserved_ports").read_text()) == "\n"
     assert [*w.scratch.glob("reserved-ports-*.json"), *w.scratch.glob("loopback-*.json")] == []
+    assert "PROMISC" not in host.link("lo")["flags"]
+    assert [*w.scratch.glob("listening-*.json")] == []
 
 
 def test_death_after_any_datagram_is_mended(

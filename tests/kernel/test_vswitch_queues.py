@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -237,6 +238,84 @@ def test_a_queue_at_the_port_holds(w: World, host: Namespace, switch: Switch, tm
     switch.remove_queue(ifindex)
     switch.remove_queue(ifindex)
     assert "noqueue" in host.execute("tc", "qdisc", "show", "dev", "slp2")
+
+
+CROWD = """
+SEC("tc") int vsw_out(struct __sk_buff *skb)
+{
+    __u16 port = 0;
+
+    bpf_skb_load_bytes(skb, 36, &port, sizeof(port));       /* of UDP over IPv4 without options */
+    skb->priority = 1 << 16 | (__builtin_bswap16(port) - 6000 + 100);
+    skb->mark = OTHER;
+    return bpf_redirect(SHAPER, 0);
+}
+"""
+CROWD_SERVE = """
+import selectors, socket, sys, time
+who, got = selectors.DefaultSelector(), [0] * 50
+for number in range(50):
+    s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    s.bind(("", 6000 + number))
+    s.setblocking(False)
+    who.register(s, selectors.EVENT_READ, number)
+print("ready", flush=True)
+who.select()
+time.sleep(0.5)
+start = time.monotonic()
+while time.monotonic() < start + 2.5:
+    for key, _ in who.select(0.1):
+        try:
+            while True:
+                size = len(key.fileobj.recv(2048))
+                if time.monotonic() > start + 0.3:
+                    got[key.data] += size + 42
+        except BlockingIOError:
+            pass
+print(*(size * 8 / 2.2 for size in got))
+"""
+CROWD_SEND = """
+import socket, time
+ends = []
+for number in range(50):
+    s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    s.setblocking(False)
+    s.connect(("10.99.0.2", 6000 + number))
+    ends.append(s)
+end = time.monotonic() + 3.6
+while time.monotonic() < end:
+    for s in ends:
+        try:
+            s.send(bytes(1200))
+            s.send(bytes(1200))
+        except OSError:
+            pass
+    time.sleep(0.002)
+"""
+
+
+def test_fifty_caps_hold_beside_each_other(w: World, host: Namespace, switch: Switch, tmp_path: Path) -> None:
+    (near, far), = joined(w, host, switch, 1, tmp_path)
+    shaper = switch.ensure_shaper(SHAPER)
+    switch.ensure_classes(shaper, {100 + number: Limit(MBIT, MBIT) for number in range(50)})
+    constants = {"OTHER": host.link("slp2")["ifindex"], "SHAPER": shaper}
+    with BpfObject.load(compile_bpf(CROWD, tmp_path / "crowd.o", **constants)) as loaded:
+        switch.attach(host.link("slp1")["ifindex"], "ingress", loaded.programs["vsw_out"].fd, "sluice_out")
+    with started(far, CROWD_SERVE) as serve:
+        assert serve.stdout is not None
+        serve.stdout.readline()
+        with started(near, CROWD_SEND):
+            rates = [float(text) / MBIT for text in serve.communicate(timeout=30)[0].split()]
+    assert len(rates) == 50
+    assert [rate for rate in rates if rate != pytest.approx(1, rel=0.05)] == []
+
+
+@contextmanager
+def started(where: Namespace, script: str) -> Iterator[subprocess.Popen[str]]:
+    """A program inside that ends by itself."""
+    command = ["nsenter", f"--net=/run/netns/{where.name}", sys.executable, "-c", script]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        yield process
 
 
 def test_guarantees_share_the_rate_of_all(w: World, host: Namespace, switch: Switch, tmp_path: Path) -> None:

@@ -13,10 +13,13 @@ from agent_kit import (
     built,
     engine,
     error_of,
+    goals,
+    ids_for,
     ip,
     nat,
     network_of,
     number_of,
+    observed,
     overlay,
     port,
     remotes,
@@ -26,10 +29,11 @@ from agent_kit import (
 from scapy.layers.inet import IP
 from scapy.layers.l2 import Ether
 
-from agent.build import Built
+from agent.build import Built, build
 from policy.addresses import link_local
 from policy.world import exit_uid
 from southbound.messages import FloodGoal, NetworkGoal, PortGoal, RouteGoal
+from vfp.compile import Compiler
 from vfp.datapath.engine import Hook
 from vfp.model import Flooding, Forward, LocalPort, Rate, Remote, Route, Rule, Space, Switch, ToUplink, Virtual
 from vfp.reasons import DropReason
@@ -248,3 +252,34 @@ def test_the_tunnel_stays_while_the_host_has_an_underlay_so_that_old_maps_are_an
     assert (made.engine.tunnel_ifindex, made.engine.underlays[0].address) == (500, IPv4Address("172.31.0.1"))
     assert built(HOST, nat(1)).tunnel is None
     assert built(replace(HOST, underlay=""), nat(1), owned={"slvx0": there}).tunnel is None
+
+
+@pytest.mark.parametrize(("bad", "words"), [
+    (replace(RED, space=1 << 24), "VNI 16777216 is out of range; use 1 to 16777215"),
+    (replace(network_of("private"), space=5001), "space 5001 is out of range"),
+])
+def test_a_number_that_is_no_networks_is_refused(bad: NetworkGoal, words: str) -> None:
+    made = built(HOST, bad, GREEN, port("g", GREEN, "10.3.0.2", 0x32))
+    assert words in error_of(made, bad)
+    assert [one.name for one in made.engine.ports] == ["red/g"]
+
+
+@pytest.mark.parametrize("mac", ["01:00:5e:00:00:01", "00:00:00:00:00:00"])
+def test_a_mac_that_is_no_endpoints_is_refused(mac: str) -> None:
+    bad = replace(A, mac=mac)
+    made = built(HOST, RED, bad, port("ok", RED, "10.1.0.8", 8))
+    assert "is no endpoint's" in error_of(made, bad)
+    assert [one.name for one in made.engine.ports] == ["red/ok"]
+
+
+def test_without_the_tunnel_device_local_endpoints_still_reach_each_other() -> None:
+    """Its UDP port is somebody else's: nothing may be taken from there, and nothing is said of underlays."""
+    state = goals(HOST, RED, A, port("n", RED, "10.1.0.3", 0x13), FAR_RED)
+    ids = ids_for(*state.objects.values())
+    there = observed(state, ids)
+    owned = {name: link for name, link in there.owned.items() if name != "slvx0"}
+    made = build(state, replace(there, owned=owned), ids)
+    Compiler().compile(made.engine, 64)
+    assert (made.engine.underlays, {one.vteps for one in made.engine.ports}) == ((), {()})
+    near = ip(A, "10.1.0.3", tcp(), dst_mac="02:00:00:00:00:13")
+    assert engine(made).process(Hook.PORT_OUT, number_of(made, A), near, now_s=0).verdict is Verdict.REDIRECT_PORT

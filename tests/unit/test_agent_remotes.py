@@ -138,6 +138,7 @@ def test_of_several_underlay_addresses_each_endpoint_has_one_by_its_mac() -> Non
     (replace(FAR, addresses6=FAR.addresses6[:16]), "do not fit together"),
     (replace(FAR, vteps=()), "(none)"),
     (replace(FAR, vteps=("172.31.0.300",)), "172.31.0.300"),
+    (replace(FAR, vteps=("224.0.0.1",)), "224.0.0.1 is no address of a host"),
 ])
 def test_a_bad_block_is_its_own_fault(bad: RemotesGoal, words: str) -> None:
     good = remotes(RED, ("x", "10.1.0.77", 0x77, ""), host="h3")

@@ -137,6 +137,16 @@ def test_an_unknown_uplink_is_told_by_network_and_endpoint() -> None:
     assert made.engine.ports == ()
 
 
+def test_a_link_of_our_own_is_no_segment() -> None:
+    network = replace(TRANSPARENT, uplink="slb1")
+    web_network = nat(1)
+    web = port("web", web_network, "192.168.1.5", 5)
+    segments = {"slb1": UplinkState(300, "slb1", (), 1500, "02:fe:00:00:01:01")}
+    made = built(HOST, network, web_network, web, endpoint(network, 21), segments=segments)
+    assert "it is the host's own" in error_of(made, network)
+    assert [one.name for one in made.engine.ports] == ["default/web"]
+
+
 def test_a_mac_or_address_is_once_on_a_segment_whatever_the_network() -> None:
     second = network_of("transparent", "172.16.9.0/24", n=9, flood=FLOOD)
     one, two = endpoint(TRANSPARENT, 21), replace(port("x", second, "172.16.9.5", 21), id="uid-x")

@@ -280,6 +280,19 @@ def test_every_bad_document_is_refused_by_name_and_leaves_no_trace(tmp_path: Pat
     with_parts(tmp_path, body)
 
 
+def test_broadcast_that_would_go_to_too_many_hosts_is_refused_from_either_side(tmp_path: Path) -> None:
+    async def body(parts: Parts) -> None:
+        hosts = [host(f"m{n}", f"172.31.9.{n}") for n in range(1, 131)]
+        many = [endpoint(f"m{n}", "red", f"m{n}") for n in range(1, 131)]
+        loud = red(broadcast={"rate": 5, "burst": 5})
+        assert (await parts.apply(*hosts, loud, *many[:-1])).status_code == 200
+        await refuses(parts, (many[-1], 422, "spec.host", "m130", "on 130 hosts", "broadcast: off"))
+        assert (await parts.apply(red(), many[-1])).status_code == 200
+        await refuses(parts, (loud, 422, "spec.broadcast", "rate 5", "at most 128", "broadcast: off"))
+
+    with_parts(tmp_path, body)
+
+
 def test_what_others_name_is_not_deleted_but_together_with_them_it_is(tmp_path: Path) -> None:
     async def body(parts: Parts) -> None:
         for name in ("h1", "h2"):

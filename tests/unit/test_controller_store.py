@@ -106,6 +106,38 @@ def test_a_store_of_a_newer_version_or_that_is_no_database_is_refused(tmp_path: 
         SqliteStore(tmp_path / "no" / "folder.db")
 
 
+SINCE_3 = {"Network": ("peers", "routes", "egress", "isolation", "routerAdvertisements", "slaac"),
+           "Host": ("external",), "Endpoint": ("queues", "dhcp", "forwards", "vlans")}
+"""Fields that the specs of schema version 3 have, by kind."""
+
+
+def test_a_store_of_version_2_opens_and_an_older_controller_does_not_open_it_then(tmp_path: Path) -> None:
+    """Of before other modes: fewer fields in specs."""
+    path = tmp_path / "sluice.db"
+
+    async def before(parts: Parts) -> State:
+        await parts.world()
+        return parts.ledger.state
+
+    state = with_parts(tmp_path, before)
+    connection = sqlite3.connect(path)
+    for kind, name, spec in connection.execute("SELECT kind, name, spec FROM objects").fetchall():
+        old_spec = {k: v for k, v in json.loads(spec).items() if k not in SINCE_3.get(kind, ())}
+        connection.execute("UPDATE objects SET spec = ? WHERE kind = ? AND name = ?",
+                           (json.dumps(old_spec), kind, name))
+    connection.execute("PRAGMA user_version = 2")
+    connection.commit()
+    connection.close()
+
+    async def after(parts: Parts) -> None:
+        assert same(parts.ledger.state, state)
+
+    with_parts(tmp_path, after)
+    connection = sqlite3.connect(path)
+    assert connection.execute("PRAGMA user_version").fetchone() == (3,)
+    connection.close()
+
+
 def test_a_store_of_version_1_opens_and_goes_on(tmp_path: Path) -> None:
     """Of before networks had several subnets: no subnets assigned, cursors of 64 bits, fewer fields in specs."""
     path = tmp_path / "sluice.db"
@@ -117,8 +149,9 @@ def test_a_store_of_version_1_opens_and_goes_on(tmp_path: Path) -> None:
 
     state = with_parts(tmp_path, before)
     connection = sqlite3.connect(path)
-    new_fields = {"Network": ("onOverlap",), "Host": ("mappingPorts", "avoidPrefixes", "autoPrefixes"),
-                  "StaticMapping": ("allowFrom",)}
+    new_fields = {"Network": ("onOverlap", *SINCE_3["Network"]), "StaticMapping": ("allowFrom",),
+                  "Host": ("mappingPorts", "avoidPrefixes", "autoPrefixes", *SINCE_3["Host"]),
+                  "Endpoint": SINCE_3["Endpoint"]}
     for kind, name, spec, assigned in connection.execute("SELECT kind, name, spec, assigned FROM objects").fetchall():
         old_spec = {k: v for k, v in json.loads(spec).items() if k not in new_fields.get(kind, ())}
         for subnet in old_spec.get("subnets", ()):

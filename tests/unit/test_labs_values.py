@@ -60,6 +60,7 @@ def test_unknown_name_is_told_with_those_there_are() -> None:
     ({"at_least": 3, "at_most": "3"}, ["3.0"]),
     ({"more_than": "${before}"}, [8]),
     ({"minus": "${before}", "at_most": 1}, [8]),
+    ({"minus": "${before}", "equals": 1}, [8]),
     ({"sum": True, "equals": 8}, [3, 5]),
     ({"more_than": 0}, [1, 2, 3]),
     ({"count": 2}, [0, 0]),

@@ -333,8 +333,7 @@ static __always_inline int send_back(struct __sk_buff *skb, struct scratch *s)
 		if (!settings || !settings->tunnel_ifindex)
 			return TC_ACT_SHOT;
 		report(skb, s, PLACE_TUNNEL, reason, number);
-		s->tunnel.fragments = 0;
-		return into_tunnel(skb, s, number, s->pkt.vtep, settings->underlays[is_ipv6_vtep(s->pkt.vtep)]);
+		return into_tunnel(skb, s, number, s->pkt.vtep, settings->underlays[is_ipv6_vtep(s->pkt.vtep)], 0);
 	case ZONE_UPLINK:
 		uplink = bpf_map_lookup_elem(&uplinks, &number);
 		if (!uplink || !uplink->ifindex)

@@ -209,11 +209,13 @@ static __always_inline int rewrite_packet(struct __sk_buff *skb, struct scratch 
 }
 
 /* Outer headers are made beyond a tail call; a test run shows the packet without them. */
-static __always_inline int into_tunnel(struct __sk_buff *skb, struct scratch *s, __u32 vni, __u32 vtep, __u8 underlay)
+static __always_inline int into_tunnel(struct __sk_buff *skb, struct scratch *s, __u32 vni, __u32 vtep, __u8 underlay,
+				       __u8 fragments)
 {
 	s->tunnel.vni = vni;
 	s->tunnel.vtep = vtep;
 	s->tunnel.underlay = underlay;
+	s->tunnel.fragments = fragments;
 	s->tunnel.family = s->pkt.key.family;
 	if (s->probe)
 		return TC_ACT_OK;
@@ -266,8 +268,7 @@ static __always_inline int back_to_asker(struct __sk_buff *skb, struct scratch *
 	struct port *port;
 
 	if (ZONE_KIND(s->pkt.key.zone) == ZONE_OVERLAY) {
-		s->tunnel.fragments = 0;
-		return into_tunnel(skb, s, id, s->reply.out.vtep, s->reply.out.underlay);
+		return into_tunnel(skb, s, id, s->reply.out.vtep, s->reply.out.underlay, 0);
 	}
 	if (ZONE_KIND(s->pkt.key.zone) == ZONE_UPLINK)
 		return bpf_redirect(skb->ifindex, 0);
@@ -389,7 +390,7 @@ static __always_inline int by_hop(const struct transposition *t)
 /* Returns a TC verdict. */
 static __always_inline int transpose(struct __sk_buff *skb, struct scratch *s, const struct transposition *t)
 {
-	int reason;
+	int reason, size = SIZE_FITS;
 
 	if (t->flags & DEC_TTL) {
 		if (s->ttl <= 1)
@@ -398,13 +399,10 @@ static __always_inline int transpose(struct __sk_buff *skb, struct scratch *s, c
 	/* Sent to everyone on its link, so no router's to pass on (RFC 1812 5.3.4); the kernel would not, either. */
 	if ((t->place == PLACE_UPLINK || t->place == PLACE_LOOPBACK) && s->pkt.dmac[0] & 1)
 		return drop_early(skb, s, NO_ROUTE);
-	s->tunnel.fragments = 0;
 	if (skb->len > EVERY_LINK) {
-		int size = size_of(skb, s, t);
-
+		size = size_of(skb, s, t);
 		if (size == SIZE_TOO_BIG)
 			return drop_too_big(skb, s);
-		s->tunnel.fragments = size;
 	}
 	if (s->pkt.tcp_flags & TCP_SYN)
 		clamp_mss(skb, s, mtu_of(t));
@@ -419,7 +417,7 @@ static __always_inline int transpose(struct __sk_buff *skb, struct scratch *s, c
 	case PLACE_PORT:
 		return to_endpoint(skb, s, t->ifindex, 0);
 	case PLACE_TUNNEL:
-		return into_tunnel(skb, s, t->vni, t->vtep, t->underlay);
+		return into_tunnel(skb, s, t->vni, t->vtep, t->underlay, size == SIZE_FRAGMENTS);
 	case PLACE_UPLINK:
 		return t->vtep ? by_hop(t) : bpf_redirect_neigh(t->ifindex, 0, 0, 0);
 	case PLACE_WIRE:

@@ -60,7 +60,7 @@ from vfp.datapath.records import (
 from vfp.datapath.ring import RingBuffer
 from vfp.datapath.select import FlowFilter, FlowPage, select
 from vfp.datapath.sets import SetTable
-from vfp.datapath.spaces import SpaceChange, SpaceTable
+from vfp.datapath.spaces import SpaceChange, SpaceTable, families_of
 from vfp.datapath.switch import PortPrograms
 from vfp.datapath.trace import Traced, dry_run, flow_key
 from vfp.errors import TableFull
@@ -584,6 +584,7 @@ class Datapath(AbstractContextManager["Datapath"]):
         limits = self._limits
         for name, limit, option in (
             ("mappings", limits.mappings, "mappings"), ("vtep_ids", limits.vteps, "vteps"),
+            ("paths", limits.vteps, "vteps"),
             ("routes", limits.routes, "routes"),
             ("links", limits.ports + 256, "ports"), ("meters", limits.meters, "meters"),
             ("pools", limits.pools, "pools"), ("stations", limits.stations, "stations"),
@@ -603,13 +604,12 @@ class Datapath(AbstractContextManager["Datapath"]):
     def _spaces_to_bump(self, tables: Tables, change: SpaceChange) -> frozenset[int]:
         """Spaces whose flows may go elsewhere now. What is only added concerns no flow, unless routes led there."""
         before, after = self._shadow["routes"], tables.maps["routes"]
-        rows = {key: np.frombuffer(key, ROUTE_KEY)[0] for key in {*before, *after}} if before else {}
-        routed = {(int(rows[key]["space"]), int(rows[key]["family"])) for key in before}
-        grown = change.grown | {
-            (int(row["space"]), int(row["family"])) for key, row in rows.items() if key not in before}
-        return change.spaces.union(
-            (space for space, _ in routed & grown),
-            (int(rows[key]["space"]) for key in self._changed("routes", tables)))
+        if not before or (before == after and not change.grown):
+            return change.spaces
+        routed = families_of(before)
+        grown = change.grown | families_of(after.keys() - before.keys())
+        return change.spaces.union((space for space, _ in (*(routed & grown), *families_of(
+            self._changed("routes", tables)))))
 
     def _ports_to_bump(self, tables: Tables, spaces: frozenset[int]) -> set[int]:
         """Ports whose decisions may be outdated: program, record, or something a rule of theirs refers to.
@@ -642,9 +642,12 @@ class Datapath(AbstractContextManager["Datapath"]):
 
     def _exits_of(self, spaces: frozenset[int]) -> set[int]:
         """Ports to which a route of these spaces leads."""
-        routes = [(np.frombuffer(key, ROUTE_KEY)[0], np.frombuffer(value, ROUTE)[0]["to"])
-                  for key, value in self._shadow["routes"].items()] if spaces else []
-        return {int(to["port"]) for key, to in routes if to["kind"] == LocationKind.PORT and key["space"] in spaces}
+        routes = self._shadow["routes"]
+        if not spaces or not routes:
+            return set()
+        to = np.frombuffer(b"".join(routes.values()), ROUTE)["to"]
+        theirs = np.isin(np.frombuffer(b"".join(routes), ROUTE_KEY)["space"], list(spaces))
+        return set(to["port"][theirs & (to["kind"] == LocationKind.PORT)].tolist())
 
     def _differs(self, tables: Tables, stale: set[int]) -> bool:
         return bool(

@@ -60,6 +60,7 @@ class Limits:
             "ports": self.ports, "programs": self.ports, "gateways": self.ports, "usages": self.ports,
             "links": self.ports + 256,
             "spaces": self.space_entries, "routes": self.routes, "vtep_ids": self.vteps, "vtep_addresses": self.vteps,
+            "paths": self.vteps,
             "mappings": self.mappings, "meters": self.meters,
             "pools": self.pools, "uses": 4 * self.pools,
             "segments": self.segments, "flooding": self.segments, "stations": self.stations, "flooded": self.flooded,

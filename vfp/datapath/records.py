@@ -46,7 +46,7 @@ class FlowRecord:
     bytes: int
     idle_s: float
     age_s: float
-    place: str                              # stack, port, uplink, tunnel
+    place: str                              # stack, port, uplink, wire, tunnel
     ports: tuple[int, int]                  # sender, receiver; 0: none
     ifindex: int                            # of the port or uplink it leaves by
     vtep: Address | None                    # of a tunnel; None: no tunnel, or a VTEP that is no longer known

@@ -14,10 +14,10 @@ import numpy.typing as npt
 
 from vfp.datapath.map import BpfMap
 from vfp.errors import TableFull
-from vfp.layout import LOCATION, SPACE_KEY, LocationKind
+from vfp.layout import LOCATION, ROUTE_KEY, SPACE_KEY, LocationKind
 from vfp.spaces import Chunk, CompiledSpace, U8Array, match_rows, rows_of
 
-__all__ = ["SpaceChange", "SpaceTable"]
+__all__ = ["SpaceChange", "SpaceTable", "families_of"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -67,8 +67,7 @@ class SpaceTable:
         fresh = np.ones(len(after.keys), bool)
         fresh[there[stays]] = False
         new_rows = _rows(after.keys[fresh])
-        grown = {(int(pair >> 8), int(pair & 0xFF))
-                 for pair in np.unique(new_rows["space"].astype(np.uint64) << np.uint64(8) | new_rows["family"])}
+        grown = _pairs(new_rows["space"], new_rows["family"])
         return SpaceChange(removed, added, after.keys[write], after.values[write], before.keys[~stays],
                            frozenset(np.unique(_rows(before.keys[~same])["space"]).tolist()), frozenset(grown))
 
@@ -102,6 +101,17 @@ class SpaceTable:
         if self._chunks is None:
             self._chunks = {id(chunk): chunk for chunk in _by_space(*self._map.lookup_all())}
         return self._chunks
+
+
+def families_of(routes: Iterable[bytes]) -> set[tuple[int, int]]:
+    """(space, family) of keys of the table `routes`."""
+    keys = np.frombuffer(b"".join(routes), ROUTE_KEY)
+    return _pairs(keys["space"], keys["family"])
+
+
+def _pairs(spaces: npt.NDArray[Any], families: npt.NDArray[Any]) -> set[tuple[int, int]]:
+    both = np.unique(spaces.astype(np.uint64) << np.uint64(8) | families.astype(np.uint64))
+    return {(pair >> 8, pair & 0xFF) for pair in both.tolist()}
 
 
 def _by_space(keys: U8Array, values: U8Array) -> Iterable[Chunk]:

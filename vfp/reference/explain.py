@@ -137,9 +137,9 @@ def explain_frame(state: EngineState, hook: Hook, number: int, frame: bytes, now
     `vtep` is the outer source at `overlay_in`; None trusts the mapping. `members`: those of dynamic sets, and when each
     ends.
     """
-    zone = zone_of(hook, number)
+    zone, index = zone_of(hook, number), Index(state)
     try:
-        frame, packet = parse_tagged(Index(state), zone, frame)
+        frame, packet = parse_tagged(index, zone, frame)
         packet = FragmentTable().resolve(zone, packet, 0.0)
     except Malformed as malformed:
         ours = zone.kind is not ZoneKind.UPLINK
@@ -149,7 +149,7 @@ def explain_frame(state: EngineState, hook: Hook, number: int, frame: bytes, now
     sets = Sets(state)
     for id, those in (members or {}).items():
         sets.members(id).update(those)
-    decision = decide(Index(state), Bindings() if bindings is None else bindings, sets, subject, now_s)
+    decision = decide(index, Bindings() if bindings is None else bindings, sets, subject, now_s)
     if decision.forward is None:
         return Explanation(state, zone, decision, packet, frame)
     how = decision.forward.transposition
