@@ -47,9 +47,9 @@ def compare(explained: Explanation, traced: Traced) -> None:
     match answer["leaves"]["to"]:
         case "port" if explained.verdict == "forward":
             assert (traced.place, traced.target) == (PlaceKind.PORT, PORT_IFINDEX + leaves.port)   # type: ignore[union-attr]
-        case "uplink":
+        case "uplink" if explained.verdict == "forward":
             assert (traced.place, traced.target) == (PlaceKind.UPLINK, UPLINK_IFINDEX + leaves.uplink)  # type: ignore[union-attr]
-        case "vtep":
+        case "vtep" if explained.verdict == "forward":
             assert (traced.place, traced.target, traced.vtep) == (PlaceKind.TUNNEL, leaves.vni, leaves.vtep)  # type: ignore[union-attr]
         case _:
             assert traced.place is _PLACES[explained.verdict]
