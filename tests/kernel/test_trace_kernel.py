@@ -20,6 +20,7 @@ from vfp.model import EngineState
 from vfp.reasons import DropReason
 from vfp.reference import Explanation, Hook, explain_frame
 from vfp.reference.bindings import PeekedBindings
+from vfp.reference.transposition import ToWire
 
 _ROOM = {"traced", "scratches", "copies", "answers"}    # where a run works; nobody reads it later
 _UNREADABLE = {"events", "bindings_log", "captures", "time_waits", "resets", "lingering"}  # reading takes out
@@ -48,7 +49,10 @@ def compare(explained: Explanation, traced: Traced) -> None:
         case "port" if explained.verdict == "forward":
             assert (traced.place, traced.target) == (PlaceKind.PORT, PORT_IFINDEX + leaves.port)   # type: ignore[union-attr]
         case "uplink" if explained.verdict == "forward":
-            assert (traced.place, traced.target) == (PlaceKind.UPLINK, UPLINK_IFINDEX + leaves.uplink)  # type: ignore[union-attr]
+            place = PlaceKind.WIRE if isinstance(leaves, ToWire) else PlaceKind.UPLINK
+            assert (traced.place, traced.target) == (place, UPLINK_IFINDEX + leaves.uplink)     # type: ignore[union-attr]
+        case "many" if explained.verdict == "forward":
+            assert (traced.place, traced.target) == (PlaceKind.FLOOD, leaves.number)            # type: ignore[union-attr]
         case "vtep" if explained.verdict == "forward":
             assert (traced.place, traced.target, traced.vtep) == (PlaceKind.TUNNEL, leaves.vni, leaves.vtep)  # type: ignore[union-attr]
         case _:
