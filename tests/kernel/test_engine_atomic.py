@@ -259,6 +259,15 @@ def test_after_each_write_a_packet_meets_one_policy_whole_when_sets_change_with_
             probe.check(f"after change {number}", new)
 
 
+def test_what_is_pinned_is_adopted_and_not_loaded_again(pin_dir: Path) -> None:
+    """It is not if the compiler makes a map of constants, which has no pin: see that C initializers leave none."""
+    loaded = []
+    for _ in range(2):
+        with Datapath.open(pin_dir, LIMITS) as datapath:
+            loaded.append({name: program.id for name, program in datapath._object.programs.items()})
+    assert loaded[0] == loaded[1]
+
+
 def test_a_crash_at_any_write_leaves_the_old_policy_or_the_new_when_sets_change_with_rules(pin_dir: Path) -> None:
     rng = random.Random(4)
     drawn = [replace(policies(rng), by_sets=True) for _ in range(3)]

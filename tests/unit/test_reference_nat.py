@@ -244,7 +244,7 @@ def test_what_is_too_big_for_the_uplink_is_dropped_and_its_sender_told() -> None
     assert engine.drop_counts == {DropReason.TOO_BIG: 3}
 
 
-@pytest.mark.parametrize(("mtu", "size"), [(0, 9000), (600, 1280), (1280, 1280)])
+@pytest.mark.parametrize(("mtu", "size"), [(0, 9000), (400, 576), (1280, 1280)])
 def test_an_uplink_of_unknown_mtu_and_small_packets_are_not_checked(mtu: int, size: int) -> None:
     state = host()
     engine = Engine(replace(state, uplinks=(replace(state.uplinks[0], mtu=mtu),)))

@@ -113,11 +113,12 @@ static __always_inline int is_stations(struct __sk_buff *skb)
 {
 	__u32 ifindex = skb->ifindex, *number = bpf_map_lookup_elem(&links, &ifindex);
 	struct uplink *uplink = number ? bpf_map_lookup_elem(&uplinks, number) : 0;
-	struct station_key key = {.kind = SEGMENT_WIRE};
+	struct station_key key = {};
 
 	if (!uplink || !(uplink->flags & UPLINK_STATIONS))
 		return 0;
 	key.number = *number;
+	key.kind = SEGMENT_WIRE;
 	if (bpf_skb_load_bytes(skb, 0, key.mac, sizeof(key.mac)))
 		return 0;
 	return bpf_map_lookup_elem(&stations, &key) != 0;

@@ -319,10 +319,11 @@ static __always_inline int read_outer4(struct __sk_buff *skb, struct taken_off *
 {
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
 	struct outer4 *outer = data + L3;
-	struct underlay_key key = {.family = 4};
+	struct underlay_key key = {};
 
 	if ((void *)(outer + 1) > end || bpf_ntohs(outer->ip.tot_len) != skb->len - L3 || header_sum(&outer->ip))
 		return 0;
+	key.family = 4;
 	key.address.w[0] = outer->ip.daddr;
 	off->vtep = ipv4_vtep(bpf_ntohl(outer->ip.saddr));
 	off->outer = outer->ip.tos;
@@ -333,7 +334,7 @@ static __always_inline int read_outer6(struct __sk_buff *skb, struct taken_off *
 {
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
 	struct outer6 *outer = data + L3;
-	struct underlay_key key = {.family = 6};
+	struct underlay_key key = {};
 	struct address source;
 	__u32 length;
 
@@ -342,6 +343,7 @@ static __always_inline int read_outer6(struct __sk_buff *skb, struct taken_off *
 	length = bpf_ntohs(outer->ip.length);
 	if (length != skb->len - L3 - sizeof(outer->ip) || bpf_ntohl(outer->ip.start) >> 28 != 6)
 		return 0;
+	key.family = 6;
 	key.address = outer->ip.dst;
 	source = outer->ip.src;
 	off->outer = bpf_ntohl(outer->ip.start) >> 20;
