@@ -48,7 +48,8 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="loads BPF programs, w
 PORTS = (1, 2, 3)
 SERVICES = (80, 81)
 FLOWS = [(s, d, service) for s, d in permutations(PORTS, 2) for service in SERVICES]
-LIMITS = Limits(flows=65536, rules=4096, bindings=64, ports=64, space_entries=64, mappings=64)
+# More flows than all courses of a test make, as nothing ages in it.
+LIMITS = Limits(flows=262144, rules=4096, bindings=64, ports=64, space_entries=64, mappings=64)
 SPACES = (7, 8)
 _WRITES = ("update", "update_batch", "delete", "delete_batch")
 
