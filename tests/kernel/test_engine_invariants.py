@@ -177,7 +177,7 @@ def test_generated_packets_are_mostly_interesting() -> None:
               "redirect_port", "redirect_uplink", "tunnel", "stack", "reply", "hits", "DENIED", "LAYER_DEFAULT",
               "WRONG_VTEP", "UNKNOWN_SOURCE", "TTL_EXCEEDED", "FRAGMENT_UNKNOWN", "ARP_UNANSWERED",
               "MALFORMED_IPV4", "FRAGMENT_TINY", "FRAGMENT_OVERLAP", "MALFORMED_IPV6",
-              "MALFORMED_ND", "REJECTED", "answered", "mirrored", "OUT_OF_STATE", "UDP_FULL"}
+              "MALFORMED_ND", "REJECTED", "answered", "mirrored", "OUT_OF_STATE"}
     missing = wanted - seen.keys()
     assert not missing, (missing, seen)
     through = sum(seen[verdict.value] for verdict in Verdict)

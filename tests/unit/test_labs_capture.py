@@ -6,18 +6,22 @@ from pathlib import Path
 
 import pytest
 from scapy.config import conf
+from scapy.layers.inet import ICMP, IP, TCP, UDP
+from scapy.layers.inet6 import ICMPv6EchoRequest, IPv6
+from scapy.layers.l2 import ARP, Ether
+from scapy.layers.vxlan import VXLAN
+from scapy.packet import Packet, Raw
+from scapy.utils import wrpcap
 
-conf.ipv6_enabled = False
-from scapy.layers.inet import ICMP, IP, TCP, UDP  # noqa: E402
-from scapy.layers.inet6 import ICMPv6EchoRequest, IPv6  # noqa: E402
-from scapy.layers.l2 import ARP, Ether  # noqa: E402
-from scapy.layers.vxlan import VXLAN  # noqa: E402
-from scapy.packet import Packet, Raw  # noqa: E402
-from scapy.utils import wrpcap  # noqa: E402
+from labs import capture
+from labs.rate import summary
+from labs.reach import _spread
 
-from labs import capture  # noqa: E402
-from labs.rate import summary  # noqa: E402
-from labs.reach import _spread  # noqa: E402
+
+@pytest.fixture(autouse=True)
+def _scapy_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Captures turn scapy's IPv6 off, and with it the checksums that other tests of this process ask it for."""
+    monkeypatch.setattr(conf, "ipv6_enabled", conf.ipv6_enabled)
 
 A, B = "02:00:00:00:00:0a", "02:00:00:00:00:0b"
 ETHER = {"src": A, "dst": B}

@@ -234,7 +234,9 @@ class Datapath(AbstractContextManager["Datapath"]):
         stale = self._ports_to_bump(tables, self._spaces_to_bump(tables, spaces))
         named = frozenset(number for port in tables.ports.values() for number in port.sets)
         self._sets.expect(tables.sets)
-        if not spaces and not self._differs(tables, stale):
+        if not spaces.writes and not self._differs(tables, stale):
+            self._spaces.put(spaces)            # the same rows, in other chunks: after a restart
+            self._spaces.remove(spaces)
             self._named = named
             return
         self._profiles.write(timeouts)

@@ -35,6 +35,11 @@ class SpaceChange:
     def __bool__(self) -> bool:
         return bool(self.removed or self.added)
 
+    @property
+    def writes(self) -> bool:
+        """Whether a row differs, and not only the chunks that rows are kept in."""
+        return bool(len(self.keys) or len(self.gone))
+
 
 class SpaceTable:
     """The map and what is in it."""
@@ -76,7 +81,8 @@ class SpaceTable:
         if not change:
             return
         known, self._chunks = self._known(), None       # until it is done
-        self._map.update_batch(change.keys, change.values, len(change.keys))
+        if len(change.keys):
+            self._map.update_batch(change.keys, change.values, len(change.keys))
         self._chunks = known | {id(chunk): chunk for chunk in change.added}
 
     def remove(self, change: SpaceChange, spaces: frozenset[int] | None = None) -> None:
