@@ -146,7 +146,7 @@ def test_diff_and_dry_run_store_nothing(sluice: Sluice) -> None:
 
 
 @pytest.mark.parametrize(("find", "put", "where", "todo"), [
-    ("mode: overlay", "mode: l2bridge", ":10 (document 2): Network default/red: spec.mode", "nat or overlay"),
+    ("mode: overlay", "mode: bridge", ":10 (document 2): Network default/red: spec.mode", "l2bridge"),
     ("10.1.0.0/24", "10.1.0.1/24", ":12 (document 2): Network default/red: spec.subnets[0].prefix", "10.1.0.0/24"),
     ("netns: a", "netsn: a", ":4 (document 1): Endpoint default/a: spec.netsn", "netns"),
     ("host: h1", "host: h9", ":4 (document 1): Endpoint default/a: spec.host", "h1"),
