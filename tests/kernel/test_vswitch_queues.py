@@ -221,7 +221,7 @@ def test_a_cap_holds(w: World, host: Namespace, switch: Switch, tmp_path: Path, 
     (near, far), = joined(w, host, switch, 1, tmp_path)
     shaper = switch.ensure_shaper(SHAPER)
     switch.ensure_classes(shaper, {1: Limit(mbit * MBIT, mbit * MBIT)})
-    got = Stream(kind, near, far, "10.99.0.2", 1.9).bps()
+    got = Stream(kind, near, far, "10.99.0.2", 3.9).bps()
     frames = 1514 / 1448 if kind == "tcp" else 1
     assert got * frames / MBIT == pytest.approx(mbit, rel=0.05)
 

@@ -44,8 +44,11 @@ def _items(pin_dir: Path, name: str) -> dict[bytes, bytes]:
 
 
 def _differences(held: dict[str, dict[bytes, bytes]], tables: Tables, turn: int) -> Iterator[str]:
-    for name in ("links", "pools", "mappings", "spaces", "rewrites"):
+    for name in ("links", "pools", "mappings", "rewrites"):
         yield _compared(name, held[name], tables.maps[name])
+    chunks = (chunk for space in tables.spaces.values() for chunk in space.chunks)
+    yield _compared("spaces", held["spaces"], {
+        bytes(key): bytes(value) for chunk in chunks for key, value in zip(chunk.keys, chunk.values, strict=True)})
     used = {key: value for key, value in held["uplinks"].items() if any(value)}
     yield _compared("uplinks", used, tables.maps["uplinks"])
     at = turn * PROGRAM.itemsize
