@@ -57,7 +57,10 @@ def check_endpoint(document: Declared, old: AnyStored | None, around: Surroundin
 def _place(ref: Ref, spec: EndpointSpec, state: State) -> Iterator[Problem]:
     holder = state.interfaces.get(spec.place) if spec.place is not None else None
     if holder not in (None, ref):
-        if spec.tap is not None:
+        if spec.veth is not None:
+            yield Problem("in_use", f"the link {spec.veth} on {spec.host} is that of {holder}", "spec.veth", spec.veth,
+                          "choose another name")
+        elif spec.tap is not None:
             yield Problem("in_use", f"tap device {spec.tap} on {spec.host} is that of {holder}", "spec.tap", spec.tap,
                           "choose another device")
         else:
@@ -79,7 +82,7 @@ def _external(spec: EndpointSpec, network: Stored[NetworkSpec]) -> Iterator[Prob
     if network.spec.mode != "overlay":
         yield Problem("invalid", f"host {spec.host} is external, and {network.ref} a {network.spec.mode} network",
                       "spec.host", spec.host, "use an overlay network, or another host")
-    for field in ("netns", "tap", "behind"):
+    for field in ("netns", "tap", "veth", "behind"):
         if getattr(spec, field) is not None:
             yield Problem("invalid", f"host {spec.host} is external: no agent attaches it there", f"spec.{field}",
                           str(getattr(spec, field)), "leave it out")

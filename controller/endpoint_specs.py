@@ -22,11 +22,12 @@ DEFAULT_INTERFACE = "eth0"
 MAX_FORWARDS = 64
 MAX_VLANS = 8                               # of one port, in the engine
 MAX_QUEUES = 64                             # of a tap device
+_PLACES = ("netns", "tap", "veth", "behind")
 
 
 class EndpointSpec(Model):
-    """An interface attached to a network: in a network namespace of a host, or behind a tap device of it, or behind
-    another endpoint, or (on an external host) behind a VTEP that is not ours."""
+    """An interface attached to a network: in a network namespace of a host, or behind a tap device of it, or handed
+    to a container runtime, or behind another endpoint, or (on an external host) behind a VTEP that is not ours."""
 
     network: Name
     host: Name
@@ -34,6 +35,9 @@ class EndpointSpec(Model):
     tap: InterfaceName | None = Field(default=None, description="in place of netns: a tap device of the host")
     behind: Name | None = Field(
         default=None, description="in place of netns: an endpoint of the network and host by whose link it is reached")
+    veth: InterfaceName | None = Field(
+        default=None,
+        description="in place of netns: the far end waits in the host's own namespace for a container runtime")
     interface: InterfaceName = Field(default=DEFAULT_INTERFACE, description="name in the namespace")
     queues: int = Field(default=1, ge=1, le=MAX_QUEUES, description="of a tap device")
     address: Address4Text | None = Field(default=None, description="default: the next free one of the subnets")
@@ -48,7 +52,7 @@ class EndpointSpec(Model):
 
     @model_validator(mode="after")
     def _one_place(self) -> EndpointSpec:
-        places = [(name, value) for name in ("netns", "tap", "behind") if (value := getattr(self, name)) is not None]
+        places = [(name, value) for name in _PLACES if (value := getattr(self, name)) is not None]
         if len(places) > 1:
             (one, first), (other, second) = places[:2]
             raise wrong(f"both {one} {first} and {other} {second}", "keep one of them", field=other, found=second)
@@ -79,9 +83,9 @@ class EndpointSpec(Model):
     def place(self) -> tuple[str, str, str] | None:
         """Host, namespace (empty: the host's own) and name of the interface: what no two endpoints share. None: it has
         no link of its own."""
-        if self.netns is None and self.tap is None:
+        if self.netns is None and self.tap is None and self.veth is None:
             return None
-        return self.host, self.netns or "", self.tap or self.interface
+        return self.host, self.netns or "", self.tap or self.veth or self.interface
 
 
 __all__ = ["DEFAULT_INTERFACE", "EndpointSpec"]

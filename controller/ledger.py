@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -33,6 +33,8 @@ R = TypeVar("R")
 
 RANK = {kind: rank for rank, kind in enumerate(RESOURCES)}
 """Kinds in the order of dependence."""
+
+_NO_UIDS: Mapping[Ref, str] = {}
 
 Result = Literal["created", "configured", "unchanged", "deleted"]
 
@@ -72,7 +74,7 @@ class Ledger:
         self.state = store.load()
         if DEFAULT_TENANT_REF not in self.state.objects:
             revision = self.state.revision + 1
-            tenant = _new(DEFAULT_TENANT_REF, TenantSpec(), {}, revision)
+            tenant = _new(DEFAULT_TENANT_REF, TenantSpec(), {}, revision, str(uuid.uuid4()))
             fork = self.state.fork()
             fork.put(tenant)
             fork.revision = revision
@@ -85,10 +87,11 @@ class Ledger:
         return {host: report.facts for host, report in self.reports.items()}
 
     async def apply(self, documents: Sequence[Any], *, dry_run: bool = False, if_match: int | None = None,
-                    titles: Sequence[str] = ()) -> Outcome:
+                    titles: Sequence[str] = (), uids: Mapping[Ref, str] = _NO_UIDS) -> Outcome:
         """Store all documents, or none.
 
-        `if_match`: revision that the (single) document must replace.
+        `if_match`: revision that the (single) document must replace. `uids`: of objects that a host has made already,
+        while it could not ask; of one that is stored it must be the stored one's.
 
         Raises:
             Refused: with every problem found.
@@ -96,7 +99,7 @@ class Ledger:
         """
         titles = titles or [f"document {n}" for n in range(1, len(documents) + 1)]
         parsed = [parse(document, title) for document, title in zip(documents, titles, strict=True)]
-        return await self._write(lambda: self._apply(parsed, if_match), dry_run)
+        return await self._write(lambda: self._apply(parsed, if_match, uids), dry_run)
 
     async def delete(self, refs: Sequence[Ref], *, missing_ok: bool = False, if_match: int | None = None,
                      dry_run: bool = False) -> Outcome:
@@ -167,8 +170,8 @@ class Ledger:
                 listener(outcome, fork)
             return outcome
 
-    def _apply(self, parsed: Sequence[Declared | list[Problem]],
-               if_match: int | None) -> tuple[State, list[Item], list[Change]]:
+    def _apply(self, parsed: Sequence[Declared | list[Problem]], if_match: int | None,
+               uids: Mapping[Ref, str]) -> tuple[State, list[Item], list[Change]]:
         fork = self.state.fork()
         fork.revision += 1
         problems = [p for each in parsed if isinstance(each, list) for p in each]
@@ -185,10 +188,11 @@ class Ledger:
             if old is not None and old.spec == each.spec and dict(old.labels) == dict(each.labels):
                 items[each.ref] = Item(each.ref, "unchanged", old)
                 continue
-            found = check(each, Surroundings(fork, facts, refused))
+            uid = uids.get(each.ref) or (old.uid if old is not None else str(uuid.uuid4()))
+            found = [*check(each, Surroundings(fork, facts, refused)), *_other_uid(uid, each.ref, old, fork)]
             if not found:
                 try:
-                    for change in _put(each, old, fork, facts, asked):
+                    for change in _put(each, old, fork, facts, asked, uid):
                         before = changes[change.ref].before if change.ref in changes else change.before
                         changes[change.ref] = Change(before, change.after)
                 except Exhausted as error:
@@ -298,10 +302,10 @@ def _match(ref: Ref, stored: AnyStored | None, revision: int) -> None:
 
 
 def _put(declared: Declared, old: AnyStored | None, fork: State, facts: Mapping[str, HostFacts],
-         asked: Asked) -> list[Change]:
+         asked: Asked, uid: str) -> list[Change]:
     """Choose for a checked document, put it, and what follows from it."""
     if old is None:
-        new = _new(declared.ref, declared.spec, declared.labels, fork.revision)
+        new = _new(declared.ref, declared.spec, declared.labels, fork.revision, uid)
     else:
         new = replace(old, spec=declared.spec, labels=declared.labels, revision=fork.revision)
     new = replace(new, assigned=assign(declared, new.uid, fork, facts, asked))
@@ -310,9 +314,16 @@ def _put(declared: Declared, old: AnyStored | None, fork: State, facts: Mapping[
     return [change, *follow(change, fork, asked)]
 
 
-def _new(ref: Ref, spec: Any, labels: Mapping[str, str], revision: int) -> AnyStored:
+def _other_uid(uid: str, ref: Ref, old: AnyStored | None, fork: State) -> Iterator[Problem]:
+    holder = fork.uids.get(uid, ref)
+    if holder != ref or (old is not None and old.uid != uid):
+        why = f"is not what a host made as {uid}" if holder == ref else f"{uid} is {holder}"
+        yield Problem("in_use", why, "metadata.uid", uid, "choose another name", str(ref))
+
+
+def _new(ref: Ref, spec: Any, labels: Mapping[str, str], revision: int, uid: str) -> AnyStored:
     created_at = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-    return Stored(ref, str(uuid.uuid4()), revision, created_at, spec, labels)
+    return Stored(ref, uid, revision, created_at, spec, labels)
 
 
 def _commit(before: State, after: State, changes: tuple[Change, ...]) -> Commit:

@@ -121,11 +121,12 @@ def port_goal(endpoint: Stored[EndpointSpec], network_id: str, prefixes: Sequenc
     return PortGoal(
         id=endpoint.uid, name=endpoint.ref.name, tenant=endpoint.ref.tenant, network=network_id,
         address=_with_length(assigned.address, prefixes), mac=(behind or endpoint).assigned.mac, netns=spec.netns or "",
-        interface="" if behind is not None else spec.tap or spec.interface, tiers=verdict.tiers,
+        interface="" if behind is not None else spec.tap or spec.veth or spec.interface, tiers=verdict.tiers,
         default_in=verdict.default_in, default_out=verdict.default_out, strict_tcp=verdict.strict_tcp,
         address6=_with_length(assigned.address6, prefixes),
         qos=qos, dhcp=spec.dhcp, forwards=spec.forwards,
-        vlans=spec.vlans, behind=behind.uid if behind is not None else "", queues=spec.queues)
+        vlans=spec.vlans, behind=behind.uid if behind is not None else "", queues=spec.queues,
+        handed=spec.veth is not None)
 
 
 def _with_length(address: str, prefixes: Sequence[Prefix]) -> str:

@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from typing import Any
 
 import structlog
 
 from controller.errors import Problem, Refused, Unavailable
 from controller.facts import readable
+from controller.host_requests import HostRequests
 from controller.ledger import Ledger, Outcome
 from controller.link import Link
 from controller.pki import Pki, PkiError
@@ -40,6 +42,8 @@ from southbound.messages import (
     Join,
     Joined,
     Key,
+    Reply,
+    Request,
     Resync,
     Welcome,
 )
@@ -59,6 +63,7 @@ class Push:
         """`pki` None: no host can join."""
         self._ledger = ledger
         self._pki = pki
+        self._requests = HostRequests(ledger)
         self.plan: Plan = plan(ledger.state)
         self.links: dict[str, Link] = {}
         self._sessions: dict[str, Session] = {}
@@ -186,6 +191,17 @@ class Push:
         _log.info("resync", host=session.host, reason=resync.reason)
         self.links[session.host].resync()
         self._wake[session.host].set()
+
+    async def on_request(self, session: Session, request: Request) -> Reply:
+        """A runtime on the host wants something."""
+        try:
+            return Reply(request.id, (), await self._requests.answer(session.host, request.what, request.args))
+        except Refused as error:
+            return Reply(request.id, tuple(asdict(problem) for problem in error.problems), None)
+        except (KeyError, TypeError, ValueError) as error:
+            problem = Problem("invalid", f"the request {request.what!r} cannot be read: {error!r}", "args", "",
+                              "use agent and controller of one version")
+            return Reply(request.id, (asdict(problem),), None)
 
     async def on_disconnect(self, session: Session) -> None:
         """The session ended; the host goes on by itself."""

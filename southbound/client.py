@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 import ssl
 import time
@@ -21,9 +22,11 @@ from southbound.errors import (
     JoinFailed,
     ProtocolError,
     QueryRefused,
+    RequestRefused,
     SessionClosed,
     SessionRefused,
     SouthboundError,
+    Unreachable,
 )
 from southbound.framing import BEFORE_SESSION_BYTES
 from southbound.identity import Identity, draft_identity, load_identity
@@ -38,6 +41,8 @@ from southbound.messages import (
     Message,
     Query,
     Refused,
+    Reply,
+    Request,
     Welcome,
 )
 from southbound.tls import agent_context, ca_of_chain, fetch_context, trusting_context
@@ -51,6 +56,8 @@ TO_CONTROLLER_BYTES = 8 << 20               # what the controller takes in one f
 INBOX_MESSAGES = 1024                       # goal-state messages that wait for the agent
 MAX_QUERIES = 16                            # answered at once
 QUERY_S = 30.0
+MAX_REQUESTS = 64                           # unanswered
+REQUEST_S = 5.0
 BACKOFF_S = (0.2, 5.0)                      # first and longest pause between sessions, before jitter
 SETTLED_S = 5.0                             # a session that lasted this long resets the pause
 EXPIRY_WARNING = timedelta(days=60)
@@ -77,6 +84,8 @@ class AgentSession:
         self._on_query = on_query
         self._inbox: asyncio.Queue[FullSync | Delta] = asyncio.Queue()
         self._answering: set[asyncio.Task[None]] = set()
+        self._replies: dict[int, asyncio.Future[Any]] = {}
+        self._numbers = itertools.count(1)
         self._pump = asyncio.create_task(channel.run(self._take))
 
     async def __aiter__(self) -> AsyncIterator[FullSync | Delta]:
@@ -100,6 +109,33 @@ class AgentSession:
         """
         await self._channel.send(message)
 
+    async def request(self, what: str, args: dict[str, Any], timeout_s: float = REQUEST_S) -> Any:
+        """Ask the controller for something; returns the `data` of its reply.
+
+        Raises:
+            RequestRefused: the controller's problems.
+            SessionClosed: the session has ended, or ends before a reply: whether it was carried out is not known.
+            Unreachable: no reply in time; likewise.
+            ProtocolError: it cannot be encoded.
+        """
+        if len(self._replies) >= MAX_REQUESTS:
+            raise Unreachable(f"{MAX_REQUESTS} requests to the controller are unanswered; try again later")
+        number = next(self._numbers)
+        reply = self._replies[number] = asyncio.get_running_loop().create_future()
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self.send(Request(number, what, args))
+                await asyncio.wait({reply, self._pump}, return_when=asyncio.FIRST_COMPLETED)
+                if not reply.done():
+                    raise SessionClosed(f"the session with the controller ended before its reply to {what!r}")
+                return reply.result()
+        except TimeoutError:
+            raise Unreachable(f"no reply of the controller to {what!r} within {timeout_s:g} s") from None
+        finally:
+            del self._replies[number]
+            if reply.done():
+                reply.exception()           # so that nobody misses it
+
     async def close(self) -> None:
         """End the session and everything that runs for it."""
         self._channel.close("the agent closed the session")
@@ -119,6 +155,14 @@ class AgentSession:
                 self._inbox.put_nowait(message)
             case Query():
                 self._answer(message)
+            case Reply(number, problems, data):
+                reply = self._replies.get(number)
+                if reply is None or reply.done():
+                    return                  # its deadline has passed
+                if problems:
+                    reply.set_exception(RequestRefused(problems))
+                else:
+                    reply.set_result(data)
             case Refused(reason):
                 raise SessionRefused(reason)
             case _:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 __all__ = [
     "ConnectionLost",
     "HelloRefused",
@@ -11,6 +14,7 @@ __all__ = [
     "ProtocolError",
     "QueryFailed",
     "QueryRefused",
+    "RequestRefused",
     "SessionClosed",
     "SessionRefused",
     "SouthboundError",
@@ -64,6 +68,14 @@ class HelloRefused(SouthboundError):
 
 class QueryRefused(SouthboundError):
     """Raised by the agent's `on_query` for a question that is itself wrong; its text is the answer's error."""
+
+
+class RequestRefused(SouthboundError):
+    """A `Request` that the controller refused. `problems`: as the REST API gives them, at least one."""
+
+    def __init__(self, problems: Sequence[Mapping[str, Any]]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("; ".join(str(problem.get("message", "")) for problem in self.problems))
 
 
 class SessionRefused(SouthboundError):

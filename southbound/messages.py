@@ -1,4 +1,4 @@
-"""The messages of the southbound protocol, version 3, and the goal-state objects they carry.
+"""The messages of the southbound protocol, version 4, and the goal-state objects they carry.
 
 A goal state is a set of objects, each with a `key` (kind, id). The controller derives it for one host; the agent
 makes it so. Objects are frozen dataclasses of plain values, so that they travel as msgpack maps and compare
@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 REMOTES_BLOCK = 256                         # endpoints in one `RemotesGoal`
 
 Key = tuple[str, str]
@@ -155,6 +155,8 @@ class PortGoal:
     vlans: tuple[int, ...] = ()             # transparent: 802.1Q tags that it may send and get
     behind: str = ""                        # PortGoal.id by whose link it is reached: no link of its own
     queues: int = 1                         # of a tap port
+    handed: bool = False                    # no namespace: `interface` is the far end's name in the host's own, until a
+                                            # container runtime takes it away and sets it up
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,8 +211,27 @@ class HostGoal:
     uplink_bps: int = 0                     # what the uplink carries, for guaranteed minimums; 0: not known
 
 
-Goal = NetworkGoal | PortGoal | RemotesGoal | MappingGoal | HostGoal
-GOALS: tuple[type[Goal], ...] = (NetworkGoal, PortGoal, RemotesGoal, MappingGoal, HostGoal)
+@dataclass(frozen=True, slots=True)
+class LeaseGoal:
+    """Addresses of a network that this host may give to endpoints by itself while the controller is away.
+
+    An endpoint without labels would get the policies given here; one with labels cannot be attached by a lease.
+    """
+
+    kind: ClassVar[str] = "lease"
+
+    id: str                                 # NetworkGoal.id
+    addresses: tuple[str, ...]              # of both families, without length; those that endpoints here use among them
+    whole: bool = False                     # the network is on this host only: any address that nobody has may be given
+    tiers: tuple[AclTier, ...] = ()
+    default_in: Literal["allow", "deny"] = "allow"
+    default_out: Literal["allow", "deny"] = "allow"
+    strict_tcp: bool = False
+    qos: QosGoal = QosGoal()
+
+
+Goal = NetworkGoal | PortGoal | RemotesGoal | MappingGoal | HostGoal | LeaseGoal
+GOALS: tuple[type[Goal], ...] = (NetworkGoal, PortGoal, RemotesGoal, MappingGoal, HostGoal, LeaseGoal)
 
 
 def key_of(goal: Goal) -> Key:
@@ -338,6 +359,27 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
+class Request:
+    """The agent asks the controller for a runtime of its host: `what` is apply, delete, get or lease.
+
+    What a host may ask for is in `controller.host_requests`.
+    """
+
+    id: int
+    what: str
+    args: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """Result of a `Request`. `problems` empty on success, else as the REST API gives them; `data` is JSON-like."""
+
+    id: int
+    problems: tuple[dict[str, Any], ...]
+    data: Any
+
+
+@dataclass(frozen=True, slots=True)
 class Ping:
     """Keepalive, either way."""
 
@@ -359,4 +401,4 @@ class Refused:
 
 
 Message = (Hello | Welcome | Join | Joined | FullSync | Delta | Resync | Ack | Facts | Query | Answer
-           | Ping | Pong | Refused)
+           | Request | Reply | Ping | Pong | Refused)

@@ -30,7 +30,7 @@ from southbound.errors import (
 )
 from southbound.framing import BEFORE_SESSION_BYTES, frame, read_frame, write_frame
 from southbound.gate import Gate, Place
-from southbound.messages import PROTOCOL_VERSION, Ack, Facts, Hello, Join, Joined, Resync, Welcome
+from southbound.messages import PROTOCOL_VERSION, Ack, Facts, Hello, Join, Joined, Reply, Request, Resync, Welcome
 from southbound.session import Session
 from southbound.tls import Peer, peer_of
 
@@ -70,6 +70,9 @@ class Handler(Protocol):
 
     async def on_resync(self, session: Session, resync: Resync) -> None:
         """The agent wants a full sync."""
+
+    async def on_request(self, session: Session, request: Request) -> Reply:
+        """The agent asks for something. Several may be under way at once, beside the other calls."""
 
     async def on_disconnect(self, session: Session) -> None:
         """The session ended. Called once for every session whose `on_hello` returned."""
@@ -247,6 +250,7 @@ class SouthboundServer:
             raise HelloRefused(f"Hello says host {hello.host!r}, the certificate is for "
                                f"{who and who.common_name!r}; an agent speaks for its own host only")
         session = Session(hello, peer, who.certificate_sha256, channel)
+        session.on_request = lambda request: self._request(session, request)
         while (earlier := self._sessions.get(hello.host)) is not None:
             earlier.close(f"replaced by a newer session from {peer}")
             await earlier.ended.wait()
@@ -287,6 +291,14 @@ class SouthboundServer:
     def _forget(self, session: Session) -> None:
         del self._sessions[session.host]
         session.ended.set()
+
+    async def _request(self, session: Session, request: Request) -> Reply:
+        try:
+            return await self._handler.on_request(session, request)
+        except Exception:
+            _log.exception("request failed", host=session.host, what=request.what)
+            problem = {"code": "internal", "message": _INTERNAL, "field": "", "found": "", "todo": "", "resource": ""}
+            return Reply(request.id, (problem,), None)
 
     async def _work(self, session: Session) -> None:
         """Hand the session's events to the handler, one after the other, beside the reading of answers."""

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 from southbound.channel import Channel
 from southbound.errors import ProtocolError, QueryFailed, SessionClosed
-from southbound.messages import Ack, Answer, Facts, Hello, Message, Query, Refused, Resync
+from southbound.messages import Ack, Answer, Facts, Hello, Message, Query, Refused, Reply, Request, Resync
 
 __all__ = ["Session"]
 
 MAX_QUERIES = 64                            # unanswered, per session
 MAX_EVENTS = 256                            # Ack, Facts, Resync that wait for the handler, per session
+MAX_REQUESTS = 64                           # that the handler works on, per session
 
 
 class Session:
@@ -30,6 +33,8 @@ class Session:
         self._events: asyncio.Queue[Ack | Facts | Resync] = asyncio.Queue(MAX_EVENTS)
         self._answers: dict[int, asyncio.Future[Any]] = {}
         self._ids = itertools.count(1)
+        self._replying: set[asyncio.Task[None]] = set()
+        self.on_request: Callable[[Request], Awaitable[Reply]] | None = None
 
     def __repr__(self) -> str:
         return f"Session(host={self.host!r}, peer={self.peer!r}, closed={self.closed})"
@@ -92,10 +97,26 @@ class Session:
                     answer.set_result(data)
             case Ack() | Facts() | Resync():
                 await self._events.put(message)
+            case Request():
+                task = asyncio.create_task(self._reply(message, busy=len(self._replying) >= MAX_REQUESTS))
+                self._replying.add(task)
+                task.add_done_callback(self._replying.discard)
             case Refused(reason):
                 raise SessionClosed(f"the agent ended it: {reason}")
             case _:
                 raise ProtocolError("an agent must not send this in a session", message=type(message).__name__)
+
+    async def _reply(self, request: Request, *, busy: bool) -> None:
+        if busy or self.on_request is None:
+            reply = Reply(request.id, (_problem(f"{MAX_REQUESTS} requests of this host are under way",
+                                                "try again later"),), None)
+        else:
+            reply = await self.on_request(request)
+        with suppress(SessionClosed):
+            try:
+                await self._channel.send(reply)
+            except ProtocolError as unsendable:
+                await self._channel.send(Reply(request.id, (_problem(f"{request.what}: {unsendable}", ""),), None))
 
     async def next_event(self) -> Ack | Facts | Resync:
         """What the handler must be told next."""
@@ -104,6 +125,13 @@ class Session:
     def end(self, reason: str) -> None:
         """Nothing more can be sent, and no answer will come."""
         self._channel.close(reason)
+        for task in self._replying:
+            task.cancel()
         for answer in self._answers.values():
             if not answer.done():
                 answer.set_exception(QueryFailed(f"host {self.host}: disconnected: {reason}"))
+
+
+def _problem(message: str, todo: str) -> dict[str, Any]:
+    """As the REST API has them."""
+    return {"code": "unavailable", "message": message, "field": "", "found": "", "todo": todo, "resource": ""}

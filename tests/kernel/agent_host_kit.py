@@ -30,6 +30,8 @@ from southbound.messages import (
     Join,
     Joined,
     Key,
+    Reply,
+    Request,
     Resync,
     Welcome,
 )
@@ -190,6 +192,9 @@ class Controller:
         self.resyncs.append(resync)
         self.revision += 1
         await session.send(FullSync(self.revision, tuple(self.goals.values())))
+
+    async def on_request(self, session: Session, request: Request) -> Reply:
+        return Reply(request.id, (), {"what": request.what, "args": request.args})
 
     async def on_disconnect(self, session: Session) -> None:
         if self.session is session:

@@ -33,6 +33,8 @@ from southbound.messages import (
     Join,
     Joined,
     Key,
+    Reply,
+    Request,
     Resync,
     Welcome,
 )
@@ -220,6 +222,9 @@ class Director:
     async def on_resync(self, session: Session, resync: Resync) -> None:
         self.resyncs += 1
         await session.send(FullSync(self.revision, tuple(self._goals[-1].values())))
+
+    async def on_request(self, session: Session, request: Request) -> Reply:
+        return Reply(request.id, (), {"what": request.what, "args": request.args})
 
     async def on_disconnect(self, session: Session) -> None:
         if self._session is session:

@@ -24,6 +24,8 @@ from southbound.messages import (
     Join,
     Joined,
     RemotesGoal,
+    Reply,
+    Request,
     Resync,
     Welcome,
 )
@@ -74,6 +76,9 @@ class RecordingHandler:
 
     async def on_resync(self, session: Session, resync: Resync) -> None:
         await self._told(session, "resync", resync)
+
+    async def on_request(self, session: Session, request: Request) -> Reply:
+        return Reply(request.id, (), {"what": request.what, "args": request.args})
 
     async def on_disconnect(self, session: Session) -> None:
         self.events.append(("disconnect", session.host))

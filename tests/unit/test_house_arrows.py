@@ -24,11 +24,12 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "agent": ("vfp", "inspection", "vswitch", "southbound", "nat", "overlay", "segments", "policy"),
     "controller": ("southbound",),
     "labs": ("controller.client",),
+    "runtimes": (),                         # they speak to the agent's local socket
     # The command starts the daemons and the labs, joins a host, and asks the loader what the kernel can do.
     "cli": ("controller.client", "controller.app", "agent.app", "southbound.client", "southbound.errors",
-            "southbound.identity", "labs", "vfp.datapath", "vfp.timeouts"),
+            "southbound.identity", "labs", "runtimes", "vfp.datapath", "vfp.timeouts"),
     "bench": ("vfp", "inspection", "vswitch", "southbound", "nat", "overlay", "segments", "policy", "agent",
-              "controller", "labs", "cli"),
+              "controller", "labs", "runtimes", "cli"),
 }
 ROOMS = tuple(ARROWS)
 

@@ -30,6 +30,8 @@ from southbound.messages import (
     PortGoal,
     Query,
     RemotesGoal,
+    Reply,
+    Request,
     Welcome,
 )
 
@@ -48,10 +50,12 @@ def instances(cls: type[Any]) -> st.SearchStrategy[Any]:
     fields: dict[str, Any] = {}
     if cls is ObjectStatus:
         fields["details"] = st.dictionaries(TEXTS, JSON_LIKE, max_size=3)
-    elif cls is Query:
+    elif cls is Query or cls is Request:
         fields["args"] = st.dictionaries(TEXTS, JSON_LIKE, max_size=3)
-    elif cls is Answer:
+    elif cls is Answer or cls is Reply:
         fields["data"] = JSON_LIKE
+        if cls is Reply:
+            fields["problems"] = st.lists(st.dictionaries(TEXTS, JSON_LIKE, max_size=3), max_size=2).map(tuple)
     elif cls is Ack:
         fields["objects"] = st.lists(instances(ObjectStatus), max_size=3).map(tuple)
     if any(field.name == "version" for field in dataclasses.fields(cls)):
@@ -121,8 +125,8 @@ def without(message: dict[str, Any], field: str) -> bytes:
     (changed(HELLO, host=5), "Hello", "host", "expected text; found 5"),
     (changed(HELLO, host=b"h1"), "Hello", "host", "expected text; found b'h1'"),
     (changed(HELLO, applied_revision=True), "Hello", "applied_revision", "expected an integer; found True"),
-    (changed(HELLO, version=3.0), "Hello", "version", "expected an integer"),
-    (changed(HELLO, version=4, new_field=1), "Hello", "version", "speaks protocol version 3"),
+    (changed(HELLO, version=4.0), "Hello", "version", "expected an integer"),
+    (changed(HELLO, version=5, new_field=1), "Hello", "version", "speaks protocol version 4"),
     (changed(HELLO, facts=None), "Hello", "facts", "expected a map"),
     (changed(HELLO, facts={**HELLO["facts"], "addresses": [["eth0"]]}), "Hello", "facts.addresses[0]",
      "expected an array of 2"),
@@ -135,7 +139,7 @@ def without(message: dict[str, Any], field: str) -> bytes:
     (changed(SYNC, goals=[{**SYNC["goals"][1], "names": ["a", 1]}]), "FullSync", "goals[0].names[1]", "expected text"),
     (changed(SYNC, goals=[{**SYNC["goals"][1], "macs": "a"}]), "FullSync", "goals[0].macs", "expected bytes"),
     (changed(SYNC, goals={"a": 1}), "FullSync", "goals", "expected an array"),
-    (msgpack.packb({"t": "Welcome", "version": 3, "store": "s", "keepalive_s": float("nan")}), "Welcome",
+    (msgpack.packb({"t": "Welcome", "version": 4, "store": "s", "keepalive_s": float("nan")}), "Welcome",
      "keepalive_s", "finite"),
     (msgpack.packb({"t": "Query", "id": 1, "what": "x", "args": {"a": b"raw"}}), "Query", "args.a", "JSON-like"),
 ], ids=str)

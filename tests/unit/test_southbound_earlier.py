@@ -37,7 +37,7 @@ PORT = PortGoal("p", "web", "default", "n", "10.1.0.5/24", "02:00:00:00:00:05", 
 SYNC = FullSync(7, (HostGoal("self", "172.31.0.1", underlays=("172.31.0.1",)), NETWORK, PORT,
                     MappingGoal("m", "www", "default", "tcp", "0.0.0.0", (8080, 8080), "p", "10.1.0.5", 80), FAR))
 ADDED = {"network": ("uplink", "peers", "routes", "egress", "isolated", "flood", "advertise", "slaac"),
-         "port": ("qos", "dhcp", "forwards", "vlans", "behind", "queues"),
+         "port": ("qos", "dhcp", "forwards", "vlans", "behind", "queues", "handed"),
          "host": ("underlays", "vxlan_port", "uplink_bps")}
 
 
@@ -77,6 +77,13 @@ def test_a_goal_state_of_an_earlier_version_is_read_and_one_of_now_is_as_it_is()
     assert decode_kept(version_1(SYNC)) == FullSync(7, (*SYNC.goals[:-1], replace(FAR, addresses6=bytes(32))))
     now = FullSync(8, (NetworkGoal("n", "o", "d", "nat", 1, (), "", 0, NatGoal(log=True)), *SYNC.goals[2:]))
     assert decode_kept(encode(now)) == now
+
+
+def test_a_goal_state_of_version_3_is_read() -> None:
+    raw = msgpack.unpackb(encode(SYNC))
+    for goal in raw["goals"]:
+        goal.pop("handed", None)
+    assert decode_kept(bytes(msgpack.packb(raw))) == SYNC
 
 
 def test_many_remote_endpoints_of_version_2_become_blocks() -> None:

@@ -80,7 +80,7 @@ def test_plain_tcp_is_closed_and_logged_with_its_address(tmp_path: Path, logs: l
     (frame(b"\x81\xa1t\xa8Nonsense"), "not a message"),
     (frame(encode(Ping(1))), "only Hello is accepted from a connection with a certificate"),
     (frame(encode(hello("h1"))), "only Join from one without"),
-    (frame(msgpack.packb({"t": "Join", "version": 4, "host": "h1", "secret": "s"})), "speaks protocol version 3"),
+    (frame(msgpack.packb({"t": "Join", "version": 5, "host": "h1", "secret": "s"})), "speaks protocol version 4"),
     (frame(encode(Join(PROTOCOL_VERSION, "h1", "sluice1.x.y", b"csr"))), "copy the whole token"),
 ], ids=str)
 def test_bad_first_messages_over_tls_get_a_reason_and_the_door(
@@ -463,9 +463,9 @@ def test_hello_with_a_future_version_is_refused_by_its_version(tmp_path: Path) -
         async with rig(tmp_path) as r, r.undisturbed():
             raw = msgpack.unpackb(encode(hello("h1")))
             async with dial(r.address, await _as_host(r, "h1")) as line:
-                line.writer.write(frame(msgpack.packb({**raw, "version": 4, "extra": 1})))
+                line.writer.write(frame(msgpack.packb({**raw, "version": 5, "extra": 1})))
                 reason = refusal(await closed_by_server(line.reader))
-            assert "this side speaks protocol version 3; upgrade the older side; found 4" in reason
+            assert "this side speaks protocol version 4; upgrade the older side; found 5" in reason
 
     asyncio.run(scenario())
 

@@ -1,0 +1,1 @@
+"""Container runtimes' protocols, each a thin translation to what the agent's local socket understands."""
