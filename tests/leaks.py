@@ -57,19 +57,35 @@ def begin() -> Watch:
 
 def end(watch: Watch) -> Leaks:
     """What is there now and was not before, after some patience."""
-    # A worker of the kernel empties a program array after its last descriptor was closed. Whoever opens the map by
-    # its id before that, as bpftool does, makes the kernel take a reference that it never gives back: wait first.
-    time.sleep(SETTLE_S)
+    time.sleep(SETTLE_S)        # see `_spent`
     deadline = time.monotonic() + GRACE_S
     while True:
         processes = [f"process {text}" for text in _marked(watch.mark)]
         after = photograph()
-        things = [f"{sort} {name}" for sort, names in after.items() for name in sorted(names - watch.before[sort])]
+        things = {(sort, name) for sort, names in after.items() for name in names - watch.before[sort]}
         if not (processes or things) or time.monotonic() > deadline:
             break
         time.sleep(0.2)
     alone = watch.alone and not others(watch.mark)
-    return Leaks((*processes, *things), bool(processes) or alone)
+    ours = things - _spent(things)
+    told = (*processes, *(f"{sort} {name}" for sort, name in sorted(things)))
+    return Leaks(told, bool(processes) or (alone and bool(ours)))
+
+
+def _spent(things: set[tuple[str, str]]) -> set[tuple[str, str]]:
+    """Program arrays that the kernel itself does not let go of, if nothing else is left.
+
+    A worker of the kernel empties a program array after its last descriptor was closed. Whoever opens the map by its id
+    before that, as bpftool does and as any look at all maps of a machine does, makes the kernel take a reference that it
+    never gives back (`prog_array_map_clear`: work that is queued already is not queued again). Such a map is empty. One
+    that a process, pin, filter or program of ours holds does not come alone.
+    """
+    arrays = {(sort, name) for sort, name in things if sort == "BPF map" and name.split()[1] == "prog_array"}
+    return arrays if arrays == things and not any(_elements(name.split()[0]) for _, name in arrays) else set()
+
+
+def _elements(map_id: str) -> int:
+    return len(_json("bpftool", "-j", "map", "dump", "id", map_id))
 
 
 def photograph() -> Photograph:

@@ -58,3 +58,21 @@ def test_a_pin_that_stays_is_found() -> None:
 def test_this_process_and_those_above_it_are_not_somebody_else() -> None:
     assert os.getpid() in leaks._ancestors()
     assert os.getppid() in leaks._ancestors()
+
+
+@pytest.mark.parametrize(("maps", "elements", "certain"), [
+    (("7 prog_array jumps",), 0, False),
+    (("7 prog_array jumps",), 1, True),
+    (("7 prog_array jumps", "8 hash flows"), 0, True),
+])
+def test_an_empty_program_array_alone_is_the_kernels_own(
+    monkeypatch: pytest.MonkeyPatch, maps: tuple[str, ...], elements: int, certain: bool
+) -> None:
+    begun = watch()
+    after = {**begun.before, "BPF map": begun.before["BPF map"] | set(maps)}
+    monkeypatch.setattr(leaks, "photograph", lambda: after)
+    monkeypatch.setattr(leaks, "others", lambda mark: False)
+    monkeypatch.setattr(leaks, "_elements", lambda map_id: elements)
+    found = leaks.end(begun)
+    assert found.things == tuple(f"BPF map {name}" for name in maps)
+    assert found.certain == certain
