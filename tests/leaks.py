@@ -76,7 +76,7 @@ def _spent(things: set[tuple[str, str]]) -> set[tuple[str, str]]:
     """Program arrays that the kernel itself does not let go of, if nothing else is left.
 
     A worker of the kernel empties a program array after its last descriptor was closed. Whoever opens the map by its id
-    before that, as bpftool does and as any look at all maps of a machine does, makes the kernel take a reference that it
+    before that, as bpftool does, or any look at all maps of a machine, makes the kernel take a reference that it
     never gives back (`prog_array_map_clear`: work that is queued already is not queued again). Such a map is empty. One
     that a process, pin, filter or program of ours holds does not come alone.
     """
