@@ -12,6 +12,7 @@ import structlog
 
 from agent.claims import Claims
 from agent.goals import Goals
+from agent.observed import Places
 from agent.overlaps import Overlap, overlapping
 from agent.reconcile import Outcome, Reconciler
 from agent.seams import SwitchSeam
@@ -46,6 +47,7 @@ class Host:
         features: tuple[str, ...] = (),
         services: Services | None = None,
         claims: Claims | None = None,
+        places: Callable[[], Places] = Places,
     ) -> None:
         stored = disk.load()
         self.goals: Goals = stored.goals
@@ -62,6 +64,7 @@ class Host:
         self._features = features
         self._services = services
         self._claims = claims if claims is not None else Claims()
+        self._places = places
         self._lock = asyncio.Lock()
         self._incomplete = asyncio.Event()
         self._changed = asyncio.Event()
@@ -177,7 +180,8 @@ class Host:
         goals = self.goals
         try:
             leases = self._services.leases() if self._services is not None else {}
-            outcome = await self._worker.run(self._reconciler.reconcile, goals, mend, self.facts, leases)
+            outcome = await self._worker.run(
+                self._reconciler.reconcile, goals, mend, self.facts, leases, self._places())
         except (VSwitchError, DatapathError, OSError) as error:
             _log.exception("reconcile failed", revision=goals.revision)
             self._incomplete.set()
