@@ -39,6 +39,7 @@ from agent.overlaps import Overlap, overlapping
 from agent.paths import Paths, underlays_of
 from agent.qos import SHAPER_LINKS
 from agent.seams import DatapathSeam, SwitchSeam
+from agent.standing import NOTHING, Standing
 from agent.state import Disk
 from policy.contribution import Fault
 from policy.domains import DNS_QUEUE
@@ -84,6 +85,7 @@ class Outcome:
     built: Built
     general: tuple[str, ...] = ()
     overlaps: Mapping[str, Overlap] = field(default_factory=dict)   # by NetworkGoal.id
+    gone: frozenset[str] = frozenset()      # PortGoal.id: link or namespace went away (`agent.standing`); an error each
 
     @property
     def complete(self) -> bool:
@@ -130,7 +132,7 @@ class Reconciler:
 
     def reconcile(
         self, goals: Goals, mend: bool = True, facts: HostFacts = _NO_FACTS,
-        leases: Mapping[str, IPv4Interface] = MappingProxyType({}),
+        leases: Mapping[str, IPv4Interface] = MappingProxyType({}), standing: Mapping[str, Standing] = NOTHING,
     ) -> Outcome:
         """One run. Raises only what is no object's fault: the disk is full, netlink is closed.
 
@@ -138,6 +140,7 @@ class Reconciler:
             mend: look at ports again that this process made or mended before and whose links are still there.
             facts: what else the host has: its networks may meet their prefixes there.
             leases: by PortGoal.id, the addresses that endpoints have by DHCP.
+            standing: by PortGoal.id, what is known of ports that container runtimes asked for.
         """
         general: list[str] = []
         overlaps = overlapping(goals, facts)
