@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Interface
 
+from agent.standing import Standing
 from vfp.model import Address
 from vfp.timeouts import Timeouts
 from vswitch.links import OwnedLink, UplinkState
 
-__all__ = ["Observed", "Places", "UnderlayState"]
+__all__ = ["Observed", "UnderlayState"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,17 +20,6 @@ class UnderlayState:
 
     address: Address
     link: UplinkState
-
-
-@dataclass(frozen=True, slots=True)
-class Places:
-    """What is known of where runtimes' endpoints are. Such an endpoint whose place is no more is gone, and not remade.
-
-    `namespaces` has what `Switch.identify` said of the namespace when the endpoint was attached.
-    """
-
-    taken: Collection[str] = ()                                 # PortGoal.id of handed ports that a runtime took
-    namespaces: Mapping[str, str] = field(default_factory=dict)     # by PortGoal.id
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,4 +40,4 @@ class Observed:
     overlaps: Mapping[str, str] = field(default_factory=dict)   # NetworkGoal.id -> with what of the host's, in words
     timeouts: Timeouts = field(default_factory=Timeouts)        # of the engine
     leases: Mapping[str, IPv4Interface] = field(default_factory=dict)   # PortGoal.id -> address got by DHCP
-    places: Places = field(default_factory=Places)              # of runtimes' endpoints
+    standing: Mapping[str, Standing] = field(default_factory=dict)      # by PortGoal.id, of runtimes' endpoints

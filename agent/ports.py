@@ -11,6 +11,7 @@ from agent.ids import Ids, port_alias
 from agent.networks import mtu
 from agent.observed import Observed
 from agent.qos import check_qos
+from agent.standing import UNKNOWN
 from policy.addresses import Interface, gateways, held_addresses, own_addresses
 from policy.contribution import Fault, HostView, ObjectError, mac_bytes
 from policy.world import is_translated
@@ -87,7 +88,7 @@ def port_links(
             accept_ra=network.advertise or network.slaac,
             slaac=network.slaac,
             handed=port.handed,
-            namespace=observed.places.namespaces.get(port.id, ""),
+            namespace=observed.standing.get(port.id, UNKNOWN).namespace,
         )
     return links
 
@@ -163,7 +164,7 @@ def _gateway(network: NetworkGoal, address: Interface) -> list[Interface]:
 def _is_gone(port: PortGoal, number: int, observed: Observed) -> bool:
     """Whether a runtime took the far end, and with it the pair went: it would be made for nobody."""
     found = observed.owned.get(port_interface(number))
-    return port.handed and port.id in observed.places.taken and (
+    return port.handed and observed.standing.get(port.id, UNKNOWN).taken and (
         found is None or found.alias != port_alias(port.id, number))
 
 

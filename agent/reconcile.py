@@ -35,11 +35,11 @@ from agent.build import INSPECT_LINKS, Built, Observed, build, wanted
 from agent.egress import EgressSeam, NameInvalid, QueueError
 from agent.goals import Goals
 from agent.ids import MAX_POOLS, Ids, allocate, recover
-from agent.observed import Places
 from agent.overlaps import Overlap, overlapping
 from agent.paths import Paths, underlays_of
 from agent.qos import SHAPER_LINKS
 from agent.seams import DatapathSeam, SwitchSeam
+from agent.standing import NOTHING, Standing
 from agent.state import Disk
 from policy.contribution import Fault
 from policy.domains import DNS_QUEUE
@@ -74,7 +74,6 @@ _PORT_KINDS = ("veth", "tun")
 _NO_FACTS = HostFacts()
 _NONE = [""]
 _TIMEOUTS = Timeouts()
-_NOWHERE = Places()
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +85,7 @@ class Outcome:
     built: Built
     general: tuple[str, ...] = ()
     overlaps: Mapping[str, Overlap] = field(default_factory=dict)   # by NetworkGoal.id
-    gone: frozenset[str] = frozenset()      # PortGoal.id of runtimes' endpoints whose link or namespace is no more
+    gone: frozenset[str] = frozenset()      # PortGoal.id: link or namespace went away (`agent.standing`); an error each
 
     @property
     def complete(self) -> bool:
@@ -133,7 +132,7 @@ class Reconciler:
 
     def reconcile(
         self, goals: Goals, mend: bool = True, facts: HostFacts = _NO_FACTS,
-        leases: Mapping[str, IPv4Interface] = MappingProxyType({}), places: Places = _NOWHERE,
+        leases: Mapping[str, IPv4Interface] = MappingProxyType({}), standing: Mapping[str, Standing] = NOTHING,
     ) -> Outcome:
         """One run. Raises only what is no object's fault: the disk is full, netlink is closed.
 
@@ -141,11 +140,11 @@ class Reconciler:
             mend: look at ports again that this process made or mended before and whose links are still there.
             facts: what else the host has: its networks may meet their prefixes there.
             leases: by PortGoal.id, the addresses that endpoints have by DHCP.
-            places: of endpoints of runtimes.
+            standing: by PortGoal.id, what is known of ports that container runtimes asked for.
         """
         general: list[str] = []
         overlaps = overlapping(goals, facts)
-        observed = self._observe(goals, overlaps, leases, places)
+        observed = self._observe(goals, overlaps, leases, standing)
         self._identify(goals, observed)
         plan = build(goals, observed, self._ids)
         self._remove(observed, plan, _PORT_KINDS, general)
@@ -177,7 +176,8 @@ class Reconciler:
         return Outcome(goals.revision, statuses, built, tuple(general), overlaps, frozenset(gone))
 
     def _observe(
-        self, goals: Goals, overlaps: Mapping[str, Overlap], leases: Mapping[str, IPv4Interface], places: Places
+        self, goals: Goals, overlaps: Mapping[str, Overlap], leases: Mapping[str, IPv4Interface],
+        standing: Mapping[str, Standing],
     ) -> Observed:
         translated = any(is_translated(network) for network in goals.networks)
         uplink, uplink_error = self._uplink(goals.host.uplink) if translated else (None, "")
@@ -198,7 +198,7 @@ class Reconciler:
             underlay_error=underlay_error,
             paths=self.paths.narrow(goals, underlays),
             leases=leases,
-            places=places,
+            standing=standing,
             addresses=host_addresses(addresses),
             owned=self._switch.owned(),
             listeners=self._switch.listeners() if translated else (),

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from agent_kit import HOST, FakeDatapath, FakeSwitch, goals, mapping, nat, port, reconciler
 
-from agent.observed import Places
 from agent.reconcile import Outcome
+from agent.standing import Standing
 from southbound.messages import PortGoal
 
 NET = nat(1)
@@ -18,7 +18,7 @@ SECOND = replace(port("two", NET, "192.168.1.6", 6), netns="", interface="slc2",
 INSIDE = port("in", NET, "192.168.1.7", 7)
 MAP = mapping("m", FIRST, 8080, 80)
 ALL = goals(HOST, NET, FIRST, SECOND, INSIDE, MAP)
-TAKEN = Places(taken={FIRST.id, SECOND.id}, namespaces={INSIDE.id: "boot/ns-in"})
+TAKEN = {FIRST.id: Standing(taken=True), SECOND.id: Standing(taken=True), INSIDE.id: Standing(namespace="boot/ns-in")}
 
 
 def errors(outcome: Outcome) -> dict[str, str]:
@@ -58,19 +58,19 @@ def test_after_it_was_taken_a_lost_pair_is_gone_and_stays_so(tmp_path: Path, men
     switch, datapath = FakeSwitch(), FakeDatapath()
     agent = reconciler(tmp_path, switch, datapath)
     first = agent.reconcile(ALL)
-    assert agent.reconcile(ALL, mend, places=TAKEN).gone == set()
+    assert agent.reconcile(ALL, mend, standing=TAKEN).gone == set()
     del switch.links[link_of(first, FIRST)]
     if restarted:
         agent = reconciler(tmp_path, switch, datapath)
     for _ in range(2):
-        outcome = agent.reconcile(ALL, mend, places=TAKEN)
+        outcome = agent.reconcile(ALL, mend, standing=TAKEN)
         assert outcome.gone == {FIRST.id}
         assert "its link is gone" in errors(outcome)[FIRST.id]
         assert link_of(first, FIRST) not in switch.links
         assert link_of(first, SECOND) in switch.links
         assert {one.name for one in datapath.applied[-1].ports} == {"default/two", "default/in"}
         assert datapath.applied[-1].mappings == ()
-    assert errors(agent.reconcile(goals(HOST, NET, SECOND, INSIDE), places=TAKEN)) == {}
+    assert errors(agent.reconcile(goals(HOST, NET, SECOND, INSIDE), standing=TAKEN)) == {}
 
 
 def test_the_address_of_one_that_is_gone_is_anothers_at_once(tmp_path: Path) -> None:
@@ -79,7 +79,7 @@ def test_the_address_of_one_that_is_gone_is_anothers_at_once(tmp_path: Path) -> 
     first = agent.reconcile(ALL)
     del switch.links[link_of(first, FIRST)]
     heir = replace(port("heir", NET, "192.168.1.5", 9), netns="", interface="slc9", handed=True)
-    outcome = agent.reconcile(goals(HOST, NET, FIRST, heir), places=TAKEN)
+    outcome = agent.reconcile(goals(HOST, NET, FIRST, heir), standing=TAKEN)
     assert errors(outcome).keys() == {FIRST.id}
 
 
@@ -88,7 +88,7 @@ def test_the_number_of_one_that_is_gone_with_anothers_mark_is_gone_too(tmp_path:
     agent = reconciler(tmp_path, switch, datapath)
     name = link_of(agent.reconcile(ALL), FIRST)
     switch.links[name] = replace(switch.links[name], alias="sluice:")
-    assert agent.reconcile(ALL, places=TAKEN).gone == {FIRST.id}
+    assert agent.reconcile(ALL, standing=TAKEN).gone == {FIRST.id}
 
 
 @pytest.mark.parametrize("how", ["removed", "replaced"])
@@ -96,7 +96,7 @@ def test_a_namespace_that_is_no_more_takes_its_port_along(tmp_path: Path, how: s
     switch, datapath = FakeSwitch(), FakeDatapath()
     agent = reconciler(tmp_path, switch, datapath)
     agent.reconcile(ALL)
-    first = agent.reconcile(ALL, places=TAKEN)
+    first = agent.reconcile(ALL, standing=TAKEN)
     assert errors(first) == {}
     if how == "removed":
         switch.missing.add(INSIDE.netns)
@@ -104,7 +104,7 @@ def test_a_namespace_that_is_no_more_takes_its_port_along(tmp_path: Path, how: s
     else:
         switch.identities[INSIDE.netns] = "boot/another"
     for mend in (True, False):
-        outcome = agent.reconcile(ALL, mend, places=TAKEN)
+        outcome = agent.reconcile(ALL, mend, standing=TAKEN)
         assert outcome.gone == {INSIDE.id}
         assert errors(outcome).keys() == {INSIDE.id}
 
