@@ -128,7 +128,9 @@ class Config:
                 raise _wrong("args.cni.labels", "each must have key and value", each,
                              'write {"key": "app", "value": "web"}')
             labels[each["key"]] = str(each.get("value", ""))
-        labels.update({f"alias/{alias}": "true" for alias in aliases_of(self.given)})
+        # Podman's first alias is the short id: no label for that, as an endpoint without any can do with a lease.
+        labels.update({f"alias/{alias}": "true" for alias in aliases_of(self.given)
+                       if not call.container.startswith(alias)})
         return labels
 
 

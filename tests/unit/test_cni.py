@@ -95,7 +95,7 @@ def test_every_capability_reaches_the_agent(runtime: Runtime, agent: FakeAgent) 
         "ips": ["10.1.0.9/24", "fd00:1::9"], "mac": "02:00:00:00:00:09",
         "ipRanges": [[{"subnet": "10.1.0.0/24", "rangeStart": "10.1.0.8"}], [{"subnet": "fd00:1::/64"}]],
         "dns": {"servers": ["10.1.0.2"], "searches": ["example.com"], "options": ["ndots:5"]},
-        "aliases": {"red": ["web", "www"]},
+        "aliases": {"red": [CONTAINER[:12], "web", "www"]},
     }
     result = runtime.add(CONTAINER, NETNS, given=given).result
     assert result["dns"] == {"nameservers": ["10.1.0.2"], "search": ["example.com"], "options": ["ndots:5"]}
