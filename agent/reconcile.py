@@ -62,7 +62,7 @@ from vfp.datapath.errors import DatapathError
 from vfp.errors import CompileError, PolicyError
 from vfp.model import Address, EngineState
 from vfp.timeouts import Timeouts
-from vswitch.errors import UplinkMissing, VSwitchError
+from vswitch.errors import NamespaceGone, UplinkMissing, VSwitchError
 from vswitch.links import Detour, HookedProgram, InspectPrograms, OwnedLink, PortLink, UplinkState, Where
 
 __all__ = ["Outcome", "Reconciler", "host_addresses"]
@@ -144,11 +144,12 @@ class Reconciler:
         """
         general: list[str] = []
         overlaps = overlapping(goals, facts)
-        observed = self._observe(goals, overlaps, leases)
+        observed = self._observe(goals, overlaps, leases, standing)
         self._identify(goals, observed)
         plan = build(goals, observed, self._ids)
         self._remove(observed, plan, _PORT_KINDS, general)
-        failures = self._make_links(goals, plan, {} if mend else observed.owned)
+        gone = set(plan.gone)
+        failures = self._make_links(goals, plan, {} if mend else observed.owned, gone)
         owned = self._switch.owned()
         if owned != observed.owned:
             observed = replace(observed, owned=owned)
@@ -172,10 +173,11 @@ class Reconciler:
             self._remove_detour(general)
         self._served = frozenset(uid for uid, addresses in built.external_addresses.items() if addresses)
         statuses = tuple(_statuses(goals, built, failures, overlaps))
-        return Outcome(goals.revision, statuses, built, tuple(general), overlaps)
+        return Outcome(goals.revision, statuses, built, tuple(general), overlaps, frozenset(gone))
 
     def _observe(
-        self, goals: Goals, overlaps: Mapping[str, Overlap], leases: Mapping[str, IPv4Interface]
+        self, goals: Goals, overlaps: Mapping[str, Overlap], leases: Mapping[str, IPv4Interface],
+        standing: Mapping[str, Standing],
     ) -> Observed:
         translated = any(is_translated(network) for network in goals.networks)
         uplink, uplink_error = self._uplink(goals.host.uplink) if translated else (None, "")
@@ -196,6 +198,7 @@ class Reconciler:
             underlay_error=underlay_error,
             paths=self.paths.narrow(goals, underlays),
             leases=leases,
+            standing=standing,
             addresses=host_addresses(addresses),
             owned=self._switch.owned(),
             listeners=self._switch.listeners() if translated else (),
@@ -230,8 +233,13 @@ class Reconciler:
                 except VSwitchError as error:
                     general.append(f"remove link {name}: {error}")
 
-    def _make_links(self, goals: Goals, plan: Built, present: Mapping[str, OwnedLink]) -> list[Fault]:
-        """Make, mend and hook what is in `plan`. Ports that are `present` as this process left them are skipped."""
+    def _make_links(
+        self, goals: Goals, plan: Built, present: Mapping[str, OwnedLink], gone: set[str]
+    ) -> list[Fault]:
+        """Make, mend and hook what is in `plan`. Ports that are `present` as this process left them are skipped.
+
+        `gone`: gets those whose namespace is no more.
+        """
         faults: list[Fault] = []
         if plan.tunnel is not None:
             try:
@@ -258,6 +266,8 @@ class Reconciler:
                 ifindex = self._switch.ensure_port(port, self._port_hooks())
                 done[uid] = _Done(port, ifindex, bridges.get(port.bridge, 0))
             except VSwitchError as error:
+                if isinstance(error, NamespaceGone):
+                    gone.add(uid)
                 faults.append(Fault((PortGoal.kind, uid), str(error)))
         self._done = done
         return faults

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-__all__ = ["NOTHING", "Standing"]
+__all__ = ["NOTHING", "UNKNOWN", "Standing"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +18,8 @@ class Standing:
     """
 
     taken: bool = False                     # handed: the runtime has the far end, or is about to take it
-    namespace: tuple[int, int] | None = None    # device and inode of its namespace; None: not looked at
+    namespace: str = ""                     # `Switch.identify` of its namespace when it was attached; "": not looked at
 
 
+UNKNOWN = Standing()
 NOTHING: Mapping[str, Standing] = MappingProxyType({})
