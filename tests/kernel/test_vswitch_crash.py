@@ -26,7 +26,7 @@ CAP = Limit(1_000_000, 1_000_000)
 NEIGHBOURS = {f"10.99.0.{number}": f"02:99:00:00:00:{number:02x}" for number in range(5, 5 + PORTS)}
 NEIGHBOURS |= {f"fd00:99::{number}": f"02:99:00:00:00:{number:02x}" for number in range(5, 5 + PORTS)}
 TAP = PortLink("vm0", "sluice:port:uid-vm:90", "", "", "02:99:00:00:00:90", (), (), 1400, "slb1", tap=True)
-HANDED = PortLink("slp91", "sluice:port:uid-run:91", "", "slc91", "02:99:00:00:00:91", (), (), 1400, "slb1", handed=True)
+HANDED = PortLink("slp91", "sluice:port:uid-r:91", "", "slc91", "02:99:00:00:00:91", (), (), 1400, "slb1", handed=True)
 RESERVED = (20000, 20100)
 PROGRAM = 'SEC("tc") int vsw_pass(struct __sk_buff *skb) { return TC_ACT_OK; }'
 
