@@ -65,6 +65,7 @@ class Config:
     timeouts: Timeouts = field(default_factory=Timeouts)
     clamp: Clamp = field(default_factory=Clamp)     # how long addresses of domain names stay open
     nat_log: Path | None = None                     # where records of bindings are appended; None: nowhere
+    socket: Path | None = None                      # where runtimes of this host ask; None: nowhere
 
 
 def run(config: Config) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import structlog
 
+from agent.asking import Asker
 from agent.goals import NotAtBase, apply_delta, from_sync
 from agent.host import Host
 from southbound import client
@@ -34,8 +35,9 @@ def _software() -> str:
 class Session:
     """Keeps one host and its controller together, as long as both live."""
 
-    def __init__(self, host: Host, on_query: OnQuery) -> None:
+    def __init__(self, host: Host, on_query: OnQuery, asker: Asker | None = None) -> None:
         self._host = host
+        self._asker = asker if asker is not None else Asker()
         self._on_query = on_query
         self._boot = os.urandom(8).hex()
 
@@ -80,6 +82,7 @@ class Session:
         if host.ack is not None and not foreign:
             await session.send(host.ack)
         host.report = None if foreign else report
+        self._asker.follow(session)
         try:
             async for message in session:
                 match message:
@@ -102,4 +105,5 @@ class Session:
                 await session.send(ack)
                 host.report = report
         finally:
+            self._asker.follow(None)
             host.report = None
