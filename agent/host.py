@@ -16,6 +16,7 @@ from agent.overlaps import Overlap, overlapping
 from agent.reconcile import Outcome, Reconciler
 from agent.seams import SwitchSeam
 from agent.services import Services
+from agent.standing import NOTHING, Standing
 from agent.state import Disk
 from agent.worker import Worker
 from southbound.messages import Ack, Facts, HostFacts, ObjectStatus, PortGoal
@@ -55,6 +56,7 @@ class Host:
         self.facts = HostFacts(features=features)
         self.overlaps: dict[str, Overlap] = {}  # by NetworkGoal.id: what of the host has the same prefix
         self.report: Report | None = None       # where changes go; set while a session is up
+        self.standing: Callable[[], Mapping[str, Standing]] = lambda: NOTHING   # of ports that runtimes asked for
         self._worker = worker
         self._switch = switch
         self._reconciler = reconciler
@@ -177,7 +179,8 @@ class Host:
         goals = self.goals
         try:
             leases = self._services.leases() if self._services is not None else {}
-            outcome = await self._worker.run(self._reconciler.reconcile, goals, mend, self.facts, leases)
+            outcome = await self._worker.run(self._reconciler.reconcile, goals, mend, self.facts, leases,
+                                             self.standing())
         except (VSwitchError, DatapathError, OSError) as error:
             _log.exception("reconcile failed", revision=goals.revision)
             self._incomplete.set()
