@@ -182,11 +182,11 @@ def _endpoint(ref: Ref, spec: EndpointSpec, old: Stored[EndpointSpec] | None, st
     if 4 in versions and not spec.dhcp and (spec.address or not external):
         same = old is not None and spec.address in (None, old.spec.address)
         had = old.assigned.address if old and same else ""
-        address = _address(network, spec.host, 4, spec.address, had, state, asked, facts)
+        address = _address(network, 4, spec.address, had, state, asked, facts)
     if 6 in versions and (spec.address6 or not external):
         same = old is not None and spec.address6 in (None, old.spec.address6)
         had = old.assigned.address6 if old and same else ""
-        address6 = _address(network, spec.host, 6, spec.address6, had, state, asked, facts)
+        address6 = _address(network, 6, spec.address6, had, state, asked, facts)
     mac = spec.mac or (old.assigned.mac if old else "")
     if spec.behind is not None:
         mac = ""                            # that of the link which it uses
@@ -197,9 +197,9 @@ def _endpoint(ref: Ref, spec: EndpointSpec, old: Stored[EndpointSpec] | None, st
     return Assigned(address=address, address6=address6, mac=mac)
 
 
-def _address(network: Stored[NetworkSpec], host: str, version: int, wanted: str | None, had: str, state: State,
-             asked: Asked, facts: Mapping[str, HostFacts]) -> str:
-    """An address of a family: the one it had, the one asked for, the next free one, or one that its host has leased."""
+def _address(network: Stored[NetworkSpec], version: int, wanted: str | None, had: str, state: State, asked: Asked,
+             facts: Mapping[str, HostFacts]) -> str:
+    """An address of a family: the one it had, the one that is asked for, or the next free one (leased is not free)."""
     if had:
         return had
     subnets = subnets_of(network)
@@ -218,11 +218,6 @@ def _address(network: Stored[NetworkSpec], host: str, version: int, wanted: str 
     if number is not None:
         state.cursors[key] = number
         return ipam.text_of(number, version)
-    own = next((address for address in network.assigned.leases.get(host, ())
-                if ip_address(address).version == version and address not in reserved
-                and (network.ref, address) not in state.addresses), None)
-    if own is not None:
-        return own
     raise no_address(network, version, "spec.address6" if version == 6 else "spec.address")
 
 

@@ -43,7 +43,8 @@ class HostRequests:
             case "apply":
                 return await self._apply(host, _listed(args["documents"]), _uids(args.get("uids") or {}))
             case "delete":
-                return await self._delete(host, [_ref(each) for each in _listed(args["refs"])])
+                refs = [_ref(each) for each in _listed(args["refs"])]
+                return await self._delete(host, refs, _uids(args.get("uids") or {}))
             case "get":
                 return self._get(host, [_ref(each) for each in _listed(args["refs"])])
             case "lease":
@@ -87,13 +88,15 @@ class HostRequests:
         outcome = await self._ledger.write(work)
         return {"revision": outcome.revision, **answer}
 
-    async def _delete(self, host: str, refs: Sequence[Ref]) -> Answer:
+    async def _delete(self, host: str, refs: Sequence[Ref], uids: Mapping[str, str]) -> Answer:
+        """What is stored under another uid than the one given is not what the host means, and stays."""
         def work(fork: State, facts: Facts) -> Edit:
-            found = [stored for ref in refs if (stored := fork.get(ref)) is not None]
+            found = [stored for ref in dict.fromkeys(refs) if (stored := fork.get(ref)) is not None
+                     and uids.get(f"{ref.kind}/{ref.path}", stored.uid) == stored.uid]
             problems = [problem for stored in found for problem in may_delete(host, stored, fork)]
             if problems:
                 raise Refused(problems)
-            return remove_all(fork, facts, refs, missing_ok=True)
+            return remove_all(fork, facts, [stored.ref for stored in found])
 
         outcome = await self._ledger.write(work)
         return {"revision": outcome.revision, "deleted": [item.ref.path for item in outcome.items]}

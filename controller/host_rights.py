@@ -126,9 +126,9 @@ def _said(host: str, ref: Ref, spec: Spec, state: State) -> Iterator[Problem]:
             yield Problem("forbidden", f"{target.ref} is not an endpoint of a runtime of host {host}", "spec.endpoint",
                           spec.endpoint, API, str(ref))
     elif isinstance(spec, NetworkSpec):
-        if spec.mode != "overlay" and spec.host != host:
-            yield Problem("forbidden", f"a {spec.mode} network of a runtime is on its own host", "spec.host",
-                          spec.host or "nothing", f"use host {host}, or {API}", str(ref))
+        if spec.host not in (None, host):
+            yield Problem("forbidden", f"host {host} asked for a network of host {spec.host}", "spec.host", spec.host,
+                          f"use host {host}, or {API}", str(ref))
         for i, (tenant, name) in enumerate(spec.peer_paths(ref.tenant)):
             for problem in may_use(host, Ref("Network", tenant, name), state):
                 yield Problem("forbidden", problem.message, f"spec.peers[{i}]", spec.peers[i], API, str(ref))
