@@ -25,6 +25,7 @@ class Asker:
     def __init__(self) -> None:
         self._session: Asks | None = None
         self._came = asyncio.Event()
+        self._went = asyncio.Event()
         self._at_once = asyncio.Semaphore(AT_ONCE)
 
     @property
@@ -37,12 +38,18 @@ class Asker:
         self._session = session
         if session is None:
             self._came.clear()
+            self._went.set()
         else:
+            self._went.clear()
             self._came.set()
 
     async def came(self) -> None:
         """Wait for a session."""
         await self._came.wait()
+
+    async def went(self) -> None:
+        """Wait until there is none."""
+        await self._went.wait()
 
     async def request(self, what: str, args: dict[str, Any], timeout_s: float) -> Any:
         """Ask. A session that is about to come is waited for.

@@ -6,7 +6,6 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
-from pathlib import Path
 from typing import Any
 
 from agent.attachment import Attachment, Mapped, Place, default_name
@@ -82,7 +81,7 @@ def new_attachment(arguments: Arguments) -> Attachment:
     """What `attach` asks for, under new uids.
 
     Raises:
-        Refusal: an argument is wrong, or its namespace is not there.
+        Refusal: an argument is wrong.
     """
     arguments.only(*_FIELDS)
     runtime, identity = arguments.runtime(), arguments.text("id")
@@ -108,7 +107,6 @@ def new_attachment(arguments: Arguments) -> Attachment:
         queues=arguments.number("queues", 1, 64, 1),
         mappings=mapped_of(name, arguments.given.get("mappings")),
         asked={key: value for key, value in arguments.given.items() if key in _FIELDS and value not in (None, [], {})},
-        namespace=_namespace(place),
     )
 
 
@@ -154,25 +152,6 @@ def _place(arguments: Arguments) -> Place:
     if arguments.given["veth"] is not True:
         raise Refusal("invalid", "is not true", "veth", _shown(arguments.given["veth"]), "write veth: true")
     return Place(handed=True)
-
-
-def _namespace(place: Place) -> tuple[int, int] | None:
-    """Device and inode of the namespace.
-
-    Raises:
-        Refusal: it is gone.
-    """
-    path = place.path
-    if not path:
-        return None
-    field = "pid" if place.pid else "netns"
-    where = Path(path) if path.startswith("/") else Path("/run/netns", path)
-    try:
-        found = where.stat()
-    except OSError as error:
-        todo = "is the process still running?" if place.pid else f"make it: ip netns add {where.name}"
-        raise Refusal("gone", "there is no such network namespace", field, f"{where}: {error.strerror}", todo) from None
-    return found.st_dev, found.st_ino
 
 
 def _addresses(arguments: Arguments) -> tuple[str, ...]:

@@ -69,10 +69,8 @@ class Attachment:
     state: State = "asked"
     taken: bool = False
     since_s: float = 0.0                    # seconds since 1970: when it was made
-    namespace: tuple[int, int] | None = None    # device and inode
-    boot: str = ""                          # of the kernel that `namespace` is of
-    goals: tuple[Mapping[str, Any], ...] = ()   # PortGoal and MappingGoals that were made by a lease; the controller
-                                            # does not know of them yet
+    namespace: str = ""                     # `Switch.identify` of its namespace
+    goals: str = ""                         # `agent.leased.keep_goals`: made by a lease; the controller does not know
 
     @property
     def key(self) -> tuple[str, str]:
@@ -96,14 +94,11 @@ class Attachment:
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Attachment:
         """The reverse of `to_json`. Raises KeyError, TypeError, ValueError."""
-        namespace = value["namespace"]
         return cls(**{
             **value,
             "place": Place(**value["place"]),
             "addresses": tuple(value["addresses"]),
             "mappings": tuple(Mapped(**each) for each in value["mappings"]),
-            "namespace": None if namespace is None else (int(namespace[0]), int(namespace[1])),
-            "goals": tuple(value["goals"]),
         })
 
     def endpoint(self, host: str) -> dict[str, Any]:

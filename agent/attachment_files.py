@@ -23,7 +23,7 @@ from agent.goal_files import put_aside
 from agent.worker import Worker
 from southbound.durable import sync_directory, write_file
 
-__all__ = ["RUNTIME_FOLDERS", "Files", "Forgotten", "Folder", "Leased", "Reserved", "RuntimeNetwork"]
+__all__ = ["RUNTIME_FOLDERS", "Files", "Folder", "Forgotten", "Leased", "Reserved", "RuntimeNetwork"]
 
 RUNTIME_FOLDERS = ("attachments", "forgotten", "runtime-networks", "reserved", "leased")
 
@@ -121,7 +121,7 @@ class Folder(Generic[Kept]):
                  key: Callable[[Kept], Key]) -> None:
         self._directory = directory
         self._worker = worker
-        self._key = key
+        self._key: Callable[[Kept], Key] = key
         self._kept: dict[Key, Kept] = {each[0]: each[1] for each in self._load(read)}
 
     def _load(self, read: Callable[[Mapping[str, Any]], Kept]) -> Iterator[tuple[Key, Kept]]:

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import structlog
@@ -27,27 +26,29 @@ from agent.local_errors import Away, Refusal
 from agent.standing import Standing
 from agent.views import attachment_view
 from southbound.messages import MappingGoal, PortGoal
+from vswitch.errors import NamespaceMissing, VSwitchError
 
-__all__ = ["BOOT_ID", "Attachments"]
+__all__ = ["Attachments", "Identify"]
 
 _log = structlog.get_logger("agent")
 
 ASK_S = 4.0                                 # what needs the controller fails within 5 s
 PROGRAM_S = 3.0                             # from the controller's answer until the port is programmed
 UNDO_S = 1.5
-BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-_OTHER_BOOT = (0, 0)                        # no namespace's
+
+
+Identify = Callable[[str], Awaitable[str]]  # see `vswitch.switch.Switch.identify`
 
 
 class Attachments:
     """Those of one host. `name`: the host's."""
 
-    def __init__(self, name: str, host: Host, asker: Asker, files: Files) -> None:
+    def __init__(self, name: str, host: Host, asker: Asker, files: Files, identify: Identify) -> None:
         self._name = name
         self._host = host
         self._asker = asker
         self._files = files
-        self._boot = BOOT_ID.read_text().strip()
+        self._identify = identify
         self._alone: dict[tuple[str, str], tuple[asyncio.Lock, list[object]]] = {}
         self.left = asyncio.Event()         # something is left to tell the controller
         self.changed = asyncio.Event()      # an attachment came or was taken
@@ -61,12 +62,7 @@ class Attachments:
 
     def standing(self) -> Mapping[str, Standing]:
         """What the reconciler must know of them."""
-        return {each.uid: Standing(each.taken, self._namespace(each)) for each in self._files.attachments.all()}
-
-    def _namespace(self, attachment: Attachment) -> tuple[int, int] | None:
-        if attachment.namespace is None or attachment.boot == self._boot:
-            return attachment.namespace
-        return _OTHER_BOOT                  # the numbers of another kernel's namespaces mean nothing here
+        return {each.uid: Standing(each.taken, each.namespace) for each in self._files.attachments.all()}
 
     async def start(self) -> None:
         """Before anything is programmed: nobody waits for what was not answered."""
@@ -81,7 +77,7 @@ class Attachments:
 
     async def attach(self, arguments: Arguments) -> dict[str, Any]:
         """Make a port. A repetition finds it."""
-        wanted = new_attachment(arguments)
+        wanted = await self._in_namespace(new_attachment(arguments))
         async with self._one_at_a_time(wanted.key):
             known = self._files.attachments.get(*wanted.key)
             if known is not None and known.namespace != wanted.namespace:
@@ -94,6 +90,19 @@ class Attachments:
                 raise Refusal("exists", f"endpoint {wanted.tenant}/{wanted.name} is that of {other.runtime} {other.id}",
                               "name", wanted.name, "choose another name")
             return attachment_view(await self._make(wanted), self._host)
+
+    async def _in_namespace(self, wanted: Attachment) -> Attachment:
+        """With what its namespace is called, which must be there."""
+        path = wanted.place.path
+        if not path:
+            return wanted
+        field = "pid" if wanted.place.pid else "netns"
+        try:
+            return replace(wanted, namespace=await self._identify(path))
+        except NamespaceMissing as error:
+            raise Refusal("gone", error.asked, field, error.found, error.todo) from None
+        except VSwitchError as error:
+            raise Refusal("invalid", error.asked, field, error.found, error.todo) from None
 
     async def check(self, arguments: Arguments) -> dict[str, Any]:
         """How an attachment is."""
@@ -175,7 +184,7 @@ class Attachments:
         return attachment_view(known, self._host) | {"existing": True}
 
     async def _make(self, wanted: Attachment) -> Attachment:
-        made = replace(wanted, since_s=time.time(), boot=self._boot)
+        made = replace(wanted, since_s=time.time())
         await self._files.attachments.put(made)
         try:
             made = await self._declare(made)
@@ -354,5 +363,3 @@ def unavailable(error: Away, wanted: Attachment) -> Refusal:
     return Refusal("unavailable", f"{error}, and this host has no leased address for network {wanted.tenant}/"
                    f"{wanted.network}", "network", wanted.network, "start the controller, or try again later")
 
-
-Clock = Callable[[], float]

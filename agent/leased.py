@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
-from dataclasses import fields
-from typing import Any
+from base64 import b64decode, b64encode
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 
 from agent.attachment import Attachment
 from agent.attachment_files import Forgotten
 from agent.goals import Goals
-from southbound.messages import Goal, MappingGoal, NetworkGoal, PortGoal, QosGoal, key_of
+from southbound import codec
+from southbound.earlier import decode_kept
+from southbound.messages import FullSync, Goal, MappingGoal, NetworkGoal, PortGoal, key_of
 
-__all__ = ["compose", "goal_from_json", "network_named"]
+__all__ = ["compose", "keep_goals", "kept_goals", "network_named"]
 
 
 def compose(goals: Goals, leased: Iterable[Attachment], forgotten: Iterable[Forgotten]) -> Goals:
@@ -30,16 +32,24 @@ def compose(goals: Goals, leased: Iterable[Attachment], forgotten: Iterable[Forg
 
 def _made(leased: Iterable[Attachment]) -> Iterator[Goal]:
     for attachment in leased:
-        for value in attachment.goals:
-            yield goal_from_json(value)
+        yield from kept_goals(attachment.goals)
 
 
-def goal_from_json(value: Any) -> PortGoal | MappingGoal:
-    """A goal as an attachment keeps it, which has lists for tuples and has no tiers: those are the lease's."""
-    kind: type[PortGoal | MappingGoal] = PortGoal if "mac" in value else MappingGoal
-    known = {one.name for one in fields(kind)}
-    return kind(**{name: tuple(each) if isinstance(each, list) else each
-                   for name, each in value.items() if name in known})
+def keep_goals(goals: Sequence[Goal]) -> str:
+    """Goals as text, as an attachment has them on disk."""
+    return b64encode(codec.encode_sync(1, [codec.encode_goal(goal) for goal in goals])).decode() if goals else ""
+
+
+@lru_cache(maxsize=4096)
+def kept_goals(text: str) -> tuple[Goal, ...]:
+    """The reverse of `keep_goals`, also of an earlier version of this software.
+
+    Raises:
+        ValueError, ProtocolError: it is not.
+    """
+    message = decode_kept(b64decode(text, validate=True)) if text else FullSync(1, ())
+    assert isinstance(message, FullSync)
+    return message.goals
 
 
 def network_named(goals: Goals, tenant: str, name: str) -> NetworkGoal | None:

@@ -9,8 +9,8 @@ import asyncio
 import json
 import socket
 import stat
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -45,18 +45,18 @@ class LocalServer:
         self._connections = 0
         self._running: set[asyncio.Task[dict[str, Any]]] = set()
 
-    @asynccontextmanager
-    async def listening(self) -> AsyncIterator[None]:
-        """Answer while in the `async with` block.
+    async def serve(self) -> None:
+        """Answer. Never ends; when it is cancelled, the socket goes.
 
         Raises:
             SocketTaken
         """
         listener = _listen(self._path)
         mine = self._path.stat()
-        server = await asyncio.start_unix_server(self._serve, sock=listener, limit=MAX_LINE_BYTES)
+        server = await asyncio.start_unix_server(self._talk, sock=listener, limit=MAX_LINE_BYTES)
+        _log.info("local socket answers", socket=str(self._path))
         try:
-            yield
+            await asyncio.Event().wait()
         finally:
             server.close()
             with suppress(OSError):
@@ -64,7 +64,7 @@ class LocalServer:
                 if (found.st_dev, found.st_ino) == (mine.st_dev, mine.st_ino):
                     self._path.unlink()     # not that of a later agent
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._connections += 1
         try:
             while line := await self._line(reader):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Awaitable, Callable
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import structlog
 from agent.asking import Asker
 from agent.goals import NotAtBase, apply_delta, from_sync
 from agent.host import Host
+from agent.runtimes_here import software
 from southbound import client
 from southbound.errors import SouthboundError
 from southbound.identity import Identity
@@ -23,13 +23,6 @@ __all__ = ["Session"]
 _log = structlog.get_logger("agent")
 
 OnQuery = Callable[[str, dict[str, Any]], Awaitable[Any]]
-
-
-def _software() -> str:
-    try:
-        return version("sluice")
-    except PackageNotFoundError:
-        return "unknown"
 
 
 class Session:
@@ -54,7 +47,7 @@ class Session:
         return Hello(
             version=PROTOCOL_VERSION,
             host=identity.host,
-            agent=_software(),
+            agent=software(),
             boot=self._boot,
             applied_revision=self._host.goals.revision,
             facts=self._host.facts,

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_network
 from typing import Any
 
 from agent.attachment import Attachment
 from agent.goals import Goals
 from agent.host import Host
 from policy.addresses import own_addresses
-from southbound.messages import MappingGoal, NetworkGoal, PortGoal
+from southbound.messages import LeaseGoal, MappingGoal, NetworkGoal, PortGoal
 
-__all__ = ["attachment_view"]
+__all__ = ["attachment_view", "network_view", "stored_network_view"]
 
 
 def attachment_view(attachment: Attachment, host: Host) -> dict[str, Any]:
@@ -42,8 +43,6 @@ def attachment_view(attachment: Attachment, host: Host) -> dict[str, Any]:
 
 
 def _holds(prefix: str, port: PortGoal) -> bool:
-    from ipaddress import ip_network
-
     whole = ip_network(prefix)
     return any(address.ip in whole for address in own_addresses(port) if address.version == whole.version)
 
@@ -59,3 +58,36 @@ def _mapping(name: str, uid: str, spec: dict[str, Any], goals: Goals) -> dict[st
                        "internalPort": inner if not size else f"{inner}-{inner + size}",
                        "externalAddress": goal.external_address}
     return {"name": name, **spec}
+
+
+def network_view(network: NetworkGoal, host: Host) -> dict[str, Any]:
+    """A network as this host was told of it."""
+    return {"uid": network.id, "name": network.name, "tenant": network.tenant, "mode": network.mode,
+            "mtu": network.mtu_bytes or _mtu_here(network.id, host),
+            "subnets": [{"prefix": subnet.prefix, "gateway": subnet.gateway} for subnet in network.subnets],
+            "host": "", "leased": _leased(network.id, host)}
+
+
+def stored_network_view(item: dict[str, Any], host: Host) -> dict[str, Any]:
+    """A network as the controller gives it."""
+    spec, assigned, uid = item["spec"], item["assigned"], str(item["uid"])
+    mtu = spec.get("mtu", "auto")
+    return {"uid": uid, "name": item["name"], "tenant": item["tenant"], "mode": spec["mode"],
+            "mtu": mtu if isinstance(mtu, int) else _mtu_here(uid, host),
+            "subnets": [{"prefix": subnet["prefix"], "gateway": subnet["gateway"]}
+                        for subnet in assigned.get("subnets", ())],
+            "host": spec.get("host") or "", "leased": _leased(uid, host)}
+
+
+def _mtu_here(uid: str, host: Host) -> int:
+    """Of a port of the network; 0: there is none to know it from."""
+    for port in host.effective.ports:
+        status = host.statuses.get((PortGoal.kind, port.id))
+        if port.network == uid and status is not None and "mtu_bytes" in status.details:
+            return int(status.details["mtu_bytes"])
+    return 0
+
+
+def _leased(uid: str, host: Host) -> int:
+    lease = host.effective.objects.get((LeaseGoal.kind, uid))
+    return len(lease.addresses) if isinstance(lease, LeaseGoal) else 0

@@ -196,9 +196,8 @@ class Endpoints:
         if not open_ or 6 not in families:
             return attachment
         chosen = {(each["protocol"], each["internalPort"]): each["externalPort"] for each in attachment["mappings"]}
-        four = [{**each, "externalPort": _chosen(each, chosen)} for each in mappings] if 4 in families else []
         six = [{**each, "externalPort": _chosen(each, chosen), "externalAddress": "::"} for each in open_]
-        return await self._ask_map(endpoint_id, [*four, *six])
+        return await self._ask_map(endpoint_id, [*mappings, *six])
 
     async def _get(self, endpoint_id: str) -> _Known:
         known = self._known.get(endpoint_id)
