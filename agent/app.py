@@ -20,6 +20,7 @@ from typing import Any
 
 import structlog
 
+from agent.asking import Asker
 from agent.claims import Claims
 from agent.egress import Egress
 from agent.errors import AgentError, AlreadyRunning, WrongName
@@ -28,6 +29,7 @@ from agent.inspect import Inspector
 from agent.purge import purge_host
 from agent.reconcile import Reconciler
 from agent.record_file import RecordFile
+from agent.runtimes_here import RuntimesHere
 from agent.services import Services
 from agent.session import Session
 from agent.state import Disk
@@ -113,15 +115,18 @@ async def serve(config: Config) -> None:
         reconciler = Reconciler(switch, datapath, disk, disk.load().ids, limits.ports, egress, config.timeouts,
                                 limits.pools)
         services = Services(switch, worker, reconciler.paths, config.state_dir, datapath.mark())
-        claims = Claims()
+        claims, asker = Claims(), Asker()
         host = Host(worker, switch, reconciler, disk, services=services, claims=claims)
         inspector = Inspector(
             identity.host, datapath, lambda: host.outcome.built if host.outcome else None,
-            lambda: host.goals, lambda: host.overlaps, claims,
+            lambda: host.effective, lambda: host.overlaps, claims,
         )
+        runtimes = RuntimesHere(identity.host, host, asker, config.state_dir, owned.enter_context(Worker()), switch)
+        await runtimes.start()
         await host.start()
+        here = runtimes.keep(config.socket)
         try:
-            await _all(identity, host, inspector, datapath, worker, ager, egress, config.nat_log)
+            await _all(identity, host, inspector, datapath, worker, ager, egress, config.nat_log, asker, here)
         except BaseExceptionGroup as group:
             raise group.exceptions[0] from None
 
@@ -146,7 +151,7 @@ async def _guarded(work: Coroutine[Any, Any, None]) -> None:
 
 async def _all(
     identity: Identity, host: Host, inspector: Inspector, datapath: Datapath, worker: Worker, ager: Worker,
-    egress: Egress, nat_log: Path | None,
+    egress: Egress, nat_log: Path | None, asker: Asker, here: Coroutine[Any, Any, None],
 ) -> None:
     loop = asyncio.get_running_loop()
 
@@ -176,7 +181,8 @@ async def _all(
         return await worker.run(inspector.answer, what, args)
 
     async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(Session(host, on_query).keep(identity.directory))
+        tasks.create_task(Session(host, on_query, asker).keep(identity.directory))
+        tasks.create_task(here)
         tasks.create_task(host.watch())
         tasks.create_task(host.listen())
         tasks.create_task(host.mend())
