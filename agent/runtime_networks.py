@@ -172,6 +172,9 @@ class RuntimeNetworks:
                 deleted = bool(reply["deleted"])
             except Refusal as error:
                 _log.warning("lease not given back", network=f"{tenant}/{name}", why=str(error))
+            for kept in self._files.reserved.all():
+                if (kept.tenant, kept.network) == (tenant, name):
+                    await self._files.reserved.remove(kept)
         await self._files.forgotten.remove(gone)
         return deleted
 
