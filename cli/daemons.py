@@ -120,6 +120,7 @@ def agent_run(
         typer.Option("--nat-log", metavar="FILE", show_default=False,
                      help="Append a line of JSON for each binding of networks with nat.log: as `sluice nat log`."),
     ] = None,
+    socket: options.Socket = options.SOCKET,
 ) -> None:
     """Run this host's agent until SIGTERM or Ctrl-C. The data path stays when it ends."""
     _need_root("sluice agent run")
@@ -128,7 +129,7 @@ def agent_run(
 
     with _plainly("agent"):
         run(Config(state_dir=state, pin_dir=pin_dir, name=name, limits=limits, timeouts=timeouts, clamp=clamp,
-                   nat_log=nat_log))
+                   nat_log=nat_log, socket=socket))
 
 
 @agent_app.command("purge")

@@ -40,9 +40,13 @@ PinDir = Annotated[
         "--pin-dir", metavar="DIR", help="Folder of a BPF file system where programs and maps are pinned."
     ),
 ]
+Socket = Annotated[
+    Path, typer.Option("--socket", metavar="PATH", help="Where container runtimes of this host ask the agent.")
+]
 
 CONTROLLER_STATE = Path("/var/lib/sluice/controller")
 AGENT_STATE = Path("/var/lib/sluice/agent")
 PIN_DIR = Path("/sys/fs/bpf/sluice")
 API = "unix:/run/sluice/api.sock"
+SOCKET = Path("/run/sluice/agent.sock")
 SOUTHBOUND = "0.0.0.0:7443"

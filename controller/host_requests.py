@@ -35,7 +35,7 @@ class HostRequests:
             case "apply":
                 return await self._apply(host, list(args["documents"]), dict(args.get("uids", {})))
             case "delete":
-                return await self._delete(host, [_ref(each) for each in args["refs"]])
+                return await self._delete(host, [_ref(each) for each in args["refs"]], dict(args.get("uids", {})))
             case "get":
                 return self._get(host, [_ref(each) for each in args["refs"]])
         raise Refused(Problem("invalid", f"a host cannot ask for {what!r}", "what", what,
@@ -53,8 +53,11 @@ class HostRequests:
         return {"revision": outcome.revision,
                 "items": [{"result": item.result, **_row(item.stored)} for item in outcome.items]}
 
-    async def _delete(self, host: str, refs: Sequence[Ref]) -> dict[str, Any]:
+    async def _delete(self, host: str, refs: Sequence[Ref], uids: Mapping[str, str]) -> dict[str, Any]:
+        """`uids`: by kind/tenant/name; what is stored under another uid is somebody else's, and stays."""
         state = self._ledger.state
+        refs = [ref for ref in refs if (stored := state.get(ref)) is None
+                or uids.get(f"{ref.kind}/{ref.path}", stored.uid) == stored.uid]
         problems = [problem for ref in refs if (stored := state.get(ref)) is not None
                     for problem in self._foreign(host, ref, stored.spec)]
         if problems:
