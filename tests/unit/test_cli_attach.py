@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from agent_socket_kit import HangsUp, LocalAgent, Refuses, attachment, local_agent
+from local_fake_kit import HangsUp, LocalAgent, Refuses, attachment, local_agent
 from typer.testing import CliRunner
 
 from cli.main import app
