@@ -198,8 +198,8 @@ class Pools:
         routes = [each for each in routed() if each.overlaps(prefix)] if prefix.version == 4 else []
         if routes or self._lately().count(prefix) >= OFFERS:
             why = f"this host has a route to {routes[0]}" if routes else "Docker does not take it"
-            raise LocalError("in_use", f"{why}, and Docker uses such a prefix only if it is asked for by name", "--subnet",
-                             str(prefix), f"add --subnet {prefix}" if options.network else "add --subnet")
+            raise LocalError("in_use", f"{why}, and Docker uses such a prefix only if it is asked for by name",
+                             "--subnet", str(prefix), f"add --subnet {prefix}" if options.network else "add --subnet")
         self._offered.append((time.monotonic(), prefix))
 
 
