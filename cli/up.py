@@ -64,7 +64,8 @@ def up(
         ),
     ] = "",
     pin_dir: options.PinDir = options.PIN_DIR,
-    socket: options.Socket = options.SOCKET,
+    socket: options.LocalSocket = options.LOCAL_SOCKET,
+    docker: options.Docker = options.DOCKER,
     purge: Annotated[
         bool, typer.Option("--purge", help="At the end, take everything out of the kernel.")
     ] = False,
@@ -90,7 +91,7 @@ def up(
             children.start(
                 "agent",
                 ["agent", "run", "--state", str(agent_state), "--pin-dir", str(pin_dir), "--name", host,
-                 "--socket", str(socket)],
+                 "--socket", socket, "--docker", docker],
             )
             _wait_connected(children, api, host)
             _greet(api, host, purge)

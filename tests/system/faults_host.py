@@ -114,7 +114,7 @@ class Agent:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 ["nsenter", f"--net=/run/netns/{HOST_NS}", *self._command("run"), *limits,
-                 "--socket", str(self.state_dir / "agent.sock")],
+                 "--socket", str(self.state_dir / "agent.sock"), "--docker", "none"],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=ROOT,
             )
 

@@ -70,7 +70,8 @@ class LocalHost:
         self.apply({"apiVersion": "sluice/v1", "kind": "Host", "metadata": {"name": "h1"}})
         with Client(self.api) as client:
             token = client.create_token("h1")
-        self._run("join", "--controller", "127.0.0.1:7443", "--token", token, "--name", "h1", "--state", str(self.state))
+        self._run("join", "--controller", "127.0.0.1:7443", "--token", token, "--name", "h1",
+                  "--state", str(self.state))
         self.start_agent()
 
     def namespace(self, name: str) -> str:
