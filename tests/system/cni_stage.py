@@ -188,6 +188,7 @@ class Stage:
                          self.api, "--pin-dir", str(self.pins), "--name", "h1", "--socket", SOCKET)
         eventually(lambda: up.poll() is not None or "Sluice is up" in self.told(), self.told, START_S)
         assert up.poll() is None, self.told()
+        eventually(lambda: self.run("test", "-S", SOCKET).returncode == 0, self.told, START_S)
 
     def told(self) -> str:
         """The end of what the daemons said."""

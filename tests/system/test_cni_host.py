@@ -127,7 +127,7 @@ def test_what_is_refused_leaves_nothing(stage: Stage, runtime: Runtime, given: d
 
 def test_unknown_network_and_lost_namespace(stage: Stage, runtime: Runtime) -> None:
     gone = runtime.add("one", "/run/netns/c-none").error
-    assert gone["code"] == 3
+    assert gone["code"] == 3, gone
     assert "CNI_NETNS" in gone["msg"]
     runtime.name = "green"
     error = runtime.add("one", container(stage, "c1")).error
