@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,6 +50,7 @@ REAP_EVERY_S = 1.0
 SWEEP_SHARE = 0.04          # of one core, at most, for looking at every flow
 EXPIRE_EVERY_S = 5.0
 _COPY_PAUSE_S = 0.01
+Beside = Callable[[], Coroutine[Any, Any, None]]
 _RINGS = {"drops": Ring.EVENTS, "capture": Ring.CAPTURES, "bindings": Ring.BINDINGS}    # by kind of stream
 _DRAIN_PAUSE_S = 0.1        # between two emptyings of the event ring, so that a flood of drops costs little
 
@@ -65,16 +66,17 @@ class Config:
     timeouts: Timeouts = field(default_factory=Timeouts)
     clamp: Clamp = field(default_factory=Clamp)     # how long addresses of domain names stay open
     nat_log: Path | None = None                     # where records of bindings are appended; None: nowhere
+    socket: Path | None = None                      # where runtimes of this host ask; None: nowhere
 
 
-def run(config: Config) -> None:
-    """Run until SIGTERM or Ctrl-C.
+def run(config: Config, *beside: Beside) -> None:
+    """Run until SIGTERM or Ctrl-C, with `beside` in the same process: plug-ins that ask the agent's local socket.
 
     Raises:
         AgentError, IdentityError, DatapathError, VSwitchError: it cannot start, or cannot go on.
     """
     _log_to_stderr()
-    asyncio.run(_until_told(serve(config)))
+    asyncio.run(_until_told(_serve_beside(config, beside)))
 
 
 def purge(config: Config) -> list[str]:
@@ -122,6 +124,24 @@ async def serve(config: Config) -> None:
             await _all(identity, host, inspector, datapath, worker, ager, egress, config.nat_log)
         except BaseExceptionGroup as group:
             raise group.exceptions[0] from None
+
+
+async def _serve_beside(config: Config, beside: Sequence[Beside]) -> None:
+    """What runs beside ends with the agent; an agent without it is an agent still."""
+    tasks = [asyncio.ensure_future(_guarded(each())) for each in beside]
+    try:
+        await serve(config)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _guarded(work: Coroutine[Any, Any, None]) -> None:
+    try:
+        await work
+    except Exception:
+        _log.exception("a plug-in ended; the agent goes on without it")
 
 
 async def _all(

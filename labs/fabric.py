@@ -67,7 +67,7 @@ async def start_agent(site: Site, host: str, controller_node: str) -> None:
     await site.processes.start(Spec(
         f"agent/{host}",
         (*sluice(), "agent", "run", "--state", str(state), "--pin-dir", pin_directory(site.lab, host),
-         "--name", host, "--limit", f"flows={FLOWS}"),
+         "--name", host, "--limit", f"flows={FLOWS}", "--socket", str(state / "agent.sock"), "--docker", "none"),
         namespace=namespace,
     ))
 

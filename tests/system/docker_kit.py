@@ -21,14 +21,16 @@ import signal
 import subprocess
 import tarfile
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 IMAGE = "busybox:local"
 START_S = 40.0
 COMMAND_S = 60.0
+# Debian's, of dockerd's version, before a newer one on the path, which asks for what this dockerd does not have.
+CLIENT = "/usr/bin/docker" if Path("/usr/bin/docker").exists() else "docker"
 _BUSYBOX = Path("/bin/busybox")
 _CGROUPS = Path("/sys/fs/cgroup")
 _NEEDED = {"dockerd": "docker.io", "docker": "docker.io", "busybox": "busybox-static", "nsenter": "util-linux"}
@@ -48,11 +50,6 @@ def need(*programs: str, packages: Mapping[str, str] = _NEEDED) -> None:
 def httpd(text: str, port: int = 80) -> tuple[str, ...]:
     """The command of a container that answers every GET of / with `text`."""
     return ("sh", "-c", f"mkdir -p /www && echo '{text}' > /www/index.html && exec httpd -f -p {port} -h /www")
-
-
-def echo_udp(port: int) -> tuple[str, ...]:
-    """The command of a container that sends datagrams back."""
-    return ("nc", "-u", "-lk", "-p", str(port), "-e", "cat")
 
 
 def image() -> bytes:
@@ -176,7 +173,7 @@ class Docker:
         Raises:
             Refused: it failed.
         """
-        done = subprocess.run(["docker", "--host", self.socket, *words], input=data, capture_output=True,
+        done = subprocess.run([CLIENT, "--host", self.socket, *words], input=data, capture_output=True,
                               timeout=limit_s, check=False)
         if done.returncode:
             raise Refused(f"docker {' '.join(words)}: {(done.stderr or done.stdout).decode(errors='replace').strip()}")
@@ -238,6 +235,17 @@ class Docker:
 
     # What it runs, from outside
 
+    @contextmanager
+    def beside(self, container: str, *command: str) -> Iterator[None]:
+        """A program of the machine in the container's network namespace, for as long as the block runs."""
+        process = subprocess.Popen(["nsenter", f"--net=/proc/{self.pid(container)}/ns/net", *command],
+                                   stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            yield
+        finally:
+            process.kill()
+            process.wait()
+
     def pid(self, container: str) -> int:
         """The container's first process, as the machine numbers it."""
         inner = int(self("inspect", "--format", "{{.State.Pid}}", container))
@@ -262,8 +270,10 @@ class Docker:
         self.folder.mkdir(parents=True, exist_ok=True)
         ready = self.folder / "ready"
         ready.unlink(missing_ok=True)
-        # The first process reaps what nobody waits for, as dockerd's children after a kill.
-        script = ("mount -t tmpfs tmpfs /run && mkdir -p /run/docker/plugins /run/lock && "
+        # What is mounted below /run, as everybody's network namespaces, would live as long as this does. The first
+        # process reaps what nobody waits for, as dockerd's children after a kill.
+        script = ("awk '$2 ~ \"^/run/\" {print $2}' /proc/self/mounts | sort -ru | xargs -r umount -nl; "
+                  "mount -t tmpfs tmpfs /run && mkdir -p /run/docker/plugins /run/lock && "
                   f"mount --bind {self.plugins} /run/docker/plugins && touch {ready} && "
                   "exec busybox sh -c 'trap : CHLD; while :; do busybox sleep 1000000 & wait; done'")
         with self.log.open("ab") as log:

@@ -10,6 +10,7 @@ pins; disks stay.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -25,13 +26,15 @@ from typing import Any, TypeVar
 from churn_daemons import Daemons
 from docker_kit import Docker, Refused
 
-from controller.client import Client, ClientError
+from controller.client import Client, ClientError, reference_of
 
 PREFIX = f"dk{os.getpid()}"
 PINS = Path("/sys/fs/bpf")
 WAIT_S = 30.0
+GRACE_S = 15.0                              # in which an agent finds that something is gone
 SOUTHBOUND = "172.16.8.1:7443"
 _LIMITS = ("flows=65536", "rules=16384", "ports=256", "bindings=16384")
+_PORT_LINK = re.compile(r"slp\d+")
 Result = TypeVar("Result")
 
 
@@ -129,10 +132,10 @@ class Host:
 
     # What is in its kernel, and what is declared
 
-    def links(self) -> set[str]:
-        """Names of all links in its namespace."""
-        return {
-            line.split(":")[1].strip().partition("@")[0] for line in self("ip", "-o", "link", "show").splitlines()}
+    def ports(self) -> set[str]:
+        """Names of the host-side links of endpoints."""
+        found = {line.split(":")[1].strip().partition("@")[0] for line in self("ip", "-o", "link", "show").splitlines()}
+        return {name for name in found if _PORT_LINK.fullmatch(name)}
 
     def endpoints(self) -> dict[str, dict[str, Any]]:
         """Endpoints of this host, by name."""
@@ -140,6 +143,7 @@ class Host:
                 if found["spec"].get("host") == self.name}
 
     def close(self) -> None:
+        """End its daemons."""
         self.docker.close()
         if self._agent:
             with suppress(AssertionError):
@@ -196,6 +200,39 @@ class Site:
     def world(self, *command: str) -> str:
         """What a program on the LAN prints: a machine that knows nothing of containers."""
         return inside(self.lan, *command)
+
+    def clean(self) -> None:
+        """Remove all containers and networks, and demand that nothing of them is left, in Sluice or in a kernel."""
+        for host in self.hosts:
+            host.docker.clean()
+        deadline = time.monotonic() + GRACE_S
+        while left := self.remains():
+            assert time.monotonic() < deadline, f"left after all was removed: {left}"
+            time.sleep(0.1)
+
+    def mend(self) -> None:
+        """After a test that failed: nothing of it shall be in the way of the next."""
+        for host in self.hosts:
+            host.docker.crash()
+            shutil.rmtree(host.docker.folder, ignore_errors=True)
+            host.reboot()
+        if not self._healthy():
+            self.start_controller()
+        for kind in ("StaticMapping", "Endpoint", "Network"):
+            told = [reference_of(each) for each in self.list(kind)]
+            self.ask(lambda client, told=told: client.delete_all(told))     # type: ignore[misc]
+        for host in self.hosts:
+            for kept in (host.state / "attachments.json", host.state / "docker.json"):
+                kept.unlink(missing_ok=True)
+            host.docker.start(wait=False)
+            host.start_agent()
+            host.docker.wait()
+
+    def remains(self) -> list[str]:
+        """What runtimes declared, and links of endpoints."""
+        found = [f"{kind} {each['metadata']['name']}" for kind in ("StaticMapping", "Endpoint", "Network")
+                 for each in self.list(kind)]
+        return found + [f"link {name} of {host.name}" for host in self.hosts for name in sorted(host.ports())]
 
     # The controller
 
