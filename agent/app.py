@@ -70,11 +70,11 @@ class Config:
     socket: Path | None = None                      # where runtimes of this host ask; None: nowhere
 
 
-Beside = Callable[[], Coroutine[Any, Any, None]]    # what runs in the agent's process, and asks its local socket
+Beside = Callable[[], Coroutine[Any, Any, None]]
 
 
 def run(config: Config, *beside: Beside) -> None:
-    """Run until SIGTERM or Ctrl-C. `beside`: what runs in the same loop, as long as the agent.
+    """Run until SIGTERM or Ctrl-C. `beside`: what runs in the same loop, as long as the agent; plug-ins of runtimes.
 
     Raises:
         AgentError, IdentityError, DatapathError, VSwitchError: it cannot start, or cannot go on.
@@ -134,7 +134,7 @@ async def serve(config: Config, *beside: Beside) -> None:
 
 
 async def _guarded(work: Coroutine[Any, Any, None]) -> None:
-    """An agent without a plug-in is an agent still."""
+    """A plug-in that cannot go on is told, and ends nothing: an agent without it is an agent still."""
     try:
         await work
     except Exception:
