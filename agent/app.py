@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import Any
 
 import structlog
 
+from agent.asking import Asker
 from agent.claims import Claims
 from agent.egress import Egress
 from agent.errors import AgentError, AlreadyRunning, WrongName
@@ -28,6 +29,7 @@ from agent.inspect import Inspector
 from agent.purge import purge_host
 from agent.reconcile import Reconciler
 from agent.record_file import RecordFile
+from agent.runtimes_here import RuntimesHere
 from agent.services import Services
 from agent.session import Session
 from agent.state import Disk
@@ -65,16 +67,20 @@ class Config:
     timeouts: Timeouts = field(default_factory=Timeouts)
     clamp: Clamp = field(default_factory=Clamp)     # how long addresses of domain names stay open
     nat_log: Path | None = None                     # where records of bindings are appended; None: nowhere
+    socket: Path | None = None                      # where runtimes of this host ask; None: nowhere
 
 
-def run(config: Config) -> None:
-    """Run until SIGTERM or Ctrl-C.
+Beside = Callable[[], Coroutine[Any, Any, None]]
+
+
+def run(config: Config, *beside: Beside) -> None:
+    """Run until SIGTERM or Ctrl-C. `beside`: what runs in the same loop, as long as the agent; plug-ins of runtimes.
 
     Raises:
         AgentError, IdentityError, DatapathError, VSwitchError: it cannot start, or cannot go on.
     """
     _log_to_stderr()
-    asyncio.run(_until_told(serve(config)))
+    asyncio.run(_until_told(serve(config, *beside)))
 
 
 def purge(config: Config) -> list[str]:
@@ -88,7 +94,7 @@ def purge(config: Config) -> list[str]:
         return purge_host(config.state_dir, config.pin_dir)
 
 
-async def serve(config: Config) -> None:
+async def serve(config: Config, *beside: Beside) -> None:
     """Be the agent of this host until cancelled. The network namespace is that of the calling thread.
 
     Raises:
@@ -111,22 +117,33 @@ async def serve(config: Config) -> None:
         reconciler = Reconciler(switch, datapath, disk, disk.load().ids, limits.ports, egress, config.timeouts,
                                 limits.pools)
         services = Services(switch, worker, reconciler.paths, config.state_dir, datapath.mark())
-        claims = Claims()
+        claims, asker = Claims(), Asker()
         host = Host(worker, switch, reconciler, disk, services=services, claims=claims)
         inspector = Inspector(
             identity.host, datapath, lambda: host.outcome.built if host.outcome else None,
-            lambda: host.goals, lambda: host.overlaps, claims,
+            lambda: host.effective, lambda: host.overlaps, claims,
         )
+        runtimes = RuntimesHere(identity.host, host, asker, config.state_dir, owned.enter_context(Worker()), switch)
+        await runtimes.start()
         await host.start()
+        besides = (runtimes.keep(config.socket), *(_guarded(each()) for each in beside))
         try:
-            await _all(identity, host, inspector, datapath, worker, ager, egress, config.nat_log)
+            await _all(identity, host, inspector, datapath, worker, ager, egress, config.nat_log, asker, besides)
         except BaseExceptionGroup as group:
             raise group.exceptions[0] from None
 
 
+async def _guarded(work: Coroutine[Any, Any, None]) -> None:
+    """A plug-in that cannot go on is told, and ends nothing: an agent without it is an agent still."""
+    try:
+        await work
+    except Exception:
+        _log.exception("a plug-in ended; the agent goes on without it")
+
+
 async def _all(
     identity: Identity, host: Host, inspector: Inspector, datapath: Datapath, worker: Worker, ager: Worker,
-    egress: Egress, nat_log: Path | None,
+    egress: Egress, nat_log: Path | None, asker: Asker, besides: Sequence[Coroutine[Any, Any, None]],
 ) -> None:
     loop = asyncio.get_running_loop()
 
@@ -156,7 +173,7 @@ async def _all(
         return await worker.run(inspector.answer, what, args)
 
     async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(Session(host, on_query).keep(identity.directory))
+        tasks.create_task(Session(host, on_query, asker).keep(identity.directory))
         tasks.create_task(host.watch())
         tasks.create_task(host.listen())
         tasks.create_task(host.mend())
@@ -170,6 +187,8 @@ async def _all(
         tasks.create_task(_copy(streams, datapath, worker))
         tasks.create_task(_record(streams, inspector, datapath, worker, nat_log))
         tasks.create_task(streams.keep())
+        for beside in besides:
+            tasks.create_task(beside)
 
 
 async def _age(datapath: Datapath, ager: Worker) -> None:

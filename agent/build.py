@@ -95,6 +95,7 @@ class Built:
     leases: Mapping[str, IPv4Interface] = field(default_factory=dict)   # PortGoal.id -> address got by DHCP
     nested: Mapping[str, str] = field(default_factory=dict)     # PortGoal.id -> that of the endpoint it is behind
     announcements: frozenset[Announcement] = frozenset()        # what segments should know of our endpoints
+    gone: frozenset[str] = frozenset()                          # PortGoal.id of those whose link a runtime let go
 
     def links(self) -> set[str]:
         """Names of all links that must exist; every other of ours must go."""
@@ -176,7 +177,8 @@ def build(
         for network in networks.good.values() if network.mode == "nat" and network.id in ids.bridges
     }
     taken: Taken = {}
-    links = port_links(goals, networks.good, bridges, observed, ids, faults, taken)
+    gone: set[str] = set()
+    links = port_links(goals, networks.good, bridges, observed, ids, faults, taken, gone)
     nested = nested_ports(goals, networks.good, links, faults, taken)
     left = links
     while True:             # until no port is left out: layers and tables are of one view
@@ -224,6 +226,7 @@ def build(
         leases=view.leases,
         nested={port.id: uid for uid, ports in view.nested.items() for port in ports},
         announcements=frozenset(announcements(view)),
+        gone=frozenset(gone),
     )
 
 

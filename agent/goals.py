@@ -12,6 +12,7 @@ from southbound.messages import (
     Goal,
     HostGoal,
     Key,
+    LeaseGoal,
     MappingGoal,
     NetworkGoal,
     PortGoal,
@@ -26,7 +27,7 @@ class NotAtBase(Exception):
     """A delta is for another base than what we have."""
 
 
-G = TypeVar("G", HostGoal, NetworkGoal, PortGoal, RemotesGoal, MappingGoal)
+G = TypeVar("G", HostGoal, NetworkGoal, PortGoal, RemotesGoal, MappingGoal, LeaseGoal)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,11 @@ class Goals:
     def mappings(self) -> list[MappingGoal]:
         """Static mappings by uid."""
         return self._all(MappingGoal)
+
+    @property
+    def leases(self) -> list[LeaseGoal]:
+        """Addresses that this host may give by itself, by NetworkGoal.id."""
+        return self._all(LeaseGoal)
 
 
 def from_sync(message: FullSync) -> Goals:

@@ -16,9 +16,10 @@ from agent.overlaps import Overlap, overlapping
 from agent.reconcile import Outcome, Reconciler
 from agent.seams import SwitchSeam
 from agent.services import Services
+from agent.standing import NOTHING, Standing
 from agent.state import Disk
 from agent.worker import Worker
-from southbound.messages import Ack, Facts, HostFacts, ObjectStatus, PortGoal
+from southbound.messages import Ack, Facts, HostFacts, Key, ObjectStatus, PortGoal
 from vfp.datapath.errors import DatapathError
 from vswitch.errors import VSwitchError
 
@@ -55,6 +56,10 @@ class Host:
         self.facts = HostFacts(features=features)
         self.overlaps: dict[str, Overlap] = {}  # by NetworkGoal.id: what of the host has the same prefix
         self.report: Report | None = None       # where changes go; set while a session is up
+        self.statuses: Mapping[Key, ObjectStatus] = {}      # those of `ack`
+        self.moved = asyncio.Event()            # set, and replaced by another, whenever `ack` is a new one
+        self.compose: Callable[[Goals], Goals] = lambda goals: goals    # with what runtimes of this host did
+        self.standing: Callable[[], Mapping[str, Standing]] = lambda: NOTHING   # of ports that runtimes asked for
         self._worker = worker
         self._switch = switch
         self._reconciler = reconciler
@@ -65,6 +70,11 @@ class Host:
         self._lock = asyncio.Lock()
         self._incomplete = asyncio.Event()
         self._changed = asyncio.Event()
+
+    @property
+    def effective(self) -> Goals:
+        """What is to be programmed: the controller's goal state, and what runtimes of this host did meanwhile."""
+        return self.compose(self.goals)
 
     async def start(self) -> None:
         """Apply what is on disk; the controller may be away. With nothing on disk, leave the kernel as it is."""
@@ -174,10 +184,11 @@ class Host:
             delay_s = min(delay_s * 2, RETRY_MOST_S) if self._incomplete.is_set() else RETRY_FIRST_S
 
     async def _apply(self, mend: bool) -> Ack:
-        goals = self.goals
+        goals = self.effective
         try:
             leases = self._services.leases() if self._services is not None else {}
-            outcome = await self._worker.run(self._reconciler.reconcile, goals, mend, self.facts, leases)
+            outcome = await self._worker.run(self._reconciler.reconcile, goals, mend, self.facts, leases,
+                                             self.standing())
         except (VSwitchError, DatapathError, OSError) as error:
             _log.exception("reconcile failed", revision=goals.revision)
             self._incomplete.set()
@@ -190,6 +201,9 @@ class Host:
             if self._services is not None:
                 await self._services.follow(goals, outcome.built)
             self.ack = self._acknowledge(outcome)
+        self.statuses = {(status.kind, status.id): status for status in self.ack.objects}
+        self.moved.set()
+        self.moved = asyncio.Event()
         return self.ack
 
     def _note_overlaps(self, goals: Goals, overlaps: Mapping[str, Overlap]) -> None:

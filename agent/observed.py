@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Interface
 
+from agent.standing import Standing
 from vfp.model import Address
 from vfp.timeouts import Timeouts
 from vswitch.links import OwnedLink, UplinkState
@@ -39,3 +40,4 @@ class Observed:
     overlaps: Mapping[str, str] = field(default_factory=dict)   # NetworkGoal.id -> with what of the host's, in words
     timeouts: Timeouts = field(default_factory=Timeouts)        # of the engine
     leases: Mapping[str, IPv4Interface] = field(default_factory=dict)   # PortGoal.id -> address got by DHCP
+    standing: Mapping[str, Standing] = field(default_factory=dict)      # by PortGoal.id, of runtimes' endpoints

@@ -11,6 +11,7 @@ from agent.ids import Ids, port_alias
 from agent.networks import mtu
 from agent.observed import Observed
 from agent.qos import check_qos
+from agent.standing import UNKNOWN
 from policy.addresses import Interface, gateways, held_addresses, own_addresses
 from policy.contribution import Fault, HostView, ObjectError, mac_bytes
 from policy.world import is_translated
@@ -23,8 +24,14 @@ __all__ = ["is_there", "neighbours", "nested_ports", "port_links", "timeouts"]
 
 # Names that this agent gives to links, and the loopback device.
 _OUR_NAMES = re.compile(r"(slp|slb)\d+|slvx0|slq[01]|sl-ins[01]|lo")
+_HANDED_NAMES = re.compile(r"slc[0-9a-z]+")     # that it gives to far ends which runtimes take
 
 _MOST_VLANS, _TAGS = 8, 4095             # model.Port.vlans
+
+
+class Gone(ObjectError):
+    """The endpoint had its link, and what it was for is no more."""
+
 
 Taken = dict[tuple[str, Address], PortGoal]     # by NetworkGoal.id
 
@@ -37,10 +44,12 @@ def port_links(
     ids: Ids,
     faults: list[Fault],
     taken: Taken,
+    gone: set[str],
 ) -> dict[str, PortLink]:
-    """The link of each endpoint that can have one, by PortGoal.id. `taken`: gets their addresses."""
+    """The link of each endpoint that can have one, by PortGoal.id. `taken`: gets their addresses; `gone`: the endpoints
+    whose link went with their container."""
     links: dict[str, PortLink] = {}
-    taps: dict[str, PortGoal] = {}
+    taken_names: dict[str, PortGoal] = {}
     for port in goals.ports:
         if port.behind:
             continue
@@ -51,27 +60,35 @@ def port_links(
             addresses = own_addresses(port)
             ways_out = [gateway for address in addresses for gateway in _gateway(network, address)]
             if not port.netns:
-                _check_tap(port, taps, observed)
+                _check_name(port, taken_names, observed)
+            if _is_gone(port, ids.ports[port.id], observed):
+                raise Gone("its link is gone: the container ended, or its runtime removed it; start the container"
+                           " again, or delete the endpoint")
         except ObjectError as error:
+            if isinstance(error, Gone):
+                gone.add(port.id)
             faults.append(Fault(key_of(port), str(error)))
             continue
         taken.update(((network.id, held), port) for held in held_addresses(port))
         number = ids.ports[port.id]
+        tap = not port.netns and not port.handed
         links[port.id] = PortLink(
-            host_interface=port_interface(number) if port.netns else port.interface,
+            host_interface=port.interface if tap else port_interface(number),
             alias=port_alias(port.id, number),
             netns=port.netns,
-            interface=port.interface if port.netns else "",
+            interface="" if tap else port.interface,
             mac=port.mac,
             addresses=tuple(str(address) for address in addresses),
             gateways=tuple(str(gateway.ip) for gateway in ways_out),
             mtu_bytes=mtu(network, observed),
             bridge=bridges[network.id].name if network.id in bridges else "",
-            tap=not port.netns,
-            queues=1 if port.netns else port.queues,
+            tap=tap,
+            queues=port.queues if tap else 1,
             dhcp=port.dhcp,
             accept_ra=network.advertise or network.slaac,
             slaac=network.slaac,
+            handed=port.handed,
+            namespace=observed.standing.get(port.id, UNKNOWN).namespace,
         )
     return links
 
@@ -144,16 +161,24 @@ def _gateway(network: NetworkGoal, address: Interface) -> list[Interface]:
     raise ObjectError(f"address {address} is outside network {network.tenant}/{network.name}")
 
 
-def _check_tap(port: PortGoal, taps: dict[str, PortGoal], observed: Observed) -> None:
-    """The name of a tap device is the user's choice, among all that this namespace has."""
-    name = port.interface
+def _is_gone(port: PortGoal, number: int, observed: Observed) -> bool:
+    """Whether a runtime took the far end, and with it the pair went: it would be made for nobody."""
+    found = observed.owned.get(port_interface(number))
+    return port.handed and observed.standing.get(port.id, UNKNOWN).taken and (
+        found is None or found.alias != port_alias(port.id, number))
+
+
+def _check_name(port: PortGoal, taken: dict[str, PortGoal], observed: Observed) -> None:
+    """The name of a tap device, or of a far end that waits, is one among all that this namespace has."""
+    name, what = port.interface, "far end" if port.handed else "tap device"
     if not name:
         raise ObjectError("a port without a namespace is a tap device; give its name as the interface")
-    if _OUR_NAMES.fullmatch(name) or (observed.uplink is not None and name == observed.uplink.name):
-        raise ObjectError(f"tap device {name!r}: the name is that of another link of this host; choose another")
-    other = taps.setdefault(name, port)
+    if (_OUR_NAMES.fullmatch(name) or (observed.uplink is not None and name == observed.uplink.name)
+            or (_HANDED_NAMES.fullmatch(name) and not port.handed)):
+        raise ObjectError(f"{what} {name!r}: the name is that of another link of this host; choose another")
+    other = taken.setdefault(name, port)
     if other is not port:
-        raise ObjectError(f"tap device {name!r} is that of endpoint {other.tenant}/{other.name} too; choose another")
+        raise ObjectError(f"{what} {name!r} is that of endpoint {other.tenant}/{other.name} too; choose another")
 
 
 def is_there(link: PortLink, owned: Mapping[str, OwnedLink]) -> bool:

@@ -39,6 +39,7 @@ from agent.overlaps import Overlap, overlapping
 from agent.paths import Paths, underlays_of
 from agent.qos import SHAPER_LINKS
 from agent.seams import DatapathSeam, SwitchSeam
+from agent.standing import NOTHING, Standing
 from agent.state import Disk
 from policy.contribution import Fault
 from policy.domains import DNS_QUEUE
@@ -61,7 +62,7 @@ from vfp.datapath.errors import DatapathError
 from vfp.errors import CompileError, PolicyError
 from vfp.model import Address, EngineState
 from vfp.timeouts import Timeouts
-from vswitch.errors import UplinkMissing, VSwitchError
+from vswitch.errors import NamespaceGone, UplinkMissing, VSwitchError
 from vswitch.links import Detour, HookedProgram, InspectPrograms, OwnedLink, PortLink, UplinkState, Where
 
 __all__ = ["Outcome", "Reconciler", "host_addresses"]
@@ -84,6 +85,7 @@ class Outcome:
     built: Built
     general: tuple[str, ...] = ()
     overlaps: Mapping[str, Overlap] = field(default_factory=dict)   # by NetworkGoal.id
+    gone: frozenset[str] = frozenset()      # PortGoal.id: link or namespace went away (`agent.standing`); an error each
 
     @property
     def complete(self) -> bool:
@@ -130,7 +132,7 @@ class Reconciler:
 
     def reconcile(
         self, goals: Goals, mend: bool = True, facts: HostFacts = _NO_FACTS,
-        leases: Mapping[str, IPv4Interface] = MappingProxyType({}),
+        leases: Mapping[str, IPv4Interface] = MappingProxyType({}), standing: Mapping[str, Standing] = NOTHING,
     ) -> Outcome:
         """One run. Raises only what is no object's fault: the disk is full, netlink is closed.
 
@@ -138,14 +140,16 @@ class Reconciler:
             mend: look at ports again that this process made or mended before and whose links are still there.
             facts: what else the host has: its networks may meet their prefixes there.
             leases: by PortGoal.id, the addresses that endpoints have by DHCP.
+            standing: by PortGoal.id, what is known of ports that container runtimes asked for.
         """
         general: list[str] = []
         overlaps = overlapping(goals, facts)
-        observed = self._observe(goals, overlaps, leases)
+        observed = self._observe(goals, overlaps, leases, standing)
         self._identify(goals, observed)
         plan = build(goals, observed, self._ids)
         self._remove(observed, plan, _PORT_KINDS, general)
-        failures = self._make_links(goals, plan, {} if mend else observed.owned)
+        gone = set(plan.gone)
+        failures = self._make_links(goals, plan, {} if mend else observed.owned, gone)
         owned = self._switch.owned()
         if owned != observed.owned:
             observed = replace(observed, owned=owned)
@@ -169,10 +173,11 @@ class Reconciler:
             self._remove_detour(general)
         self._served = frozenset(uid for uid, addresses in built.external_addresses.items() if addresses)
         statuses = tuple(_statuses(goals, built, failures, overlaps))
-        return Outcome(goals.revision, statuses, built, tuple(general), overlaps)
+        return Outcome(goals.revision, statuses, built, tuple(general), overlaps, frozenset(gone))
 
     def _observe(
-        self, goals: Goals, overlaps: Mapping[str, Overlap], leases: Mapping[str, IPv4Interface]
+        self, goals: Goals, overlaps: Mapping[str, Overlap], leases: Mapping[str, IPv4Interface],
+        standing: Mapping[str, Standing],
     ) -> Observed:
         translated = any(is_translated(network) for network in goals.networks)
         uplink, uplink_error = self._uplink(goals.host.uplink) if translated else (None, "")
@@ -193,6 +198,7 @@ class Reconciler:
             underlay_error=underlay_error,
             paths=self.paths.narrow(goals, underlays),
             leases=leases,
+            standing=standing,
             addresses=host_addresses(addresses),
             owned=self._switch.owned(),
             listeners=self._switch.listeners() if translated else (),
@@ -227,8 +233,13 @@ class Reconciler:
                 except VSwitchError as error:
                     general.append(f"remove link {name}: {error}")
 
-    def _make_links(self, goals: Goals, plan: Built, present: Mapping[str, OwnedLink]) -> list[Fault]:
-        """Make, mend and hook what is in `plan`. Ports that are `present` as this process left them are skipped."""
+    def _make_links(
+        self, goals: Goals, plan: Built, present: Mapping[str, OwnedLink], gone: set[str]
+    ) -> list[Fault]:
+        """Make, mend and hook what is in `plan`. Ports that are `present` as this process left them are skipped.
+
+        `gone`: gets those whose namespace is no more.
+        """
         faults: list[Fault] = []
         if plan.tunnel is not None:
             try:
@@ -255,6 +266,8 @@ class Reconciler:
                 ifindex = self._switch.ensure_port(port, self._port_hooks())
                 done[uid] = _Done(port, ifindex, bridges.get(port.bridge, 0))
             except VSwitchError as error:
+                if isinstance(error, NamespaceGone):
+                    gone.add(uid)
                 faults.append(Fault((PortGoal.kind, uid), str(error)))
         self._done = done
         return faults

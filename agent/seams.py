@@ -45,6 +45,7 @@ class SwitchSeam(Protocol):
     """Links; see `vswitch.switch.Switch`."""
 
     def ensure_port(self, link: PortLink, hooked: Sequence[HookedProgram] = ()) -> int: ...  # noqa: D102
+    def identify(self, netns: str) -> str: ...  # noqa: D102
     def ensure_bridge(self, link: BridgeLink) -> int: ...  # noqa: D102
     def ensure_tunnel(self, link: TunnelLink) -> int: ...  # noqa: D102
     def ensure_inspection(self, programs: InspectPrograms, queues: Sequence[int]) -> Detour: ...  # noqa: D102

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Awaitable, Callable
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import structlog
 
+from agent.asking import Asker
 from agent.goals import NotAtBase, apply_delta, from_sync
 from agent.host import Host
+from agent.runtimes_here import software
 from southbound import client
 from southbound.errors import SouthboundError
 from southbound.identity import Identity
@@ -24,18 +25,12 @@ _log = structlog.get_logger("agent")
 OnQuery = Callable[[str, dict[str, Any]], Awaitable[Any]]
 
 
-def _software() -> str:
-    try:
-        return version("sluice")
-    except PackageNotFoundError:
-        return "unknown"
-
-
 class Session:
     """Keeps one host and its controller together, as long as both live."""
 
-    def __init__(self, host: Host, on_query: OnQuery) -> None:
+    def __init__(self, host: Host, on_query: OnQuery, asker: Asker | None = None) -> None:
         self._host = host
+        self._asker = asker if asker is not None else Asker()
         self._on_query = on_query
         self._boot = os.urandom(8).hex()
 
@@ -52,7 +47,7 @@ class Session:
         return Hello(
             version=PROTOCOL_VERSION,
             host=identity.host,
-            agent=_software(),
+            agent=software(),
             boot=self._boot,
             applied_revision=self._host.goals.revision,
             facts=self._host.facts,
@@ -80,6 +75,7 @@ class Session:
         if host.ack is not None and not foreign:
             await session.send(host.ack)
         host.report = None if foreign else report
+        self._asker.follow(session)
         try:
             async for message in session:
                 match message:
@@ -102,4 +98,5 @@ class Session:
                 await session.send(ack)
                 host.report = report
         finally:
+            self._asker.follow(None)
             host.report = None

@@ -72,6 +72,8 @@ def _underlay(host: Resource) -> RenderableType:
 
 def _place(endpoint: Resource) -> RenderableType:
     behind = value(endpoint, "spec", "behind")
+    if value(endpoint, "spec", "veth"):
+        return plain(f"taken by {value(endpoint, 'metadata', 'labels', 'sluice.io/runtime') or 'a runtime'}")
     found = value(endpoint, "spec", "netns") or value(endpoint, "spec", "tap")
     return plain(f"behind {behind}" if behind else found or "-")
 

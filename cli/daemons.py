@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -120,15 +120,29 @@ def agent_run(
         typer.Option("--nat-log", metavar="FILE", show_default=False,
                      help="Append a line of JSON for each binding of networks with nat.log: as `sluice nat log`."),
     ] = None,
+    socket: options.LocalSocket = options.LOCAL_SOCKET,
+    docker: options.Docker = options.DOCKER,
 ) -> None:
     """Run this host's agent until SIGTERM or Ctrl-C. The data path stays when it ends."""
     _need_root("sluice agent run")
     limits, timeouts, clamp = _limits(limit or []), _timeouts(timeout or []), _clamp(dns_time or [])
+    local = None if socket in options.NOTHING else Path(socket).absolute()
     from agent.app import Config, run
 
     with _plainly("agent"):
         run(Config(state_dir=state, pin_dir=pin_dir, name=name, limits=limits, timeouts=timeouts, clamp=clamp,
-                   nat_log=nat_log))
+                   nat_log=nat_log, socket=local), *_plug_ins(local, docker, state))
+
+
+def _plug_ins(local: Path | None, docker: str, state: Path) -> list[Callable[[], Coroutine[Any, Any, None]]]:
+    """What runs in the agent's process and asks its local socket."""
+    if docker in options.NOTHING or local is None:
+        return []
+    from functools import partial
+
+    from runtimes.docker import serve
+
+    return [partial(serve, Path(docker).absolute(), str(local), state)]
 
 
 @agent_app.command("purge")

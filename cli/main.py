@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from cli import capture, daemons, declare, doctor, lab, look, meters, nat, show, trace, up
+from cli import attach, capture, daemons, declare, doctor, lab, look, meters, nat, show, trace, up
 from cli.problems import Fault, Problem, report
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
@@ -49,6 +49,8 @@ _VERBS: tuple[tuple[str, Callable[..., None]], ...] = (
     (_DECLARE, show.describe),
     (_DECLARE, declare.delete),
     (_DECLARE, show.watch),
+    (_DECLARE, attach.attach),
+    (_DECLARE, attach.detach),
     (_LOOK, trace.trace),
     (_LOOK, look.flows),
     (_LOOK, look.rules),

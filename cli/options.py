@@ -40,9 +40,21 @@ PinDir = Annotated[
         "--pin-dir", metavar="DIR", help="Folder of a BPF file system where programs and maps are pinned."
     ),
 ]
+LocalSocket = Annotated[
+    str,
+    typer.Option("--socket", metavar="PATH",
+                 help="Where container runtimes and `sluice attach` of this host ask; none: nowhere."),
+]
+Docker = Annotated[
+    str,
+    typer.Option("--docker", metavar="DIR", help="Folder in which Docker looks for plug-ins; none: no Docker."),
+]
 
 CONTROLLER_STATE = Path("/var/lib/sluice/controller")
 AGENT_STATE = Path("/var/lib/sluice/agent")
 PIN_DIR = Path("/sys/fs/bpf/sluice")
+LOCAL_SOCKET = "/run/sluice/agent.sock"
+DOCKER = "/run/docker/plugins"
+NOTHING = ("", "none")      # of the two
 API = "unix:/run/sluice/api.sock"
 SOUTHBOUND = "0.0.0.0:7443"

@@ -64,6 +64,8 @@ def up(
         ),
     ] = "",
     pin_dir: options.PinDir = options.PIN_DIR,
+    socket: options.LocalSocket = options.LOCAL_SOCKET,
+    docker: options.Docker = options.DOCKER,
     purge: Annotated[
         bool, typer.Option("--purge", help="At the end, take everything out of the kernel.")
     ] = False,
@@ -88,7 +90,8 @@ def up(
             _let_in(api, southbound, host, agent_state, underlay, uplink)
             children.start(
                 "agent",
-                ["agent", "run", "--state", str(agent_state), "--pin-dir", str(pin_dir), "--name", host],
+                ["agent", "run", "--state", str(agent_state), "--pin-dir", str(pin_dir), "--name", host,
+                 "--socket", socket, "--docker", docker],
             )
             _wait_connected(children, api, host)
             _greet(api, host, purge)

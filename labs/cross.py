@@ -22,6 +22,8 @@ from labs.schema import (
     Start,
 )
 
+RUNTIME_COMMANDS = {"docker": "docker", "docker-compose": "docker", "dockerd": "docker", "podman": "podman"}
+
 FieldPath = tuple[str | int, ...]
 Found = tuple[FieldPath, str]
 
@@ -31,6 +33,7 @@ def flaws_across(lab: Lab) -> Iterator[Found]:
     yield from _links(lab)
     yield from _documents(lab)
     known = places(lab)
+    yield from _runtimes(lab)
     processes = set(process_names(lab))
     captures = {a.capture for _, a in actions(lab) if isinstance(a, Capture)}
     for name, service in lab.services.items():
@@ -39,6 +42,8 @@ def flaws_across(lab: Lab) -> Iterator[Found]:
     for path, action in actions(lab):
         if isinstance(action, Run | Start | Capture) and action.in_ is not None:
             yield from _place(action.in_, known, (*path, "in"))
+        if isinstance(action, Run | Start):
+            yield from _runtime_command(action, lab, path)
         if isinstance(action, Capture):
             yield from _capture(action, lab, path)
         if isinstance(action, Finish | Kill | Restart | Log):
@@ -76,6 +81,10 @@ def process_names(lab: Lab) -> Iterator[str]:
             yield "controller"
         if node.hosts:
             yield f"agent/{name}"
+        if node.runtimes is not None:
+            yield f"machine/{name}"
+            if node.runtimes.docker is not None:
+                yield f"docker/{name}"
     for name, service in lab.services.items():
         yield from (f"{name}/{place}" for place in service.in_)
     for _, action in actions(lab):
@@ -146,6 +155,29 @@ def _links(lab: Lab) -> Iterator[Found]:
     hosts = [name for name, node in lab.nodes.items() if node.hosts]
     if hosts and not controllers:
         yield ("nodes", hosts[0], "kind"), "a host needs a node of kind controller or manager; add one"
+
+
+def _runtimes(lab: Lab) -> Iterator[Found]:
+    there = [name for name, node in lab.nodes.items() if node.runtimes is not None]
+    for name, node in lab.nodes.items():
+        if node.files and node.runtimes is None:
+            yield ("nodes", name, "files"), "only a node with `runtimes` has files of its own; use a service's `files`"
+    if lab.images and not there:
+        yield ("images",), "no node has `runtimes` that could use an image; give one of them `runtimes: {docker: {}}`"
+
+
+def _runtime_command(action: Run | Start, lab: Lab, path: FieldPath) -> Iterator[Found]:
+    """Nothing of a lab speaks to the runtimes of the machine that it runs on."""
+    command = action.run if isinstance(action, Run) else action.command
+    first = (command.split(maxsplit=1) if isinstance(command, str) else list(command))[:1]
+    runtime = RUNTIME_COMMANDS.get(first[0]) if first else None
+    if runtime is None or (action.in_ is not None and "${" in action.in_):
+        return
+    has = [name for name, node in lab.nodes.items() if node.runtimes is not None
+           and getattr(node.runtimes, runtime) is not None]
+    if action.in_ not in has:
+        yield (*path, "in"), (f"`{first[0]}` runs in a node with `runtimes: {{{runtime}: {{}}}}`, found "
+                              f"{action.in_ or 'none'}; there are {', '.join(has) or 'none'}")
 
 
 def _documents(lab: Lab) -> Iterator[Found]:

@@ -39,6 +39,8 @@ class Journal:
     pins: list[str] = field(default_factory=list)
     processes: list[Identity] = field(default_factory=list)
     places: dict[str, str] = field(default_factory=dict)
+    machines: dict[str, Identity] = field(default_factory=dict)     # namespace: its machine's first process
+    groups: list[str] = field(default_factory=list)                 # control groups of the machines
 
     @property
     def directory(self) -> Path:
@@ -64,6 +66,7 @@ class Journal:
             raise LabError(f"{directory}/journal.json is unreadable: {error}; remove by hand what the lab "
                            f"made (namespaces that start with {name}-), then the directory") from error
         data["processes"] = [Identity(**identity) for identity in data["processes"]]
+        data["machines"] = {name: Identity(**identity) for name, identity in data["machines"].items()}
         return cls(**data)
 
     def save(self) -> None:

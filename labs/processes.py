@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from labs import machine
 from labs.errors import LabError, StepFailed
 from labs.journal import Identity, Journal
 from labs.schema import Ready
@@ -126,8 +127,9 @@ class Processes:
         began = time.monotonic()
         try:
             process = await asyncio.create_subprocess_exec(
-                *inside(namespace, command), stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.PIPE, env=self._environment, start_new_session=True)
+                *inside(self._journal, namespace, command), stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, env=self._environment,
+                start_new_session=True)
         except OSError as error:
             raise StepFailed(f"cannot start {command[0]}: {error}") from error
         try:
@@ -156,7 +158,7 @@ class Processes:
         log, out = logs / f"{stem}.log", logs / f"{stem}.out"
         written = _size(out), _size(log)
         try:
-            process = Child(inside(spec.namespace, spec.command), self._environment, out, log)
+            process = Child(inside(self._journal, spec.namespace, spec.command), self._environment, out, log)
         except OSError as error:
             raise StepFailed(f"cannot start {spec.name}: {error}") from error
         self._running[spec.name] = Background(spec, process, log, out, time.monotonic(), written)
@@ -194,6 +196,7 @@ class Processes:
         _signal_group(background.process.pid, number)
         if number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT):
             await self.finish(name, 10)
+            await _until_group_ended(background.process.pid)
 
     async def finish(self, name: str, timeout_s: float) -> Outcome:
         """Wait for the end of a program.
@@ -246,9 +249,22 @@ class Processes:
             background.process.release()
 
 
-def inside(namespace: str, command: Sequence[str]) -> list[str]:
-    """A command as run in a namespace. `ip netns exec` would hide bpffs behind a new /sys."""
-    return ["nsenter", f"--net={NETNS / namespace}", "--", *command] if namespace else list(command)
+def inside(journal: Journal, namespace: str, command: Sequence[str]) -> list[str]:
+    """A command as run in a namespace, and in the machine that it may be.
+
+    `ip netns exec` would hide bpffs behind a new /sys.
+
+    Raises:
+        StepFailed: the machine has ended.
+    """
+    if not namespace:
+        return list(command)
+    first = journal.machines.get(namespace)
+    if first is None:
+        return ["nsenter", f"--net={NETNS / namespace}", "--", *command]
+    if started_at(first.pid) != first.start:
+        raise StepFailed(f"{first.name} has ended, with all that ran in it")
+    return machine.enter(first.pid, NETNS / namespace, command)
 
 
 # Finding and ending what an earlier run left
@@ -317,6 +333,17 @@ def _signal_and_wait(pids: Iterable[int], number: signal.Signals, patience_s: fl
             waiting.discard(descriptor)
     for descriptor in open_fds:
         os.close(descriptor)
+
+
+async def _until_group_ended(pid: int, longest_s: float = 5) -> None:
+    """In a machine it is the leader's child that has the files and locks, and whose end comes a little later."""
+    deadline = time.monotonic() + longest_s
+    while time.monotonic() < deadline:
+        try:
+            os.killpg(pid, 0)
+        except ProcessLookupError:
+            return
+        await asyncio.sleep(LOOK_S)
 
 
 def _signal_group(pid: int, number: signal.Signals) -> None:

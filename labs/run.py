@@ -21,7 +21,7 @@ from typing import Any
 
 from rich.console import Console
 
-from labs import fabric, journal, processes, steps, topology
+from labs import fabric, journal, machine, processes, runtimes, steps, topology
 from labs.cross import places
 from labs.errors import InvalidLab, LabError, StepFailed
 from labs.journal import Journal
@@ -109,9 +109,12 @@ def exec_(name: str, node: str, command: Sequence[str], console: Console | None 
         return WRONG
     variables = {**os.environ, **environment(found), processes.MARK: found.name}
     wanted = list(command[1:] if command[:1] == ["--"] else command)
-    words = processes.inside(found.places[node], wanted or [os.environ.get("SHELL", "/bin/sh")])
     try:
+        words = processes.inside(found, found.places[node], wanted or [os.environ.get("SHELL", "/bin/sh")])
         return subprocess.run(words, env=variables, check=False).returncode
+    except StepFailed as failed:
+        report.note(str(failed), "red")
+        return WRONG
     except KeyboardInterrupt:
         return INTERRUPTED
 
@@ -124,6 +127,7 @@ def clean(found: Journal) -> None:
     """
     processes.end_all(found)
     stuck = topology.remove(found.namespaces)
+    stuck += machine.remove_groups(map(Path, found.groups))
     for pin in map(Path, found.pins):
         shutil.rmtree(pin, ignore_errors=True)
         stuck += [str(pin)] if pin.exists() else []
@@ -208,13 +212,18 @@ async def _prepare(site: Site, report: Report) -> None:
     site.journal.namespaces = list(wanted.namespaces)
     site.journal.pins = [fabric.pin_directory(lab, host) for host in fabric.hosts(lab)]
     site.journal.places = dict(site.places)
+    site.journal.groups = runtimes.groups(lab)
     site.journal.save()
     site.work.mkdir()
     with report.stage(f"build {len(lab.segments)} segments, {len(wanted.namespaces)} namespaces"):
         topology.build(wanted)              # not in a thread: it is to be whole, or failed, when we clean up
+    if runtimes.machines(lab):
+        with report.stage(f"make {len(runtimes.machines(lab))} machines for container runtimes"):
+            await runtimes.start_machines(site)
     with report.stage("start controller, agents and services"):
         await steps.side_by_side([
             _start_fabric(site),
+            runtimes.start(site),
             *(_start_service(site, name, service, place)
               for name, service in lab.services.items() for place in service.in_),
             steps.perform(site, lab.prepare, {}),

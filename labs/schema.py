@@ -65,6 +65,33 @@ class Route(Model):
     mtu: int | None = Field(default=None, ge=576, le=9000, description="of the path, where it is less than the link's")
 
 
+class Docker(Model):
+    """A dockerd of a host."""
+
+    bridge: bool = Field(default=False, description="with Docker's own bridge, its iptables rules and addresses")
+    options: tuple[str, ...] = Field(default=(), description="more words for dockerd")
+
+
+class Podman(Model):
+    """Podman with CNI on a host; there is no daemon."""
+
+
+class Runtimes(Model):
+    """Container runtimes of a host, which is a machine of its own then (`labs.machine`)."""
+
+    docker: Docker | None = None
+    podman: Podman | None = None
+
+
+class Image(Model):
+    """A container image, made here: busybox with all its applets, and what is given."""
+
+    files: dict[Annotated[str, Field(pattern="^/")], str] = Field(
+        default_factory=dict, description="path in the image: content; one that starts with #! is executable")
+    command: tuple[str, ...] = Field(default=("sleep", "1000000"), description="what a container runs; SIGTERM ends it")
+    expose: tuple[int, ...] = Field(default=(), description="TCP ports, for `-P`")
+
+
 class Node(Model):
     """One network namespace, `<lab>-<node>`."""
 
@@ -74,6 +101,10 @@ class Node(Model):
     routes: tuple[Route, ...] = ()
     addresses: tuple[Address, ...] = Field(default=(), description="further addresses, on the loopback")
     ip_forward: bool = False
+    runtimes: Runtimes | None = Field(default=None, description="the node has its own /run, /etc, /var/lib, pids and "
+                                      "control groups then")
+    files: dict[Annotated[str, Field(pattern="^/(etc|run|var/lib)/")], str] = Field(
+        default_factory=dict, description="of a node with runtimes, path: content, below /etc, /run, /var/lib")
 
     @property
     def controls(self) -> bool:
@@ -353,6 +384,7 @@ class Lab(Model):
     prepare: tuple[Action, ...] = Field(default=(), description="actions before anything is applied, side by side "
                                         "with the start of the controller")
     resources: tuple[dict[str, Any], ...] = Field(default=(), description="sluice/v1 documents, applied by the CLI")
+    images: dict[NodeName, Image] = Field(default_factory=dict, description="what all runtimes of the lab have")
     services: dict[NodeName, Service] = Field(default_factory=dict)
     chapters: tuple[Chapter, ...] = ()
     timeout_s: float = Field(default=180, gt=0, description="the whole lab is given up after this long")

@@ -75,5 +75,6 @@ def sluice() -> list[str]:
 
 def environment(journal: Journal) -> dict[str, str]:
     """What every program of a lab finds in its environment."""
-    return {"SLUICE_API": journal.api, "PYTHONPATH": str(PACKAGE_ROOT), "PYTHONUNBUFFERED": "1",
-            "LC_ALL": "C.UTF-8", "COLUMNS": "200"}
+    # Not the real ones: whoever forgets `in: h1` is told so by docker. `labs.machine` has the ones of its own.
+    return {"DOCKER_HOST": f"unix://{journal.directory}/docker-needs-in.sock", "SLUICE_API": journal.api,
+            "PYTHONPATH": str(PACKAGE_ROOT), "PYTHONUNBUFFERED": "1", "LC_ALL": "C.UTF-8", "COLUMNS": "200"}

@@ -6,10 +6,13 @@ A line of JSON each way over a Unix stream socket: `{"op": "attach", ...}` is an
 
 from __future__ import annotations
 
-import json
 import os
-import socket
-from typing import Any
+
+from runtimes.lean import dumps, exchange, loads
+
+TYPE_CHECKING = False                       # see runtimes.lean
+if TYPE_CHECKING:
+    from typing import Any
 
 SOCKET = "/run/sluice/agent.sock"
 SOCKET_VARIABLE = "SLUICE_AGENT"            # its path, if it is another
@@ -45,23 +48,17 @@ def call(op: str, path: str = "", deadline_s: float = DEADLINE_S, **arguments: A
     """
     where = path or os.environ.get(SOCKET_VARIABLE, SOCKET)
     request = {"op": op, **{name: value for name, value in arguments.items() if value is not None}}
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        connection.settimeout(deadline_s)
-        try:
-            connection.connect(where)
-        except OSError as error:
-            raise LocalError("absent", "no agent answers", "socket", f"{where}: {error.strerror or error}",
-                             "start it: `sluice agent run` or `sluice up`") from None
-        try:
-            connection.sendall(json.dumps(request).encode() + b"\n")
-            with connection.makefile("rb") as lines:
-                line = lines.readline(MAX_LINE_BYTES)
-        except TimeoutError:
-            raise LocalError("timeout", f"the agent did not answer {op} within {deadline_s:g} s",
-                             todo="see its log") from None
-        except OSError as error:
-            raise LocalError("lost", f"the agent went away during {op}: {error}",
-                             todo="repeat it: it is safe to") from None
+    try:
+        line = exchange(where, dumps(request), deadline_s, MAX_LINE_BYTES)
+    except ConnectionAbortedError as error:
+        raise LocalError("absent", "no agent answers", "socket", f"{where}: {error.strerror}",
+                         "start it: `sluice agent run` or `sluice up`") from None
+    except TimeoutError:
+        raise LocalError("timeout", f"the agent did not answer {op} within {deadline_s:g} s",
+                         todo="see its log") from None
+    except OSError as error:
+        raise LocalError("lost", f"the agent went away during {op}: {error}",
+                         todo="repeat it: it is safe to") from None
     return result(line, op)
 
 
@@ -72,7 +69,7 @@ def result(line: bytes, op: str) -> dict[str, Any]:
         LocalError
     """
     try:
-        answer = json.loads(line)
+        answer = loads(line)
     except ValueError:
         raise LocalError("lost", f"the agent went away during {op}", todo="repeat it: it is safe to") from None
     if "error" in answer:

@@ -25,6 +25,10 @@ class NamespaceMissing(VSwitchError):
     """The endpoint's network namespace does not exist (yet), or the path is not a namespace."""
 
 
+class NamespaceGone(NamespaceMissing):
+    """The namespace that the port was made for is no more; whatever is at its path now is another one."""
+
+
 class UplinkMissing(VSwitchError):
     """No interface has that name, that address, or the default route."""
 

@@ -27,12 +27,13 @@ class HookedProgram:
 
 @dataclass(frozen=True, slots=True)
 class PortLink:
-    """A veth pair: host side here, the other side in an endpoint's namespace. Or a tap: a machine is behind it."""
+    """A veth pair: host side here, the other side in an endpoint's namespace, or here too until a container runtime
+    takes it (`handed`). Or a tap: a machine is behind it."""
 
     host_interface: str  # "slp7", at most 15 characters; of a tap port the name that was given to it
     alias: str  # "sluice:port:<endpoint uid>:<port id>"
-    netns: str  # name under /run/netns, or an absolute path; unused for a tap port, as is `interface`
-    interface: str  # name inside the namespace
+    netns: str  # name under /run/netns, or an absolute path; unused for a tap and a handed port
+    interface: str  # name inside the namespace; of a handed port, of the far end while it is here; unused for a tap
     mac: str  # of the endpoint
     addresses: tuple[str, ...]  # with prefix length: "10.1.0.5/24"; at most one of each family
     gateways: tuple[str, ...]  # at most one of each family; of a family without one: no default route
@@ -43,6 +44,8 @@ class PortLink:
     dhcp: bool = False  # its IPv4 addresses and default route come from a server: they are its own business
     accept_ra: bool = False  # it listens to router advertisements: it may have IPv6 routes by them
     slaac: bool = False  # with `accept_ra`: and addresses (RFC 4862)
+    handed: bool = False  # its addresses, routes and name over there are the runtime's business
+    namespace: str = ""  # `Switch.identify` of the one that is meant, whatever is at the path now; "": any
 
 
 @dataclass(frozen=True, slots=True)

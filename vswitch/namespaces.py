@@ -6,6 +6,8 @@ import ctypes
 import errno
 import fcntl
 import os
+import socket
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -17,6 +19,8 @@ from vswitch.errors import LinkInvalid, NamespaceMissing, PermissionDenied
 CLONE_NEWNET = 0x40000000
 NS_GET_NSTYPE = 0xB703  # ioctl_ns(2)
 NAMED = Path("/run/netns")
+SO_NETNS_COOKIE = 71
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 Result = TypeVar("Result")
 
@@ -86,6 +90,11 @@ class Visitor:
         """What identifies the namespace we came from while it lasts."""
         return os.fstat(self._home).st_ino
 
+    def identify(self, descriptor: int) -> str:
+        """What no other namespace is called, not even after a reboot. An inode's number is given again at once."""
+        cookie = self.visit(descriptor, _cookie) or f"inode-{os.fstat(descriptor).st_ino}"
+        return f"{BOOT_ID.read_text().strip()}/{cookie}"
+
     def visit(self, descriptor: int, work: Callable[[], Result]) -> Result:
         """Do `work` inside the namespace.
 
@@ -104,6 +113,15 @@ class Visitor:
             return work()
         finally:
             _enter(self._home)
+
+
+def _cookie() -> str:
+    """The kernel's own number of the namespace of this thread (SO_NETNS_COOKIE, Linux 5.14); empty: it has none."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as inside:
+        try:
+            return str(int.from_bytes(inside.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8), sys.byteorder))
+        except OSError:
+            return ""
 
 
 def _enter(descriptor: int) -> None:

@@ -5,19 +5,28 @@
 `make` is one datagram: the pair exists with both marks, its far end already in the namespace, or it does not
 exist. Every later step is a difference between what is found and what is wanted, so that it does not matter
 where the last process stopped. A pair whose far end is not where it should be is made anew. Of a tap port there is
-nothing to mend inside: addresses and routes are the machine's own business.
+nothing to mend inside: addresses and routes are the machine's own business. Nor of a handed port, whose far end a
+container runtime takes from here: the pair is this port's wherever that end is now.
 """
 
 from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 
 from vswitch.addressing import FAMILIES, mend_addresses, mend_default_routes, ready_for
 from vswitch.checks import check_alias, check_mtu, check_name, checked_gateways, checked_interfaces, checked_mac
-from vswitch.errors import InterfaceTaken, KernelRefused, LinkInvalid, LinkMissing, NamespaceMissing
+from vswitch.errors import (
+    InterfaceTaken,
+    KernelRefused,
+    LinkInvalid,
+    LinkMissing,
+    NamespaceGone,
+    NamespaceMissing,
+)
 from vswitch.hooks import attach
 from vswitch.links import HookedProgram, PortLink
 from vswitch.namespaces import Visitor, open_namespace
@@ -26,6 +35,7 @@ from vswitch.ownership import Found, differing, find_link, find_own_link
 from vswitch.requests import (
     FAR_GROUP,
     LINK_GROUP,
+    Attributes,
     forwarding_delete,
     forwarding_dump,
     forwarding_set,
@@ -34,6 +44,7 @@ from vswitch.requests import (
     link_new,
     link_set,
     nsid_get,
+    veth_handed,
     veth_peer,
 )
 from vswitch.settings import disable_ipv6
@@ -55,8 +66,8 @@ def ensure_port(netlink: Netlink, visitor: Visitor, link: PortLink, hooked: Sequ
     """Make or mend the pair, or the tap, and its hooks; ifindex of the host side.
 
     Raises:
-        LinkInvalid, NamespaceMissing, InterfaceTaken, PermissionDenied, KernelRefused. LinkMissing: the
-            bridge.
+        LinkInvalid, NamespaceMissing, NamespaceGone, InterfaceTaken, PermissionDenied, KernelRefused.
+            LinkMissing: the bridge.
     """
     _check(link)
     if link.tap:
@@ -64,15 +75,19 @@ def ensure_port(netlink: Netlink, visitor: Visitor, link: PortLink, hooked: Sequ
         tap = ensure_tap(netlink, visitor, link.host_interface, link.alias, link.queues)
         _mend_here(netlink, visitor, link, tap, bridge, hooked)
         return tap.ifindex
-    with open_namespace(link.netns) as namespace:
-        if visitor.is_home(namespace):
-            raise LinkInvalid("namespace of the endpoint", f"{link.netns!r} is the host's own", "give another")
+    if link.handed:
+        bridge = _bridge(netlink, link.bridge)
+        pair = _handed(netlink, link)
+        _mend_here(netlink, visitor, link, pair, bridge, hooked)
+        return pair.ifindex
+    with _meant(visitor, link) as namespace:
         bridge = _bridge(netlink, link.bridge)
         host = _adoptable(netlink, namespace, link)
         if not visitor.visit(namespace, partial(_mend_inside, link, host)):
             if host is not None:  # its far end was renamed or removed
                 _remove(netlink, host)
-            host = _make(netlink, namespace, link)
+            peer = veth_peer(namespace, link.interface, checked_mac(link.mac), link.mtu_bytes)
+            host = _make(netlink, link, peer)
             if not visitor.visit(namespace, partial(_mend_inside, link, host)):
                 found = "the far end vanished while it was set up"
                 todo = f"see what removes links in {link.netns!r}"
@@ -80,6 +95,70 @@ def ensure_port(netlink: Netlink, visitor: Visitor, link: PortLink, hooked: Sequ
         assert host is not None  # _mend_inside is true only of a pair
         _mend_here(netlink, visitor, link, host, bridge, hooked)
         return host.ifindex
+
+
+def identify(visitor: Visitor, netns: str) -> str:
+    """What the namespace is called as long as it lives, and no other ever.
+
+    Raises:
+        LinkInvalid, NamespaceMissing, PermissionDenied.
+    """
+    with open_namespace(netns) as namespace:
+        _not_home(visitor, namespace, netns)
+        return visitor.identify(namespace)
+
+
+@contextmanager
+def _meant(visitor: Visitor, link: PortLink) -> Iterator[int]:
+    """A descriptor of the namespace, if it is the one that is meant."""
+    todo = "attach the endpoint anew, or remove it"
+    with ExitStack() as stack:
+        try:
+            namespace = stack.enter_context(open_namespace(link.netns))
+        except NamespaceMissing as error:
+            if link.namespace:
+                raise NamespaceGone(error.asked, error.found, todo) from None
+            raise
+        _not_home(visitor, namespace, link.netns)
+        if link.namespace and visitor.identify(namespace) != link.namespace:
+            raise NamespaceGone(f"network namespace {link.netns!r}", "another one has its place now", todo)
+        yield namespace
+
+
+def _not_home(visitor: Visitor, namespace: int, netns: str) -> None:
+    if visitor.is_home(namespace):
+        raise LinkInvalid("namespace of the endpoint", f"{netns!r} is the host's own", "give another")
+
+
+def _handed(netlink: Netlink, link: PortLink) -> Found:
+    """The pair of this port, wherever its far end is; made here, both ends, if there is none."""
+    host = find_own_link(netlink, link.host_interface, "veth")
+    if host is not None and host.alias not in ("", link.alias):
+        _remove(netlink, host)  # another endpoint's
+        host = None
+    if host is None:
+        host = _make(netlink, link, veth_handed(link.interface, checked_mac(link.mac), link.mtu_bytes))
+    elif host.peer_nsid < 0:
+        _mend_waiting(netlink, link, host)
+    return host
+
+
+def _mend_waiting(netlink: Netlink, link: PortLink, host: Found) -> None:
+    """The far end that nobody has taken yet, or that came back."""
+    far = find_link(netlink, ifindex=host.peer_ifindex)
+    if far is None or far.name != link.interface:
+        return  # somebody is about to take it
+    attributes: list[tuple[str, object]] = []
+    if far.mac != checked_mac(link.mac):
+        attributes.append(("IFLA_ADDRESS", checked_mac(link.mac)))
+    if far.mtu_bytes != link.mtu_bytes:
+        attributes.append(("IFLA_MTU", link.mtu_bytes))
+    try:
+        if attributes:
+            netlink.run(link_set(f"set up {far.name!r}", ifindex=far.ifindex, attributes=attributes))
+    except KernelRefused as error:
+        if error.code != errno.ENODEV:  # it was taken this moment
+            raise
 
 
 def _adoptable(netlink: Netlink, namespace: int, link: PortLink) -> Found | None:
@@ -129,9 +208,8 @@ def _remove(netlink: Netlink, host: Found) -> None:
             raise
 
 
-def _make(netlink: Netlink, namespace: int, link: PortLink) -> Found:
+def _make(netlink: Netlink, link: PortLink, peer: Attributes) -> Found:
     name = link.host_interface
-    peer = veth_peer(namespace, link.interface, checked_mac(link.mac), link.mtu_bytes)
     try:
         netlink.run(
             link_new(name, "veth", peer, link.mtu_bytes),
@@ -144,7 +222,7 @@ def _make(netlink: Netlink, namespace: int, link: PortLink) -> Found:
     made = find_link(netlink, name)
     if made is None:
         raise NamespaceMissing(
-            f"port {name}", "it vanished right after it was made", f"is {link.netns!r} being removed?"
+            f"port {name}", "it vanished right after it was made", f"see what removes {link.netns or link.interface!r}"
         )
     return made
 
@@ -198,7 +276,10 @@ def _mend_here(
         attributes.append(("IFLA_IFALIAS", link.alias))
     if host.group != LINK_GROUP:
         attributes.append(("IFLA_GROUP", LINK_GROUP))
-    if host.mtu_bytes != link.mtu_bytes:
+    # The far end of a handed port keeps the MTU that it was taken with. What it sends must not be lost here, unheard:
+    # the engine says that it is too big.
+    taken = link.handed and host.peer_nsid >= 0
+    if host.mtu_bytes < link.mtu_bytes or (host.mtu_bytes > link.mtu_bytes and not taken):
         attributes.append(("IFLA_MTU", link.mtu_bytes))
     if host.master != bridge:
         attributes.append(("IFLA_MASTER", bridge))

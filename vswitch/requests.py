@@ -77,6 +77,17 @@ def veth_peer(namespace: int, name: str, mac: str, mtu_bytes: int) -> Attributes
     return [("VETH_INFO_PEER", nested(peer))]
 
 
+def veth_handed(name: str, mac: str, mtu_bytes: int) -> Attributes:
+    """Link data of a veth whose other end waits in this namespace for whoever takes it."""
+    peer: Attributes = [
+        ("IFLA_IFNAME", name),
+        ("IFLA_ADDRESS", mac),
+        ("IFLA_MTU", mtu_bytes),
+        ("IFLA_GROUP", FAR_GROUP),
+    ]
+    return [("VETH_INFO_PEER", nested(peer))]
+
+
 def veth_beside(name: str, mtu_bytes: int) -> Attributes:
     """Link data of a veth whose other end is in this namespace, too, and ours."""
     peer: Attributes = [("IFLA_IFNAME", name), ("IFLA_MTU", mtu_bytes), ("IFLA_GROUP", LINK_GROUP)]

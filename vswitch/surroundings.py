@@ -11,7 +11,7 @@ from vswitch.links import Surroundings
 from vswitch.namespaces import Visitor
 from vswitch.netlink import Message, Netlink
 from vswitch.ownership import Found, found_link
-from vswitch.requests import address_dump, link_dump, route_dump
+from vswitch.requests import FAR_GROUP, address_dump, link_dump, route_dump
 from vswitch.tunnels import udp_port
 from vswitch.uplinks import next_hops
 
@@ -38,12 +38,12 @@ def surroundings(netlink: Netlink, visitor: Visitor) -> Surroundings:
         PermissionDenied, KernelRefused.
     """
     links = [found_link(message) for message in netlink.dump(link_dump())]
-    ours = {link.ifindex for link in links if link.is_ours}
+    ours = _ours(links)
     names = {link.ifindex: link.name for link in links}
     addresses = tuple(_addresses(netlink, names, ours))
     hosts = {address.split("/")[0] for _name, address in addresses}
     routes = dict.fromkeys(_routes(netlink, names, ours, hosts))
-    others = sorted(link.name for link in links if not link.is_ours)
+    others = sorted(link.name for link in links if link.ifindex not in ours)
     return Surroundings(addresses, tuple(routes), _sockets(links, visitor), tuple(others[:MAX_LINKS]))
 
 
@@ -70,13 +70,20 @@ def own_addresses(netlink: Netlink) -> tuple[tuple[str, str], ...]:
     """
     links = [found_link(message) for message in netlink.dump(link_dump())]
     names = {link.ifindex: link.name for link in links}
-    return tuple(_addresses(netlink, names, {link.ifindex for link in links if link.is_ours}))
+    return tuple(_addresses(netlink, names, _ours(links)))
 
 
 def own_links(netlink: Netlink) -> list[Found]:
     """Every link that Sluice made in this namespace."""
     found = (found_link(message) for message in netlink.dump(link_dump()))
     return [link for link in found if link.is_ours]
+
+
+def _ours(links: list[Found]) -> set[int]:
+    """Index of each link of ours, and of the far ends that wait here for a runtime to take them."""
+    ours = {link.ifindex for link in links if link.is_ours}
+    return ours | {link.ifindex for link in links
+                   if link.group == FAR_GROUP and link.peer_nsid < 0 and link.peer_ifindex in ours}
 
 
 def _addresses(netlink: Netlink, names: Mapping[int, str], ours: set[int]) -> Iterator[tuple[str, str]]:

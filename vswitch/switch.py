@@ -73,11 +73,21 @@ class Switch:
         """Make or mend a port; ifindex of the host side. Its hooks are in place before it carries anything.
 
         Raises:
-            LinkInvalid: a field cannot be right. NamespaceMissing. InterfaceTaken: a name is another's, here
-                or there. LinkMissing: the bridge does not exist.
+            LinkInvalid: a field cannot be right. NamespaceMissing. NamespaceGone: it is not the one that
+                the link names. InterfaceTaken: a name is another's, here or there. LinkMissing: the bridge
+                does not exist.
         """
         with self._lock:
             return ports.ensure_port(self._netlink, self._visitor, link, hooked)
+
+    def identify(self, netns: str) -> str:
+        """What the namespace that is there now is called as long as it lives, and no other ever.
+
+        Raises:
+            LinkInvalid: the name cannot be one, or the namespace is this very one. NamespaceMissing.
+        """
+        with self._lock:
+            return ports.identify(self._visitor, netns)
 
     def ensure_bridge(self, link: BridgeLink) -> int:
         """Make or mend a bridge; its ifindex.

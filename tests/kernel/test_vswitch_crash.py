@@ -26,6 +26,7 @@ CAP = Limit(1_000_000, 1_000_000)
 NEIGHBOURS = {f"10.99.0.{number}": f"02:99:00:00:00:{number:02x}" for number in range(5, 5 + PORTS)}
 NEIGHBOURS |= {f"fd00:99::{number}": f"02:99:00:00:00:{number:02x}" for number in range(5, 5 + PORTS)}
 TAP = PortLink("vm0", "sluice:port:uid-vm:90", "", "", "02:99:00:00:00:90", (), (), 1400, "slb1", tap=True)
+HANDED = PortLink("slp91", "sluice:port:uid-r:91", "", "slc91", "02:99:00:00:00:91", (), (), 1400, "slb1", handed=True)
 RESERVED = (20000, 20100)
 PROGRAM = 'SEC("tc") int vsw_pass(struct __sk_buff *skb) { return TC_ACT_OK; }'
 
@@ -59,6 +60,7 @@ def make_all(switch: Switch, ends: list[Namespace], program_fd: int) -> None:
         if number == 5:
             switch.ensure_queue(ifindex, CAP)
     switch.attach(switch.ensure_port(TAP), "ingress", program_fd, "sluice_port_out")
+    switch.ensure_port(HANDED, [HookedProgram("ingress", program_fd, "sluice_port_out")])
     switch.open_loopback(program_fd, "sluice_uplink_in")
     switch.set_neighbours("slb1", NEIGHBOURS)
     switch.reserve_ports([RESERVED])
@@ -92,6 +94,9 @@ def check_all(host: Namespace, ends: list[Namespace]) -> None:
     assert set(host.addresses("slb1")) == set(BRIDGE.addresses)
     tap = host.link("vm0")
     assert (tap["ifalias"], tap["master"], tap["linkinfo"]["info_data"]["persist"]) == (TAP.alias, "slb1", True)
+    pair, far = host.link("slp91"), host.link("slc91")
+    assert (pair["ifalias"], pair["master"], "UP" in pair["flags"]) == (HANDED.alias, "slb1", True)
+    assert (far["address"], "UP" in far["flags"]) == (HANDED.mac, False)
     assert lo_settings(host) == ["1", "1"]
     assert host.link("slvx0")["ifalias"] == "sluice:tunnel"
     assert {"UP", "NOARP"} <= set(host.link("slq0")["flags"]) & set(host.link("slq1")["flags"])

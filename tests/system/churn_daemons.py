@@ -1,7 +1,7 @@
 """Agents and the controller as real processes that start at once: one process imports everything, and forks.
 
-`python churn_daemons.py` reads a JSON object a line and answers with one: {start: agent|controller, netns, log, ...}
-with a process id, {end: process id, signal} with its status. All that it started dies with it.
+`python churn_daemons.py` reads a JSON object a line and answers with one: {start: agent|controller|sluice, netns, log,
+...} with a process id, {end: process id, signal} with its status. All that it started dies with it.
 """
 
 from __future__ import annotations
@@ -40,6 +40,14 @@ class Daemons:
         return self._ask(start="controller", netns=netns, log=str(log), state=str(state_dir), api=api,
                          southbound=southbound, name=name)
 
+    def sluice(self, netns: str, log: Path, *words: str) -> int:
+        """The process id of a `sluice WORDS`."""
+        return self._ask(start="sluice", netns=netns, log=str(log), words=words)
+
+    def wait(self, process: int) -> int:
+        """Its exit status, once it has ended."""
+        return self._ask(wait=process)
+
     def end(self, process: int, which: signal.Signals = signal.SIGKILL) -> int:
         """End one, and wait; its exit status, negative: the signal."""
         return self._ask(end=process, signal=int(which))
@@ -47,7 +55,7 @@ class Daemons:
     def purge(self, netns: str, log: Path, state_dir: Path, pins: Path) -> int:
         """Run `purge` of a host to its end."""
         process = self._ask(start="purge", netns=netns, log=str(log), state=str(state_dir), pins=str(pins), limits={})
-        return self._ask(wait=process)
+        return self.wait(process)
 
     def close(self) -> None:
         """End all."""
@@ -95,9 +103,13 @@ def _become(what: dict[str, Any]) -> NoReturn:
 
 def _run(what: dict[str, Any]) -> None:
     from agent import app as agent
+    from cli import main as cli
     from controller import app as controller
     from vfp.datapath.engine import Limits
 
+    if what["start"] == "sluice":
+        cli.app(what["words"], standalone_mode=False)
+        return
     state = Path(what["state"])
     if what["start"] == "controller":
         controller.run(controller.Config(state, what["api"], southbound=what["southbound"], names=(what["name"],)))
@@ -112,9 +124,11 @@ def _run(what: dict[str, Any]) -> None:
 def main() -> None:
     """See the module."""
     import agent.app
+    import cli.main
     import controller.app
 
     assert agent.app
+    assert cli.main
     assert controller.app
     signal.signal(signal.SIGINT, signal.SIG_IGN)        # of the terminal: whoever started us tells us
     gc.freeze()

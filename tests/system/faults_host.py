@@ -113,7 +113,8 @@ class Agent:
         limits = [word for name, size in LIMITS.items() for word in ("--limit", f"{name}={size}")]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                ["nsenter", f"--net=/run/netns/{HOST_NS}", *self._command("run"), *limits],
+                ["nsenter", f"--net=/run/netns/{HOST_NS}", *self._command("run"), *limits,
+                 "--socket", str(self.state_dir / "agent.sock"), "--docker", "none"],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=ROOT,
             )
 

@@ -18,6 +18,7 @@ def remains(lab: str) -> list[str]:
     """Everything of a lab that is on this host."""
     found = [str(path) for path in Path("/run/netns").glob(f"{lab}-*")]
     found += [str(path) for path in Path("/sys/fs/bpf").glob(f"sluice-{lab}-*")]
+    found += [str(path) for path in Path("/sys/fs/cgroup").glob(f"**/sluice-lab-{lab}-*")]
     found += [str(path) for path in journal.ROOT.glob(f"{lab}*")]
     return found + [f"process {pid}" for pid in processes.leftovers(Journal(lab))]
 

@@ -72,7 +72,8 @@ class Site:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 inside(HOST, sys.executable, "-m", "cli.main", "up", "--state", f"{folder}/state", "--api",
-                       self.env["SLUICE_API"], "--pin-dir", str(PINS), "--name", "h1", "--purge"),
+                       self.env["SLUICE_API"], "--pin-dir", str(PINS), "--name", "h1", "--purge",
+                       "--socket", f"{folder}/agent.sock", "--docker", "none"),
                 stdout=log, stderr=log)
 
     def declare(self) -> None:

@@ -69,7 +69,8 @@ class Up:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 inside(HOST, sys.executable, "-m", "cli.main", "up", "--state", f"{folder}/state", "--api", self.api,
-                       "--pin-dir", str(PINS), "--name", "h1", *more), stdout=log, stderr=log)
+                       "--pin-dir", str(PINS), "--name", "h1", "--socket", f"{folder}/agent.sock", "--docker", "none",
+                       *more), stdout=log, stderr=log)
 
     def wait(self) -> None:
         deadline = time.monotonic() + 30

@@ -49,7 +49,7 @@ from vfp.reference.bindings import BindingKey, Block, External
 from vfp.reference.packet import FlowTuple
 from vfp.reference.transposition import ToPort, ToUplink, ToVtep
 from vswitch import links as vswitch_links
-from vswitch.errors import NamespaceMissing, UplinkMissing, VSwitchError
+from vswitch.errors import NamespaceGone, NamespaceMissing, UplinkMissing, VSwitchError
 from vswitch.links import (
     BridgeLink,
     Detour,
@@ -252,6 +252,7 @@ class FakeSwitch:
     hearing: tuple[set[str], set[str]] = field(default_factory=lambda: (set(), set()))
     classes: dict[int, Limit] = field(default_factory=dict)
     queues: dict[int, Limit] = field(default_factory=dict)
+    identities: dict[str, str] = field(default_factory=dict)                # of namespaces, if not the usual ones
     _next: int = 100
 
     def _ensure(self, name: str, kind: str, mtu: int, alias: str) -> int:
@@ -265,12 +266,20 @@ class FakeSwitch:
 
     def ensure_port(self, link: PortLink, hooked: Sequence[HookedProgram] = ()) -> int:
         if link.netns in self.missing and not link.tap:
-            raise NamespaceMissing(f"namespace {link.netns}", "absent", "create it")
+            what = NamespaceGone if link.namespace else NamespaceMissing
+            raise what(f"namespace {link.netns}", "absent", "create it")
+        if link.namespace and self.identify(link.netns) != link.namespace:
+            raise NamespaceGone(f"namespace {link.netns}", "another", "attach anew")
         kind = "tun" if link.tap else "veth"
         ifindex = self._ensure(link.host_interface, kind, link.mtu_bytes, link.alias)
         for program in hooked:
             self.attach(ifindex, program.where, program.program_fd, program.name)
         return ifindex
+
+    def identify(self, netns: str) -> str:
+        if netns in self.missing:
+            raise NamespaceMissing(f"namespace {netns}", "absent", "create it")
+        return self.identities.get(netns, f"boot/{netns}")
 
     def ensure_bridge(self, link: BridgeLink) -> int:
         self.bridges[link.name] = link

@@ -68,6 +68,13 @@ def test_tour_is_a_lab() -> None:
      5, "nodes.b.interfaces.e.address", "2001:db8::1 is also a/e's"),
     ("name: x\nsegments: {w: {}}\nnodes:\n  a:\n    interfaces: {e: {segment: w, address: 10.0.0.1/8}}\n"
      "    routes:\n    - via: '2001:db8::1'\n", 7, "nodes.a.routes[0].via", "on no link"),
+    ("name: x\nnodes: {a: {}}\nimages: {web: {}}\n", 3, "images", "runtimes: {docker: {}}"),
+    ("name: x\nnodes:\n  a: {files: {/etc/x: y}}\n", 3, "nodes.a.files", "only a node with `runtimes`"),
+    ("name: x\nnodes:\n  a: {runtimes: {docker: {}}, files: {/usr/x: y}}\n", 3, "nodes.a.files./usr/x", "pattern"),
+    ("name: x\nnodes: {a: {runtimes: {docker: {}}}, b: {}}\nprepare:\n- run: docker ps\n  in: b\n",
+     5, "prepare[0].in", "found b; there are a"),
+    ("name: x\nnodes: {a: {runtimes: {docker: {}}}}\nprepare:\n- run: podman ps\n",
+     4, "prepare[0].in", "found none; there are none"),
     ("name: x\nresources:\n- {kind: Tenant, metadata: {name: t}}\n", 2, "resources", "kind controller"),
 ])
 def test_flaw_is_named_with_line_and_field(tmp_path: Path, text: str, line: int, field: str, says: str) -> None:

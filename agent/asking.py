@@ -1,0 +1,73 @@
+"""The way to the controller for what runtimes of this host want: the session, while there is one."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Protocol
+
+from agent.local_errors import Away, refusal_of
+from southbound.errors import RequestRefused, SouthboundError
+
+__all__ = ["Asker", "Asks"]
+
+AT_ONCE = 32                                # requests; a session bears twice as many
+
+
+class Asks(Protocol):
+    """What a session offers; see `southbound.client.AgentSession`."""
+
+    async def request(self, what: str, args: dict[str, Any], timeout_s: float = ...) -> Any: ...  # noqa: D102
+
+
+class Asker:
+    """Asks the controller, or says that it is away."""
+
+    def __init__(self) -> None:
+        self._session: Asks | None = None
+        self._came = asyncio.Event()
+        self._went = asyncio.Event()
+        self._at_once = asyncio.Semaphore(AT_ONCE)
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a session."""
+        return self._session is not None
+
+    def follow(self, session: Asks | None) -> None:
+        """The session that there is now."""
+        self._session = session
+        if session is None:
+            self._came.clear()
+            self._went.set()
+        else:
+            self._went.clear()
+            self._came.set()
+
+    async def came(self) -> None:
+        """Wait for a session."""
+        await self._came.wait()
+
+    async def went(self) -> None:
+        """Wait until there is none."""
+        await self._went.wait()
+
+    async def request(self, what: str, args: dict[str, Any], timeout_s: float) -> Any:
+        """Ask. A session that is about to come is waited for.
+
+        Raises:
+            Refusal: the controller's answer.
+            Away: nobody answered.
+        """
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._came.wait()
+                async with self._at_once:
+                    assert self._session is not None
+                    return await self._session.request(what, args, timeout_s)
+        except RequestRefused as error:
+            raise refusal_of(error.problems) from None
+        except TimeoutError:
+            why = f"did not answer within {timeout_s:g} s" if self.connected else "is away"
+            raise Away(f"the controller {why}") from None
+        except SouthboundError as error:
+            raise Away(str(error)) from None
