@@ -20,6 +20,7 @@ from typing import Any
 
 import structlog
 
+from agent.asking import Asker
 from agent.claims import Claims
 from agent.egress import Egress
 from agent.errors import AgentError, AlreadyRunning, WrongName
@@ -28,6 +29,7 @@ from agent.inspect import Inspector
 from agent.purge import purge_host
 from agent.reconcile import Reconciler
 from agent.record_file import RecordFile
+from agent.runtimes_here import RuntimesHere
 from agent.services import Services
 from agent.session import Session
 from agent.state import Disk
@@ -50,7 +52,6 @@ REAP_EVERY_S = 1.0
 SWEEP_SHARE = 0.04          # of one core, at most, for looking at every flow
 EXPIRE_EVERY_S = 5.0
 _COPY_PAUSE_S = 0.01
-Beside = Callable[[], Coroutine[Any, Any, None]]
 _RINGS = {"drops": Ring.EVENTS, "capture": Ring.CAPTURES, "bindings": Ring.BINDINGS}    # by kind of stream
 _DRAIN_PAUSE_S = 0.1        # between two emptyings of the event ring, so that a flood of drops costs little
 
@@ -69,14 +70,17 @@ class Config:
     socket: Path | None = None                      # where runtimes of this host ask; None: nowhere
 
 
+Beside = Callable[[], Coroutine[Any, Any, None]]
+
+
 def run(config: Config, *beside: Beside) -> None:
-    """Run until SIGTERM or Ctrl-C, with `beside` in the same process: plug-ins that ask the agent's local socket.
+    """Run until SIGTERM or Ctrl-C. `beside`: what runs in the same loop, as long as the agent; plug-ins of runtimes.
 
     Raises:
         AgentError, IdentityError, DatapathError, VSwitchError: it cannot start, or cannot go on.
     """
     _log_to_stderr()
-    asyncio.run(_until_told(_serve_beside(config, beside)))
+    asyncio.run(_until_told(serve(config, *beside)))
 
 
 def purge(config: Config) -> list[str]:
@@ -90,7 +94,7 @@ def purge(config: Config) -> list[str]:
         return purge_host(config.state_dir, config.pin_dir)
 
 
-async def serve(config: Config) -> None:
+async def serve(config: Config, *beside: Beside) -> None:
     """Be the agent of this host until cancelled. The network namespace is that of the calling thread.
 
     Raises:
@@ -113,31 +117,24 @@ async def serve(config: Config) -> None:
         reconciler = Reconciler(switch, datapath, disk, disk.load().ids, limits.ports, egress, config.timeouts,
                                 limits.pools)
         services = Services(switch, worker, reconciler.paths, config.state_dir, datapath.mark())
-        claims = Claims()
+        claims, asker = Claims(), Asker()
         host = Host(worker, switch, reconciler, disk, services=services, claims=claims)
         inspector = Inspector(
             identity.host, datapath, lambda: host.outcome.built if host.outcome else None,
-            lambda: host.goals, lambda: host.overlaps, claims,
+            lambda: host.effective, lambda: host.overlaps, claims,
         )
+        runtimes = RuntimesHere(identity.host, host, asker, config.state_dir, owned.enter_context(Worker()), switch)
+        await runtimes.start()
         await host.start()
+        besides = (runtimes.keep(config.socket), *(_guarded(each()) for each in beside))
         try:
-            await _all(identity, host, inspector, datapath, worker, ager, egress, config.nat_log)
+            await _all(identity, host, inspector, datapath, worker, ager, egress, config.nat_log, asker, besides)
         except BaseExceptionGroup as group:
             raise group.exceptions[0] from None
 
 
-async def _serve_beside(config: Config, beside: Sequence[Beside]) -> None:
-    """What runs beside ends with the agent; an agent without it is an agent still."""
-    tasks = [asyncio.ensure_future(_guarded(each())) for each in beside]
-    try:
-        await serve(config)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
 async def _guarded(work: Coroutine[Any, Any, None]) -> None:
+    """A plug-in that cannot go on is told, and ends nothing: an agent without it is an agent still."""
     try:
         await work
     except Exception:
@@ -146,7 +143,7 @@ async def _guarded(work: Coroutine[Any, Any, None]) -> None:
 
 async def _all(
     identity: Identity, host: Host, inspector: Inspector, datapath: Datapath, worker: Worker, ager: Worker,
-    egress: Egress, nat_log: Path | None,
+    egress: Egress, nat_log: Path | None, asker: Asker, besides: Sequence[Coroutine[Any, Any, None]],
 ) -> None:
     loop = asyncio.get_running_loop()
 
@@ -176,7 +173,7 @@ async def _all(
         return await worker.run(inspector.answer, what, args)
 
     async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(Session(host, on_query).keep(identity.directory))
+        tasks.create_task(Session(host, on_query, asker).keep(identity.directory))
         tasks.create_task(host.watch())
         tasks.create_task(host.listen())
         tasks.create_task(host.mend())
@@ -190,6 +187,8 @@ async def _all(
         tasks.create_task(_copy(streams, datapath, worker))
         tasks.create_task(_record(streams, inspector, datapath, worker, nat_log))
         tasks.create_task(streams.keep())
+        for beside in besides:
+            tasks.create_task(beside)
 
 
 async def _age(datapath: Datapath, ager: Worker) -> None:

@@ -4,7 +4,6 @@
     DIR/forgotten/*.json        what the controller must be told to delete, by uid
     DIR/runtime-networks/*.json networks as runtimes call them
     DIR/reserved/*.json         addresses that are kept for somebody
-    DIR/leased/*.json           networks of which this host has leased addresses
 
 A change costs one small write, however many there are. A file that cannot be read is put aside and counts as absent.
 """
@@ -23,16 +22,16 @@ from agent.goal_files import put_aside
 from agent.worker import Worker
 from southbound.durable import sync_directory, write_file
 
-__all__ = ["RUNTIME_FOLDERS", "Files", "Folder", "Forgotten", "Leased", "Reserved", "RuntimeNetwork"]
+__all__ = ["RUNTIME_FOLDERS", "Files", "Folder", "Forgotten", "Reserved", "RuntimeNetwork"]
 
-RUNTIME_FOLDERS = ("attachments", "forgotten", "runtime-networks", "reserved", "leased")
+RUNTIME_FOLDERS = ("attachments", "forgotten", "runtime-networks", "reserved")
 
 
 @dataclass(frozen=True, slots=True)
 class Forgotten:
-    """What must go, and whether it is known to be gone here: its ports are not programmed any more."""
+    """What must go, and is not programmed any more. Of a Network it is the lease that goes."""
 
-    uid: str                                # of the Endpoint, or of the Network
+    uid: str                                # of the Endpoint or StaticMapping; of a Network its name
     refs: tuple[tuple[str, str, str], ...]  # kind, tenant, name
     uids: Mapping[str, str]                 # kind/tenant/name to uid: of another uid it is somebody else's
 
@@ -50,15 +49,14 @@ class Forgotten:
 
 @dataclass(frozen=True, slots=True)
 class RuntimeNetwork:
-    """A network as a runtime calls it. `made`: by this very request, so it may go with it."""
+    """A network as a runtime calls it."""
 
     runtime: str
     id: str
     uid: str
     name: str
     tenant: str
-    made: bool
-    done: bool                              # it was answered
+    done: bool                              # it was answered; one that was not is undone by a new process
 
     @property
     def key(self) -> tuple[str, str]:
@@ -73,13 +71,14 @@ class RuntimeNetwork:
 
 @dataclass(frozen=True, slots=True)
 class Reserved:
-    """An address that `owner` keeps, without length. `by_hand`: it was asked for, and leased for that."""
+    """An address that `owner` keeps, without length, until it says so, or until the endpoint that has it goes."""
 
     tenant: str
     network: str
     address: str
     owner: str
-    by_hand: bool = False
+    by_hand: bool = False                   # leased for nothing else: it goes back
+    held: bool = False                      # an endpoint has it, or had
 
     @property
     def key(self) -> tuple[str, str]:
@@ -92,25 +91,7 @@ class Reserved:
         return cls(**value)
 
 
-@dataclass(frozen=True, slots=True)
-class Leased:
-    """A network of which this host has asked for addresses."""
-
-    tenant: str
-    network: str
-
-    @property
-    def key(self) -> tuple[str, str]:
-        """What it is known by."""
-        return self.tenant, self.network
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Leased:
-        """Raises TypeError."""
-        return cls(**value)
-
-
-Kept = TypeVar("Kept", Attachment, Forgotten, RuntimeNetwork, Reserved, Leased)
+Kept = TypeVar("Kept", Attachment, Forgotten, RuntimeNetwork, Reserved)
 Key = tuple[str, str]
 
 
@@ -179,8 +160,6 @@ class Files:
             directory / next(names), worker, RuntimeNetwork.from_json, lambda each: each.key)
         self.reserved: Folder[Reserved] = Folder(
             directory / next(names), worker, Reserved.from_json, lambda each: each.key)
-        self.leased: Folder[Leased] = Folder(
-            directory / next(names), worker, Leased.from_json, lambda each: each.key)
 
     def named(self, tenant: str, name: str) -> Iterable[Attachment]:
         """Attachments whose Endpoint has this name."""

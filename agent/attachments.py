@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
 import structlog
 
+from agent.addresses_here import AddressesHere
 from agent.asking import Asker
 from agent.attach_words import Arguments, mapped_of, new_attachment
-from agent.attachment import RUNTIME_LABEL, Attachment
+from agent.attachment import RUNTIME_LABEL, Attachment, Mapped
 from agent.attachment_files import Files, Forgotten
 from agent.goals import Goals
 from agent.host import Host
@@ -43,11 +44,14 @@ Identify = Callable[[str], Awaitable[str]]  # see `vswitch.switch.Switch.identif
 class Attachments:
     """Those of one host. `name`: the host's."""
 
-    def __init__(self, name: str, host: Host, asker: Asker, files: Files, identify: Identify) -> None:
+    def __init__(
+        self, name: str, host: Host, asker: Asker, files: Files, addresses: AddressesHere, identify: Identify,
+    ) -> None:
         self._name = name
         self._host = host
         self._asker = asker
         self._files = files
+        self._addresses = addresses
         self._identify = identify
         self._alone: dict[tuple[str, str], tuple[asyncio.Lock, list[object]]] = {}
         self.left = asyncio.Event()         # something is left to tell the controller
@@ -187,23 +191,30 @@ class Attachments:
         made = replace(wanted, since_s=time.time())
         await self._files.attachments.put(made)
         try:
+            made = await self._addresses.pick(made, made.asked.get("ranges", ()))
             made = await self._declare(made)
             await self._programmed(made)
+            await self._addresses.hold(made)
             made = replace(made, state="up")
             await self._files.attachments.put(made)
         except BaseException:
             await self._undo(made)
             raise
         self.changed.set()
+        self.left.set()                     # there may be too few leased addresses now
         return made
 
     async def _declare(self, wanted: Attachment) -> Attachment:
-        """Have the controller make it."""
-        await self._tell_of(wanted)
+        """Have the controller make it; while that is away, make it by a lease."""
+        if not self._asker.connected and (made := await self._addresses.by_lease(wanted)) is not None:
+            return await self._by_ourselves(made)
         try:
+            await self._tell_of(wanted)
             reply = await self._asker.request(
                 "apply", {"documents": wanted.documents(self._name), "uids": wanted.uids()}, ASK_S)
         except Away as error:
+            if (made := await self._addresses.by_lease(wanted)) is not None:
+                return await self._by_ourselves(made)
             raise unavailable(error, wanted) from None
         except Refusal as error:
             if error.field != "metadata.uid" or not await self._remove_stale(wanted):
@@ -215,6 +226,48 @@ class Attachments:
         if known != wanted:                 # it was declared just so by an agent whose state was lost
             await self._files.attachments.put(known)
         return known
+
+    async def _by_ourselves(self, made: Attachment) -> Attachment:
+        """What a lease allows is programmed now, and declared when the controller is back."""
+        await self._host.again(mend=False)
+        self.left.set()
+        return made
+
+    async def declare(self, key: tuple[str, str]) -> None:
+        """Tell the controller of what was made by a lease; if it refuses that, the port goes.
+
+        Raises:
+            Away
+        """
+        async with self._one_at_a_time(key):
+            known = self._files.attachments.get(*key)
+            if known is None or not known.leased:
+                return
+            try:
+                await self._asker.request(
+                    "apply", {"documents": known.documents(self._name), "uids": known.uids()}, ASK_S)
+            except Refusal as error:
+                _log.error("an endpoint that was attached while the controller was away is refused, and goes",
+                           endpoint=f"{known.tenant}/{known.name}", why=f"{error} ({error.found}); {error.todo}")
+                await self._release(known)
+                return
+            await self._told(known)
+            await self._files.attachments.put(replace(known, goals=""))
+            await self._host.again(mend=False)
+
+    async def _told(self, known: Attachment) -> None:
+        """Wait until the controller has told this host of what it was told.
+
+        Raises:
+            Away: it does not.
+        """
+        keys = {(PortGoal.kind, known.uid), *((MappingGoal.kind, each.uid) for each in known.mappings)}
+        try:
+            async with asyncio.timeout(ASK_S):
+                while not keys <= self._host.goals.objects.keys():
+                    await self._host.moved.wait()
+        except TimeoutError:
+            raise Away(f"endpoint {known.tenant}/{known.name} did not come within {ASK_S:g} s") from None
 
     async def _remove_stale(self, wanted: Attachment) -> bool:
         """Whether the name was that of an endpoint which an agent here made for the runtime, and lost; it is gone."""
@@ -228,9 +281,16 @@ class Attachments:
             return False
         return True
 
-    async def _map(self, known: Attachment, wanted: tuple[Any, ...]) -> Attachment:
+    async def _map(self, known: Attachment, wanted: tuple[Mapped, ...]) -> Attachment:
         """First what goes, then what comes; if that is refused, what went comes back."""
+        if known.leased:
+            made = await self._addresses.map_by_lease(known, wanted)
+            await self._host.again(mend=False)
+            await self._programmed(made)
+            return made
         going = [each for each in known.mappings if each not in wanted]
+        if not self._asker.connected and len(wanted) + len(going) == len(known.mappings):
+            return await self._unmap(known, wanted, going)
         coming = [each for each in wanted if each not in known.mappings]
         both = known.with_mappings((*known.mappings, *coming))
         await self._files.attachments.put(both)     # whatever becomes of it, all of them are known
@@ -254,7 +314,18 @@ class Attachments:
         await self._files.attachments.put(made)
         return made
 
-    async def _apply_mappings(self, attachment: Attachment, mappings: Any) -> None:
+    async def _unmap(self, known: Attachment, wanted: tuple[Mapped, ...], going: Sequence[Mapped]) -> Attachment:
+        """Mappings go here and now; the controller is told later."""
+        for each in going:
+            ref = ("StaticMapping", known.tenant, each.name)
+            await self._files.forgotten.put(Forgotten(each.uid, (ref,), {"/".join(ref): each.uid}))
+        known = known.with_mappings(wanted)
+        await self._files.attachments.put(known)
+        await self._host.again(mend=False)
+        self.left.set()
+        return known
+
+    async def _apply_mappings(self, attachment: Attachment, mappings: Sequence[Mapped]) -> None:
         documents = [attachment.mapping_document(each) for each in mappings]
         if documents:
             await self._asker.request("apply", {"documents": documents, "uids": attachment.uids()}, ASK_S)
@@ -297,10 +368,13 @@ class Attachments:
     async def _release(self, known: Attachment) -> None:
         await self._forget(known)
         await self._go(known.uid, ASK_S)
+        if any(gone.refs[0][:3] == ("Network", known.tenant, known.network) for gone in self._files.forgotten.all()):
+            self.left.set()                 # its network goes with the last one in it
 
     async def _forget(self, known: Attachment) -> None:
         await self._files.forgotten.put(Forgotten.of(known))
         await self._files.attachments.remove(known)
+        await self._addresses.let_go(known)
 
     async def _go(self, uid: str, timeout_s: float) -> None:
         """What is forgotten goes: by the controller, or, when that is away, here and now, and is told later."""
@@ -323,7 +397,8 @@ class Attachments:
             Away, Refusal
         """
         await self._asker.request("delete", {"refs": gone.refs, "uids": gone.uids}, ASK_S)
-        while (PortGoal.kind, gone.uid) in self._host.statuses:
+        keys = {(kind, uid) for uid in gone.uids.values() for kind in (PortGoal.kind, MappingGoal.kind)}
+        while keys & self._host.goals.objects.keys() or keys & self._host.statuses.keys():
             await self._host.moved.wait()
         await self._files.forgotten.remove(gone)
 
@@ -332,10 +407,7 @@ class Attachments:
         names = {(kind, tenant, name) for kind, tenant, name in wanted.refs()}
         for gone in self._files.forgotten.all():
             if names.intersection(gone.refs) and gone.uid != wanted.uid:
-                try:
-                    await self.tell(gone)
-                except Away as error:
-                    raise unavailable(error, wanted) from None
+                await self.tell(gone)
 
     def _known(self, arguments: Arguments) -> Attachment:
         key = arguments.runtime(), arguments.text("id")

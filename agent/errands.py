@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import structlog
 
+from agent.addresses_here import AddressesHere
 from agent.asking import Asker
 from agent.attachment import Attachment
 from agent.attachment_files import Files
@@ -29,12 +30,13 @@ class Errands:
     """Those of one host."""
 
     def __init__(self, host: Host, asker: Asker, files: Files, attachments: Attachments,
-                 networks: RuntimeNetworks) -> None:
+                 networks: RuntimeNetworks, addresses: AddressesHere) -> None:
         self._host = host
         self._asker = asker
         self._files = files
         self._attachments = attachments
         self._networks = networks
+        self._addresses = addresses
 
     async def tell(self) -> None:
         """Tell the controller what it does not know, as soon as it can be told. Never ends."""
@@ -48,6 +50,8 @@ class Errands:
             work, gone = (asyncio.ensure_future(each) for each in (self._attachments.left.wait(), self._asker.went()))
             await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
             work.cancel()
+            if gone.done():
+                self._addresses.forgive()
             gone.cancel()
             self._attachments.left.clear()
 
@@ -61,6 +65,11 @@ class Errands:
                 except Refusal as error:    # it is not ours any more
                     _log.warning("not deleted", what="/".join(gone.refs[0]), why=str(error))
                     await self._files.forgotten.remove(gone)
+        for attachment in self._files.attachments.all():
+            if attachment.leased:
+                await self._attachments.declare(attachment.key)
+        for tenant, name in {(each.tenant, each.network) for each in self._files.attachments.all()}:
+            await self._addresses.provide(tenant, name)
 
     async def release(self) -> None:
         """Release what is gone, and what nobody took. Never ends."""

@@ -33,15 +33,16 @@ DEFAULT_TENANT = "default"
 class RuntimeNetworks:
     """Those of one host. `name`: the host's."""
 
-    def __init__(self, name: str, host: Host, asker: Asker, files: Files) -> None:
+    def __init__(self, name: str, host: Host, asker: Asker, files: Files, left: asyncio.Event) -> None:
         self._name = name
         self._host = host
         self._asker = asker
         self._files = files
+        self.left = left                    # set: something is to be told
         self._lock = asyncio.Lock()
 
     async def start(self) -> None:
-        """What was not answered is undone later; see `Errands`."""
+        """What was not answered is undone when the controller can be told."""
         for each in self._files.networks.all():
             if not each.done:
                 await self._forget(each)
@@ -89,96 +90,91 @@ class RuntimeNetworks:
                 if spec is not None:
                     _must_fit(spec, found, name)
                 return found | {"created": False}
-            wanted = RuntimeNetwork(runtime, identity, str(uuid.uuid4()), name, tenant, spec is not None, False)
+            wanted = RuntimeNetwork(runtime, identity, str(uuid.uuid4()), name, tenant, False)
             return await self._create(wanted, spec, labels)
 
     async def _create(self, wanted: RuntimeNetwork, spec: dict[str, Any] | None, labels: Mapping[str, str]
                       ) -> dict[str, Any]:
-        found = await self._found(wanted)
-        if found is None and spec is None:
-            raise Refusal("not_found", f"there is no network {wanted.tenant}/{wanted.name}", "network", wanted.name,
-                          "declare it with `sluice apply`, or say what it is to be")
-        made = found is None
-        await self._files.networks.put(replace(wanted, made=made))
+        if spec is None:                    # before anything is on disk: most mistakes are told here
+            await self.look_up(wanted.tenant, wanted.name)
+        await self._files.networks.put(wanted)
         try:
-            if found is None:
-                assert spec is not None
-                found = await self._make(wanted, spec, labels)
-                made = bool(found.pop("made"))
-            if spec is not None:
-                _must_fit(spec, found, wanted.name)
-            await self._files.networks.put(replace(wanted, made=made, done=True, uid=found["uid"]))
+            found = await self._ask_for(wanted, spec, labels)
+            await self._files.networks.put(replace(wanted, done=True, uid=found["uid"]))
         except BaseException:
-            await self._forget(replace(wanted, made=made))
+            await self._forget(wanted)
+            self.left.set()
             raise
-        return found | {"created": made}
+        return found
 
-    async def _found(self, wanted: RuntimeNetwork) -> dict[str, Any] | None:
+    async def _ask_for(self, wanted: RuntimeNetwork, spec: dict[str, Any] | None, labels: Mapping[str, str]
+                       ) -> dict[str, Any]:
+        """Have the controller make it, or let us join; either way this host has a lease of it then."""
         try:
-            return await self.look_up(wanted.tenant, wanted.name)
-        except Refusal as error:
-            if error.code != "not_found":
-                raise
-            return None
-
-    async def _make(self, wanted: RuntimeNetwork, spec: dict[str, Any], labels: Mapping[str, str]) -> dict[str, Any]:
-        if spec.get("mode") == "nat":
-            spec = {"host": self._name, **spec}
-        document = {"apiVersion": API_VERSION, "kind": "Network", "spec": spec,
-                    "metadata": {"name": wanted.name, "tenant": wanted.tenant,
-                                 "labels": {RUNTIME_LABEL: wanted.runtime, **labels}}}
-        key = f"Network/{wanted.tenant}/{wanted.name}"
-        try:
+            if spec is None:
+                await self._asker.request("lease", {"tenant": wanted.tenant, "network": wanted.name}, ASK_S)
+                return await self.look_up(wanted.tenant, wanted.name) | {"created": False}
+            if spec.get("mode") != "overlay":
+                spec = {"host": self._name, **spec}
+            document = {"apiVersion": API_VERSION, "kind": "Network", "spec": spec,
+                        "metadata": {"name": wanted.name, "tenant": wanted.tenant,
+                                     "labels": {RUNTIME_LABEL: wanted.runtime, **labels}}}
+            key = f"Network/{wanted.tenant}/{wanted.name}"
             reply = await self._asker.request("apply", {"documents": [document], "uids": {key: wanted.uid}}, ASK_S)
         except Away as error:
             raise Refusal("unavailable", f"{error}; a network is made by the controller", "network", wanted.name,
                           "start the controller, or try again later") from None
-        except Refusal:
-            found = await self._found(wanted)       # another host was first
-            if found is None:
-                raise
-            return found | {"made": False}
         item = reply["items"][0]
-        return stored_network_view(item, self._host) | {"made": item["uid"] == wanted.uid}
+        return stored_network_view(item, self._host) | {"created": item["result"] == "created"}
 
     async def delete(self, arguments: Arguments) -> dict[str, Any]:
-        """Let a network go; it is deleted if it was made for this runtime and nobody uses it."""
+        """Let a network go; it is deleted if a host made it and nobody uses it any more."""
         arguments.only("runtime", "id")
         async with self._lock:
             known = self._files.networks.get(arguments.runtime(), arguments.text("id"))
             if known is None:
                 return {"existed": False, "deleted": False}
-            await self._forget(known)
-            gone = self._files.forgotten.get(known.uid, "")
+            gone = await self._forget(known)
             deleted = False
             if gone is not None and self._asker.connected:
                 with suppress(Away):
                     deleted = await self.tell(gone)
+            self.left.set()
             return {"existed": True, "deleted": deleted}
 
-    async def _forget(self, known: RuntimeNetwork) -> None:
-        """It goes when the controller can be told, unless another id of a runtime here is the same network."""
-        ref = ("Network", known.tenant, known.name)
-        others = [each for each in self._files.networks.all()
-                  if (each.tenant, each.name) == (known.tenant, known.name) and each.key != known.key]
-        if known.made and not others:
-            await self._files.forgotten.put(Forgotten(known.uid, (ref,), {"/".join(ref): known.uid}))
-        elif known.made and others:         # the last one takes it away
-            await self._files.networks.put(replace(others[0], made=True, uid=known.uid))
+    async def _forget(self, known: RuntimeNetwork) -> Forgotten | None:
+        """The lease goes when the controller can be told, unless another id of a runtime here is the same network."""
+        gone = None
+        if not self._named(known.tenant, known.name, known.key):
+            ref = ("Network", known.tenant, known.name)
+            gone = Forgotten("/".join(ref), (ref,), {})
+            await self._files.forgotten.put(gone)
         await self._files.networks.remove(known)
+        return gone
+
+    def _named(self, tenant: str, name: str, but: tuple[str, str] = ("", "")) -> list[RuntimeNetwork]:
+        return [each for each in self._files.networks.all() if (each.tenant, each.name) == (tenant, name)
+                and each.key != but]
 
     async def tell(self, gone: Forgotten) -> bool:
-        """Have the controller delete a network; whether it did: others may use it.
+        """Give a lease back, once nothing here is in the network; whether the network went with it.
 
         Raises:
             Away
         """
-        try:
-            reply = await self._asker.request("delete", {"refs": gone.refs, "uids": gone.uids}, ASK_S)
-            deleted = bool(reply["deleted"])
-        except Refusal as error:
-            _log.info("network stays", network="/".join(gone.refs[0][1:]), why=str(error))
-            deleted = False
+        _, tenant, name = gone.refs[0]
+        if any((each.tenant, each.network) == (tenant, name) for each in self._files.attachments.all()):
+            return False                    # it is looked at again when the last of them is gone
+        deleted = False
+        if not self._named(tenant, name):   # else somebody came back to it
+            try:
+                reply = await self._asker.request("release", {"tenant": tenant, "network": name}, ASK_S)
+                deleted = bool(reply["deleted"])
+            except Refusal as error:
+                _log.warning("lease not given back", network=f"{tenant}/{name}", why=str(error))
+            for kept in self._files.reserved.all():
+                if (kept.tenant, kept.network) == (tenant, name):
+                    await self._files.reserved.remove(kept)
         await self._files.forgotten.remove(gone)
         return deleted
 

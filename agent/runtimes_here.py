@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from agent.addresses_here import AddressesHere
 from agent.asking import Asker
 from agent.attach_words import Arguments
 from agent.attachment_files import Files
@@ -36,14 +37,16 @@ class RuntimesHere:
         async def identify(netns: str) -> str:
             return await filer.run(switch.identify, netns)
 
-        self.attachments = Attachments(name, host, asker, files, identify)
-        self.networks = RuntimeNetworks(name, host, asker, files)
-        self.errands = Errands(host, asker, files, self.attachments, self.networks)
+        self.addresses = AddressesHere(host, asker, files)
+        self.attachments = Attachments(name, host, asker, files, self.addresses, identify)
+        self.networks = RuntimeNetworks(name, host, asker, files, self.attachments.left)
+        self.errands = Errands(host, asker, files, self.attachments, self.networks, self.addresses)
 
     async def start(self) -> None:
         """Before anything is programmed."""
         await self.attachments.start()
         await self.networks.start()
+        await self.addresses.start()
 
     async def keep(self, path: Path | None) -> None:
         """Answer at the socket, and run errands. Never ends.
@@ -66,6 +69,7 @@ class RuntimesHere:
             "map": attachments.map, "detach": attachments.detach, "list": attachments.list, "gc": attachments.gc,
             "network": networks.network, "network-create": networks.create, "network-delete": networks.delete,
             "networks": networks.list,
+            "reserve": self.addresses.reserve, "unreserve": self.addresses.unreserve,
         }
 
     async def _hello(self, arguments: Arguments) -> dict[str, Any]:

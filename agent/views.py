@@ -22,7 +22,7 @@ def attachment_view(attachment: Attachment, host: Host) -> dict[str, Any]:
     details = status.details if status is not None else {}
     row: dict[str, Any] = {
         "runtime": attachment.runtime, "id": attachment.id, "scope": attachment.scope, "uid": attachment.uid,
-        "name": attachment.name, "tenant": attachment.tenant, "network": attachment.network, "mode": "",
+        "name": attachment.name, "tenant": attachment.tenant, "network": attachment.network, "mode": "", "exit": False,
         "addresses": [], "gateways": [], "mac": "", "mtu": int(details.get("mtu_bytes", 0)),
         "interface": attachment.place.tap or attachment.interface, "netns": attachment.place.path,
         "hostInterface": str(details.get("host_interface", "")), "farInterface": attachment.far_interface,
@@ -36,6 +36,7 @@ def attachment_view(attachment: Attachment, host: Host) -> dict[str, Any]:
         row["mac"] = port.mac
         if isinstance(network, NetworkGoal):
             row["mode"] = network.mode
+            row["exit"] = _has_exit(network.mode, network.egress or network.routes or network.peers)
             families = {address.version for address in own_addresses(port)}
             row["gateways"] = [subnet.gateway for subnet in network.subnets
                                if (6 if ":" in subnet.gateway else 4) in families and _holds(subnet.prefix, port)]
@@ -77,6 +78,11 @@ def stored_network_view(item: dict[str, Any], host: Host) -> dict[str, Any]:
             "subnets": [{"prefix": subnet["prefix"], "gateway": subnet["gateway"]}
                         for subnet in assigned.get("subnets", ())],
             "host": spec.get("host") or "", "leased": _leased(uid, host)}
+
+
+def _has_exit(mode: str, overlay: Any) -> bool:
+    """Whether its gateway leads to more than its own subnets: `overlay` says so for one of those."""
+    return bool(overlay) if mode == "overlay" else mode != "private"
 
 
 def _mtu_here(uid: str, host: Host) -> int:

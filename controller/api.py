@@ -26,10 +26,11 @@ from starlette.exceptions import HTTPException
 
 from controller.client import PLURALS
 from controller.documents import path_of, problem_of, shown
+from controller.edits import missing
 from controller.errors import Invalid, Malformed, NotFound, Problem, Refused
 from controller.follow import Follows
 from controller.inside import TraceRequest, inside, known, place_of, trace
-from controller.ledger import Ledger, Outcome, missing
+from controller.ledger import Ledger, Outcome
 from controller.listeners import look_again
 from controller.nat_api import nat_routes
 from controller.pki import Pki

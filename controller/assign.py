@@ -105,8 +105,8 @@ def release(stored: AnyStored, state: State) -> None:
             assert network is not None
             version = ip_address(address).version
             key = address_key(network.uid, version)
-            cursors[key] = ipam.cursor_past(_ring(subnets_of(network), version), cursors.get(key, 0),
-                                            int(ip_address(address)), _taken(network.ref, version, state))
+            cursors[key] = ipam.cursor_past(ring_of(subnets_of(network), version), cursors.get(key, 0),
+                                            int(ip_address(address)), taken_in(network.ref, version, state))
     elif isinstance(spec, NetworkSpec):
         for version in (4, 6):
             cursors.pop(address_key(stored.uid, version), None)
@@ -182,11 +182,11 @@ def _endpoint(ref: Ref, spec: EndpointSpec, old: Stored[EndpointSpec] | None, st
     if 4 in versions and not spec.dhcp and (spec.address or not external):
         same = old is not None and spec.address in (None, old.spec.address)
         had = old.assigned.address if old and same else ""
-        address = _address(network, subnets, 4, spec.address, had, state, asked, facts)
+        address = _address(network, 4, spec.address, had, state, asked, facts)
     if 6 in versions and (spec.address6 or not external):
         same = old is not None and spec.address6 in (None, old.spec.address6)
         had = old.assigned.address6 if old and same else ""
-        address6 = _address(network, subnets, 6, spec.address6, had, state, asked, facts)
+        address6 = _address(network, 6, spec.address6, had, state, asked, facts)
     mac = spec.mac or (old.assigned.mac if old else "")
     if spec.behind is not None:
         mac = ""                            # that of the link which it uses
@@ -197,38 +197,60 @@ def _endpoint(ref: Ref, spec: EndpointSpec, old: Stored[EndpointSpec] | None, st
     return Assigned(address=address, address6=address6, mac=mac)
 
 
-def _address(network: Stored[NetworkSpec], subnets: Sequence[InUse], version: int, wanted: str | None, had: str,
-             state: State, asked: Asked, facts: Mapping[str, HostFacts]) -> str:
-    """An address of a family: the one it had, the one that is asked for, or the next free one."""
+def _address(network: Stored[NetworkSpec], version: int, wanted: str | None, had: str, state: State, asked: Asked,
+             facts: Mapping[str, HostFacts]) -> str:
+    """An address of a family: the one it had, the one that is asked for, or the next free one (leased is not free)."""
     if had:
         return had
+    subnets = subnets_of(network)
     if wanted:
         found = meant(subnets, wanted)
         assert found is not None, "checked before"
         return found[1]
-    ring = _ring(subnets, version)
+    ring = ring_of(subnets, version)
     key = address_key(network.uid, version)
-    reserved, taken = asked.of(network), _taken(network.ref, version, state)
-    if network.spec.mode in ON_SEGMENT:     # hosts have addresses there, too
-        reserved |= {address for each in facts.values() for address in own_addresses(each)}
+    reserved = asked.of(network)
+    if network.spec.mode in ON_SEGMENT:
+        reserved |= held_by_hosts(network, facts)
+    taken = taken_in(network.ref, version, state)
     number = ipam.next_free(ring, state.cursors.get(key, 0),
                             lambda number: taken(number) or ipam.text_of(number, version) in reserved)
-    if number is None:
-        count = sum(high - low + 1 for low, high in ring)
-        prefixes = ", ".join(str(subnet.prefix) for subnet in subnets if subnet.version == version)
-        raise ipam.Exhausted(f"all {count} addresses that {prefixes} has to give are in use or asked for",
-                             "spec.address6" if version == 6 else "spec.address", "nothing")
-    state.cursors[key] = number
-    return ipam.text_of(number, version)
+    if number is not None:
+        state.cursors[key] = number
+        return ipam.text_of(number, version)
+    raise no_address(network, version, "spec.address6" if version == 6 else "spec.address")
 
 
-def _ring(subnets: Sequence[InUse], version: int) -> list[Range]:
+def held_by_hosts(network: Stored[NetworkSpec], facts: Mapping[str, HostFacts]) -> frozenset[str]:
+    """What hosts have on a network's segment themselves."""
+    if network.spec.mode not in ON_SEGMENT:
+        return frozenset()
+    return frozenset(address for each in facts.values() for address in own_addresses(each))
+
+
+def no_address(network: Stored[NetworkSpec], version: int, field: str) -> ipam.Exhausted:
+    """That nothing of a family is free."""
+    subnets = [subnet for subnet in subnets_of(network) if subnet.version == version]
+    count = sum(high - low + 1 for low, high in ring_of(subnets, version))
+    leases = {host: n for host, addresses in network.assigned.leases.items()
+              if (n := sum(ip_address(each).version == version for each in addresses))}
+    leased = ", ".join(f"{n} to {host}" for host, n in leases.items())
+    return ipam.Exhausted(f"all {count} addresses that {', '.join(str(subnet.prefix) for subnet in subnets)} has to "
+                          f"give are in use or asked for{'; leased are ' if leased else ''}{leased}", field, "nothing")
+
+
+def ring_of(subnets: Sequence[InUse], version: int) -> list[Range]:
+    """What the subnets of a family give out, in their order."""
     return [each for subnet in subnets if subnet.version == version for each in subnet.ring()]
 
 
-def _taken(network: Ref, version: int, state: State) -> Callable[[int], bool]:
-    """Whether an address, as an integer, is that of an endpoint."""
-    return lambda number: (network, ipam.text_of(number, version)) in state.addresses
+def taken_in(network: Ref, version: int, state: State) -> Callable[[int], bool]:
+    """Whether an address, as an integer, is that of an endpoint, or leased to a host."""
+    def taken(number: int) -> bool:
+        key = network, ipam.text_of(number, version)
+        return key in state.addresses or key in state.leased
+
+    return taken
 
 
 def _external_port(ref: Ref, spec: StaticMappingSpec, old: Stored[StaticMappingSpec] | None, state: State,
@@ -266,4 +288,5 @@ def _external_port(ref: Ref, spec: StaticMappingSpec, old: Stored[StaticMappingS
     return port
 
 
-__all__ = ["Asked", "address_key", "assign", "follow", "release"]
+__all__ = ["Asked", "address_key", "assign", "follow", "held_by_hosts", "no_address", "release", "ring_of",
+           "taken_in"]

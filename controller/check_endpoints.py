@@ -31,12 +31,7 @@ def check_endpoint(document: Declared, old: AnyStored | None, around: Surroundin
     network, host = state.network(network_ref), state.host(spec.host)
     if network is None:
         return
-    if network.spec.mode != "overlay" and network.spec.host not in (None, spec.host):
-        yield Problem("invalid", f"{network_ref} is a {network.spec.mode} network of host {network.spec.host}",
-                      "spec.host", spec.host, f"use host {network.spec.host}, or a network of {spec.host}")
-    if network.spec.mode == "overlay" and host is not None and not host.spec.underlay:
-        yield Problem("invalid", f"host {spec.host} has no underlay address, which an overlay endpoint needs",
-                      "spec.host", spec.host, f"set spec.underlay of Host {spec.host}")
+    yield from check_host(spec.host, "spec.host", network, state)
     if host is not None and host.spec.external:
         yield from _external(spec, network)
     elif spec.place is None and spec.behind is None:
@@ -48,10 +43,21 @@ def check_endpoint(document: Declared, old: AnyStored | None, around: Surroundin
     for field in ("address", "address6"):
         text = getattr(spec, field)
         if text and (was is None or getattr(was, field) != text):      # what was asked for before may have moved since
-            yield from _address(ref, text, f"spec.{field}", network, state)
+            yield from check_address(ref, spec.host, text, f"spec.{field}", network, state)
             yield from _host_address(text, f"spec.{field}", spec.host, network, around)
     if spec.mac:
         yield from _mac(ref, spec.mac, network, state)
+
+
+def check_host(name: str, where: str, network: Stored[NetworkSpec], state: State) -> Iterator[Problem]:
+    """Problems of an endpoint of this host in a network."""
+    host = state.host(name)
+    if network.spec.mode != "overlay" and network.spec.host not in (None, name):
+        yield Problem("invalid", f"{network.ref} is a {network.spec.mode} network of host {network.spec.host}",
+                      where, name, f"use host {network.spec.host}, or a network of {name}")
+    if network.spec.mode == "overlay" and host is not None and not host.spec.underlay:
+        yield Problem("invalid", f"host {name} has no underlay address, which an overlay endpoint needs",
+                      where, name, f"set spec.underlay of Host {name}")
 
 
 def _place(ref: Ref, spec: EndpointSpec, state: State) -> Iterator[Problem]:
@@ -113,7 +119,9 @@ def _modes(spec: EndpointSpec, network: Stored[NetworkSpec]) -> Iterator[Problem
                           f"{' and '.join(modes)} networks", f"spec.{field}", shown, "leave it out")
 
 
-def _address(ref: Ref, text: str, where: str, network: Stored[NetworkSpec], state: State) -> Iterator[Problem]:
+def check_address(ref: Ref | None, host: str, text: str, where: str, network: Stored[NetworkSpec],
+                  state: State) -> Iterator[Problem]:
+    """Problems of an address that an endpoint of a host is to have. `ref` None: one that is yet to come."""
     subnets = subnets_of(network)
     version = 6 if ":" in text else 4
     own = [subnet for subnet in subnets if subnet.version == version]
@@ -142,6 +150,8 @@ def _address(ref: Ref, text: str, where: str, network: Stored[NetworkSpec], stat
         yield Problem("in_use", f"{address} is excluded in subnet {subnet.prefix} of {network.ref}", where, text, todo)
     elif holder not in (None, ref):
         yield Problem("in_use", f"{address} is the address of {holder}", where, text, todo)
+    elif (other := state.leased.get((network.ref, address))) not in (None, host):
+        yield Problem("in_use", f"{address} is leased to host {other} for its containers", where, text, todo)
 
 
 def _mac(ref: Ref, mac: str, network: Stored[NetworkSpec], state: State) -> Iterator[Problem]:
@@ -153,4 +163,4 @@ def _mac(ref: Ref, mac: str, network: Stored[NetworkSpec], state: State) -> Iter
         yield Problem("in_use", f"{mac} is the MAC of {holder}", "spec.mac", mac, "choose another, or leave it out")
 
 
-__all__ = ["check_endpoint"]
+__all__ = ["check_address", "check_endpoint", "check_host"]

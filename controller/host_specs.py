@@ -6,10 +6,11 @@ from typing import Annotated, Any
 
 from pydantic import Field, PlainSerializer, PlainValidator, WithJsonSchema, model_validator
 
-from controller.texts import InterfaceName, Model, Port, PrefixText, RateText, address, wrong
+from controller.texts import InterfaceName, Model, Name, Port, PrefixText, RateText, address, wrong
 
 MAX_PREFIXES = 1024                         # of one list
 MAX_UNDERLAYS = 8
+MAX_TENANTS = 64
 AUTO_PREFIXES = ("192.168.0.0/16", "172.16.0.0/12", "10.0.0.0/8")
 DEFAULT_VXLAN_PORT = 4789                   # RFC 7348
 
@@ -37,6 +38,21 @@ Underlays = Annotated[str | tuple[str, ...], PlainValidator(_underlays), PlainSe
     {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "maxItems": MAX_UNDERLAYS}]})]
 
 
+class RuntimesSpec(Model):
+    """What the container runtimes of a host may do."""
+
+    tenants: tuple[Name, ...] = Field(
+        default=("default",), max_length=MAX_TENANTS, description="in which they may attach, map ports, make networks")
+    networks: bool = Field(default=True, description="whether they may make networks, beside using those there are")
+
+    @model_validator(mode="after")
+    def _once(self) -> RuntimesSpec:
+        if len(set(self.tenants)) < len(self.tenants):
+            twice = next(each for each in self.tenants if self.tenants.count(each) > 1)
+            raise wrong(f"tenants names {twice} twice", "keep one of them", field="tenants", found=twice)
+        return self
+
+
 class HostSpec(Model):
     """What Sluice may use of a host."""
 
@@ -59,6 +75,7 @@ class HostSpec(Model):
     auto_prefixes: tuple[PrefixText, ...] = Field(
         default=(), max_length=MAX_PREFIXES,
         description=f"where `prefix: auto` takes from, in order; default: {', '.join(AUTO_PREFIXES)}")
+    runtimes: RuntimesSpec = RuntimesSpec()
 
     @model_validator(mode="after")
     def _range(self) -> HostSpec:
@@ -84,4 +101,4 @@ class HostSpec(Model):
         return (self.underlay,) if isinstance(self.underlay, str) else self.underlay
 
 
-__all__ = ["AUTO_PREFIXES", "DEFAULT_VXLAN_PORT", "MAX_PREFIXES", "MAX_UNDERLAYS", "HostSpec"]
+__all__ = ["AUTO_PREFIXES", "DEFAULT_VXLAN_PORT", "MAX_PREFIXES", "MAX_UNDERLAYS", "HostSpec", "RuntimesSpec"]

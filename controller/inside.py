@@ -10,8 +10,8 @@ from typing import Any
 
 from pydantic import Field
 
+from controller.edits import missing
 from controller.errors import Invalid, NotFound, Problem, Unavailable
-from controller.ledger import missing
 from controller.push import Push
 from controller.resources import DEFAULT_TENANT, EndpointSpec
 from controller.state import Ref, State, Stored

@@ -9,43 +9,21 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from typing import Any, Literal, ParamSpec, TypeVar
+from dataclasses import dataclass
+from typing import Any, ParamSpec, TypeVar
 
-from controller.assign import Asked, assign, follow, release
-from controller.check_relations import check_relations
-from controller.checks import Surroundings
-from controller.documents import Declared, parse, render
-from controller.errors import NotFound, Outdated, Problem, on, refusal
-from controller.ipam import Exhausted
+from controller.documents import parse, render
+from controller.edits import NO_UIDS, Edit, Facts, Item, new_object, put_all, remove_all
 from controller.renumber import renumber
-from controller.resources import RESOURCES, EndpointSpec, NetworkSpec, StaticMappingSpec, TenantSpec
-from controller.state import DEFAULT_TENANT_REF, AnyStored, Change, Ref, State, Stored
+from controller.resources import TenantSpec
+from controller.state import DEFAULT_TENANT_REF, Change, Ref, State
 from controller.store import Commit, Event, Report, Store
-from controller.validate import check, check_removal
 from southbound.messages import HostFacts
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-RANK = {kind: rank for rank, kind in enumerate(RESOURCES)}
-"""Kinds in the order of dependence."""
-
-_NO_UIDS: Mapping[Ref, str] = {}
-
-Result = Literal["created", "configured", "unchanged", "deleted"]
-
-
-@dataclass(frozen=True, slots=True)
-class Item:
-    """What a write did to one object. `stored` is the object after it (before it, if deleted)."""
-
-    ref: Ref
-    result: Result
-    stored: AnyStored
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +52,7 @@ class Ledger:
         self.state = store.load()
         if DEFAULT_TENANT_REF not in self.state.objects:
             revision = self.state.revision + 1
-            tenant = _new(DEFAULT_TENANT_REF, TenantSpec(), {}, revision, str(uuid.uuid4()))
+            tenant = new_object(DEFAULT_TENANT_REF, TenantSpec(), {}, revision, str(uuid.uuid4()))
             fork = self.state.fork()
             fork.put(tenant)
             fork.revision = revision
@@ -87,7 +65,7 @@ class Ledger:
         return {host: report.facts for host, report in self.reports.items()}
 
     async def apply(self, documents: Sequence[Any], *, dry_run: bool = False, if_match: int | None = None,
-                    titles: Sequence[str] = (), uids: Mapping[Ref, str] = _NO_UIDS) -> Outcome:
+                    titles: Sequence[str] = (), uids: Mapping[Ref, str] = NO_UIDS) -> Outcome:
         """Store all documents, or none.
 
         `if_match`: revision that the (single) document must replace. `uids`: of objects that a host has made already,
@@ -99,12 +77,12 @@ class Ledger:
         """
         titles = titles or [f"document {n}" for n in range(1, len(documents) + 1)]
         parsed = [parse(document, title) for document, title in zip(documents, titles, strict=True)]
-        return await self._write(lambda: self._apply(parsed, if_match, uids), dry_run)
+        return await self.write(lambda fork, facts: put_all(fork, facts, parsed, if_match, uids), dry_run)
 
     async def delete(self, refs: Sequence[Ref], *, missing_ok: bool = False, if_match: int | None = None,
                      dry_run: bool = False) -> Outcome:
         """Remove all, or none; the order does not matter. Raises as `apply` does."""
-        return await self._write(lambda: self._delete(refs, missing_ok, if_match), dry_run)
+        return await self.write(lambda fork, facts: remove_all(fork, facts, refs, missing_ok, if_match), dry_run)
 
     async def save_report(self, host: str, report: Report) -> None:
         """Take what a host reported for checks to come, and keep it over a restart."""
@@ -119,7 +97,25 @@ class Ledger:
 
         The items are the networks that moved. Raises `StoreError`.
         """
-        return await self._write(lambda: self._renumber(host), False)
+        def work(fork: State, facts: Facts) -> Edit:
+            edit = Edit()
+            edit.add(renumber(fork, host, facts.get(host)))
+            edit.items = [Item(change.ref, "configured", change.after) for change in edit.changes
+                          if change.after is not None and change.ref.kind == "Network"]
+            return edit
+
+        return await self.write(work)
+
+    async def write(self, work: Callable[[State, Facts], Edit], dry_run: bool = False) -> Outcome:
+        """Make an edit on a fork of the state at the next revision, and commit it.
+
+        Raises what `work` raises, then nothing has changed; and `StoreError`.
+        """
+        # A task of its own: if the asking client goes away in mid-commit, memory must still follow the database.
+        task = asyncio.create_task(self._write_now(work, dry_run))
+        self._writes.add(task)
+        task.add_done_callback(self._writes.discard)
+        return await _shielded(task)
 
     async def add_token(self, secret_hash: str, host: str, ttl_s: float) -> float:
         """Keep a join token; returns when it expires (seconds since 1970)."""
@@ -146,184 +142,29 @@ class Ledger:
         await self.in_store_thread(self._store.close)
         self._thread.shutdown()
 
-    async def _write(self, work: Callable[[], tuple[State, list[Item], list[Change]]], dry_run: bool) -> Outcome:
-        # A task of its own: if the asking client goes away in mid-commit, memory must still follow the database.
-        task = asyncio.create_task(self._write_now(work, dry_run))
-        self._writes.add(task)
-        task.add_done_callback(self._writes.discard)
-        return await _shielded(task)
-
-    async def _write_now(self, work: Callable[[], tuple[State, list[Item], list[Change]]],
-                         dry_run: bool) -> Outcome:
+    async def _write_now(self, work: Callable[[State, Facts], Edit], dry_run: bool) -> Outcome:
         async with self._lock:
-            fork, items, changes = work()
+            fork = self.state.fork()
+            fork.revision += 1
+            edit = work(fork, self.facts)
+            items, changes = tuple(edit.items), edit.changes
             if dry_run or not changes:
-                return Outcome(self.state.revision, tuple(items))
-            commit = _commit(self.state, fork, tuple(changes))
+                return Outcome(self.state.revision, items)
+            commit = _commit(self.state, fork, changes)
             await self.in_store_thread(self._store.commit, commit)
             self.state = fork
             for ref in commit.removed:
                 if ref.kind == "Host":
                     self.reports.pop(ref.name, None)
-            outcome = Outcome(fork.revision, tuple(items), tuple(changes), commit.events)
+            outcome = Outcome(fork.revision, items, changes, commit.events)
             for listener in self.on_commit:
                 listener(outcome, fork)
             return outcome
-
-    def _apply(self, parsed: Sequence[Declared | list[Problem]], if_match: int | None,
-               uids: Mapping[Ref, str]) -> tuple[State, list[Item], list[Change]]:
-        fork = self.state.fork()
-        fork.revision += 1
-        problems = [p for each in parsed if isinstance(each, list) for p in each]
-        declared = [each for each in parsed if isinstance(each, Declared)]
-        problems += _repeated(declared)
-        refused: set[Ref] = set()
-        items: dict[Ref, Item] = {}
-        changes: dict[Ref, Change] = {}
-        facts, asked = self.facts, Asked(declared)
-        for each in sorted(declared, key=_turn):
-            old = fork.get(each.ref)
-            if if_match is not None:
-                _match(each.ref, old, if_match)
-            if old is not None and old.spec == each.spec and dict(old.labels) == dict(each.labels):
-                items[each.ref] = Item(each.ref, "unchanged", old)
-                continue
-            uid = uids.get(each.ref) or (old.uid if old is not None else str(uuid.uuid4()))
-            found = [*check(each, Surroundings(fork, facts, refused)), *_other_uid(uid, each.ref, old, fork)]
-            if not found:
-                try:
-                    for change in _put(each, old, fork, facts, asked, uid):
-                        before = changes[change.ref].before if change.ref in changes else change.before
-                        changes[change.ref] = Change(before, change.after)
-                except Exhausted as error:
-                    found = [Problem("exhausted", str(error), error.field, error.found, error.todo)]
-            if found:
-                refused.add(each.ref)
-                problems += on(str(each.ref), found)
-                continue
-            items[each.ref] = Item(each.ref, "configured" if old else "created", fork.objects[each.ref])
-        if not problems:
-            put = [after for change in changes.values() if (after := change.after) is not None]
-            problems = check_relations(put, Surroundings(fork, facts))
-        if problems:
-            raise refusal(_without_echoes(problems, parsed))
-        return fork, [items[each.ref] for each in declared], list(changes.values())
-
-    def _renumber(self, host: str) -> tuple[State, list[Item], list[Change]]:
-        fork = self.state.fork()
-        fork.revision += 1
-        changes = renumber(fork, host, self.facts.get(host))
-        items = [Item(change.ref, "configured", change.after) for change in changes
-                 if change.after is not None and change.ref.kind == "Network"]
-        return fork, items, changes
-
-    def _delete(self, refs: Sequence[Ref], missing_ok: bool,
-                if_match: int | None) -> tuple[State, list[Item], list[Change]]:
-        fork = self.state.fork()
-        fork.revision += 1
-        problems: list[Problem] = []
-        changes: dict[Ref, Change] = {}
-        going = frozenset(refs)
-        for ref in sorted(going, key=lambda r: -RANK[r.kind]):
-            stored = fork.get(ref)
-            if if_match is not None:
-                _match(ref, stored, if_match)
-            if stored is None:
-                if not missing_ok:
-                    problems.append(missing(ref, fork))
-                continue
-            found = check_removal(stored, fork, going)
-            if found:
-                problems += on(str(ref), found)
-                continue
-            fork.remove(ref)
-            release(stored, fork)
-            changes[ref] = Change(stored, None)
-        if problems:
-            raise NotFound(problems) if all(p.code == "not_found" for p in problems) else refusal(problems)
-        items = [Item(ref, "deleted", before) for ref in dict.fromkeys(refs)
-                 if ref in changes and (before := changes[ref].before) is not None]
-        return fork, items, list(changes.values())
-
-
-def missing(ref: Ref, state: State) -> Problem:
-    """The problem of a reference to nothing."""
-    known = [r.name for r in state.by_kind.get(ref.kind, ()) if r.tenant == ref.tenant]
-    todo = f"there are: {', '.join(sorted(known)[:10])}" if known else f"there is no {ref.kind} at all here"
-    return Problem("not_found", f"there is no {ref}", "metadata.name", ref.name, todo, str(ref))
 
 
 async def _shielded(task: asyncio.Task[Outcome]) -> Outcome:
     waiting: Awaitable[Outcome] = asyncio.shield(task)
     return await waiting
-
-
-def _turn(declared: Declared) -> tuple[int, int, bool]:
-    """Order of a request: what others depend on first, and what leaves a choice open after what does not."""
-    spec, rank = declared.spec, RANK[declared.ref.kind]
-    if isinstance(spec, NetworkSpec):
-        return rank, any(subnet.prefix == "auto" for subnet in spec.subnets), spec.vni == "auto"
-    if isinstance(spec, EndpointSpec):
-        return rank, (spec.address is None) + (spec.address6 is None), spec.mac is None
-    return rank, isinstance(spec, StaticMappingSpec) and spec.external_port == "auto", False
-
-
-def _repeated(declared: Sequence[Declared]) -> list[Problem]:
-    seen: set[Ref] = set()
-    problems = []
-    for each in declared:
-        if each.ref in seen:
-            problems.append(Problem("invalid", "is declared twice in one request", "metadata.name", each.ref.name,
-                                    "keep one of them", str(each.ref)))
-        seen.add(each.ref)
-    return problems
-
-
-def _without_echoes(problems: list[Problem], parsed: Sequence[Declared | list[Problem]]) -> list[Problem]:
-    """In the order of the documents, without references to those whose form was refused already."""
-    malformed = {p.resource for each in parsed if isinstance(each, list) for p in each}
-    kept = [p for p in problems if not (p.code.startswith("unknown_") and _target(p) in malformed)]
-    titles = [each[0].resource if isinstance(each, list) else str(each.ref) for each in parsed]
-    place = {title: i for i, title in reversed(list(enumerate(titles)))}
-    return sorted(kept or problems, key=lambda p: place.get(p.resource, len(place)))
-
-
-def _target(problem: Problem) -> str:
-    kind = next((k for k in RESOURCES if problem.code == f"unknown_{k.lower()}"), "")
-    tenant = problem.resource.partition(" ")[2].partition("/")[0]
-    return str(Ref(kind, "" if kind in ("Tenant", "Host") else tenant, problem.found))
-
-
-def _match(ref: Ref, stored: AnyStored | None, revision: int) -> None:
-    found = stored.revision if stored else 0
-    if found != revision:
-        raise Outdated(Problem("outdated", f"{ref} is at revision {found}" if stored else f"there is no {ref}",
-                               "If-Match", str(revision), "get it again, and repeat the change on that", str(ref)))
-
-
-def _put(declared: Declared, old: AnyStored | None, fork: State, facts: Mapping[str, HostFacts],
-         asked: Asked, uid: str) -> list[Change]:
-    """Choose for a checked document, put it, and what follows from it."""
-    if old is None:
-        new = _new(declared.ref, declared.spec, declared.labels, fork.revision, uid)
-    else:
-        new = replace(old, spec=declared.spec, labels=declared.labels, revision=fork.revision)
-    new = replace(new, assigned=assign(declared, new.uid, fork, facts, asked))
-    fork.put(new)
-    change = Change(old, new)
-    return [change, *follow(change, fork, asked)]
-
-
-def _other_uid(uid: str, ref: Ref, old: AnyStored | None, fork: State) -> Iterator[Problem]:
-    holder = fork.uids.get(uid, ref)
-    if holder != ref or (old is not None and old.uid != uid):
-        why = f"is not what a host made as {uid}" if holder == ref else f"{uid} is {holder}"
-        yield Problem("in_use", why, "metadata.uid", uid, "choose another name", str(ref))
-
-
-def _new(ref: Ref, spec: Any, labels: Mapping[str, str], revision: int, uid: str) -> AnyStored:
-    created_at = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-    return Stored(ref, uid, revision, created_at, spec, labels)
 
 
 def _commit(before: State, after: State, changes: tuple[Change, ...]) -> Commit:
@@ -344,4 +185,4 @@ def _event(change: Change, revision: int) -> Event:
     return Event(revision, "delete", change.ref, render(change.before))
 
 
-__all__ = ["RANK", "Item", "Ledger", "Outcome", "Result", "missing"]
+__all__ = ["Ledger", "Outcome"]

@@ -68,6 +68,7 @@ def touch(one: Prefix, other: Prefix) -> bool:
 def of_networks(state: State, host: str, besides: Ref) -> Iterator[tuple[Ref, InUse]]:
     """The subnets of all other networks that are on a host."""
     here = {n.ref for n in state.nat_networks_on(host)} | {State.network_ref(e) for e in state.endpoints_on(host)}
+    here |= state.leasing.get(host, {}).keys()
     for ref in sorted(here - {besides}):
         network = state.network(ref)
         for subnet in subnets_of(network) if network is not None else ():

@@ -89,12 +89,20 @@ class Acl:
 
     def of(self, endpoint: Stored[EndpointSpec], mappings: Sequence[Stored[StaticMappingSpec]]) -> Verdict:
         """Tiers in order and defaults for one endpoint, to which mappings lead; deny wins among defaults."""
-        verdict = self._of_policies(endpoint)
+        verdict = self._of_policies(endpoint.ref.name)
         tier = mapping_tier(mappings, verdict.default_in) if mappings else None
         return replace(verdict, tiers=(*verdict.tiers, tier)) if tier is not None else verdict
 
-    def _of_policies(self, endpoint: Stored[EndpointSpec]) -> Verdict:
-        name = endpoint.ref.name
+    def of_nobody(self) -> Verdict:
+        """For an endpoint without labels that no policy names."""
+        return self._of_policies("")
+
+    def named(self) -> tuple[str, ...]:
+        """The names of endpoints, there or not, that policies speak of."""
+        selectors = [s for p in self._policies for s in (p.spec.applies_to, *(rule.peer for rule in p.spec.rules))]
+        return tuple(sorted({name for selector in selectors if selector is not None for name in selector.endpoints}))
+
+    def _of_policies(self, name: str) -> Verdict:
         chosen = tuple(i for i, names in enumerate(self._applies) if names is None or name in names)
         verdict = self._verdicts.get(chosen)
         if verdict is None:

@@ -8,16 +8,19 @@ from ipaddress import ip_address
 from typing import cast
 
 from controller.endpoint_specs import EndpointSpec
-from controller.ipam import Prefix
+from controller.ipam import Prefix, text_of
+from controller.leases import is_whole
 from controller.mapping_specs import StaticMappingSpec
 from controller.network_specs import NatSpec, NetworkSpec
 from controller.plan_acl import Verdict
 from controller.routing_specs import EVERYTHING
 from controller.state import Ref, State, Stored
+from controller.subnets import subnets_of
 from controller.texts import bits_per_second
 from southbound.messages import (
     FloodGoal,
     HostGoal,
+    LeaseGoal,
     MappingGoal,
     Mode,
     NatGoal,
@@ -34,7 +37,9 @@ HOST_GOAL_ID = "self"
 def host_goal(state: State, name: str, vxlan_port: int) -> HostGoal | None:
     """What a host is told of itself; None: it has nothing to do, or no agent."""
     host = state.host(name)
-    if host is None or host.spec.external or not (state.endpoints_on(name) or _is_exit(state, host.ref)):
+    if host is None or host.spec.external:
+        return None
+    if not (state.endpoints_on(name) or state.leasing.get(name) or _is_exit(state, host.ref)):
         return None
     spec, underlays = host.spec, host.spec.underlays
     return HostGoal(HOST_GOAL_ID, underlays[0] if underlays else "", spec.uplink or "", spec.nat_ports, underlays,
@@ -129,6 +134,23 @@ def port_goal(endpoint: Stored[EndpointSpec], network_id: str, prefixes: Sequenc
         handed=spec.veth is not None)
 
 
+def lease_goals(state: State, network: Stored[NetworkSpec], verdict: Verdict, named: tuple[str, ...],
+                qos: QosGoal) -> dict[str, LeaseGoal]:
+    """By host, what it may do by itself. `verdict`, `qos`: of an endpoint of which nothing is known."""
+    found = {}
+    for name, addresses in network.assigned.leases.items():
+        host = state.host(name)
+        if host is None or network.ref.tenant not in host.spec.runtimes.tenants:
+            continue
+        whole = is_whole(network, name)
+        ranges = [(text_of(low, subnet.version), text_of(high, subnet.version))
+                  for subnet in (subnets_of(network) if whole else ()) for low, high in subnet.ring()]
+        found[name] = LeaseGoal(
+            id=network.uid, addresses=addresses, whole=whole, ranges=tuple(ranges), named=named, tiers=verdict.tiers,
+            default_in=verdict.default_in, default_out=verdict.default_out, strict_tcp=verdict.strict_tcp, qos=qos)
+    return found
+
+
 def _with_length(address: str, prefixes: Sequence[Prefix]) -> str:
     """The address with the length of its subnet's prefix."""
     if not address:
@@ -152,4 +174,5 @@ def mapping_goal(mapping: Stored[StaticMappingSpec], target: Stored[EndpointSpec
         internal_port=spec.internal(first))
 
 
-__all__ = ["HOST_GOAL_ID", "host_goal", "mapping_goal", "network_goal", "on_host", "port_goal", "vteps_of"]
+__all__ = ["HOST_GOAL_ID", "host_goal", "lease_goals", "mapping_goal", "network_goal", "on_host", "port_goal",
+           "vteps_of"]

@@ -15,11 +15,11 @@ from controller.endpoint_specs import EndpointSpec
 from controller.mapping_specs import StaticMappingSpec
 from controller.network_specs import NetworkSpec
 from controller.plan_acl import Acl, Members
-from controller.plan_goals import mapping_goal, network_goal, on_host, port_goal, vteps_of
+from controller.plan_goals import lease_goals, mapping_goal, network_goal, on_host, port_goal, vteps_of
 from controller.plan_remotes import Entry, Home, entry_of
 from controller.qos_specs import qos_of
 from controller.state import Ref, State, Stored
-from southbound.messages import AclTier, Goal, Key, MappingGoal, NetworkGoal, PortGoal, QosGoal, key_of
+from southbound.messages import AclTier, Goal, Key, LeaseGoal, MappingGoal, NetworkGoal, PortGoal, QosGoal, key_of
 
 NO_QOS = QosGoal()
 Table = Mapping[Key, PortGoal]
@@ -35,6 +35,7 @@ class NetworkPlan:
     ports: Mapping[str, Table]                          # by host
     mappings: Mapping[str, Mapping[Key, MappingGoal]]   # by host
     homes: Mapping[str, Home]                           # of overlay: the endpoints by host, for all other hosts
+    leases: Mapping[str, LeaseGoal] = field(default_factory=dict)       # by host
     goals: Mapping[str, NetworkGoal] = field(default_factory=dict)      # by host that must know the network
     tiers: Mapping[Ref, AclTier] = field(default_factory=dict)
     placed: Mapping[str, str] = field(default_factory=dict)             # uid of each endpoint -> its host
@@ -44,12 +45,14 @@ class NetworkPlan:
         yield key_of(self.goals[host]), self.goals[host]
         yield from self.ports.get(host, {}).items()
         yield from self.mappings.get(host, {}).items()
+        if host in self.leases:
+            yield key_of(self.leases[host]), self.leases[host]
         for name, home in self.homes.items():
             if name != host:
                 yield from home.goals.items()
 
     def told_to(self, hosts: Iterable[str], state: State, before: NetworkPlan | None) -> NetworkPlan:
-        """The same for these hosts: those that have a port in it or in a peer, and its exits."""
+        """The same for these hosts: those that have a port or a lease in it or in a peer, and its exits."""
         if self.goal.flood is None and not any(route.vteps for route in self.goal.routes):
             return replace(self, goals=dict.fromkeys(hosts, self.goal))
         was = before.goals if before is not None else {}
@@ -66,7 +69,7 @@ def network_plan(state: State, network: Stored[NetworkSpec], old: NetworkPlan | 
         touched: uids of endpoints that have changed, gone or come, or of which what they are behind has.
         verdicts: policies or mappings have changed.
     """
-    anew = old is None or old.network is not network
+    anew = old is None or not _same(old.network, network)
     policies = sorted(state.policies_of(network.ref), key=lambda p: (p.spec.priority, p.ref.name))
     everyone = anew or verdicts or bool(policies)       # a policy may speak of any endpoint
     endpoints = state.endpoints_of(network.ref) if everyone else _those(state, network.ref, touched)
@@ -75,14 +78,25 @@ def network_plan(state: State, network: Stored[NetworkSpec], old: NetworkPlan | 
         mapped.setdefault(mapping.spec.endpoint, []).append(mapping)
     acl = Acl(policies, Members(endpoints if policies else ()), old.tiers if old is not None else {})
     changed = {e.uid for e in endpoints} if anew else set(touched)
-    ports = _ports(state, network, old, endpoints, changed, acl, mapped)
+    ports = _ports(state, network, old, endpoints, changed, acl, mapped, anew)
     homes = _homes(state, network, old, [e for e in endpoints if e.uid in changed], changed, anew)
     placed = dict(old.placed) if old is not None and not anew else {}
     for uid in changed:
         placed.pop(uid, None)
     placed.update((e.uid, e.spec.host) for e in endpoints if e.uid in changed)
     goal = _kept(old.goal if old is not None else None, network_goal(state, network))
-    return NetworkPlan(network, goal, ports, _mappings(state, mapped, old), homes, {}, acl.tiers, placed)
+    was = old.leases if old is not None else {}
+    leases = {host: _kept(was.get(host), lease) for host, lease in lease_goals(
+        state, network, acl.of_nobody(), acl.named(), qos_of(None, network.spec.qos)).items()}
+    return NetworkPlan(network, goal, ports, _mappings(state, mapped, old), homes, leases, {}, acl.tiers, placed)
+
+
+def _same(was: Stored[NetworkSpec], now: Stored[NetworkSpec]) -> bool:
+    """Whether nothing but leases changed: then no port does."""
+    if was is now:
+        return True
+    return (was.uid, was.spec) == (now.uid, now.spec) and replace(was.assigned, leases={}) == replace(
+        now.assigned, leases={})
 
 
 def _those(state: State, network: Ref, uids: Iterable[str]) -> list[Stored[EndpointSpec]]:
@@ -92,14 +106,14 @@ def _those(state: State, network: Ref, uids: Iterable[str]) -> list[Stored[Endpo
 
 def _ports(state: State, network: Stored[NetworkSpec], old: NetworkPlan | None,
            endpoints: Iterable[Stored[EndpointSpec]], changed: Collection[str], acl: Acl,
-           mapped: Mapping[str, list[Stored[StaticMappingSpec]]]) -> dict[str, Table]:
+           mapped: Mapping[str, list[Stored[StaticMappingSpec]]], anew: bool) -> dict[str, Table]:
     """By host; tables in which nothing changed are those of before."""
     before: Mapping[str, Table] = old.ports if old is not None else {}
     placed = old.placed if old is not None else {}
     prefixes = [ip_network(subnet.prefix) for subnet in network.assigned.subnets]
     default = qos_of(None, network.spec.qos)
     patches: dict[str, dict[Key, PortGoal | None]] = {}
-    for uid in (changed if old is None or old.network is network else placed):
+    for uid in (placed if anew else changed):
         if uid in placed:
             patches.setdefault(placed[uid], {})["port", uid] = None
     for endpoint in endpoints:

@@ -2,8 +2,8 @@
 
 A plan is made of one part per network, and one goal per host that has something to do. `replan` makes anew only what
 changes touch, takes over every goal object that stayed the same, and says what each host must be told. A host learns
-of a network only when it has a port in it or in a network that is peered with it, or is its exit; and of remote
-endpoints only in such networks.
+of a network only when it has a port or a lease in it or in a network that is peered with it, or is its exit; and of
+remote endpoints only in such networks.
 """
 
 from __future__ import annotations
@@ -109,10 +109,10 @@ def replan(old: Plan, state: State, changes: Iterable[Change]) -> tuple[Plan, di
 def _audience(state: State, parts: Mapping[Ref, NetworkPlan], ref: Ref) -> set[str]:
     """The hosts that must know a network."""
     part = parts[ref]
-    hosts = set(part.ports)
+    hosts = {*part.ports, *part.leases}
     for peer in state.peers_of(ref):
         if peer.ref in parts:
-            hosts.update(parts[peer.ref].ports)
+            hosts.update(parts[peer.ref].ports, parts[peer.ref].leases)
     if part.placed:
         hosts.update(part.network.spec.exits)
     return hosts
@@ -139,7 +139,7 @@ def _touched(state: State, changes: Iterable[Change]) -> _Touched:
             spec, ref = stored.spec, stored.ref
             if isinstance(spec, NetworkSpec):
                 touched.networks.setdefault(ref, set())
-                touched.hosts.update(dict.fromkeys(spec.exits))
+                touched.hosts.update(dict.fromkeys((*spec.exits, *stored.assigned.leases)))
             elif isinstance(spec, (PolicySpec, StaticMappingSpec)):
                 touched.networks.setdefault(State.network_ref(stored), set())
                 touched.verdicts.add(State.network_ref(stored))
@@ -174,7 +174,7 @@ def _touch_host(touched: _Touched, state: State, name: str) -> None:
     touched.hosts[name] = None
     for endpoint in state.endpoints_on(name):
         touched.endpoint(State.network_ref(endpoint), endpoint.uid)
-    for network in state.named_by(Ref("Host", "", name), "Network"):
+    for network in (*state.named_by(Ref("Host", "", name), "Network"), *state.leasing.get(name, ())):
         touched.networks.setdefault(network, set())
 
 
@@ -198,11 +198,16 @@ def _difference(before: NetworkPlan | None, after: NetworkPlan | None, patches: 
             patch[key_of(after.goals[host])] = after.goals[host]
         patch.update(_changes(before.ports.get(host, {}), after.ports.get(host, {})))
         patch.update(_changes(before.mappings.get(host, {}), after.mappings.get(host, {})))
+        patch.update(_changes(_lease(before, host), _lease(after, host)))
         for home, changes in moved.items():
             if home != host:
                 patch.update(changes)
         if patch:
             patches.setdefault(host, {}).update(patch)
+
+
+def _lease(part: NetworkPlan, host: str) -> Mapping[Key, Goal]:
+    return {key_of(goal): goal} if (goal := part.leases.get(host)) is not None else {}
 
 
 def _moved(before: NetworkPlan, after: NetworkPlan) -> dict[str, Patch]:

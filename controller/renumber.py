@@ -1,8 +1,8 @@
 """A network that its host has come to overlap moves to a free prefix: which one, and what moves with it. Pure.
 
-Endpoints keep their offset in the prefix, mappings lead to their endpoints as before, policies that name endpoints
-follow. A network that has moved stays where it is: what drove it away is remembered with it, and no prefix that
-overlaps that is chosen again, so that a host that goes to and fro between two LANs moves it twice at most.
+Endpoints and leases keep their offset in the prefix, mappings lead to their endpoints as before, policies that name
+endpoints follow. A network that has moved stays where it is: what drove it away is remembered with it, and no prefix
+that overlaps that is chosen again, so that a host that goes to and fro between two LANs moves it twice at most.
 """
 
 from __future__ import annotations
@@ -48,7 +48,9 @@ def renumber(state: State, host: str, facts: HostFacts | None) -> list[Change]:
         journey = _journey(state, host, network, facts)
         if journey.moves:                   # else it stays degraded; the next change of its host or there tries again
             used = tuple(Subnet(str(each.prefix), each.gateway) for each in journey.subnets)
-            assigned = replace(network.assigned, subnets=used, moved="; ".join(journey.reasons),
+            leases = {host: tuple(_moved(each, journey.moves) for each in its)
+                      for host, its in network.assigned.leases.items()}
+            assigned = replace(network.assigned, subnets=used, moved="; ".join(journey.reasons), leases=leases,
                                shunned=tuple(journey.shunned[-REMEMBERED:]))
             changes.append(_put(state, network, replace(network, assigned=assigned, revision=state.revision)))
             changes += _endpoints(state, network, journey.moves)
@@ -81,7 +83,8 @@ def _leaving(state: State, network: Stored[NetworkSpec], facts: HostFacts | None
     found = {}
     for place, subnet in enumerate(subnets_of(network)):
         hits = collisions(subnet.prefix, facts)
-        unused = subnet.spec.prefix == "auto" and not users(subnet, network.ref, state) if hits else False
+        in_use = bool(network.assigned.leases) or bool(users(subnet, network.ref, state)) if hits else True
+        unused = subnet.spec.prefix == "auto" and not in_use
         if hits and (unused or network.spec.on_overlap == "renumber"):
             found[place] = hits
     return found

@@ -68,6 +68,8 @@ class NetworkStatus(Model):
     gateway_mac: str
     endpoints: int
     hosts: tuple[str, ...] = Field(description="hosts that have an endpoint in it")
+    leases: dict[str, int] = Field(
+        default_factory=dict, description="hosts whose runtimes use it, and how many addresses they have leased")
 
 
 class EndpointStatus(Progress):

@@ -51,6 +51,7 @@ class Assigned:
     subnets: tuple[Subnet, ...] = ()        # of a Network: in use, in the order of those declared
     moved: str = ""                         # of a Network: how it was renumbered last
     shunned: tuple[str, ...] = ()           # of a Network: prefixes that have driven it away, the last ones
+    leases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)     # of a Network: by host, addresses in use
     address: str = ""                       # of an Endpoint: IPv4
     address6: str = ""                      # of an Endpoint: IPv6
     mac: str = ""                           # of an Endpoint
@@ -64,7 +65,8 @@ class Assigned:
     def from_json(cls, value: Mapping[str, Any]) -> Assigned:
         """The reverse of `to_json`."""
         subnets = tuple(Subnet(**each) for each in value.get("subnets", ()))
-        return cls(**{**value, "subnets": subnets, "shunned": tuple(value.get("shunned", ()))})
+        leases = {host: tuple(addresses) for host, addresses in value.get("leases", {}).items()}
+        return cls(**{**value, "subnets": subnets, "shunned": tuple(value.get("shunned", ())), "leases": leases})
 
     @property
     def addresses(self) -> tuple[str, ...]:
@@ -122,6 +124,8 @@ class State:
         self.mapped: dict[Ref, dict[Ref, None]] = {}             # endpoint -> its mappings
         self.spaces: dict[int, Ref] = {}
         self.addresses: dict[tuple[Ref, str], Ref] = {}          # (network, address) -> endpoint
+        self.leased: dict[tuple[Ref, str], str] = {}             # (network, address) -> the host that may give it out
+        self.leasing: dict[str, dict[Ref, None]] = {}            # host -> networks of which it has a lease
         self.macs: dict[tuple[Ref, str], Ref] = {}               # (network, MAC) -> endpoint
         self.interfaces: dict[tuple[str, str, str], Ref] = {}    # EndpointSpec.place -> endpoint
         self.underlays: dict[str, Ref] = {}                      # VTEP address -> host
@@ -164,6 +168,9 @@ class State:
             self._inner(self.in_network, (self.network_ref(stored), ref.kind))[ref] = stored
         if isinstance(spec, NetworkSpec):
             self.spaces[assigned.space] = ref
+            for host, addresses in assigned.leases.items():
+                self._inner(self.leasing, host)[ref] = None
+                self.leased.update(((ref, address), host) for address in addresses)
             if spec.host:
                 self._inner(self.on_host, spec.host)[ref] = stored
         elif isinstance(spec, EndpointSpec):
@@ -198,6 +205,10 @@ class State:
             self._drop(self.in_network, (self.network_ref(stored), ref.kind), ref)
         if isinstance(spec, NetworkSpec):
             del self.spaces[assigned.space]
+            for host, addresses in assigned.leases.items():
+                self._drop(self.leasing, host, ref)
+                for address in addresses:
+                    del self.leased[ref, address]
             if spec.host:
                 self._drop(self.on_host, spec.host, ref)
         elif isinstance(spec, EndpointSpec):
@@ -282,6 +293,11 @@ class State:
         """The endpoints of a host."""
         return [cast("Stored[EndpointSpec]", s) for s in self.on_host.get(host, {}).values()
                 if s.ref.kind == "Endpoint"]
+
+    def leased_by(self, host: str) -> list[Stored[NetworkSpec]]:
+        """The networks of which a host has a lease."""
+        found = (self.network(ref) for ref in self.leasing.get(host, ()))
+        return [network for network in found if network is not None]
 
     def mappings_on(self, host: str) -> list[Stored[StaticMappingSpec]]:
         """The static mappings of a host: those of its nat networks."""

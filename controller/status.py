@@ -87,7 +87,8 @@ class Statuses:
             subnets=tuple(SubnetStatus.model_construct(prefix=each.prefix, gateway=each.gateway)
                           for each in assigned.subnets),
             vni=assigned.space if spec.mode == "overlay" else None, gateway_mac=assigned.gateway_mac,
-            endpoints=len(self._ledger.state.endpoints_of(stored.ref)), hosts=hosts)
+            endpoints=len(self._ledger.state.endpoints_of(stored.ref)), hosts=hosts,
+            leases={host: len(its) for host, its in assigned.leases.items()})
 
     def _endpoint(self, stored: Stored[EndpointSpec]) -> EndpointStatus:
         state, revision = self._ledger.state, self._ledger.state.revision

@@ -21,7 +21,7 @@ from controller.state import AnyStored, Assigned, Ref, State, Stored
 from controller.subnets import declared
 from southbound.messages import HostFacts
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 KEPT_EVENTS = 20_000                        # of the watch log
 
 _SCHEMA = """
@@ -137,10 +137,10 @@ class SqliteStore:
             version = self._db.execute("PRAGMA user_version").fetchone()[0]
             if version == SCHEMA_VERSION:
                 return
-            if version in (1, 2):
+            if version in (1, 2, 3):
                 if version == 1:
                     self._from_version_1()
-                # Version 3 has fields in specs that an older controller cannot read, and nothing else.
+                # Versions 3 and 4 have fields that an older controller cannot read, and nothing else.
                 self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
                 return
             if version != 0:

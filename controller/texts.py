@@ -115,8 +115,8 @@ def address(value: str) -> str:
         raise wrong(f"{value!r} is not an address", "write it like 10.1.0.5 or fd00:1::5") from None
 
 
-def _addresses(value: str) -> str:
-    """A prefix, one address, or first-last."""
+def addresses(value: str) -> str:
+    """A prefix, one address, or first-last, in normal form, or a refusal."""
     if "/" in value:
         return _prefix(value)
     first, dash, last = value.partition("-")
@@ -286,7 +286,7 @@ PrefixOrAuto = Annotated[str, AfterValidator(_prefix_or_auto)]
 AddressText = Annotated[str, AfterValidator(address)]
 Address4Text = Annotated[str, AfterValidator(_address4)]
 Address6Text = Annotated[str, AfterValidator(_address6)]
-AddressesText = Annotated[str, AfterValidator(_addresses)]
+AddressesText = Annotated[str, AfterValidator(addresses)]
 MacText = Annotated[str, AfterValidator(_mac)]
 InterfaceName = Annotated[str, AfterValidator(_interface)]
 DomainText = Annotated[str, AfterValidator(_domain)]

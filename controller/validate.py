@@ -77,6 +77,8 @@ def _check_host(declared: Declared, old: AnyStored | None, around: Surroundings)
                           "its underlay address", "spec.underlay", "nothing", "delete them first, or keep it")
     if spec.uplink is not None and not spec.external:
         yield from known_link(spec.uplink, "spec.uplink", name, around)
+    for i, tenant in enumerate(spec.runtimes.tenants):
+        yield from exists(Ref("Tenant", "", tenant), f"spec.runtimes.tenants[{i}]", around)
     low, high = spec.nat_ports
     for mapping in state.mappings_on(name):
         first, last = mapping.spec.externals(mapping.assigned.external_port)

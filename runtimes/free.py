@@ -14,8 +14,7 @@ _V6 = IPv6Network("fd00:51::/48")
 _ROUTES = Path("/proc/self/net/route")
 
 
-def free_prefix(version: int, taken: Iterable[IPv4Network | IPv6Network],
-                routes: Path = _ROUTES) -> IPv4Network | IPv6Network:
+def free_prefix(version: int, taken: Iterable[IPv4Network | IPv6Network]) -> IPv4Network | IPv6Network:
     """The first prefix beside those.
 
     Raises:
@@ -28,7 +27,7 @@ def free_prefix(version: int, taken: Iterable[IPv4Network | IPv6Network],
             if not any(six.overlaps(each) for each in sixes):
                 return six
     else:
-        fours = [each for each in (*used, *routed(routes)) if isinstance(each, IPv4Network)]
+        fours = [each for each in (*used, *routed()) if isinstance(each, IPv4Network)]
         for whole in _V4:
             for four in whole.subnets(new_prefix=_LENGTH4):
                 if not any(four.overlaps(each) for each in fours):
@@ -36,7 +35,7 @@ def free_prefix(version: int, taken: Iterable[IPv4Network | IPv6Network],
     raise LocalError("exhausted", "no prefix is free", "subnet", "nothing", "add --subnet")
 
 
-def routed(routes: Path) -> list[IPv4Network]:
+def routed(routes: Path = _ROUTES) -> list[IPv4Network]:
     """Where this host has routes to, but for the default route."""
     found = []
     for line in routes.read_text(encoding="ascii").splitlines()[1:]:

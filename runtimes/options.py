@@ -193,7 +193,7 @@ def unknown(what: str, name: str, known: Iterable[str]) -> LocalError:
     """A refusal that says what there is."""
     near = difflib.get_close_matches(name, known, 1)
     meant = f"did you mean {near[0]}? " if near else ""
-    return LocalError("invalid", f"no such {what}", name, todo=f"{meant}There are {', '.join(known)}")
+    return LocalError("invalid", f"no such {what}", name, todo=f"{meant}there are {', '.join(known)}")
 
 
 def _texts(given: Mapping[str, Any] | None) -> list[tuple[str, str]]:

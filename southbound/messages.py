@@ -215,14 +215,17 @@ class HostGoal:
 class LeaseGoal:
     """Addresses of a network that this host may give to endpoints by itself while the controller is away.
 
-    An endpoint without labels would get the policies given here; one with labels cannot be attached by a lease.
+    An endpoint without labels would get the policies given here; one with labels cannot be attached by a lease, nor one
+    that a policy speaks of by name.
     """
 
     kind: ClassVar[str] = "lease"
 
     id: str                                 # NetworkGoal.id
     addresses: tuple[str, ...]              # of both families, without length; those that endpoints here use among them
-    whole: bool = False                     # the network is on this host only: any address that nobody has may be given
+    whole: bool = False                     # the network is on this host only: what nobody has of `ranges` may be given
+    ranges: tuple[tuple[str, str], ...] = ()    # with `whole`: first and last address, in the order to give them out
+    named: tuple[str, ...] = ()             # names that policies of the network speak of
     tiers: tuple[AclTier, ...] = ()
     default_in: Literal["allow", "deny"] = "allow"
     default_out: Literal["allow", "deny"] = "allow"

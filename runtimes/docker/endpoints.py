@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from ipaddress import ip_address, ip_interface
+from ipaddress import ip_address, ip_interface, ip_network
 from typing import Any
 
 from runtimes.docker.agent import Agent
@@ -82,13 +82,15 @@ class Endpoints:
             "InterfaceName": {"SrcName": attachment["farInterface"], "DstPrefix": INTERFACE_PREFIX},
             "StaticRoutes": []}
         families = {ip_interface(each).version for each in attachment["addresses"]}
-        gateways = {ip_address(each).version: each for each in attachment["gateways"]
+        gateways: dict[int, str] = {ip_address(each).version: each for each in attachment["gateways"]
                     if ip_address(each).version in families}
-        if network.exit:
+        if attachment["exit"] if network.exit is None else network.exit:
             if 4 in gateways:
                 answer["Gateway"] = gateways[4]
             if 6 in gateways:
                 answer["GatewayIPv6"] = gateways[6]
+        else:
+            answer["StaticRoutes"] = _inner_routes(network, attachment, gateways)
         # Without a gateway Docker would join the container to a bridge of its own besides.
         answer["DisableGatewayService"] = "Gateway" not in answer
         return answer
@@ -211,6 +213,14 @@ class Endpoints:
                 raise
             known = self._known[endpoint_id] = _Known(attachment)
         return known
+
+
+def _inner_routes(network: DockerNetwork, attachment: Mapping[str, Any],
+                  gateways: Mapping[int, str]) -> list[dict[str, Any]]:
+    """To the other subnets of a network that the default route does not go through."""
+    own = {ip_interface(each).network for each in attachment["addresses"]}
+    others = [prefix for prefix in map(ip_network, network.pools) if prefix not in own and prefix.version in gateways]
+    return [{"Destination": str(each), "RouteType": _NEXT_HOP, "NextHop": gateways[each.version]} for each in others]
 
 
 def _chosen(mapping: Mapping[str, Any], chosen: Mapping[tuple[str, int], Any]) -> Any:

@@ -54,8 +54,8 @@ class Networks:
         except BaseException:
             self._state.drop(network_id)
             raise
-        has_exit = asked.exit if asked.exit is not None else not internal and found["mode"] != "private"
-        self._state.put(replace(kept, network=found["name"], mode=found["mode"], exit=has_exit, reserved=reserved))
+        self._state.put(replace(kept, network=found["name"], mode=found["mode"],
+                                exit=False if internal else asked.exit, reserved=reserved))
 
     async def delete(self, network_id: str) -> None:
         """Let go of it; ours is removed if it was made for Docker and nothing else uses it. Repeating is no error.
@@ -85,7 +85,7 @@ class Networks:
             raise LocalError("not_found", "this network was not made by the agent of this host", "NetworkID",
                              network_id[:ID_LENGTH], "remove it (docker network rm) and create it again")
         kept = DockerNetwork(network_id, row["tenant"], row["name"], row["mode"],
-                             tuple(each["prefix"] for each in row["subnets"]), True, row["mode"] != "private")
+                             tuple(each["prefix"] for each in row["subnets"]), True)
         self._state.put(kept)
         return kept
 

@@ -67,12 +67,14 @@ class Plugin:
             async with asyncio.timeout(self._call_s):
                 return 200, await call(driver, request or {})
         except LocalError as error:
-            return 200, {"Err": error.text}
+            why = error.text
         except TimeoutError:
-            return 200, {"Err": f"{path[1:]} took more than {self._call_s:g} s; see the agent's log, and try again"}
+            why = f"{path[1:]} took more than {self._call_s:g} s; see the agent's log, and try again"
         except Exception as error:
             _log.exception("a call of Docker's failed", path=path)
-            return 200, {"Err": f"{path[1:]}: {type(error).__name__}: {error}; this is a bug, see the agent's log"}
+            why = f"{path[1:]}: {type(error).__name__}: {error}; this is a bug, see the agent's log"
+        # Docker reads `Err` of a NetworkDriver, and `Error` of an IpamDriver.
+        return 200, {"Err": why, "Error": why}
 
     async def _create_network(self, driver: str, request: Mapping[str, Any]) -> dict[str, Any]:
         await self._networks.create(driver, request)

@@ -6,6 +6,8 @@ says prefix, range, and perhaps network. Which network it is of is looked up whe
 
 from __future__ import annotations
 
+import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
@@ -14,12 +16,13 @@ from typing import Any
 from runtimes.docker.agent import Agent
 from runtimes.docker.networks import RUNTIME, text
 from runtimes.docker.state import State
-from runtimes.free import free_prefix
+from runtimes.free import free_prefix, routed
 from runtimes.local import LocalError
 from runtimes.options import PoolOptions, pool_options
 
 GATEWAY = "com.docker.network.gateway"
 ADDRESS_TYPE = "RequestAddressType"
+LATELY, LATELY_S, OFFERS = 64, 5.0, 4      # how many offers are remembered; for how long; how often the same is made
 _NONE = "-"
 _SEPARATOR = "|"
 
@@ -59,6 +62,7 @@ class Pools:
 
     def __init__(self, agent: Agent, state: State) -> None:
         self._agent, self._state = agent, state
+        self._offered: deque[tuple[float, IPv4Network | IPv6Network]] = deque(maxlen=LATELY)
 
     async def request(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """A pool: the prefix that is asked for, or one of the named network, or a free one.
@@ -77,6 +81,8 @@ class Pools:
             prefix = wanted
         else:
             prefix = await self._free(version)
+        if wanted is None:
+            self._must_not_loop(prefix, options)
         sub = str(request.get("SubPool") or "")
         inner = _prefix(sub, "SubPool") if sub else None
         if inner is not None and not (inner.version == prefix.version and inner.subnet_of(prefix)):  # type: ignore[arg-type]
@@ -175,7 +181,26 @@ class Pools:
         """A prefix that nothing here has. The controller knows more, and refuses one that collides."""
         rows = (await self._agent.ask("networks", runtime=RUNTIME))["networks"]
         taken = [ip_network(each["prefix"]) for row in rows for each in row["subnets"]]
-        return free_prefix(version, taken)
+        return free_prefix(version, [*taken, *self._lately()])
+
+    def _lately(self) -> list[IPv4Network | IPv6Network]:
+        """What was offered just now: Docker did not like it, or is about to make a network of it."""
+        now = time.monotonic()
+        return [prefix for offered, prefix in self._offered if now - offered < LATELY_S]
+
+    def _must_not_loop(self, prefix: IPv4Network | IPv6Network, options: PoolOptions) -> None:
+        """Refuse what Docker would ask for again and again: a prefix that nobody asked for by name and that the host
+        has a route to, as to the bridge of a nat network that is there (libnetwork's requestPoolHelper, to 28).
+
+        Raises:
+            LocalError: in_use.
+        """
+        routes = [each for each in routed() if each.overlaps(prefix)] if prefix.version == 4 else []
+        if routes or self._lately().count(prefix) >= OFFERS:
+            why = f"this host has a route to {routes[0]}" if routes else "Docker does not take it"
+            raise LocalError("in_use", f"{why}, and Docker uses such a prefix only if it is asked for by name",
+                             "--subnet", str(prefix), f"add --subnet {prefix}" if options.network else "add --subnet")
+        self._offered.append((time.monotonic(), prefix))
 
 
 def _prefix(value: str, field: str) -> IPv4Network | IPv6Network:

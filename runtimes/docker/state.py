@@ -30,7 +30,7 @@ class DockerNetwork:
     mode: str
     pools: tuple[str, ...] = ()             # prefixes from which Docker, or our IPAM for it, takes addresses
     own_ipam: bool = False                  # these are pools of ours
-    exit: bool = True                       # Docker's default route may go through it
+    exit: bool | None = None                # Docker's default route may go through it; None: as the network is
     reserved: tuple[str, ...] = ()          # --aux-address in a network that was there before
 
     @property

@@ -20,11 +20,34 @@ def attached(host: Host) -> set[tuple[str, ...]]:
             if name in ours}
 
 
-def published(host: Host) -> set[tuple[str, int]]:
-    """(protocol, outer port) of each running container."""
-    return {(inner.partition("/")[2], int(each["HostPort"]))
-            for container in _running(host) for inner, outer in container["NetworkSettings"]["Ports"].items()
-            for each in outer or ()}
+def mappings(host: Host, container: str) -> dict[str, set[tuple[str, int]]]:
+    """What of a container is published, by inner port as `80/tcp`: outer addresses and ports.
+
+    Docker itself does not know it of a network of a plug-in: it takes nobody's word for it but its own bridge driver's.
+    """
+    places = {each["MacAddress"] for each in host.docker.networks(container).values()}
+    endpoints = {name for name, found in host.endpoints().items() if found["status"]["mac"] in places}
+    published: dict[str, set[tuple[str, int]]] = {}
+    for mapping in host.site.list("StaticMapping"):
+        if mapping["spec"]["endpoint"] in endpoints:
+            inner, outer = _first(mapping["spec"]["internalPort"]), _first(mapping["status"]["externalPort"])
+            published.setdefault(f"{inner}/{mapping['spec']['protocol']}", set()).add(
+                (mapping["spec"].get("externalAddress") or "", outer))
+    return published
+
+
+def _first(ports: Any) -> int:
+    """Of a port or a range: the plug-in maps each port by itself."""
+    low, _, high = str(ports).partition("-")
+    assert high in ("", low)
+    return int(low)
+
+
+def _asked(container: dict[str, Any]) -> set[str]:
+    """Inner ports that were to be published."""
+    settings = container["HostConfig"]
+    every = container["Config"].get("ExposedPorts") or {} if settings["PublishAllPorts"] else {}
+    return {*every, *(settings["PortBindings"] or {})}
 
 
 def _running(host: Host) -> list[dict[str, Any]]:
@@ -42,20 +65,22 @@ def differences(host: Host) -> list[str]:
     wrong = [f"only Docker has {each}" for each in want - told] + [f"only Sluice has {each}" for each in told - want]
     wrong += [f"endpoint {name}: {found['status']['phase']} {found['status'].get('message')}"
               for name, found in endpoints.items() if found["status"]["phase"] != "Ready"]
-    mappings = {port for found in host.site.list("StaticMapping") if found["spec"]["endpoint"] in endpoints
-                for port in _outer(found)}
-    ports = published(host)
-    wrong += [f"only Docker publishes {each}" for each in ports - mappings]
-    wrong += [f"only Sluice maps {each}" for each in mappings - ports]
+    wanted = {(container["Name"], inner) for container in _running(host) for inner in _asked(container)}
+    mapped = {(container["Name"], inner) for container in _running(host) for inner in mappings(host, container["Name"])}
+    stray = {found["metadata"]["name"] for found in host.site.list("StaticMapping")
+             if found["spec"]["endpoint"] not in endpoints and found["spec"]["endpoint"] not in elsewhere(host)}
+    wrong += [f"{name}: {inner} is not published" for name, inner in wanted - mapped]
+    wrong += [f"{name}: {inner} is published" for name, inner in mapped - wanted]
+    wrong += [f"mapping {name} of no endpoint" for name in stray]
     links = host.ports()
     if len(links) != len(endpoints):
         wrong.append(f"{len(endpoints)} endpoints, and the links {sorted(links)}")
     return wrong
 
 
-def _outer(mapping: dict[str, Any]) -> list[tuple[str, int]]:
-    low, _, high = str(mapping["status"].get("externalPort") or mapping["spec"]["externalPort"]).partition("-")
-    return [(mapping["spec"]["protocol"], port) for port in range(int(low), int(high or low) + 1)]
+def elsewhere(host: Host) -> set[str]:
+    """Endpoints of other hosts."""
+    return {name for other in host.site.hosts if other is not host for name in other.endpoints()}
 
 
 def agree(*hosts: Host, limit_s: float = WAIT_S) -> None:

@@ -162,7 +162,9 @@ class FakeAgent:
         versions = {ip_interface(each).version for each in chosen}
         row = {
             "runtime": runtime, "id": id, "scope": scope, "uid": f"uid-{digest}", "name": own, "tenant": tenant,
-            "network": network, "mode": found.mode, "addresses": chosen,
+            "network": network, "mode": found.mode,
+            "exit": found.mode != "private" and (found.mode != "overlay" or "egress" in found.spec),
+            "addresses": chosen,
             "gateways": [each for each in found.gateways() if ip_address(each).version in versions],
             "mac": mac or f"02:00:00:{digest[:2]}:{digest[2:4]}:{digest[4:6]}", "mtu": 1450, "interface": "eth0",
             "netns": "", "hostInterface": f"slv{digest[:8]}", "farInterface": f"slc{digest[:8]}",

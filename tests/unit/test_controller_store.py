@@ -109,10 +109,13 @@ def test_a_store_of_a_newer_version_or_that_is_no_database_is_refused(tmp_path: 
 SINCE_3 = {"Network": ("peers", "routes", "egress", "isolation", "routerAdvertisements", "slaac"),
            "Host": ("external",), "Endpoint": ("queues", "dhcp", "forwards", "vlans")}
 """Fields that the specs of schema version 3 have, by kind."""
+SINCE_4 = {"Host": ("runtimes",), "Endpoint": ("veth",)}
 
 
-def test_a_store_of_version_2_opens_and_an_older_controller_does_not_open_it_then(tmp_path: Path) -> None:
-    """Of before other modes: fewer fields in specs."""
+@pytest.mark.parametrize("version", [2, 3])
+def test_a_store_of_before_opens_and_an_older_controller_does_not_open_it_then(tmp_path: Path, version: int) -> None:
+    """Of before other modes, and before leases: fewer fields in specs."""
+    since = [SINCE_4, SINCE_3][:4 - version]
     path = tmp_path / "sluice.db"
 
     async def before(parts: Parts) -> State:
@@ -122,10 +125,11 @@ def test_a_store_of_version_2_opens_and_an_older_controller_does_not_open_it_the
     state = with_parts(tmp_path, before)
     connection = sqlite3.connect(path)
     for kind, name, spec in connection.execute("SELECT kind, name, spec FROM objects").fetchall():
-        old_spec = {k: v for k, v in json.loads(spec).items() if k not in SINCE_3.get(kind, ())}
+        old_spec = {k: v for k, v in json.loads(spec).items()
+                    if not any(k in each.get(kind, ()) for each in since)}
         connection.execute("UPDATE objects SET spec = ? WHERE kind = ? AND name = ?",
                            (json.dumps(old_spec), kind, name))
-    connection.execute("PRAGMA user_version = 2")
+    connection.execute(f"PRAGMA user_version = {version}")
     connection.commit()
     connection.close()
 
@@ -134,7 +138,7 @@ def test_a_store_of_version_2_opens_and_an_older_controller_does_not_open_it_the
 
     with_parts(tmp_path, after)
     connection = sqlite3.connect(path)
-    assert connection.execute("PRAGMA user_version").fetchone() == (3,)
+    assert connection.execute("PRAGMA user_version").fetchone() == (4,)
     connection.close()
 
 
@@ -150,7 +154,7 @@ def test_a_store_of_version_1_opens_and_goes_on(tmp_path: Path) -> None:
     state = with_parts(tmp_path, before)
     connection = sqlite3.connect(path)
     new_fields = {"Network": ("onOverlap", *SINCE_3["Network"]), "StaticMapping": ("allowFrom",),
-                  "Host": ("mappingPorts", "avoidPrefixes", "autoPrefixes", *SINCE_3["Host"]),
+                  "Host": ("mappingPorts", "avoidPrefixes", "autoPrefixes", *SINCE_3["Host"], "runtimes"),
                   "Endpoint": SINCE_3["Endpoint"]}
     for kind, name, spec, assigned in connection.execute("SELECT kind, name, spec, assigned FROM objects").fetchall():
         old_spec = {k: v for k, v in json.loads(spec).items() if k not in new_fields.get(kind, ())}
