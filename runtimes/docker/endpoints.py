@@ -13,10 +13,10 @@ from typing import Any
 
 from runtimes.docker.agent import Agent
 from runtimes.docker.networks import ID_LENGTH, RUNTIME, Networks, interface, text
-from runtimes.docker.options import endpoint_options
 from runtimes.docker.portmaps import Published, published
 from runtimes.docker.state import DockerNetwork
 from runtimes.local import LocalError
+from runtimes.options import endpoint_options
 
 INTERFACE_PREFIX = "eth"
 _BUSY = ("taken", "in_use", "exists")       # of a port: somebody has it, another may be free
