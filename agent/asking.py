@@ -67,7 +67,7 @@ class Asker:
         except RequestRefused as error:
             raise refusal_of(error.problems) from None
         except TimeoutError:
-            why = "did not answer" if self.connected else "is away"
-            raise Away(f"the controller {why} within {timeout_s:.1f} s") from None
+            why = f"did not answer within {timeout_s:g} s" if self.connected else "is away"
+            raise Away(f"the controller {why}") from None
         except SouthboundError as error:
             raise Away(str(error)) from None

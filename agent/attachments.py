@@ -397,8 +397,8 @@ class Attachments:
             Away, Refusal
         """
         await self._asker.request("delete", {"refs": gone.refs, "uids": gone.uids}, ASK_S)
-        while any((kind, uid) in self._host.statuses for uid in gone.uids.values()
-                  for kind in (PortGoal.kind, MappingGoal.kind)):
+        keys = {(kind, uid) for uid in gone.uids.values() for kind in (PortGoal.kind, MappingGoal.kind)}
+        while keys & self._host.goals.objects.keys() or keys & self._host.statuses.keys():
             await self._host.moved.wait()
         await self._files.forgotten.remove(gone)
 

@@ -12,7 +12,7 @@ __all__ = ["Away", "Refusal", "refusal_of"]
 _CODES = {
     "not_found": "not_found", "outside": "outside", "forbidden": "forbidden", "exhausted": "exhausted",
     "in_use": "in_use", "overlap": "in_use", "unavailable": "unavailable", "store": "unavailable",
-    "taken": "taken", "exists": "exists",
+    "taken": "taken", "exists": "exists", "immutable": "exists",
 }
 _TAKEN = ("spec.address", "spec.address6", "spec.mac", "addresses")     # nobody else can have the same
 

@@ -40,10 +40,6 @@ PinDir = Annotated[
         "--pin-dir", metavar="DIR", help="Folder of a BPF file system where programs and maps are pinned."
     ),
 ]
-Socket = Annotated[
-    Path, typer.Option("--socket", metavar="PATH", help="Where container runtimes of this host ask the agent.")
-]
-
 LocalSocket = Annotated[
     str,
     typer.Option("--socket", metavar="PATH",
@@ -61,5 +57,4 @@ LOCAL_SOCKET = "/run/sluice/agent.sock"
 DOCKER = "/run/docker/plugins"
 NOTHING = ("", "none")      # of the two
 API = "unix:/run/sluice/api.sock"
-SOCKET = Path("/run/sluice/agent.sock")
 SOUTHBOUND = "0.0.0.0:7443"

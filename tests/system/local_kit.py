@@ -22,7 +22,7 @@ from runtimes.local import LocalError, call
 T = TypeVar("T")
 
 ROOT = Path(__file__).parents[2]
-WAIT_S = 20.0
+WAIT_S = 40.0
 LIMITS = {"flows": 4096, "rules": 4096, "bindings": 4096, "ports": 512, "space_entries": 8192, "mappings": 1024}
 
 NAT = {"apiVersion": "sluice/v1", "kind": "Network", "metadata": {"name": "web"},
@@ -93,9 +93,12 @@ class LocalHost:
     def start_agent(self, wait: bool = True) -> None:
         limits = [word for name, size in LIMITS.items() for word in ("--limit", f"{name}={size}")]
         self._start("agent", "agent", "run", "--state", str(self.state), "--pin-dir", str(self.pins), "--socket",
-                    self.socket, *limits, *self._words)
+                    self.socket, "--docker", "none", *limits, *self._words)
         if wait:
-            until(self._connected, "the agent is connected")
+            try:
+                until(self._connected, "the agent is connected")
+            except AssertionError as error:
+                raise AssertionError(f"{error}\n{self.log.read_text()[-3000:]}") from None
 
     def kill(self, which: str, signal_number: signal.Signals = signal.SIGKILL) -> None:
         """End a daemon: `agent` or `controller`."""
