@@ -249,7 +249,7 @@ def _swept(state: State, ref: Ref) -> list[Change]:
     network = state.network(ref)
     if network is None or HOST_LABEL not in network.labels or network.assigned.leases:
         return []
-    if state.in_it(ref) or state.users.get(ref):
+    if not state.is_empty(ref) or state.users.get(ref):
         return []
     state.remove(ref)
     release(network, state)
