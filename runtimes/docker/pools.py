@@ -180,7 +180,7 @@ class Pools:
     async def _free(self, version: int) -> IPv4Network | IPv6Network:
         """A prefix that nothing here has. The controller knows more, and refuses one that collides."""
         rows = (await self._agent.ask("networks", runtime=RUNTIME))["networks"]
-        taken = [ip_network(each["prefix"]) for row in rows for each in row["subnets"]]
+        taken = [ip_network(each["prefix"]) for row in rows for each in row.get("subnets", ())]
         return free_prefix(version, [*taken, *self._lately()])
 
     def _lately(self) -> list[IPv4Network | IPv6Network]:
