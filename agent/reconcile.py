@@ -86,6 +86,7 @@ class Outcome:
     general: tuple[str, ...] = ()
     overlaps: Mapping[str, Overlap] = field(default_factory=dict)   # by NetworkGoal.id
     gone: frozenset[str] = frozenset()      # PortGoal.id: link or namespace went away (`agent.standing`); an error each
+    back: frozenset[str] = frozenset()      # PortGoal.id: taken, and the far end is here: not yet, or not any more
 
     @property
     def complete(self) -> bool:
@@ -173,7 +174,8 @@ class Reconciler:
             self._remove_detour(general)
         self._served = frozenset(uid for uid, addresses in built.external_addresses.items() if addresses)
         statuses = tuple(_statuses(goals, built, failures, overlaps))
-        return Outcome(goals.revision, statuses, built, tuple(general), overlaps, frozenset(gone))
+        return Outcome(goals.revision, statuses, built, tuple(general), overlaps, frozenset(gone),
+                       _back(standing, built, owned))
 
     def _observe(
         self, goals: Goals, overlaps: Mapping[str, Overlap], leases: Mapping[str, IPv4Interface],
@@ -443,6 +445,13 @@ class Reconciler:
                 continue
             self._unhooked.add(name)
         self._unhooked -= now
+
+
+def _back(standing: Mapping[str, Standing], built: Built, owned: Mapping[str, OwnedLink]) -> frozenset[str]:
+    """Ports that a runtime took whose far end it has not here taken away, or has put back."""
+    links = {uid: owned.get(link.host_interface) for uid, link in built.ports.items() if link.handed}
+    return frozenset(uid for uid, link in links.items()
+                     if link is not None and link.far_here and uid in standing and standing[uid].taken)
 
 
 def _attentive(goals: Goals, observed: Observed) -> set[str]:
