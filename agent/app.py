@@ -52,7 +52,6 @@ REAP_EVERY_S = 1.0
 SWEEP_SHARE = 0.04          # of one core, at most, for looking at every flow
 EXPIRE_EVERY_S = 5.0
 _COPY_PAUSE_S = 0.01
-Beside = Callable[[], Coroutine[Any, Any, None]]
 _RINGS = {"drops": Ring.EVENTS, "capture": Ring.CAPTURES, "bindings": Ring.BINDINGS}    # by kind of stream
 _DRAIN_PAUSE_S = 0.1        # between two emptyings of the event ring, so that a flood of drops costs little
 
@@ -71,14 +70,17 @@ class Config:
     socket: Path | None = None                      # where runtimes of this host ask; None: nowhere
 
 
+Beside = Callable[[], Coroutine[Any, Any, None]]
+
+
 def run(config: Config, *beside: Beside) -> None:
-    """Run until SIGTERM or Ctrl-C, with `beside` in the same process: plug-ins that ask the agent's local socket.
+    """Run until SIGTERM or Ctrl-C. `beside`: what runs in the same loop, as long as the agent; plug-ins of runtimes.
 
     Raises:
         AgentError, IdentityError, DatapathError, VSwitchError: it cannot start, or cannot go on.
     """
     _log_to_stderr()
-    asyncio.run(_until_told(_serve_beside(config, beside)))
+    asyncio.run(_until_told(serve(config, *beside)))
 
 
 def purge(config: Config) -> list[str]:
@@ -92,7 +94,7 @@ def purge(config: Config) -> list[str]:
         return purge_host(config.state_dir, config.pin_dir)
 
 
-async def serve(config: Config) -> None:
+async def serve(config: Config, *beside: Beside) -> None:
     """Be the agent of this host until cancelled. The network namespace is that of the calling thread.
 
     Raises:
@@ -124,25 +126,15 @@ async def serve(config: Config) -> None:
         runtimes = RuntimesHere(identity.host, host, asker, config.state_dir, owned.enter_context(Worker()), switch)
         await runtimes.start()
         await host.start()
-        here = runtimes.keep(config.socket)
+        besides = (runtimes.keep(config.socket), *(_guarded(each()) for each in beside))
         try:
-            await _all(identity, host, inspector, datapath, worker, ager, egress, config.nat_log, asker, here)
+            await _all(identity, host, inspector, datapath, worker, ager, egress, config.nat_log, asker, besides)
         except BaseExceptionGroup as group:
             raise group.exceptions[0] from None
 
 
-async def _serve_beside(config: Config, beside: Sequence[Beside]) -> None:
-    """What runs beside ends with the agent; an agent without it is an agent still."""
-    tasks = [asyncio.ensure_future(_guarded(each())) for each in beside]
-    try:
-        await serve(config)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
 async def _guarded(work: Coroutine[Any, Any, None]) -> None:
+    """A plug-in that cannot go on is told, and ends nothing: an agent without it is an agent still."""
     try:
         await work
     except Exception:
@@ -151,7 +143,7 @@ async def _guarded(work: Coroutine[Any, Any, None]) -> None:
 
 async def _all(
     identity: Identity, host: Host, inspector: Inspector, datapath: Datapath, worker: Worker, ager: Worker,
-    egress: Egress, nat_log: Path | None, asker: Asker, here: Coroutine[Any, Any, None],
+    egress: Egress, nat_log: Path | None, asker: Asker, besides: Sequence[Coroutine[Any, Any, None]],
 ) -> None:
     loop = asyncio.get_running_loop()
 
@@ -182,7 +174,6 @@ async def _all(
 
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(Session(host, on_query, asker).keep(identity.directory))
-        tasks.create_task(here)
         tasks.create_task(host.watch())
         tasks.create_task(host.listen())
         tasks.create_task(host.mend())
@@ -196,6 +187,8 @@ async def _all(
         tasks.create_task(_copy(streams, datapath, worker))
         tasks.create_task(_record(streams, inspector, datapath, worker, nat_log))
         tasks.create_task(streams.keep())
+        for beside in besides:
+            tasks.create_task(beside)
 
 
 async def _age(datapath: Datapath, ager: Worker) -> None:

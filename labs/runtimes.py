@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import shlex
 import shutil
 import sys
 from collections.abc import Sequence
@@ -15,12 +14,12 @@ from labs.errors import LabError, StepFailed
 from labs.journal import Identity
 from labs.processes import Spec
 from labs.schema import Docker, Lab, Node, Ready
-from labs.site import PACKAGE_ROOT, Site
+from labs.site import Site
 from labs.steps import side_by_side
+from runtimes.cni.install import install
 
 NEEDED = {"docker": {"dockerd": "docker.io", "docker": "docker.io"}, "podman": {"podman": "podman", "crun": "crun"}}
 CNI = Path("/usr/lib/cni")                  # of Debian's containernetworking-plugins
-PROGRAMS = Path("/run/lab")                 # in a machine: `sluice-cni`, and what else it needs of this installation
 
 CONTAINERS_CONF = """\
 [containers]
@@ -77,9 +76,11 @@ def _look_for_programs(lab: Lab) -> None:
 
 async def _start_machine(site: Site, name: str, node: Node) -> None:
     directory = site.journal.directory / "machines" / name
-    directory.mkdir(parents=True)
+    programs = directory / "programs"
+    programs.mkdir(parents=True)
+    install(programs)
     namespace = f"{site.lab.name}-{name}"
-    files = _files(node)
+    files = _files(node, programs)
     words = [sys.executable, "-m", "labs.machine", _group(site.lab, name), str(directory),
              f"--share={site.journal.directory}"]
     words += [f"--netns={one}" for one in site.journal.namespaces]
@@ -96,20 +97,14 @@ async def _start_machine(site: Site, name: str, node: Node) -> None:
     site.journal.save()
 
 
-def _files(node: Node) -> dict[str, str]:
+def _files(node: Node, programs: Path) -> dict[str, str]:
     """What is written into a machine before anything runs there."""
-    found = {"/etc/docker/daemon.json": "{}\n", f"{PROGRAMS}/sluice-cni": _script("runtimes.cni")}
+    found = {"/etc/docker/daemon.json": "{}\n"}
     if node.runtimes is not None and node.runtimes.podman is not None:
         found["/etc/containers/containers.conf"] = CONTAINERS_CONF.format(
-            programs=json.dumps([str(PROGRAMS), str(CNI)]))
+            programs=json.dumps([str(programs), str(CNI)]))
         found["/etc/containers/storage.conf"] = STORAGE_CONF
     return found | node.files
-
-
-def _script(module: str) -> str:
-    """A program of this installation, for runtimes that start it by path with an environment of their own."""
-    return (f"#!/bin/sh\nPYTHONPATH={shlex.quote(str(PACKAGE_ROOT))} exec {shlex.quote(sys.executable)} -m {module} "
-            '"$@"\n')
 
 
 async def start(site: Site) -> None:
@@ -140,7 +135,7 @@ async def _start_docker(site: Site, name: str, docker: Docker) -> None:
 
 def options(docker: Docker) -> Sequence[str]:
     """How dockerd is started. Everything of it is in its machine; the paths are said so that nothing else decides."""
-    own = () if docker.bridge else ("--bridge=none", "--iptables=false", "--ip-forward=false", "--ip-masq=false")
+    own = () if docker.bridge else ("--bridge=none", "--iptables=false")
     return ("--host=unix:///run/docker.sock", "--data-root=/var/lib/docker", "--exec-root=/run/docker",
             "--pidfile=/run/docker.pid", "--config-file=/etc/docker/daemon.json", "--userland-proxy=false",
             "--exec-opt=native.cgroupdriver=cgroupfs", *own, *docker.options)

@@ -69,7 +69,7 @@ def _attach(config: Config, request: dict[str, Any]) -> tuple[dict[str, Any], bo
     try:
         return _ask(config, "attach", **request)
     except LocalError as error:
-        if error.code != "not_found" or error.field not in ("", "network") or "spec" not in config.raw:
+        if error.code != "not_found" or not error.field.endswith("network") or "spec" not in config.raw:
             raise
     _ask(config, "network-create", runtime="cni", id=config.name, network=request["network"],
          tenant=request["tenant"], spec=config.raw["spec"])

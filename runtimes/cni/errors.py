@@ -42,7 +42,7 @@ def of_local(error: LocalError) -> CniError:
     """What the agent said, in the words of CNI."""
     message = f"{error.field}: {error.message}" if error.field else error.message
     found = f"found: {error.found}" if error.found and error.found not in message else ""
-    if error.code == "gone":
+    if error.code == "gone" and "CNI_NETNS" not in message:
         message = f"CNI_NETNS: {error.message}"
     return CniError(_CODES.get(error.code, FAILED), message, "; ".join(part for part in (found, error.todo) if part))
 

@@ -67,11 +67,11 @@ def conflist(name: str, *plugins: Mapping[str, Any], version: str = "1.0.0") -> 
     return json.dumps({"cniVersion": version, "name": name, "plugins": plugins})
 
 
-def eventually(true: Callable[[], Any], what: str, limit_s: float = 15.0) -> Any:
+def eventually(true: Callable[[], Any], what: str | Callable[[], str], limit_s: float = 15.0) -> Any:
     """What `true` returns, as soon as that is something."""
     deadline = time.monotonic() + limit_s
     while not (found := true()):
-        assert time.monotonic() < deadline, f"not within {limit_s:g} s: {what}"
+        assert time.monotonic() < deadline, f"not within {limit_s:g} s: {what() if callable(what) else what}"
         time.sleep(0.05)
     return found
 
@@ -86,7 +86,7 @@ class Stage:
         self._files = {"/etc/containers/containers.conf": _CONTAINERS, "/etc/containers/storage.conf": _STORAGE,
                        **(files or {})}
         self._stack = ExitStack()
-        self._up: subprocess.Popen[bytes] | None = None
+        self._daemons: list[subprocess.Popen[bytes]] = []
 
     def __enter__(self) -> Stage:
         try:
@@ -134,11 +134,17 @@ class Stage:
             ["nsenter", f"--net=/run/netns/{self.host}", sys.executable, "-m", "labs.machine", self.name, str(folder),
              "--netns", self.host, *words], stdout=log, stderr=log)
         log.close()
-        self._stack.callback(process.wait, 20)
-        self._stack.callback(process.kill)
+        self._daemons.append(process)
+        self._stack.callback(self._end)
         first = folder / machine.FIRST
-        eventually(lambda: first.exists() and first.read_text(), (self.folder / "machine.log").read_text(), START_S)
+        eventually(lambda: first.exists() and first.read_text(), (self.folder / "machine.log").read_text, START_S)
         self._first = int(first.read_text())
+
+    def _end(self) -> None:
+        """The machine first: all others are in it."""
+        self._daemons[0].kill()
+        for process in self._daemons:
+            process.wait(20)
 
     # Processes of the machine
 
@@ -165,7 +171,9 @@ class Stage:
     def daemon(self, *command: str) -> subprocess.Popen[bytes]:
         """A process that ends with the machine."""
         with (self.folder / "daemons.log").open("ab") as log:
-            return subprocess.Popen(self.enter(*command), stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            process = subprocess.Popen(self.enter(*command), stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        self._daemons.append(process)
+        return process
 
     # Sluice
 
@@ -176,13 +184,11 @@ class Stage:
 
     def start(self) -> None:
         """`sluice up`."""
-        self._up = self.daemon(sys.executable, "-m", "cli.main", "up", "--state", f"{self.folder}/state", "--api",
-                               self.api, "--pin-dir", str(self.pins), "--name", "h1", "--socket", SOCKET,
-                               "--docker", "none")
-        self._stack.callback(self._up.wait, 20)
-        up = self._up
-        eventually(lambda: up.poll() is not None or "Sluice is up" in self.told(), "sluice up", START_S)
+        up = self.daemon(sys.executable, "-m", "cli.main", "up", "--state", f"{self.folder}/state", "--api",
+                         self.api, "--pin-dir", str(self.pins), "--name", "h1", "--socket", SOCKET)
+        eventually(lambda: up.poll() is not None or "Sluice is up" in self.told(), self.told, START_S)
         assert up.poll() is None, self.told()
+        eventually(lambda: self.run("test", "-S", SOCKET).returncode == 0, self.told, START_S)
 
     def told(self) -> str:
         """The end of what the daemons said."""
@@ -198,7 +204,8 @@ class Stage:
     def network(self, name: str, mode: str, *prefixes: str) -> None:
         """A network."""
         self.apply({"kind": "Network", "metadata": {"name": name},
-                    "spec": {"mode": mode, "subnets": [{"prefix": prefix} for prefix in prefixes]}})
+                    "spec": {"mode": mode, **({"host": "h1"} if mode == "nat" else {}),
+                             "subnets": [{"prefix": prefix} for prefix in prefixes]}})
 
     def list(self, kind: str) -> dict[str, dict[str, Any]]:
         """All of a kind, by name."""

@@ -31,6 +31,7 @@ from controller.client import Client, ClientError, reference_of
 PREFIX = f"dk{os.getpid()}"
 PINS = Path("/sys/fs/bpf")
 WAIT_S = 30.0
+START_S = 90.0                              # of a first agent on a busy machine: the kernel looks at its programs
 GRACE_S = 15.0                              # in which an agent finds that something is gone
 SOUTHBOUND = "172.16.8.1:7443"
 _LIMITS = ("flows=65536", "rules=16384", "ports=256", "bindings=16384")
@@ -107,9 +108,10 @@ class Host:
 
     def wait_agent(self) -> None:
         """Until it is connected, and its sockets are there."""
-        eventually(lambda: _answers(self.socket) and _answers(self.plugins / "sluice.sock"), f"{self.name} listens")
+        eventually(lambda: _answers(self.socket) and _answers(self.plugins / "sluice.sock"),
+                   f"{self.name} listens: {self.told()}", START_S)
         eventually(lambda: (self.site.get("Host", self.name).get("status") or {}).get("connected"),
-                   f"{self.name} is connected")
+                   f"{self.name} is connected", START_S)
 
     def kill_agent(self) -> None:
         """kill -9."""

@@ -137,8 +137,11 @@ class Runtime:
             config["runtimeConfig"] = passed
         variables = {"CNI_COMMAND": command, "CNI_CONTAINERID": container, "CNI_NETNS": netns, "CNI_IFNAME": interface,
                      "CNI_ARGS": arguments, "CNI_PATH": ":".join(map(str, self.folders))}
-        program = next(folder / plugin["type"] for folder in self.folders if (folder / plugin["type"]).exists())
-        return execute(program, json.dumps(config), variables, self.prefix)
+        return execute(self.program(plugin["type"]), json.dumps(config), variables, self.prefix)
+
+    def program(self, kind: str) -> Path:
+        """Where the plug-in is."""
+        return next(folder / kind for folder in self.folders if (folder / kind).exists())
 
 
 def execute(program: Path, text: str, variables: Mapping[str, str], prefix: Sequence[str] = ()) -> Said:

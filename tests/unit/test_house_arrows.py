@@ -23,7 +23,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "policy": ("vfp", "southbound.messages"),
     "agent": ("vfp", "inspection", "vswitch", "southbound", "nat", "overlay", "segments", "policy"),
     "controller": ("southbound",),
-    "labs": ("controller.client",),
+    "labs": ("controller.client", "runtimes.cni.install"),     # to put the plug-in where a lab's Podman looks
     "runtimes": (),                         # they speak to the agent's local socket
     # The command starts the daemons and the labs, joins a host, and asks the loader what the kernel can do.
     "cli": ("controller.client", "controller.app", "agent.app", "southbound.client", "southbound.errors",

@@ -36,14 +36,14 @@ static __always_inline __u32 if_watched(__u32 id)
 	return port && port->flags & PORT_CAPTURE ? id : 0;
 }
 
-/* Not inlined: a drop has many places. */
-static __noinline int capture_packet(struct __sk_buff *skb, struct scratch *s, __u32 stage, __u32 reason)
+/* Not inlined: a drop has many places; nor static, as what is next, that the verifier looks at it once for all of them. */
+__noinline int capture_packet(struct __sk_buff *skb, struct scratch *s, __u32 stage, __u32 reason)
 {
 	__u32 zero = 0, length = skb->len;
 	__u64 bytes = bytes_to_copy();
 	struct copy *copy = bpf_map_lookup_elem(&copies, &zero);
 
-	if (!copy)
+	if (!copy || !s)
 		return 0;
 	if (bytes > length)
 		bytes = length;
@@ -87,12 +87,13 @@ static __always_inline int capture_after(struct __sk_buff *skb, struct scratch *
 }
 
 /* `s->d.drop_port` is whose layers were asked. What was already told as it came is told again, as it ended. */
-static __noinline int capture_drop(struct __sk_buff *skb, struct scratch *s, __u32 reason)
+__noinline int capture_drop(struct __sk_buff *skb, struct scratch *s, __u32 reason)
 {
-	__u32 zone = s->pkt.key.zone, stage = CAPTURE_AFTER, from, to;
+	__u32 zone, stage = CAPTURE_AFTER, from, to;
 
-	if (!bytes_to_copy() || is_dry(s))
+	if (!s || !bytes_to_copy() || is_dry(s))
 		return 0;
+	zone = s->pkt.key.zone;
 	if (!(s->watched[0] | s->watched[1])) {
 		stage = CAPTURE_BEFORE;
 		from = ZONE_KIND(zone) == ZONE_PORT ? ZONE_NUMBER(zone) : 0;

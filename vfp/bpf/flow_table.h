@@ -185,15 +185,21 @@ enum storing {
 
 /*
  * Both halves or none. `s->reply.pair` and `s->forward.pair` are each other's keys. Most new pairs find nothing in their
- * place: that is tried first. Not inline: the stack is full where a policy is decided, and this is not.
+ * place: that is tried first. Not inline: the stack is full where a policy is decided, and this is not; nor static, for the
+ * verifier.
  */
-static __noinline int store(struct scratch *s, int single, enum storing how)
+__noinline int store(struct scratch *s, int single, enum storing how)
 {
 	int fresh = how == STORE_NEW;
-	struct flow_key *forward = &s->reply.pair, *reply = &s->forward.pair;
-	const struct parties *parties = parties_of(&s->forward);
+	struct flow_key *forward, *reply;
+	const struct parties *parties;
 	int reason;
 
+	if (!s)
+		return ENGINE_ERROR;
+	forward = &s->reply.pair;
+	reply = &s->forward.pair;
+	parties = parties_of(&s->forward);
 	/* A packet to itself with equal ports: its answer has its own key. */
 	single |= same_key(forward, reply);
 	s->single = single;

@@ -13,13 +13,16 @@
 
 /*
  * Take [from, to) into `f`. Returns whether it was new and fits. LRU maps have no locks: two CPUs at once may lose a
- * range, but never the first fragment's, which only ever grows, so its header stays what it was.
+ * range, but never the first fragment's, which only ever grows, so its header stays what it was. Not static, for the
+ * verifier, as what is next.
  */
-static __always_inline int take_range(struct fragment *f, __u32 from, __u32 to, int last)
+__noinline int take_range(struct fragment *f, __u32 from, __u32 to, int last)
 {
 	int before = -1, after = -1, empty = -1;
 	__u32 highest = 0;
 
+	if (!f)
+		return 0;
 	for (int i = 0; i < FRAGMENT_RANGES; i++) {
 		__u32 low = f->seen[i].from, high = f->seen[i].to;
 
@@ -68,9 +71,9 @@ static __always_inline int take_range(struct fragment *f, __u32 from, __u32 to, 
 	return 1;
 }
 
-static __always_inline int is_whole(const struct fragment *f)
+__noinline int is_whole(const struct fragment *f)
 {
-	if (!f->length)
+	if (!f || !f->length)
 		return 0;
 	for (int i = 0; i < FRAGMENT_RANGES; i++) {
 		if (!f->seen[i].from && f->seen[i].to == f->length)

@@ -19,14 +19,20 @@ struct chain {
 	__be32 id;
 	__u8 next;
 	__u8 fragmented;	/* there was a fragment header */
+	__u16 unused;		/* no holes: who is given this may read all of it */
 };
 
-/* Go to the transport header, or to what follows the fragment header of a later fragment. Returns a drop reason. */
-static __always_inline int walk_extensions(struct __sk_buff *skb, struct chain *c)
+/*
+ * Go to the transport header, or to what follows the fragment header of a later fragment. Returns a drop reason. Not
+ * static: the verifier goes all the ways through the loop once, and not again for each with what follows it.
+ */
+__noinline int walk_extensions(struct __sk_buff *skb, struct chain *c)
 {
 	__u8 head[8];
 	__u32 length;
 
+	if (!c)
+		return ENGINE_ERROR;
 	for (int i = 0; i < EXTENSIONS_MAX; i++) {
 		if (!is_extension(c->next))
 			return NONE;

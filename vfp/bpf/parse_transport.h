@@ -29,17 +29,25 @@ static __always_inline void parse_icmp(struct scratch *s, struct headers *h, con
 /*
  * What RFC 4861 7.1 asks of a solicitation (target in `h->key.dst`, as in ARP) or an advertisement (target in
  * `h->key.src`: what it speaks for). A link-layer address that is given, and the IPv6 source of an advertisement, are
- * the sender's own, or layers are told.
+ * the sender's own, or layers are told. Not static, for the verifier.
  */
-static __always_inline int parse_nd(struct __sk_buff *skb, struct scratch *s, struct headers *h)
+__noinline int parse_nd(struct __sk_buff *skb, struct scratch *s)
 {
-	int solicits = h->icmp_type == ND_SOLICITATION, reads_own = 1;
-	__u32 at = s->l4 + sizeof(struct nd_header), end = s->l4 + s->length;
-	struct address source = h->key.src, target;
-	__u8 wanted = solicits ? ND_SOURCE_LINK : ND_TARGET_LINK;
+	struct address source, target;
 	struct nd_header nd;
-	__u8 option[8];
+	int solicits, reads_own = 1;
+	struct headers *h;
+	__u8 wanted, option[8];
+	__u32 at, end;
 
+	if (!s)
+		return ENGINE_ERROR;
+	h = &s->pkt;
+	solicits = h->icmp_type == ND_SOLICITATION;
+	wanted = solicits ? ND_SOURCE_LINK : ND_TARGET_LINK;
+	source = h->key.src;
+	at = s->l4 + sizeof(struct nd_header);
+	end = s->l4 + s->length;
 	h->nd = 1;
 	h->tracked = 0;
 	if (s->fragmented || s->length < sizeof(nd) || s->ttl != 255 || h->icmp_code)
@@ -90,7 +98,7 @@ static __always_inline int parse_icmp6(struct __sk_buff *skb, struct scratch *s,
 		return NONE;
 	case ND_SOLICITATION:
 	case ND_ADVERTISEMENT:
-		return full ? parse_nd(skb, s, h) : ODD;
+		return full ? parse_nd(skb, s) : ODD;
 	case ICMP6_FIRST_ERROR ... ICMP6_LAST_ERROR:
 		if (!s->fragment_kind)
 			s->error = ERROR_SEEN;
