@@ -68,6 +68,12 @@ class Errands:
         for attachment in self._files.attachments.all():
             if attachment.leased:
                 await self._attachments.declare(attachment.key)
+            elif attachment.changing:
+                try:
+                    await self._attachments.restore(attachment.key)
+                except Refusal as error:
+                    _log.error("mappings of an endpoint cannot be restored; map it anew, or detach it",
+                               endpoint=f"{attachment.tenant}/{attachment.name}", why=str(error))
         for tenant, name in {(each.tenant, each.network) for each in self._files.attachments.all()}:
             await self._addresses.provide(tenant, name)
 
