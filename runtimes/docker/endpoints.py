@@ -14,10 +14,10 @@ from typing import Any
 from runtimes.docker.agent import Agent
 from runtimes.docker.fields import interface, mapping, text
 from runtimes.docker.networks import ID_LENGTH, RUNTIME, Networks
-from runtimes.docker.options import endpoint_options
 from runtimes.docker.portmaps import Published, published
 from runtimes.docker.state import DockerNetwork
 from runtimes.local import LocalError
+from runtimes.options import endpoint_options
 
 INTERFACE_PREFIX = "eth"
 _BUSY = ("taken", "in_use", "exists")       # of a port: somebody has it, another may be free

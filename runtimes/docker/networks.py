@@ -9,9 +9,9 @@ from typing import Any
 
 from runtimes.docker.agent import Agent
 from runtimes.docker.fields import interface, mapping, prefix, rows, text
-from runtimes.docker.options import NetworkOptions, network_options
 from runtimes.docker.state import DockerNetwork, State
 from runtimes.local import LocalError
+from runtimes.options import NetworkOptions, network_options
 
 RUNTIME = "docker"
 ADDRESS_SPACES = ("sluice", "sluice-global")

@@ -16,11 +16,11 @@ from typing import Any
 from runtimes.docker.agent import Agent
 from runtimes.docker.fields import mapping, text
 from runtimes.docker.fields import prefix as prefix_of
-from runtimes.docker.free import free_prefix, routed
 from runtimes.docker.networks import RUNTIME
-from runtimes.docker.options import PoolOptions, pool_options
 from runtimes.docker.state import State
+from runtimes.free import free_prefix, routed
 from runtimes.local import LocalError
+from runtimes.options import PoolOptions, pool_options
 
 GATEWAY = "com.docker.network.gateway"
 ADDRESS_TYPE = "RequestAddressType"

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from runtimes.docker import free
+from runtimes import free
 from runtimes.docker.agent import Agent
 from runtimes.docker.plugin import Plugin
 from runtimes.docker.pools import OFFERS
