@@ -8,9 +8,9 @@ from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_interface, ip
 from typing import Any
 
 from runtimes.docker.agent import Agent
-from runtimes.docker.options import NetworkOptions, network_options
 from runtimes.docker.state import DockerNetwork, State
 from runtimes.local import LocalError
+from runtimes.options import NetworkOptions, network_options
 
 RUNTIME = "docker"
 ADDRESS_SPACES = ("sluice", "sluice-global")
@@ -84,6 +84,8 @@ class Networks:
         if row is None:
             raise LocalError("not_found", "this network was not made by the agent of this host", "NetworkID",
                              network_id[:ID_LENGTH], "remove it (docker network rm) and create it again")
+        if not row.get("subnets"):          # the agent knows its name only, until it is asked for
+            row = await self._agent.ask("network", network=row["name"], tenant=row["tenant"])
         kept = DockerNetwork(network_id, row["tenant"], row["name"], row["mode"],
                              tuple(each["prefix"] for each in row["subnets"]), True)
         self._state.put(kept)

@@ -14,11 +14,11 @@ from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import Any
 
 from runtimes.docker.agent import Agent
-from runtimes.docker.free import free_prefix, routed
 from runtimes.docker.networks import RUNTIME, text
-from runtimes.docker.options import PoolOptions, pool_options
 from runtimes.docker.state import State
+from runtimes.free import free_prefix, routed
 from runtimes.local import LocalError
+from runtimes.options import PoolOptions, pool_options
 
 GATEWAY = "com.docker.network.gateway"
 ADDRESS_TYPE = "RequestAddressType"
@@ -180,7 +180,7 @@ class Pools:
     async def _free(self, version: int) -> IPv4Network | IPv6Network:
         """A prefix that nothing here has. The controller knows more, and refuses one that collides."""
         rows = (await self._agent.ask("networks", runtime=RUNTIME))["networks"]
-        taken = [ip_network(each["prefix"]) for row in rows for each in row["subnets"]]
+        taken = [ip_network(each["prefix"]) for row in rows for each in row.get("subnets", ())]
         return free_prefix(version, [*taken, *self._lately()])
 
     def _lately(self) -> list[IPv4Network | IPv6Network]:
