@@ -13,10 +13,10 @@ from typing import Any
 
 from runtimes.docker.agent import Agent
 from runtimes.docker.networks import ID_LENGTH, RUNTIME, Networks, interface, text
-from runtimes.docker.options import endpoint_options
 from runtimes.docker.portmaps import Published, published
 from runtimes.docker.state import DockerNetwork
 from runtimes.local import LocalError
+from runtimes.options import endpoint_options
 
 INTERFACE_PREFIX = "eth"
 _BUSY = ("taken", "in_use", "exists")       # of a port: somebody has it, another may be free
@@ -61,7 +61,7 @@ class Endpoints:
             raise _advised(error, network) from None
         self._known[endpoint_id] = _Known(attachment, published(options) or ())
         given = {} if mac else {"MacAddress": str(attachment["mac"])}
-        # A family that Docker gave no address of: its IPAM driver is `null`, or it does not know that the network has it.
+        # A family that Docker gave no address of: its IPAM driver is `null`, or it does not know that we have it.
         had = {each.version for each in wanted}
         for address in attachment["addresses"]:
             if ip_interface(address).version not in had:

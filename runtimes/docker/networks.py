@@ -8,9 +8,9 @@ from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_interface, ip
 from typing import Any
 
 from runtimes.docker.agent import Agent
-from runtimes.docker.options import NetworkOptions, network_options
 from runtimes.docker.state import DockerNetwork, State
 from runtimes.local import LocalError
+from runtimes.options import NetworkOptions, network_options
 
 RUNTIME = "docker"
 ADDRESS_SPACES = ("sluice", "sluice-global")

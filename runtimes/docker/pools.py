@@ -14,11 +14,11 @@ from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import Any
 
 from runtimes.docker.agent import Agent
-from runtimes.docker.free import free_prefix, routed
 from runtimes.docker.networks import RUNTIME, text
-from runtimes.docker.options import PoolOptions, pool_options
 from runtimes.docker.state import State
+from runtimes.free import free_prefix, routed
 from runtimes.local import LocalError
+from runtimes.options import PoolOptions, pool_options
 
 GATEWAY = "com.docker.network.gateway"
 ADDRESS_TYPE = "RequestAddressType"
