@@ -101,7 +101,7 @@ def test_what_a_host_may(tmp_path: Path) -> None:
         request = {"documents": [container("c", "office"), mapped("c-1", "c", app="x")], "uids": uids}
         made = await ask(parts, "h1", "apply", **request)
         assert [item["uid"] for item in made["items"]] == list(uids.values())
-        listed = await parts.http.get("/v1/endpoints", params={"labels": "sluice.io/runtime=docker"})
+        listed = await parts.http.get("/v1/endpoints", params={"labelSelector": "sluice.io/runtime=docker"})
         assert sorted(each["metadata"]["name"] for each in listed.json()["items"]) == ["c", "mine", "other"]
         again = await ask(parts, "h1", "apply", **request)
         assert ([item["result"] for item in again["items"]], again["revision"]) == (["unchanged"] * 2, made["revision"])
