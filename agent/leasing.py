@@ -18,7 +18,6 @@ from southbound.messages import HostFacts, LeaseGoal, MappingGoal, NetworkGoal, 
 
 __all__ = ["addresses_in_use", "choose_address", "lease_of", "leased_mappings", "leased_port", "length_of", "may_give"]
 
-MAPPING_PORTS = (10000, 19999)              # where the controller takes `auto` from, unless its Host says otherwise
 MOST_LOOKED_AT = 65536                      # addresses of a range
 _ANY = {4: "0.0.0.0", 6: "::"}
 _EVERYONE = ("0.0.0.0/0", "::/0")
@@ -176,8 +175,8 @@ def _mapping(mapped: Mapped, position: int, port: PortGoal, lease: LeaseGoal, ta
     first_inside = _ports(internal, f"{field}.internalPort")[0] if internal is not None else ports[0]
     busy = _Busy(protocol, outside, taken, goals, facts)
     if external == "auto":
-        low = next((low for low in range(MAPPING_PORTS[0], MAPPING_PORTS[1] - size + 1)
-                    if not busy.why(low, low + size)), 0)
+        first, last = goals.host.mapping_ports
+        low = next((low for low in range(first, last - size + 1) if not busy.why(low, low + size)), 0)
         if not low:
             raise Refusal("exhausted", "no port is free", f"{field}.externalPort", "auto", "give one")
         ports = low, low + size

@@ -43,7 +43,7 @@ def host_goal(state: State, name: str, vxlan_port: int) -> HostGoal | None:
         return None
     spec, underlays = host.spec, host.spec.underlays
     return HostGoal(HOST_GOAL_ID, underlays[0] if underlays else "", spec.uplink or "", spec.nat_ports, underlays,
-                    vxlan_port, bits_per_second(spec.uplink_rate))
+                    vxlan_port, bits_per_second(spec.uplink_rate), spec.mapping_ports)
 
 
 def _is_exit(state: State, host: Ref) -> bool:

@@ -209,6 +209,7 @@ class HostGoal:
     underlays: tuple[str, ...] = ()         # all VTEP addresses of this host; `underlay` is the first
     vxlan_port: int = 4789                  # UDP; the same on all hosts
     uplink_bps: int = 0                     # what the uplink carries, for guaranteed minimums; 0: not known
+    mapping_ports: tuple[int, int] = (10000, 19999)     # external ports that it chooses by itself, by a lease
 
 
 @dataclass(frozen=True, slots=True)

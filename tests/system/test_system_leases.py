@@ -18,7 +18,8 @@ from runtimes.local import LocalError
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="makes namespaces, which needs root")
 
 DOCUMENTS: list[dict[str, Any]] = [
-    {"apiVersion": "sluice/v1", "kind": "Host", "metadata": {"name": "h1"}, "spec": {"underlay": "172.16.9.10"}},
+    {"apiVersion": "sluice/v1", "kind": "Host", "metadata": {"name": "h1"},
+     "spec": {"underlay": "172.16.9.10", "mappingPorts": [15000, 15010]}},
     {"apiVersion": "sluice/v1", "kind": "Host", "metadata": {"name": "h2"}, "spec": {"underlay": "172.16.9.20"}},
     NAT,
     {"apiVersion": "sluice/v1", "kind": "Network", "metadata": {"name": "red"},
@@ -89,7 +90,8 @@ def test_a_host_goes_on_attaching_while_the_controller_is_away(host: LocalHost) 
     assert pings(host, "b", first["addresses"][0].partition("/")[0]), "as the policy of all endpoints allows"
     address6 = next(each for each in first["addresses"] if ":" in each).partition("/")[0]
     assert not pings(host, "b", address6), "and no more than that"
-    web = attach(host, "c1", "web", mappings=[{"protocol": "tcp", "externalPort": 8081, "internalPort": 80}])
+    web = attach(host, "c1", "web", mappings=[{"protocol": "tcp", "externalPort": "auto", "internalPort": 80}])
+    assert [each["externalPort"] for each in web["mappings"]] == [15000]
     assert web["leased"]
     assert pings(host, "c", "172.16.9.1")
 

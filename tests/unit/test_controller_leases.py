@@ -108,7 +108,7 @@ def test_a_host_with_a_lease_is_told_the_network_and_gives_out_what_nobody_else_
 
 def test_a_network_of_one_host_is_its_own_as_a_whole(tmp_path: Path) -> None:
     async def body(parts: Parts) -> None:
-        await parts.apply(*HOSTS, nat("office", "", subnets=[
+        await parts.apply(host("h1", "172.31.0.1", mappingPorts=[15000, 15010]), host("h3"), nat("office", "", subnets=[
             {"prefix": "192.168.250.0/24", "allocate": ["192.168.250.128/25"], "exclude": ["192.168.250.200"]},
             {"prefix": "fd00:250::/64"}]))
         answer = await ask(parts, "h1", "lease", tenant="default", network="office")
@@ -118,6 +118,8 @@ def test_a_network_of_one_host_is_its_own_as_a_whole(tmp_path: Path) -> None:
         assert goal.whole
         assert goal.ranges == (("192.168.250.128", "192.168.250.199"), ("192.168.250.201", "192.168.250.254"),
                                ("fd00:250::2", "fd00:250::ffff:ffff:ffff:ffff"))
+        [own] = [each for each in parts.push.plan.goals("h1").values() if isinstance(each, HostGoal)]
+        assert own.mapping_ports == (15000, 15010)
         by_hand = await ask(parts, "h1", "lease", tenant="default", network="office", addresses=["192.168.250.7"])
         assert by_hand["given"] == ["192.168.250.7"]
         with pytest.raises(Asked) as refused:

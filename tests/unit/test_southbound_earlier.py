@@ -38,7 +38,7 @@ SYNC = FullSync(7, (HostGoal("self", "172.31.0.1", underlays=("172.31.0.1",)), N
                     MappingGoal("m", "www", "default", "tcp", "0.0.0.0", (8080, 8080), "p", "10.1.0.5", 80), FAR))
 ADDED = {"network": ("uplink", "peers", "routes", "egress", "isolated", "flood", "advertise", "slaac"),
          "port": ("qos", "dhcp", "forwards", "vlans", "behind", "queues", "handed"),
-         "host": ("underlays", "vxlan_port", "uplink_bps")}
+         "host": ("underlays", "vxlan_port", "uplink_bps", "mapping_ports")}
 
 
 def version_2(sync: FullSync) -> dict[str, Any]:
