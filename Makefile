@@ -50,7 +50,7 @@ demo: root install
 	@$(BIN)/sluice lab run labs/tour.yaml
 
 test: root install check
-	@$(BIN)/python -m tests.halves
+	@$(BIN)/python -m tests.parts
 
 faults: root install
 	@SLUICE_FAULTS=full $(BIN)/python -m pytest -s tests/system/test_system_faults.py

@@ -130,10 +130,11 @@ class Client:
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._path = self.api.removeprefix("unix:") if self.api.startswith("unix:") else ""
         if self._path:
-            transport = httpx.HTTPTransport(uds=self._path)
+            # No TLS here: else httpx reads all authorities' certificates, which every command would wait for.
+            transport = httpx.HTTPTransport(uds=self._path, verify=False)
             self._http = httpx.Client(transport=transport, base_url="http://sluice", headers=headers)
         elif self.api.startswith(("http://", "https://")):
-            self._http = httpx.Client(base_url=self.api, headers=headers)
+            self._http = httpx.Client(base_url=self.api, headers=headers, verify=self.api.startswith("https://"))
         else:
             raise ClientError(f"API address {self.api!r} is neither unix:/path nor http://address:port")
 
