@@ -37,6 +37,7 @@ from agent.goals import Goals
 from agent.ids import MAX_POOLS, Ids, allocate, recover
 from agent.overlaps import Overlap, overlapping
 from agent.paths import Paths, underlays_of
+from agent.ports import returned
 from agent.qos import SHAPER_LINKS
 from agent.seams import DatapathSeam, SwitchSeam
 from agent.standing import NOTHING, Standing
@@ -86,6 +87,7 @@ class Outcome:
     general: tuple[str, ...] = ()
     overlaps: Mapping[str, Overlap] = field(default_factory=dict)   # by NetworkGoal.id
     gone: frozenset[str] = frozenset()      # PortGoal.id: link or namespace went away (`agent.standing`); an error each
+    back: frozenset[str] = frozenset()      # PortGoal.id: the far end was taken, and is in the host's namespace
 
     @property
     def complete(self) -> bool:
@@ -173,7 +175,8 @@ class Reconciler:
             self._remove_detour(general)
         self._served = frozenset(uid for uid, addresses in built.external_addresses.items() if addresses)
         statuses = tuple(_statuses(goals, built, failures, overlaps))
-        return Outcome(goals.revision, statuses, built, tuple(general), overlaps, frozenset(gone))
+        return Outcome(goals.revision, statuses, built, tuple(general), overlaps, frozenset(gone),
+                       returned(goals, observed, self._ids))
 
     def _observe(
         self, goals: Goals, overlaps: Mapping[str, Overlap], leases: Mapping[str, IPv4Interface],

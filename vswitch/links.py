@@ -115,6 +115,7 @@ class OwnedLink:
     kind: str  # "veth", "tun", "bridge", "vxlan"
     mtu_bytes: int
     alias: str
+    far_is_here: bool = False  # of a pair: the other end is in this namespace, too
 
 
 @dataclass(frozen=True, slots=True)
