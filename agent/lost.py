@@ -17,7 +17,7 @@ from agent.host import Host
 __all__ = ["BACK_S", "GRACE_S", "TAKE_S", "Lost"]
 
 GRACE_S = 5.0                               # for a daemon that restarts, to speak first
-BACK_S = 10.0                               # as long as a runtime may need to take what it was handed
+BACK_S = 20.0                               # what it said it took may be here: before it does, and after the container
 TAKE_S = 120.0                              # until a runtime must have taken what was made for it
 WAY_S = 1.0                                 # in which the kernel removes a link with its namespace
 
@@ -35,7 +35,7 @@ class Lost:
             if self._is_gone(each):
                 yield each, GRACE_S, "its link or namespace is gone"
             elif self._is_back(each):
-                yield each, BACK_S, "its runtime put it back"
+                yield each, BACK_S, "its runtime put it back, or never took it"
             elif each.place.handed and not each.taken and each.state == "up":
                 yield each, TAKE_S, "its runtime did not take it"
 

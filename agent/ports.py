@@ -20,7 +20,7 @@ from vfp.model import Address
 from vfp.timeouts import Timeouts
 from vswitch.links import BridgeLink, OwnedLink, PortLink, port_interface
 
-__all__ = ["is_there", "neighbours", "nested_ports", "port_links", "returned", "timeouts"]
+__all__ = ["is_there", "neighbours", "nested_ports", "port_links", "timeouts"]
 
 # Names that this agent gives to links, and the loopback device.
 _OUR_NAMES = re.compile(r"(slp|slb)\d+|slvx0|slq[01]|sl-ins[01]|lo")
@@ -80,6 +80,7 @@ def port_links(
             mac=port.mac,
             addresses=tuple(str(address) for address in addresses),
             gateways=tuple(str(gateway.ip) for gateway in ways_out),
+            dead_end=not leads_out(network),
             mtu_bytes=mtu(network, observed),
             bridge=bridges[network.id].name if network.id in bridges else "",
             tap=tap,
@@ -152,6 +153,13 @@ def _check(port: PortGoal, networks: Mapping[str, NetworkGoal], host: HostGoal, 
     return network
 
 
+def leads_out(network: NetworkGoal) -> bool:
+    """Whether its gateway leads to more than its own subnets."""
+    if network.mode == "overlay":
+        return bool(network.egress or network.routes or network.peers)
+    return network.mode != "private"
+
+
 def _gateway(network: NetworkGoal, address: Interface) -> list[Interface]:
     for gateway in gateways(network):
         if address.version == gateway.version and address.ip in gateway.network:
@@ -166,14 +174,6 @@ def _is_gone(port: PortGoal, number: int, observed: Observed) -> bool:
     found = observed.owned.get(port_interface(number))
     return port.handed and observed.standing.get(port.id, UNKNOWN).taken and (
         found is None or found.alias != port_alias(port.id, number))
-
-
-def returned(goals: Goals, observed: Observed, ids: Ids) -> frozenset[str]:
-    """PortGoal.id of those whose far end was taken and is here: its runtime put it back, or takes it this moment."""
-    here = {link.alias for link in observed.owned.values() if link.far_is_here}
-    return frozenset(
-        port.id for port in goals.ports if port.handed and port.id in ids.ports
-        and observed.standing.get(port.id, UNKNOWN).taken and port_alias(port.id, ids.ports[port.id]) in here)
 
 
 def _check_name(port: PortGoal, taken: dict[str, PortGoal], observed: Observed) -> None:

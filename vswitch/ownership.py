@@ -56,8 +56,8 @@ class Found:
 
     def as_owned(self) -> OwnedLink:
         """What callers see of it."""
-        far_is_here = self.kind == "veth" and self.peer_ifindex != 0 and self.peer_nsid < 0
-        return OwnedLink(self.name, self.ifindex, self.kind, self.mtu_bytes, self.alias, far_is_here)
+        here = self.peer_ifindex > 0 and self.peer_nsid < 0
+        return OwnedLink(self.name, self.ifindex, self.kind, self.mtu_bytes, self.alias, here)
 
 
 def found_link(message: bytes) -> Found:

@@ -318,11 +318,11 @@ def test_a_far_end_that_its_runtime_put_back_is_released(tmp_path: Path, monkeyp
         made = await agent.ask("attach", runtime="docker", id="a", veth=True, network="web")
         name = made["hostInterface"]
         await agent.ask("taken", runtime="docker", id="a")
-        agent.switch.links[name] = replace(agent.switch.links[name], far_is_here=False)
+        agent.switch.links[name] = replace(agent.switch.links[name], far_here=False)
         await agent.host.again()
         await asyncio.sleep(0.15)
         assert agent.controller.of("Endpoint")
-        agent.switch.links[name] = replace(agent.switch.links[name], far_is_here=True)
+        agent.switch.links[name] = replace(agent.switch.links[name], far_here=True)
         await agent.host.again()
         await until(lambda: not agent.controller.of("Endpoint"))
         await agent.settled()
