@@ -67,7 +67,7 @@ def network_view(network: NetworkGoal, host: Host) -> dict[str, Any]:
     return {"uid": network.id, "name": network.name, "tenant": network.tenant, "mode": network.mode,
             "mtu": network.mtu_bytes or _mtu_here(network.id, host),
             "subnets": [{"prefix": subnet.prefix, "gateway": subnet.gateway} for subnet in network.subnets],
-            "host": "", "leased": _leased(network.id, host)}
+            "host": "", "leased": _leased(network.id, host), "spec": None}
 
 
 def stored_network_view(item: dict[str, Any], host: Host) -> dict[str, Any]:
@@ -78,7 +78,7 @@ def stored_network_view(item: dict[str, Any], host: Host) -> dict[str, Any]:
             "mtu": mtu if isinstance(mtu, int) else _mtu_here(uid, host),
             "subnets": [{"prefix": subnet["prefix"], "gateway": subnet["gateway"]}
                         for subnet in assigned.get("subnets", ())],
-            "host": spec.get("host") or "", "leased": _leased(uid, host)}
+            "host": spec.get("host") or "", "leased": _leased(uid, host), "spec": spec}
 
 
 def _mtu_here(uid: str, host: Host) -> int:

@@ -116,6 +116,7 @@ class OwnedLink:
     kind: str  # "veth", "tun", "bridge", "vxlan"
     mtu_bytes: int
     alias: str
+    far_here: bool = False  # of a pair: its other end is in this namespace, too
 
 
 @dataclass(frozen=True, slots=True)
