@@ -52,6 +52,8 @@ def flaws_across(lab: Lab) -> Iterator[Found]:
             if not _meant(wanted, processes):
                 yield (*path, field), (f"no process is called {wanted!r}; there are "
                                        f"{', '.join(sorted(processes)) or 'none'}")
+        if isinstance(action, Restart) and action.restart.startswith("machine/"):
+            yield (*path, "restart"), "a machine does not come back, as its disk is memory; restart what runs in it"
         if isinstance(action, Captured) and not _meant(action.captured, captures):
             yield (*path, "captured"), (f"no capture is called {action.captured!r}; there are "
                                         f"{', '.join(sorted(captures)) or 'none'}")
