@@ -20,9 +20,11 @@ def stage() -> Iterator[Stage]:
     files = {"/etc/cni/net.d/10-web.conflist": conflist("web", plugin(network="red")),
              "/etc/cni/net.d/20-back.conflist": conflist("back", {"type": "sluice-cni", "network": "blue",
                                                                  "capabilities": {"ips": True}}, version="0.4.0"),
+             "/etc/cni/net.d/25-third.conflist": conflist("third", plugin(network="green")),
              "/etc/cni/net.d/30-none.conflist": conflist("none-such", plugin())}
     with Stage(files) as made:
         made.network("red", "nat", "10.71.0.0/24", "fd71::/64")
+        made.network("green", "nat", "10.74.0.0/24")
         made.network("blue", "private", "10.73.0.0/24")
         made.podman("import", str(made.folder / "image.tar"), IMAGE)
         yield made
@@ -76,9 +78,17 @@ def test_addresses_ranges_of_ports_and_two_networks(stage: Stage) -> None:
     assert "10.73.0." in stage.podman("exec", "one", "ip", "address", "show", "dev", "eth1")
     ports = {(each["spec"]["externalPort"], each["spec"]["protocol"]) for each in stage.list("StaticMapping").values()}
     assert ports == {("9000-9003", "tcp"), (5353, "udp")}
-    eventually(lambda: "root" not in stage.run("podman", "exec", "one", "wget", "-qO-", "http://10.71.0.40").stdout,
-               "the page")
+    assert {each["spec"].get("externalAddress") for each in stage.list("StaticMapping").values()} == {
+        "0.0.0.0", "::", "172.16.7.10"}
+    # Whichever network podman attached first: only web leads out.
     assert world(stage.lan, "curl", "-sS", "--max-time", "5", "http://172.16.7.10:9000")
+
+
+def test_ports_of_two_networks_that_could_have_them(stage: Stage) -> None:
+    run(stage, "one", "--network", "web", "--network", "third", "--publish", "9100:80", command=SERVER)
+    assert len({each["spec"]["network"] for each in stage.list("StaticMapping").values()}) == 1
+    eventually(lambda: stage.run("podman", "exec", "one", "wget", "-qO-", "http://127.0.0.1").stdout, "the page")
+    assert world(stage.lan, "curl", "-sS", "--max-time", "5", "http://172.16.7.10:9100")
 
 
 @pytest.mark.parametrize(("words", "told"), [
@@ -89,7 +99,7 @@ def test_what_cannot_be_done_is_told_and_leaves_nothing(stage: Stage, words: tup
     before = stage.links()
     said = stage.refused("podman", "run", "--name", "one", *words, IMAGE, "true")
     assert told in said, said
-    assert "apply it" in said or "choose another" in said or "one of" in said, said        # what to do
+    assert "apply it" in said or "choose another" in said or "use one" in said, said        # what to do
     stage.podman("rm", "--force", "one")
     assert stage.links() == before
     assert len(stage.list("Endpoint")) == 1

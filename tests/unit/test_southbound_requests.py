@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from southbound_kit import Rig, closed_by_server, eventually, hello, rig
 
+from agent.asking import Asker
+from agent.local_errors import Away, Refusal
 from southbound.channel import Limits
 from southbound.client import MAX_REQUESTS, AgentSession
 from southbound.codec import decode, encode
@@ -22,6 +24,7 @@ from southbound.tls import agent_context
 
 PROBLEM = {"code": "in_use", "message": "taken", "field": "spec.address", "found": "10.1.0.5", "todo": "choose another",
            "resource": "Endpoint default/a"}
+FULL = {**PROBLEM, "code": "store", "message": "disk full"}
 Scenario = Callable[[Rig, AgentSession], Awaitable[None]]
 
 
@@ -35,6 +38,8 @@ def with_agent(folder: Path, scenario: Scenario, **options: Any) -> None:
                         await asyncio.sleep(request.args["s"])
                     case "refuse":
                         return Reply(request.id, (PROBLEM, PROBLEM), None)
+                    case "full":
+                        return Reply(request.id, (FULL,), None)
                     case "fail":
                         raise RuntimeError("a mistake of ours, with a secret in it")
                     case "bytes":
@@ -73,6 +78,27 @@ def test_what_goes_wrong_in_the_controller_is_a_reply_and_the_session_goes_on(tm
         assert await agent.request("echo", {}) == {}
 
     with_agent(tmp_path, scenario, limits=Limits(send_bytes=50_000))
+
+
+def test_the_agent_takes_trouble_of_the_controller_as_its_being_away_and_refusals_as_such(tmp_path: Path) -> None:
+    async def scenario(_: Rig, agent: AgentSession) -> None:
+        asker = Asker()
+        with pytest.raises(Away, match="is away"):
+            await asker.request("echo", {}, 0.05)
+        asker.follow(agent)
+        assert await asker.request("echo", {"a": 1}, 5) == {"a": 1}
+        with pytest.raises(Away, match="cannot do it now: disk full"):
+            await asker.request("full", {}, 5)
+        with pytest.raises(Refusal) as refused:
+            await asker.request("refuse", {}, 5)
+        assert (refused.value.code, refused.value.field, refused.value.found) == ("taken", "spec.address", "10.1.0.5")
+        with pytest.raises(Refusal) as refused:         # a mistake there: repeating it does not help
+            await asker.request("fail", {}, 5)
+        assert refused.value.code == "invalid"
+        with pytest.raises(Away, match=r"within 0\.05 s"):
+            await asker.request("wait", {"s": 1}, 0.05)
+
+    with_agent(tmp_path, scenario)
 
 
 def test_a_late_reply_is_dropped_and_an_ended_session_says_so(tmp_path: Path) -> None:
