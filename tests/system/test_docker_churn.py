@@ -27,8 +27,8 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="makes namespaces, whi
 
 CONTAINERS = int(os.environ.get("SLUICE_CONTAINERS", "32"))
 HANDS = 8
-ATTEMPTS = 4                                # Docker gives up when the agent is killed too often under one request
-APART_S = (1.0, 5.0)                        # from a new agent to its end
+ATTEMPTS = 10                               # Docker gives up when the agent is killed too often under one request
+APART_S = (2.0, 8.0)                        # from a new agent to its end
 MAPS = ("links", "spaces", "mappings", "routes", "translations", "vtep_addresses", "stations", "externals")
 NETWORK = "churn"
 FIRST_PORT = 9000
