@@ -19,6 +19,9 @@ class Asks(Protocol):
     async def request(self, what: str, args: dict[str, Any], timeout_s: float = ...) -> Any: ...  # noqa: D102
 
 
+TROUBLES = ("store", "unavailable")          # of the controller, which pass: nothing is wrong with the request
+
+
 class Asker:
     """Asks the controller, or says that it is away."""
 
@@ -65,6 +68,8 @@ class Asker:
                     assert self._session is not None
                     return await self._session.request(what, args, timeout_s)
         except RequestRefused as error:
+            if error.problems[0].get("code") in TROUBLES:
+                raise Away(f"the controller cannot do it now: {error}") from None
             raise refusal_of(error.problems) from None
         except TimeoutError:
             why = f"did not answer within {timeout_s:g} s" if self.connected else "is away"

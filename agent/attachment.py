@@ -65,6 +65,8 @@ class Attachment:
     qos: Mapping[str, Any] | None = None
     queues: int = 1
     mappings: tuple[Mapped, ...] = ()
+    coming: tuple[Mapped, ...] = ()         # in place of some of them, by a `map` that was not answered yet
+    changing: bool = False                  # such a `map` may have begun: what is declared is not known
     asked: Mapping[str, Any] = field(default_factory=dict)      # the arguments, to tell a repetition from another
     state: State = "asked"
     taken: bool = False
@@ -99,6 +101,7 @@ class Attachment:
             "place": Place(**value["place"]),
             "addresses": tuple(value["addresses"]),
             "mappings": tuple(Mapped(**each) for each in value["mappings"]),
+            "coming": tuple(Mapped(**each) for each in value["coming"]),
         })
 
     def endpoint(self, host: str) -> dict[str, Any]:
@@ -128,14 +131,14 @@ class Attachment:
         return [self.endpoint(host), *(self.mapping_document(each) for each in self.mappings)]
 
     def refs(self) -> list[tuple[str, str, str]]:
-        """Kind, tenant and name of all that is declared for it."""
+        """Kind, tenant and name of all that is, or may be, declared for it."""
         return [("Endpoint", self.tenant, self.name),
-                *(("StaticMapping", self.tenant, each.name) for each in self.mappings)]
+                *(("StaticMapping", self.tenant, each.name) for each in (*self.mappings, *self.coming))]
 
     def uids(self) -> dict[str, str]:
         """Kind/tenant/name to uid, of the same."""
         return {f"Endpoint/{self.tenant}/{self.name}": self.uid,
-                **{f"StaticMapping/{self.tenant}/{each.name}": each.uid for each in self.mappings}}
+                **{f"StaticMapping/{self.tenant}/{each.name}": each.uid for each in (*self.mappings, *self.coming)}}
 
     def with_mappings(self, mappings: tuple[Mapped, ...]) -> Attachment:
         """With these in place of those that it has."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from typing import Any
@@ -18,12 +18,13 @@ import structlog
 from agent.addresses_here import AddressesHere
 from agent.asking import Asker
 from agent.attach_words import Arguments, mapped_of, new_attachment
-from agent.attachment import RUNTIME_LABEL, Attachment, Mapped
+from agent.attachment import RUNTIME_LABEL, Attachment
 from agent.attachment_files import Files, Forgotten
 from agent.goals import Goals
 from agent.host import Host
 from agent.leased import compose
 from agent.local_errors import Away, Refusal
+from agent.mapping_changes import MappingChanges, unavailable
 from agent.standing import Standing
 from agent.views import attachment_view
 from southbound.messages import MappingGoal, PortGoal
@@ -55,6 +56,7 @@ class Attachments:
         self._identify = identify
         self._alone: dict[tuple[str, str], tuple[asyncio.Lock, list[object]]] = {}
         self.left = asyncio.Event()         # something is left to tell the controller
+        self._changes = MappingChanges(host, asker, files, addresses, self._programmed, self.left)
         self.changed = asyncio.Event()      # an attachment came or was taken
         host.compose = self.compose
         host.standing = self.standing
@@ -135,7 +137,7 @@ class Attachments:
             known = self._known(arguments)
             wanted = mapped_of(known.name, arguments.given.get("mappings", []), known.mappings)
             if wanted != known.mappings:
-                known = await self._map(known, wanted)
+                known = await self._changes.change(known, wanted)
             return attachment_view(known, self._host)
 
     async def detach(self, arguments: Arguments) -> dict[str, Any]:
@@ -281,54 +283,16 @@ class Attachments:
             return False
         return True
 
-    async def _map(self, known: Attachment, wanted: tuple[Mapped, ...]) -> Attachment:
-        """First what goes, then what comes; if that is refused, what went comes back."""
-        if known.leased:
-            made = await self._addresses.map_by_lease(known, wanted)
-            await self._host.again(mend=False)
-            await self._programmed(made)
-            return made
-        going = [each for each in known.mappings if each not in wanted]
-        if not self._asker.connected and len(wanted) + len(going) == len(known.mappings):
-            return await self._unmap(known, wanted, going)
-        coming = [each for each in wanted if each not in known.mappings]
-        both = known.with_mappings((*known.mappings, *coming))
-        await self._files.attachments.put(both)     # whatever becomes of it, all of them are known
-        try:
-            if going:
-                refs = [("StaticMapping", known.tenant, each.name) for each in going]
-                await self._asker.request("delete", {"refs": refs, "uids": both.uids()}, ASK_S)
-            made = known.with_mappings(wanted)
-            if coming:
-                await self._apply_mappings(made, coming)
-            await self._programmed(made)
-        except BaseException as error:
-            with suppress(Away, Refusal):
-                refs = [("StaticMapping", known.tenant, each.name) for each in coming]
-                await self._asker.request("delete", {"refs": refs, "uids": both.uids()}, UNDO_S)
-                await self._apply_mappings(known, going)
-                await self._files.attachments.put(known)
-            if isinstance(error, Away):
-                raise unavailable(error, known) from None
-            raise
-        await self._files.attachments.put(made)
-        return made
+    async def restore(self, key: tuple[str, str]) -> None:
+        """Declare again what an attachment had before a `map` that was cut off.
 
-    async def _unmap(self, known: Attachment, wanted: tuple[Mapped, ...], going: Sequence[Mapped]) -> Attachment:
-        """Mappings go here and now; the controller is told later."""
-        for each in going:
-            ref = ("StaticMapping", known.tenant, each.name)
-            await self._files.forgotten.put(Forgotten(each.uid, (ref,), {"/".join(ref): each.uid}))
-        known = known.with_mappings(wanted)
-        await self._files.attachments.put(known)
-        await self._host.again(mend=False)
-        self.left.set()
-        return known
-
-    async def _apply_mappings(self, attachment: Attachment, mappings: Sequence[Mapped]) -> None:
-        documents = [attachment.mapping_document(each) for each in mappings]
-        if documents:
-            await self._asker.request("apply", {"documents": documents, "uids": attachment.uids()}, ASK_S)
+        Raises:
+            Away, Refusal
+        """
+        async with self._one_at_a_time(key):
+            known = self._files.attachments.get(*key)
+            if known is not None and known.changing:
+                await self._changes.restore(known)
 
     async def _programmed(self, made: Attachment) -> None:
         """Wait until port and mappings are in the kernel.
@@ -428,10 +392,3 @@ class Attachments:
             users.remove(me)
             if not users:
                 del self._alone[key]
-
-
-def unavailable(error: Away, wanted: Attachment) -> Refusal:
-    """What needs the controller and did not get it."""
-    return Refusal("unavailable", f"{error}, and this host has no leased address for network {wanted.tenant}/"
-                   f"{wanted.network}", "network", wanted.network, "start the controller, or try again later")
-

@@ -23,6 +23,7 @@ _log = structlog.get_logger("agent")
 
 GRACE_S = 5.0                               # for a daemon that restarts, to speak first
 TAKE_S = 120.0                              # until a runtime must have taken what was made for it
+BACK_S = 30.0                               # what it said it took may be here: before it does, and after the container
 AGAIN_S = 0.5                               # between two attempts to tell
 
 
@@ -68,6 +69,12 @@ class Errands:
         for attachment in self._files.attachments.all():
             if attachment.leased:
                 await self._attachments.declare(attachment.key)
+            elif attachment.changing:
+                try:
+                    await self._attachments.restore(attachment.key)
+                except Refusal as error:
+                    _log.error("mappings of an endpoint cannot be restored; map it anew, or detach it",
+                               endpoint=f"{attachment.tenant}/{attachment.name}", why=str(error))
         for tenant, name in {(each.tenant, each.network) for each in self._files.attachments.all()}:
             await self._addresses.provide(tenant, name)
 
@@ -94,9 +101,12 @@ class Errands:
 
     def _leaving(self) -> Iterator[tuple[Attachment, float, str]]:
         """What may go, how long it may stay, and why."""
-        gone = self._host.outcome.gone if self._host.outcome is not None else frozenset()
+        outcome = self._host.outcome
+        gone, back = (outcome.gone, outcome.back) if outcome is not None else (frozenset(), frozenset())
         for each in self._files.attachments.all():
             if each.uid in gone and (each.runtime != "attach" or each.place.pid):
                 yield each, GRACE_S, "its link or namespace is gone"
+            elif each.uid in back:
+                yield each, BACK_S, "its runtime put it back, or never took it"
             elif each.place.handed and not each.taken and each.state == "up":
                 yield each, TAKE_S, "its runtime did not take it"

@@ -80,6 +80,7 @@ def port_links(
             mac=port.mac,
             addresses=tuple(str(address) for address in addresses),
             gateways=tuple(str(gateway.ip) for gateway in ways_out),
+            dead_end=not leads_out(network),
             mtu_bytes=mtu(network, observed),
             bridge=bridges[network.id].name if network.id in bridges else "",
             tap=tap,
@@ -150,6 +151,13 @@ def _check(port: PortGoal, networks: Mapping[str, NetworkGoal], host: HostGoal, 
                           " each once")
     check_qos(port.qos, host)
     return network
+
+
+def leads_out(network: NetworkGoal) -> bool:
+    """Whether its gateway leads to more than its own subnets."""
+    if network.mode == "overlay":
+        return bool(network.egress or network.routes or network.peers)
+    return network.mode != "private"
 
 
 def _gateway(network: NetworkGoal, address: Interface) -> list[Interface]:

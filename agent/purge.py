@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import ParamSpec
 
+from agent.attachment_files import RUNTIME_FOLDERS
 from agent.goal_files import GOAL_FILES
 from vfp.datapath.engine import Datapath
 from vswitch.errors import VSwitchError
@@ -50,6 +52,10 @@ def purge_host(state_dir: Path, pin_dir: Path) -> list[str]:
         if path.exists():
             path.unlink()
             lines.append(f"removed {path}")
+    for name in RUNTIME_FOLDERS:
+        if (state_dir / name).is_dir():
+            shutil.rmtree(state_dir / name)
+            lines.append(f"removed {state_dir / name}")
     return lines
 
 

@@ -20,9 +20,8 @@ made.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from ipaddress import IPv4Interface, ip_interface
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -35,6 +34,7 @@ from agent.build import INSPECT_LINKS, Built, Observed, build, wanted
 from agent.egress import EgressSeam, NameInvalid, QueueError
 from agent.goals import Goals
 from agent.ids import MAX_POOLS, Ids, allocate, recover
+from agent.outcome import Outcome, statuses
 from agent.overlaps import Overlap, overlapping
 from agent.paths import Paths, underlays_of
 from agent.qos import SHAPER_LINKS
@@ -45,17 +45,7 @@ from policy.contribution import Fault
 from policy.domains import DNS_QUEUE
 from policy.world import is_translated
 from segments.layer import MODES as SEGMENTS
-from southbound.messages import (
-    Goal,
-    HostFacts,
-    Key,
-    MappingGoal,
-    NetworkGoal,
-    ObjectStatus,
-    PortGoal,
-    RemotesGoal,
-    key_of,
-)
+from southbound.messages import HostFacts, NetworkGoal, PortGoal, key_of
 from vfp.compile import Compiler
 from vfp.datapath.engine import Hook
 from vfp.datapath.errors import DatapathError
@@ -72,25 +62,7 @@ _log = structlog.get_logger("agent")
 LOOPBACK_LINK = "lo"
 _PORT_KINDS = ("veth", "tun")
 _NO_FACTS = HostFacts()
-_NONE = [""]
 _TIMEOUTS = Timeouts()
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """One run: how each object fared, and what was built. `general`: what went wrong that is no object's."""
-
-    revision: int
-    objects: tuple[ObjectStatus, ...]
-    built: Built
-    general: tuple[str, ...] = ()
-    overlaps: Mapping[str, Overlap] = field(default_factory=dict)   # by NetworkGoal.id
-    gone: frozenset[str] = frozenset()      # PortGoal.id: link or namespace went away (`agent.standing`); an error each
-
-    @property
-    def complete(self) -> bool:
-        """Nothing to try again."""
-        return not self.general and not any(status.error for status in self.objects)
 
 
 class _Done(NamedTuple):
@@ -172,8 +144,9 @@ class Reconciler:
         if not built.inspects:
             self._remove_detour(general)
         self._served = frozenset(uid for uid, addresses in built.external_addresses.items() if addresses)
-        statuses = tuple(_statuses(goals, built, failures, overlaps))
-        return Outcome(goals.revision, statuses, built, tuple(general), overlaps, frozenset(gone))
+        found = tuple(statuses(goals, built, failures, overlaps))
+        return Outcome(goals.revision, found, built, tuple(general), overlaps, frozenset(gone),
+                       _back(standing, built, owned))
 
     def _observe(
         self, goals: Goals, overlaps: Mapping[str, Overlap], leases: Mapping[str, IPv4Interface],
@@ -445,6 +418,13 @@ class Reconciler:
         self._unhooked -= now
 
 
+def _back(standing: Mapping[str, Standing], built: Built, owned: Mapping[str, OwnedLink]) -> frozenset[str]:
+    """Ports that a runtime took whose far end it has not here taken away, or has put back."""
+    links = {uid: owned.get(link.host_interface) for uid, link in built.ports.items() if link.handed}
+    return frozenset(uid for uid, link in links.items()
+                     if link is not None and link.far_here and uid in standing and standing[uid].taken)
+
+
 def _attentive(goals: Goals, observed: Observed) -> set[str]:
     """Links by which others ask for IPv6 addresses of endpoints: by group MACs that the host's stack has not joined."""
     return {observed.segments[network.uplink].name for network in goals.networks
@@ -466,43 +446,3 @@ def host_addresses(addresses: Iterable[tuple[str, str]]) -> frozenset[Address]:
     """The addresses among (interface, address/length) pairs, without loopback ones and link-local IPv6."""
     found = (ip_interface(text).ip for _, text in addresses)
     return frozenset(ip for ip in found if not (ip.is_loopback or (ip.version == 6 and ip.is_link_local)))
-
-
-def _statuses(
-    goals: Goals, built: Built, failures: Iterable[Fault], overlaps: Mapping[str, Overlap]
-) -> Iterator[ObjectStatus]:
-    errors: dict[Key, list[str]] = {}
-    for fault in (*failures, *built.faults):
-        errors.setdefault(fault.key, []).append(fault.message)
-    for key in sorted(goals.objects):
-        # A link that failed is the cause; what the engine then says of the same object only follows from it.
-        error = errors.get(key, _NONE)[0]
-        if key[0] == RemotesGoal.kind and not error:
-            yield _programmed(*key)         # thousands, and nothing to say of them
-        else:
-            yield ObjectStatus(key[0], key[1], error, _details(goals.objects[key], built, overlaps))
-
-
-@lru_cache(maxsize=16_384)
-def _programmed(kind: str, uid: str) -> ObjectStatus:
-    return ObjectStatus(kind, uid)
-
-
-def _details(goal: Goal, built: Built, overlaps: Mapping[str, Overlap]) -> dict[str, Any]:
-    match goal:
-        case PortGoal() if goal.id in built.nested:
-            return {"behind": built.nested[goal.id]}
-        case PortGoal() if goal.id in built.ports:
-            link = built.ports[goal.id]
-            lease = {"address": str(built.leases[goal.id])} if goal.id in built.leases else {}
-            return {"host_interface": link.host_interface, "mtu_bytes": link.mtu_bytes, **lease}
-        case PortGoal() if goal.id in built.nested and built.nested[goal.id] in built.ports:
-            link = built.ports[built.nested[goal.id]]
-            return {"host_interface": link.host_interface, "mtu_bytes": link.mtu_bytes, "behind": built.nested[goal.id]}
-        case NetworkGoal() if goal.id in built.bridges:
-            # An overlap is no error: the network is programmed, and its endpoints reach each other.
-            overlap = {"overlap": str(overlaps[goal.id])} if goal.id in overlaps else {}
-            return {"bridge": built.bridges[goal.id].name, **overlap}
-        case MappingGoal():
-            return {"external_addresses": list(built.external_addresses.get(goal.id, ()))}
-    return {}

@@ -186,7 +186,8 @@ class RuntimeNetworks:
         for each in self._files.networks.all():
             if runtime in ("", each.runtime) and each.done:
                 known = self._host.effective.objects.get((NetworkGoal.kind, each.uid))
-                row: dict[str, Any] = {"uid": each.uid, "name": each.name, "tenant": each.tenant}
+                row: dict[str, Any] = {"uid": each.uid, "name": each.name, "tenant": each.tenant, "mode": "", "mtu": 0,
+                                       "subnets": [], "host": "", "leased": 0}      # not told of it yet
                 if isinstance(known, NetworkGoal):
                     row = network_view(known, self._host)
                 rows.append({"runtime": each.runtime, "id": each.id, **row})

@@ -8,6 +8,7 @@ from typing import Any
 from agent.attachment import Attachment
 from agent.goals import Goals
 from agent.host import Host
+from agent.ports import leads_out
 from policy.addresses import own_addresses
 from southbound.messages import LeaseGoal, MappingGoal, NetworkGoal, PortGoal
 
@@ -36,7 +37,7 @@ def attachment_view(attachment: Attachment, host: Host) -> dict[str, Any]:
         row["mac"] = port.mac
         if isinstance(network, NetworkGoal):
             row["mode"] = network.mode
-            row["exit"] = _has_exit(network.mode, network.egress or network.routes or network.peers)
+            row["exit"] = leads_out(network)
             families = {address.version for address in own_addresses(port)}
             row["gateways"] = [subnet.gateway for subnet in network.subnets
                                if (6 if ":" in subnet.gateway else 4) in families and _holds(subnet.prefix, port)]
@@ -66,7 +67,7 @@ def network_view(network: NetworkGoal, host: Host) -> dict[str, Any]:
     return {"uid": network.id, "name": network.name, "tenant": network.tenant, "mode": network.mode,
             "mtu": network.mtu_bytes or _mtu_here(network.id, host),
             "subnets": [{"prefix": subnet.prefix, "gateway": subnet.gateway} for subnet in network.subnets],
-            "host": "", "leased": _leased(network.id, host)}
+            "host": "", "leased": _leased(network.id, host), "spec": None}
 
 
 def stored_network_view(item: dict[str, Any], host: Host) -> dict[str, Any]:
@@ -77,12 +78,7 @@ def stored_network_view(item: dict[str, Any], host: Host) -> dict[str, Any]:
             "mtu": mtu if isinstance(mtu, int) else _mtu_here(uid, host),
             "subnets": [{"prefix": subnet["prefix"], "gateway": subnet["gateway"]}
                         for subnet in assigned.get("subnets", ())],
-            "host": spec.get("host") or "", "leased": _leased(uid, host)}
-
-
-def _has_exit(mode: str, overlay: Any) -> bool:
-    """Whether its gateway leads to more than its own subnets: `overlay` says so for one of those."""
-    return bool(overlay) if mode == "overlay" else mode != "private"
+            "host": spec.get("host") or "", "leased": _leased(uid, host), "spec": spec}
 
 
 def _mtu_here(uid: str, host: Host) -> int:

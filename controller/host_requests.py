@@ -89,14 +89,18 @@ class HostRequests:
         return {"revision": outcome.revision, **answer}
 
     async def _delete(self, host: str, refs: Sequence[Ref], uids: Mapping[str, str]) -> Answer:
-        """What is stored under another uid than the one given is not what the host means, and stays."""
+        """What is stored under another uid than the one given is not what the host means, and stays.
+
+        Mappings go with their endpoint, whoever made them: a container that is gone must not stay because of one.
+        """
         def work(fork: State, facts: Facts) -> Edit:
             found = [stored for ref in dict.fromkeys(refs) if (stored := fork.get(ref)) is not None
                      and uids.get(f"{ref.kind}/{ref.path}", stored.uid) == stored.uid]
             problems = [problem for stored in found for problem in may_delete(host, stored, fork)]
             if problems:
                 raise Refused(problems)
-            return remove_all(fork, facts, [stored.ref for stored in found])
+            going = [stored.ref for stored in found]
+            return remove_all(fork, facts, [*going, *(each for ref in going for each in fork.mapped.get(ref, ()))])
 
         outcome = await self._ledger.write(work)
         return {"revision": outcome.revision, "deleted": [item.ref.path for item in outcome.items]}

@@ -23,7 +23,7 @@ from controller.pki import Pki, PkiError
 from controller.planner import Plan, plan, replan
 from controller.resources import API_VERSION
 from controller.state import Ref, State
-from controller.store import Report
+from controller.store import Report, StoreError
 from southbound.errors import (
     HelloRefused,
     JoinRefused,
@@ -198,6 +198,9 @@ class Push:
             return Reply(request.id, (), await self._requests.answer(session.host, request.what, request.args))
         except Refused as error:
             return Reply(request.id, tuple(asdict(problem) for problem in error.problems), None)
+        except StoreError as error:
+            _log.error("request not stored", host=session.host, what=request.what, error=str(error))
+            return Reply(request.id, (asdict(Problem("store", str(error), todo="see the controller's log")),), None)
         except (KeyError, TypeError, ValueError) as error:
             problem = Problem("invalid", f"the request {request.what!r} cannot be read: {error!r}", "args", "",
                               "use agent and controller of one version")

@@ -157,6 +157,11 @@ def _links(lab: Lab) -> Iterator[Found]:
         yield ("nodes", hosts[0], "kind"), "a host needs a node of kind controller or manager; add one"
 
 
+def first_word(command: str | tuple[str, ...]) -> str:
+    """The program that a command starts."""
+    return next(iter(command.split(maxsplit=1) if isinstance(command, str) else command), "")
+
+
 def _runtimes(lab: Lab) -> Iterator[Found]:
     there = [name for name, node in lab.nodes.items() if node.runtimes is not None]
     for name, node in lab.nodes.items():
@@ -169,14 +174,14 @@ def _runtimes(lab: Lab) -> Iterator[Found]:
 def _runtime_command(action: Run | Start, lab: Lab, path: FieldPath) -> Iterator[Found]:
     """Nothing of a lab speaks to the runtimes of the machine that it runs on."""
     command = action.run if isinstance(action, Run) else action.command
-    first = (command.split(maxsplit=1) if isinstance(command, str) else list(command))[:1]
-    runtime = RUNTIME_COMMANDS.get(first[0]) if first else None
+    program = first_word(command)
+    runtime = RUNTIME_COMMANDS.get(program)
     if runtime is None or (action.in_ is not None and "${" in action.in_):
         return
     has = [name for name, node in lab.nodes.items() if node.runtimes is not None
            and getattr(node.runtimes, runtime) is not None]
     if action.in_ not in has:
-        yield (*path, "in"), (f"`{first[0]}` runs in a node with `runtimes: {{{runtime}: {{}}}}`, found "
+        yield (*path, "in"), (f"`{program}` runs in a node with `runtimes: {{{runtime}: {{}}}}`, found "
                               f"{action.in_ or 'none'}; there are {', '.join(has) or 'none'}")
 
 

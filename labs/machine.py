@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
 import os
 import signal
 import subprocess
@@ -30,6 +31,8 @@ FIRST = "first"                             # file with the pid of the first pro
 COPIED = ("/etc", "/var/lib")
 EMPTY = ("/var/lib/docker", "/var/lib/containers", "/var/lib/containerd", "/var/lib/cni")
 OWN = "own"                                 # control group of those that were not put anywhere else by a runtime
+
+_CLONE_NEWCGROUP = 0x02000000
 
 # Run before every command: the caller's own control group is outside of the machine, and so may its Docker be.
 JOIN = (f'export DOCKER_HOST=unix:///run/docker.sock; for f in {CGROUPS}/{OWN} {CGROUPS}/*/{OWN}; do '
@@ -53,13 +56,18 @@ def enter(first: int, namespace: Path, command: Sequence[str]) -> list[str]:
 
 
 def hierarchies() -> list[Hierarchy]:
-    """The hierarchies that are mounted below /sys/fs/cgroup, and where in them we are."""
+    """The hierarchies that are mounted here, and where in them we are."""
+    return hierarchies_in(Path("/proc/self/mountinfo").read_text(), Path("/proc/self/cgroup").read_text())
+
+
+def hierarchies_in(mounts: str, groups: str) -> list[Hierarchy]:
+    """Those below /sys/fs/cgroup: of `mountinfo` and `cgroup` in proc(5)."""
     ours: dict[str, str] = {}
-    for line in Path("/proc/self/cgroup").read_text().splitlines():
+    for line in groups.splitlines():
         _, names, path = line.split(":", 2)
         ours[names] = path
     found = []
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+    for line in mounts.splitlines():
         before, _, after = line.partition(" - ")
         root, mount = before.split()[3], Path(before.split()[4])
         kind, _, options = after.split()[:3]
@@ -118,18 +126,31 @@ def main() -> None:
         _first(options)
     _join_groups(options.name)
     words = [sys.executable, "-m", "labs.machine", "--inside", *sys.argv[1:]]
-    os.execvp("unshare", ["unshare", "--mount", "--propagation=slave", "--pid", "--fork", "--kill-child",
-                          "--cgroup", "--", *words])
+    os.execvp("unshare", ["unshare", "--mount", "--propagation=slave", "--pid", "--fork", "--kill-child", "--", *words])
 
 
 def _join_groups(name: str) -> None:
-    for hierarchy in hierarchies():
-        group = hierarchy.group / name
-        group.mkdir()
-        for file in ("cpuset.cpus", "cpuset.mems"):         # version 1 makes groups that nobody may join
-            if hierarchy.kind == "cgroup" and (group / file).exists():
-                (group / file).write_text((hierarchy.group / file).read_text())
+    """The machine's groups become the roots of a control group namespace, in which we are in `OWN`.
+
+    A root with controllers for its children may have no processes in version 2.
+    """
+    made = [(hierarchy, hierarchy.group / name) for hierarchy in hierarchies()]
+    for hierarchy, group in made:
+        _make_group(hierarchy, group)
+        _make_group(hierarchy, group / OWN)
         (group / "cgroup.procs").write_text("0")
+    if ctypes.CDLL(None, use_errno=True).unshare(_CLONE_NEWCGROUP):
+        sys.exit(f"no control group namespace: {os.strerror(ctypes.get_errno())}; a lab with container runtimes needs "
+                 "root and a kernel with CONFIG_CGROUPS")
+    for _, group in made:
+        (group / OWN / "cgroup.procs").write_text("0")
+
+
+def _make_group(hierarchy: Hierarchy, group: Path) -> None:
+    group.mkdir()
+    for file in ("cpuset.cpus", "cpuset.mems"):             # version 1 makes groups that nobody may join
+        if hierarchy.kind == "cgroup" and (group / file).exists():
+            (group / file).write_text((group.parent / file).read_text())
 
 
 def _first(options: argparse.Namespace) -> None:
@@ -194,12 +215,6 @@ def _mount_groups() -> None:
         hierarchy.mount.mkdir(exist_ok=True)
         options = ("-o", hierarchy.options) if hierarchy.kind == "cgroup" else ()
         _mount("-t", hierarchy.kind, *options, "cgroup", str(hierarchy.mount))
-        own = hierarchy.mount / OWN
-        own.mkdir()
-        for file in ("cpuset.cpus", "cpuset.mems"):
-            if hierarchy.kind == "cgroup" and (own / file).exists():
-                (own / file).write_text((hierarchy.mount / file).read_text())
-        (own / "cgroup.procs").write_text("0")
 
 
 def _mount(*words: str) -> None:

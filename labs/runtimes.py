@@ -10,16 +10,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from labs import images, machine, processes
+from labs.cross import actions, first_word
 from labs.errors import LabError, StepFailed
 from labs.journal import Identity
 from labs.processes import Spec
-from labs.schema import Docker, Lab, Node, Ready
+from labs.schema import Docker, Lab, Node, Ready, Run
 from labs.site import Site
 from labs.steps import side_by_side
 from runtimes.cni.install import install
 
-NEEDED = {"docker": {"dockerd": "docker.io", "docker": "docker.io"}, "podman": {"podman": "podman", "crun": "crun"}}
-CNI = Path("/usr/lib/cni")                  # of Debian's containernetworking-plugins
+CNI = Path("/usr/lib/cni")
+NEEDED = {"docker": {"dockerd": "docker.io", "docker": "docker.io"},
+          "podman": {"podman": "podman", "crun": "crun", f"{CNI}/bridge": "containernetworking-plugins"}}
+CLIENTS = {"docker-compose": "docker-compose"}
 
 CONTAINERS_CONF = """\
 [containers]
@@ -68,6 +71,8 @@ async def start_machines(site: Site) -> None:
 def _look_for_programs(lab: Lab) -> None:
     wanted = {program: package for node in machines(lab).values() for runtime, programs in NEEDED.items()
               if getattr(node.runtimes, runtime) is not None for program, package in programs.items()}
+    wanted |= {program: package for program, package in CLIENTS.items()
+               for _, action in actions(lab) if isinstance(action, Run) and first_word(action.run) == program}
     missing = [program for program in wanted if shutil.which(program) is None]
     if missing:
         raise LabError(f"the lab needs {', '.join(missing)}; "

@@ -120,19 +120,21 @@ def _mend_once(
 
 def mend_default_routes(
     netlink: Netlink, ifindex: int, gateways: Sequence[Address], families: Iterable[int] = FAMILIES, *,
-    keep_learned: bool = False,
+    keep_learned: bool = False, last: bool = False,
 ) -> None:
     """Make the link's default routes exactly those through `gateways`, at most one of each family.
 
-    Other links keep theirs, and this one with `keep_learned` those by an advertisement.
+    Other links keep theirs, and this one with `keep_learned` those by an advertisement. `last`: they take second place
+    also to routes that come later.
     """
     for family in families:
         gateway = next((gateway for gateway in gateways if family_of(gateway) == family), None)
-        _mend_default_route(netlink, ifindex, family, gateway, keep_learned)
+        _mend_default_route(netlink, ifindex, family, gateway, keep_learned, last)
 
 
 def _mend_default_route(
-    netlink: Netlink, ifindex: int, family: int, gateway: Address | None, keep_learned: bool
+    netlink: Netlink, ifindex: int, family: int, gateway: Address | None, keep_learned: bool,
+    last: bool,
 ) -> None:
     kept = False
     others = False
@@ -153,5 +155,5 @@ def _mend_default_route(
             stale.append(default_route_delete(ifindex, family, via, metric))
     netlink.run(*stale)
     if gateway is not None and not kept:
-        metric = METRIC_BEHIND_ANOTHER + ifindex if others else METRIC[family]
+        metric = METRIC_BEHIND_ANOTHER + ifindex if others or last else METRIC[family]
         netlink.run(default_route_add(ifindex, gateway, metric))

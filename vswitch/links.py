@@ -38,6 +38,7 @@ class PortLink:
     addresses: tuple[str, ...]  # with prefix length: "10.1.0.5/24"; at most one of each family
     gateways: tuple[str, ...]  # at most one of each family; of a family without one: no default route
     mtu_bytes: int
+    dead_end: bool = False  # the gateways lead to nothing but their own network: any other default route comes first
     bridge: str = ""  # "": none; else a bridge of ours that exists
     tap: bool = False
     queues: int = 1  # of a tap
@@ -115,6 +116,7 @@ class OwnedLink:
     kind: str  # "veth", "tun", "bridge", "vxlan"
     mtu_bytes: int
     alias: str
+    far_here: bool = False  # of a pair: its other end is in this namespace, too
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,7 +56,8 @@ class Found:
 
     def as_owned(self) -> OwnedLink:
         """What callers see of it."""
-        return OwnedLink(self.name, self.ifindex, self.kind, self.mtu_bytes, self.alias)
+        here = self.peer_ifindex > 0 and self.peer_nsid < 0
+        return OwnedLink(self.name, self.ifindex, self.kind, self.mtu_bytes, self.alias, here)
 
 
 def found_link(message: bytes) -> Found:

@@ -263,7 +263,7 @@ def _mend_inside(link: PortLink, host: Found | None) -> bool:
         families = [family for family in FAMILIES if family != socket.AF_INET or not link.dhcp]
         mend_addresses(inside, far.ifindex, addresses, families, keep_learned=link.accept_ra and link.slaac)
         gateways = checked_gateways(link.gateways)
-        mend_default_routes(inside, far.ifindex, gateways, families, keep_learned=link.accept_ra)
+        mend_default_routes(inside, far.ifindex, gateways, families, keep_learned=link.accept_ra, last=link.dead_end)
         return True
 
 

@@ -1,4 +1,4 @@
-"""The commands. Each asks the agent once, if all goes well; what it may ask again is safe to repeat."""
+"""The commands. Each asks the agent once, if all goes well and no ports are published; all is safe to repeat."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from runtimes.cni.errors import (
     of_local,
 )
 from runtimes.cni.invocation import Invocation
+from runtimes.cni.ports import published
 from runtimes.cni.results import VERSIONS, check_free, interfaces_of, result
 from runtimes.lean import TYPE_CHECKING
 from runtimes.local import SOCKET, SOCKET_VARIABLE, LocalError, call
@@ -67,13 +68,22 @@ def _add(invocation: Invocation, config: Config) -> dict[str, Any]:
 def _attach(config: Config, request: dict[str, Any]) -> tuple[dict[str, Any], bool]:
     """The attachment, and whether an earlier try of this very call may have made it."""
     try:
-        return _ask(config, "attach", **request)
+        return _attach_there(config, request)
     except LocalError as error:
         if error.code != "not_found" or not error.field.endswith("network") or "spec" not in config.raw:
             raise
     _ask(config, "network-create", runtime="cni", id=config.name, network=request["network"],
          tenant=request["tenant"], spec=config.raw["spec"])
-    return _ask(config, "attach", **request)
+    return _attach_there(config, request)
+
+
+def _attach_there(config: Config, request: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+    if not request["mappings"]:
+        return _ask(config, "attach", **request)
+    network, _ = _ask(config, "network", network=request["network"], tenant=request["tenant"])
+    others, _ = _ask(config, "list", runtime="cni")
+    mappings = published(request["mappings"], network, request["id"], others["attachments"])
+    return _ask(config, "attach", **{**request, "mappings": mappings or None})
 
 
 def _check(invocation: Invocation, config: Config) -> None:

@@ -1,4 +1,4 @@
-"""`sluice-cni --install DIR`: a launcher where a runtime looks for plug-ins.
+"""`sluice-cni install DIR`: a launcher where a runtime looks for plug-ins.
 
 It runs this interpreter without `site`: that looks for packages, which the plug-in does not use.
 """
@@ -21,9 +21,10 @@ def command(arguments: Sequence[str]) -> int:
     """The command line for people; exit status."""
     parser = argparse.ArgumentParser(NAME, description="CNI plug-in of Sluice. Container runtimes call it with "
                                      "CNI_COMMAND set; docs/runtimes.md has a configuration.")
-    parser.add_argument("--install", metavar="DIR", type=Path, required=True,
-                        help="put it where the runtime looks for plug-ins (/opt/cni/bin; Debian: /usr/lib/cni)")
-    folder: Path = parser.parse_args(arguments).install
+    verbs = parser.add_subparsers(required=True)
+    verb = verbs.add_parser("install", help="put it where the runtime looks for plug-ins")
+    verb.add_argument("folder", metavar="DIR", type=Path, help="/opt/cni/bin; Debian: /usr/lib/cni")
+    folder: Path = parser.parse_args(arguments).folder
     try:
         print(install(folder))
     except OSError as error:
@@ -44,7 +45,7 @@ def install(folder: Path) -> Path:
         raise OSError(f"{sys.executable} cannot be named in the first line of a script")
     target = folder / NAME
     new = folder / f".{NAME}.{os.getpid()}"
-    new.write_text(f"{first}\n# Written by `sluice-cni --install`.\nimport sys\nsys.path.insert(0, {str(HOME)!r})\n"
+    new.write_text(f"{first}\n# Written by `sluice-cni install`.\nimport sys\nsys.path.insert(0, {str(HOME)!r})\n"
                    "from runtimes.cni.main import main\nmain()\n", encoding="utf-8")
     new.chmod(0o755)
     new.rename(target)

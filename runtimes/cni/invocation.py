@@ -38,7 +38,7 @@ def parse_environment(environment: Mapping[str, str]) -> Invocation:
         found = repr(command) if command else "nothing"
         raise CniError(INVALID_ENVIRONMENT, f"CNI_COMMAND: no command of CNI (found: {found})",
                        f"a container runtime calls this program, with one of {', '.join(COMMANDS)}; "
-                       "`sluice-cni --install DIR` puts it where yours looks")
+                       "`sluice-cni install DIR` puts it where yours looks")
     checks = {"CNI_CONTAINERID": _container, "CNI_NETNS": _netns, "CNI_IFNAME": _interface}
     values, problems = {}, []
     for name in _NEEDED.get(command, ()):

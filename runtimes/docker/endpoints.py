@@ -12,11 +12,12 @@ from ipaddress import ip_address, ip_interface, ip_network
 from typing import Any
 
 from runtimes.docker.agent import Agent
-from runtimes.docker.networks import ID_LENGTH, RUNTIME, Networks, interface, text
-from runtimes.docker.options import endpoint_options
+from runtimes.docker.fields import interface, mapping, text
+from runtimes.docker.networks import ID_LENGTH, RUNTIME, Networks
 from runtimes.docker.portmaps import Published, published
 from runtimes.docker.state import DockerNetwork
 from runtimes.local import LocalError
+from runtimes.options import endpoint_options
 
 INTERFACE_PREFIX = "eth"
 _BUSY = ("taken", "in_use", "exists")       # of a port: somebody has it, another may be free
@@ -30,7 +31,6 @@ class _Known:
 
     attachment: dict[str, Any]
     published: tuple[Published, ...] = ()
-    mapped: bool = False
 
 
 class Endpoints:
@@ -48,7 +48,7 @@ class Endpoints:
         """
         endpoint_id = text(request, "EndpointID")
         network = await self._networks.get(text(request, "NetworkID"))
-        asked, options = request.get("Interface") or {}, request.get("Options") or {}
+        asked, options = mapping(request, "Interface"), mapping(request, "Options")
         own = endpoint_options(options)
         wanted = [interface(asked[name], name) for name in ("Address", "AddressIPv6") if asked.get(name)]
         mac = asked.get("MacAddress") or None
@@ -61,9 +61,11 @@ class Endpoints:
             raise _advised(error, network) from None
         self._known[endpoint_id] = _Known(attachment, published(options) or ())
         given = {} if mac else {"MacAddress": str(attachment["mac"])}
-        if not wanted:                      # Docker has no addresses of its own: --ipam-driver null
-            for address in attachment["addresses"]:
-                given.setdefault("AddressIPv6" if ":" in address else "Address", address)
+        # A family that Docker gave no address of: its IPAM driver is `null`, or it does not know of the prefix.
+        had = {each.version for each in wanted}
+        for address in attachment["addresses"]:
+            if ip_interface(address).version not in had:
+                given["AddressIPv6" if ":" in address else "Address"] = address
         return given
 
     async def join(self, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -75,7 +77,7 @@ class Endpoints:
         endpoint_id = text(request, "EndpointID")
         network = await self._networks.get(text(request, "NetworkID"))
         known = await self._get(endpoint_id)
-        known.published = published(request.get("Options")) or known.published
+        known.published = published(mapping(request, "Options")) or known.published
         await self._agent.ask("taken", runtime=RUNTIME, id=endpoint_id)
         attachment = known.attachment
         answer: dict[str, Any] = {
@@ -127,7 +129,7 @@ class Endpoints:
         endpoint_id = text(request, "EndpointID")
         network = await self._networks.get(text(request, "NetworkID"))
         known = await self._get(endpoint_id)
-        told = published(request.get("Options"))
+        told = published(mapping(request, "Options"))
         ports = told if told is not None else known.published
         if not ports:
             await self._revoke(endpoint_id, known)
@@ -136,11 +138,10 @@ class Endpoints:
             raise LocalError("invalid", f"ports of a network of mode {network.mode} cannot be published", "-p",
                              ", ".join(f"{each.internal}/{each.protocol}" for each in ports),
                              "leave -p out: the container is reached at its own address")
-        known.mapped = True                 # from here on, whatever comes of it
         try:
             await self._map(endpoint_id, known, ports)
         except LocalError:
-            await self._revoke(endpoint_id, known)
+            await self._revoke(endpoint_id, known)      # of those that were mapped before the one that failed
             raise
 
     async def revoke(self, request: Mapping[str, Any]) -> None:
@@ -159,47 +160,45 @@ class Endpoints:
         await self._revoke(endpoint_id, known)
 
     async def _revoke(self, endpoint_id: str, known: _Known) -> None:
-        if known.mapped or known.attachment.get("mappings"):
-            known.attachment = await self._agent.ask("map", runtime=RUNTIME, id=endpoint_id, mappings=[])
-            known.mapped = False
+        if known.attachment["mappings"]:
+            await self._ask_map(endpoint_id, known, [])
 
     async def _map(self, endpoint_id: str, known: _Known, ports: Sequence[Published]) -> None:
         """Map them all: those with one external port at once, then, one by one, those that leave a choice."""
         mappings = [each.mapping(each.choices[0]) for each in ports if len(each.choices) == 1]
-        attachment = await self._ask_map(endpoint_id, mappings) if mappings else known.attachment
+        if mappings:
+            await self._ask_map(endpoint_id, known, mappings)
         for each in ports:
             if len(each.choices) > 1:
-                attachment, mapping = await self._choose(endpoint_id, mappings, each)
-                mappings.append(mapping)
-        attachment = await self._map_other_family(endpoint_id, attachment, mappings)
-        known.attachment = attachment
+                mappings.append(await self._choose(endpoint_id, known, mappings, each))
+        await self._map_other_family(endpoint_id, known, mappings)
 
-    async def _ask_map(self, endpoint_id: str, mappings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        return await self._agent.ask("map", runtime=RUNTIME, id=endpoint_id, mappings=list(mappings))
+    async def _ask_map(self, endpoint_id: str, known: _Known, mappings: Sequence[Mapping[str, Any]]) -> None:
+        known.attachment = await self._agent.ask("map", runtime=RUNTIME, id=endpoint_id, mappings=list(mappings))
 
-    async def _choose(self, endpoint_id: str, mappings: Sequence[dict[str, Any]],
-                      port: Published) -> tuple[dict[str, Any], dict[str, Any]]:
+    async def _choose(self, endpoint_id: str, known: _Known, mappings: Sequence[dict[str, Any]],
+                      port: Published) -> dict[str, Any]:
         """The first port of the range that nobody has."""
         for number in port.choices:
             mapping = port.mapping(number)
             try:
-                return await self._ask_map(endpoint_id, [*mappings, mapping]), mapping
+                await self._ask_map(endpoint_id, known, [*mappings, mapping])
+                return mapping
             except LocalError as error:
                 if error.code not in _BUSY:
                     raise
         raise LocalError("in_use", f"no port from {port.first} to {port.last} is free", "-p",
                          f"{port.first}-{port.last}:{port.internal}/{port.protocol}", "give another range, or no port")
 
-    async def _map_other_family(self, endpoint_id: str, attachment: dict[str, Any],
-                                mappings: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    async def _map_other_family(self, endpoint_id: str, known: _Known, mappings: Sequence[dict[str, Any]]) -> None:
         """The same ports of the host's IPv6 addresses, if no address is named and the container has IPv6."""
-        families = {ip_interface(each).version for each in attachment["addresses"]}
+        attachment = known.attachment
         open_ = [each for each in mappings if "externalAddress" not in each]
-        if not open_ or 6 not in families:
-            return attachment
-        chosen = {(each["protocol"], each["internalPort"]): each["externalPort"] for each in attachment["mappings"]}
-        six = [{**each, "externalPort": _chosen(each, chosen), "externalAddress": "::"} for each in open_]
-        return await self._ask_map(endpoint_id, [*mappings, *six])
+        if open_ and 6 in {ip_interface(each).version for each in attachment["addresses"]}:
+            chosen = {(each["protocol"], each["internalPort"]): each["externalPort"]
+                      for each in attachment["mappings"]}
+            six = [{**each, "externalPort": _chosen(each, chosen), "externalAddress": "::"} for each in open_]
+            await self._ask_map(endpoint_id, known, [*mappings, *six])
 
     async def _get(self, endpoint_id: str) -> _Known:
         known = self._known.get(endpoint_id)

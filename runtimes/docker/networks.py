@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_interface, ip_network
+from ipaddress import ip_address
 from typing import Any
 
 from runtimes.docker.agent import Agent
-from runtimes.docker.options import NetworkOptions, network_options
+from runtimes.docker.fields import interface, mapping, prefix, rows, text
 from runtimes.docker.state import DockerNetwork, State
 from runtimes.local import LocalError
+from runtimes.options import NetworkOptions, network_options
 
 RUNTIME = "docker"
 ADDRESS_SPACES = ("sluice", "sluice-global")
@@ -18,6 +19,7 @@ GENERIC = "com.docker.network.generic"
 INTERNAL = "com.docker.network.internal"
 WITHOUT_PREFIX = ("0.0.0.0/0", "::/0")      # what Docker's IPAM driver `null` says
 ANY_MODE = "sluice"                         # the driver's name that says nothing of the mode
+DEFAULTS = ("auto", "none", "off")          # of fields that a spec leaves out then
 ID_LENGTH = 12                              # of Docker's ids, where people see them
 
 
@@ -36,11 +38,11 @@ class Networks:
         network_id = text(request, "NetworkID")
         if self._state.get(network_id) is not None:
             return                          # asked again after an answer that did not arrive
-        options = request.get("Options") or {}
-        asked = network_options(options.get(GENERIC))
+        options = mapping(request, "Options")
+        asked = network_options(mapping(options, GENERIC))
         internal = bool(options.get(INTERNAL))
         mode = _mode(driver, asked, internal)
-        data = [*(request.get("IPv4Data") or ()), *(request.get("IPv6Data") or ())]
+        data = [*rows(request, "IPv4Data"), *rows(request, "IPv6Data")]
         subnets = [_subnet(each) for each in data if each.get("Pool") not in WITHOUT_PREFIX]
         there = await self._find(asked) if asked.network else None
         kept = DockerNetwork(
@@ -84,6 +86,8 @@ class Networks:
         if row is None:
             raise LocalError("not_found", "this network was not made by the agent of this host", "NetworkID",
                              network_id[:ID_LENGTH], "remove it (docker network rm) and create it again")
+        if not row.get("subnets"):          # the agent knows its name only, until it is asked for
+            row = await self._agent.ask("network", network=row["name"], tenant=row["tenant"])
         kept = DockerNetwork(network_id, row["tenant"], row["name"], row["mode"],
                              tuple(each["prefix"] for each in row["subnets"]), True)
         self._state.put(kept)
@@ -110,9 +114,7 @@ class Networks:
                 if there is None:
                     raise
         _check_joined(asked, mode, subnets, there)
-        # Who says more of it than Docker's words says the same as who made it: the controller compares.
-        spec = await self._spec(asked, mode or there["mode"], subnets, internal) if asked.spec else None
-        return await self._create(kept, asked, spec)
+        return await self._create(kept, asked, None)
 
     async def _create(self, kept: DockerNetwork, asked: NetworkOptions,
                       spec: Mapping[str, Any] | None) -> Mapping[str, Any]:
@@ -172,12 +174,11 @@ def _mode(driver: str, asked: NetworkOptions, internal: bool) -> str:
 
 def _subnet(data: Mapping[str, Any]) -> dict[str, Any]:
     """A subnet as a Network has it, of what Docker, or our IPAM for it, has chosen."""
-    prefix = ip_network(text(data, "Pool"), strict=False)
-    subnet: dict[str, Any] = {"prefix": str(prefix)}
+    subnet: dict[str, Any] = {"prefix": str(prefix(text(data, "Pool"), "Pool"))}
     gateway = _address(data.get("Gateway"))
     if gateway:
         subnet["gateway"] = gateway
-    others = [_address(each) for each in (data.get("AuxAddresses") or {}).values()]
+    others = [_address(each) for each in mapping(data, "AuxAddresses").values()]
     exclude = sorted({each for each in others if each and each != gateway}, key=ip_address)
     if exclude:
         subnet["exclude"] = exclude
@@ -206,32 +207,22 @@ def _check_joined(asked: NetworkOptions, mode: str, subnets: Sequence[Mapping[st
         if gateway and subnet.get("gateway") not in (None, gateway):
             raise LocalError("exists", f"{name} has gateway {gateway}", "gateway", subnet["gateway"],
                              f"add --gateway {gateway}, or --ipam-driver sluice --ipam-opt network={asked.network}")
+    for field, value, has in _differing(asked.spec, there.get("spec") or asked.spec):
+        raise LocalError("exists", f"{name} is there, and has {'nothing' if has is None else has} here", field,
+                         str(value), "leave this option out, or say the same")
 
 
-def interface(value: str, field: str) -> IPv4Interface | IPv6Interface:
-    """An address with the length of its prefix.
-
-    Raises:
-        LocalError: invalid.
-    """
-    try:
-        return ip_interface(value)
-    except ValueError:
-        raise LocalError("invalid", "not an address", field, value, "write it like 10.1.0.5/24") from None
+def _differing(asked: Mapping[str, Any], there: Mapping[str, Any], where: str = "") -> list[tuple[str, Any, Any]]:
+    """Fields of a spec that are asked for and are other than they are: name, asked, there."""
+    found = []
+    for name, value in asked.items():
+        has = there.get(name)
+        if isinstance(value, Mapping) and isinstance(has, Mapping | None):
+            found += _differing(value, has or {}, f"{where}{name}.")
+        elif value != has and (value or has) and value not in DEFAULTS:
+            found.append((f"{where}{name}", value, has))
+    return found
 
 
 def _address(value: Any) -> str:
     return str(interface(value, "Gateway").ip) if value else ""
-
-
-def text(request: Mapping[str, Any], field: str) -> str:
-    """A field that must be there.
-
-    Raises:
-        LocalError: invalid.
-    """
-    value = request.get(field)
-    if not isinstance(value, str) or not value:
-        raise LocalError("invalid", "a text is needed", field, "nothing" if value is None else str(value),
-                         "Docker sends it; what is between?")
-    return value

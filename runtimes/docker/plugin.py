@@ -10,7 +10,8 @@ import structlog
 
 from runtimes.docker.agent import Agent
 from runtimes.docker.endpoints import Endpoints
-from runtimes.docker.networks import ADDRESS_SPACES, Networks, text
+from runtimes.docker.fields import text
+from runtimes.docker.networks import ADDRESS_SPACES, Networks
 from runtimes.docker.pools import Pools
 from runtimes.docker.state import State
 from runtimes.local import LocalError

@@ -14,11 +14,13 @@ from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import Any
 
 from runtimes.docker.agent import Agent
-from runtimes.docker.free import free_prefix, routed
-from runtimes.docker.networks import RUNTIME, text
-from runtimes.docker.options import PoolOptions, pool_options
+from runtimes.docker.fields import mapping, text
+from runtimes.docker.fields import prefix as prefix_of
+from runtimes.docker.networks import RUNTIME
 from runtimes.docker.state import State
+from runtimes.free import free_prefix, routed
 from runtimes.local import LocalError
+from runtimes.options import PoolOptions, pool_options
 
 GATEWAY = "com.docker.network.gateway"
 ADDRESS_TYPE = "RequestAddressType"
@@ -70,10 +72,10 @@ class Pools:
         Raises:
             LocalError
         """
-        options = pool_options(request.get("Options"))
+        options = pool_options(mapping(request, "Options"))
         version = 6 if request.get("V6") else 4
         asked = str(request.get("Pool") or "")
-        wanted = _prefix(asked, "Pool") if asked else None
+        wanted = prefix_of(asked, "Pool") if asked else None
         subnet = await self._subnet(options, wanted, version) if options.network else None
         if subnet is not None:
             prefix = ip_network(subnet["prefix"])
@@ -84,7 +86,7 @@ class Pools:
         if wanted is None:
             self._must_not_loop(prefix, options)
         sub = str(request.get("SubPool") or "")
-        inner = _prefix(sub, "SubPool") if sub else None
+        inner = prefix_of(sub, "SubPool") if sub else None
         if inner is not None and not (inner.version == prefix.version and inner.subnet_of(prefix)):  # type: ignore[arg-type]
             raise LocalError("outside", f"the range is not within {prefix}", "--ip-range", sub,
                              f"use a part of {prefix}")
@@ -103,7 +105,7 @@ class Pools:
         asked = str(request.get("Address") or "")
         if asked:
             _inside(asked, pool)
-        wants_gateway = (request.get("Options") or {}).get(ADDRESS_TYPE) == GATEWAY
+        wants_gateway = mapping(request, "Options").get(ADDRESS_TYPE) == GATEWAY
         if wants_gateway:
             found = asked or str(pool.prefix.network_address + 1)
         else:
@@ -180,7 +182,7 @@ class Pools:
     async def _free(self, version: int) -> IPv4Network | IPv6Network:
         """A prefix that nothing here has. The controller knows more, and refuses one that collides."""
         rows = (await self._agent.ask("networks", runtime=RUNTIME))["networks"]
-        taken = [ip_network(each["prefix"]) for row in rows for each in row["subnets"]]
+        taken = [ip_network(each["prefix"]) for row in rows for each in row.get("subnets", ())]
         return free_prefix(version, [*taken, *self._lately()])
 
     def _lately(self) -> list[IPv4Network | IPv6Network]:
@@ -201,13 +203,6 @@ class Pools:
             raise LocalError("in_use", f"{why}, and Docker uses such a prefix only if it is asked for by name",
                              "--subnet", str(prefix), f"add --subnet {prefix}" if options.network else "add --subnet")
         self._offered.append((time.monotonic(), prefix))
-
-
-def _prefix(value: str, field: str) -> IPv4Network | IPv6Network:
-    try:
-        return ip_network(value, strict=False)
-    except ValueError:
-        raise LocalError("invalid", "not a prefix", field, value, "write it like 10.1.0.0/24") from None
 
 
 def _inside(address: str, pool: Pool) -> None:

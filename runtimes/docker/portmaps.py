@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Any
 
+from runtimes.docker.fields import rows
 from runtimes.local import LocalError
 
 PORTMAP = "com.docker.network.portmap"
+MAX_PORT = 65535
 _PROTOCOLS = {6: "tcp", 17: "udp", 132: "sctp"}
 
 
@@ -35,16 +37,15 @@ class Published:
                 **({"externalAddress": where} if where else {})}
 
 
-def published(options: Mapping[str, Any] | None) -> tuple[Published, ...] | None:
+def published(options: Mapping[str, Any]) -> tuple[Published, ...] | None:
     """What Docker publishes, each once, in an order that does not depend on Docker's; None: it says nothing of it.
 
     Raises:
         LocalError: invalid.
     """
-    rows = (options or {}).get(PORTMAP)
-    if rows is None:
+    if PORTMAP not in options:
         return None
-    return tuple(sorted({_published(row) for row in rows},
+    return tuple(sorted({_published(row) for row in rows(options, PORTMAP)},
                         key=lambda each: (each.protocol, each.internal, each.first, each.last, each.address)))
 
 
@@ -53,12 +54,18 @@ def _published(row: Mapping[str, Any]) -> Published:
     if number not in _PROTOCOLS:
         raise LocalError("invalid", "this protocol cannot be published", "-p", str(number),
                          f"use {', '.join(_PROTOCOLS.values())}")
-    first = int(row.get("HostPort") or 0)
+    internal, first, last = (_port(row, field) for field in ("Port", "HostPort", "HostPortEnd"))
     address = str(row.get("HostIP") or "")
     try:
         # 0.0.0.0 and :: are all of their family, which the agent's words for it are, too.
         address = str(ip_address(address)) if address else ""
     except ValueError:
         raise LocalError("invalid", "not an address", "-p", address, "write it like 127.0.0.1:8080:80") from None
-    return Published(_PROTOCOLS[number], int(row["Port"]), first, max(first, int(row.get("HostPortEnd") or 0)),
-                     address)
+    return Published(_PROTOCOLS[number], internal, first, max(first, last), address)
+
+
+def _port(row: Mapping[str, Any], field: str) -> int:
+    value = row.get(field) or 0
+    if not isinstance(value, int) or not 0 <= value <= MAX_PORT:
+        raise LocalError("invalid", "not a port", field, str(value), f"use 0 to {MAX_PORT}")
+    return value

@@ -116,8 +116,10 @@ def test_it_may_come_back_and_be_taken_again(switch: Switch, host: Namespace, co
     container.ip("link", "set", "eth0", "down")
     container.ip("link", "set", "eth0", "name", "slc5")
     run("nsenter", f"--net=/run/netns/{container.name}", "ip", "link", "set", "slc5", "netns", host.name)
+    assert switch.owned()["slp5"].far_here
     assert switch.ensure_port(handed(5)) == first
     take(host, container)
+    assert not switch.owned()["slp5"].far_here
     assert switch.ensure_port(handed(5)) == first
 
 

@@ -148,6 +148,17 @@ def test_default_route_of_another_link_stays_first(w: World, switch: Switch, end
     assert [(route["dev"], route.get("metric", 0) > 0) for route in routes] == [("eth0", False), ("eth1", True)]
 
 
+def test_default_route_of_a_dead_end_comes_after_one_that_is_made_later(
+    w: World, switch: Switch, endpoint: Namespace
+) -> None:
+    switch.ensure_port(port(5, endpoint, dead_end=True))
+    for _ in range(2):
+        switch.ensure_port(port(6, endpoint, interface="eth1", addresses=("10.98.0.6/24",), gateways=("10.98.0.1",)))
+        switch.ensure_port(port(5, endpoint, dead_end=True))
+    routes = endpoint.show("route", "show", "default")
+    assert [(route["dev"], route.get("metric", 0) > 0) for route in routes] == [("eth1", False), ("eth0", True)]
+
+
 @pytest.mark.parametrize("damage", ["link set eth0 down name other", "link del eth0"])
 def test_port_whose_far_end_is_gone_is_made_anew(
     switch: Switch, host: Namespace, endpoint: Namespace, damage: str

@@ -1,6 +1,6 @@
-"""A host for real CNI runtimes: a machine of its own (`labs.machine`), with `sluice up` in it and a LAN beside it.
+"""A host for real CNI runtimes: a machine of its own (`labs.machine`), with Sluice in it and a LAN beside it.
 
-    the LAN (172.16.7.1) ── lan0 ── the host (172.16.7.10): sluice up, podman, containerd, plug-ins in /run/lab
+    the LAN (172.16.7.1) ── lan0 ── the host (172.16.7.10): controller, agent, podman, containerd, plug-ins in /run/lab
 
 All that runs there ends with the machine's first process. Nothing is seen of the real machine's containers.
 """
@@ -14,23 +14,24 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-from controller.client import Client
+from controller.client import Client, ClientError
 from labs import images, machine
 from labs.schema import Image
 from runtimes.cni.install import install
 
 PROGRAMS, REFERENCE = Path("/run/lab"), Path("/usr/lib/cni")
-SOCKET = "/run/sluice/agent.sock"
+SOCKET, SOUTHBOUND = "/run/sluice/agent.sock", "127.0.0.1:7443"
+LIMITS = ("flows=8192", "rules=8192", "ports=256", "bindings=8192")
 IMAGE = "busybox:local"
 CAPABILITIES = dict.fromkeys(("portMappings", "bandwidth", "ips", "mac", "ipRanges", "dns", "aliases"), True)
 NEEDED = {"podman": "podman", "crun": "crun", "containerd": "containerd", "ctr": "containerd", "runc": "runc",
           "/usr/lib/cni/bridge": "containernetworking-plugins", "/bin/busybox": "busybox-static"}
-START_S = 40.0
+START_S = 90.0                              # a machine with much to do loads the engine slowly
 _CONTAINERS = """\
 [containers]
 log_driver = "k8s-file"
@@ -183,12 +184,43 @@ class Stage:
         return f"unix:{self.folder}/api.sock"
 
     def start(self) -> None:
-        """`sluice up`."""
-        up = self.daemon(sys.executable, "-m", "cli.main", "up", "--state", f"{self.folder}/state", "--api",
-                         self.api, "--pin-dir", str(self.pins), "--name", "h1", "--socket", SOCKET)
-        eventually(lambda: up.poll() is not None or "Sluice is up" in self.told(), self.told, START_S)
-        assert up.poll() is None, self.told()
-        eventually(lambda: self.run("test", "-S", SOCKET).returncode == 0, self.told, START_S)
+        """Controller and agent, from nothing."""
+        self.sluice("controller", "run", "--state", f"{self.folder}/controller", "--api", self.api,
+                    "--southbound", SOUTHBOUND)
+        eventually(self._healthy, self.told, START_S)
+        self.apply({"kind": "Host", "metadata": {"name": "h1"}})
+        with Client(self.api) as client:
+            token = client.create_token("h1")
+        self(sys.executable, "-m", "cli.main", "join", "--controller", SOUTHBOUND, "--token", token, "--name", "h1",
+             "--state", f"{self.folder}/agent")
+        self.start_agent()
+
+    def start_agent(self) -> None:
+        """Until the controller knows it and its socket answers."""
+        self.sluice("agent", "run", "--state", f"{self.folder}/agent", "--pin-dir", str(self.pins), "--socket", SOCKET,
+                    "--docker", "none", *(word for limit in LIMITS for word in ("--limit", limit)))
+        eventually(self._connected, self.told, START_S)
+
+    def kill_agent(self) -> None:
+        """kill -9."""
+        self("sh", "-c", f"kill -9 $(cat {self.folder}/pid-agent)")
+
+    def sluice(self, *words: str) -> None:
+        """A daemon of ours, its pid there in `pid-WORD`."""
+        self.daemon("sh", "-c", f'echo $$ > {self.folder}/pid-{words[0]}; exec "$@"', "sh", sys.executable, "-m",
+                    "cli.main", *words)
+
+    def _healthy(self) -> bool:
+        with suppress(ClientError), Client(self.api) as client:
+            client.health()
+            return True
+        return False
+
+    def _connected(self) -> bool:
+        with suppress(ClientError), Client(self.api) as client:
+            status = client.get("Host", "h1").get("status") or {}
+            return bool(status.get("connected")) and self.run("test", "-S", SOCKET).returncode == 0
+        return False
 
     def told(self) -> str:
         """The end of what the daemons said."""
@@ -240,5 +272,4 @@ def world(netns: str, *command: str) -> str:
     return done.stdout
 
 
-__all__ = ["CAPABILITIES", "IMAGE", "PROGRAMS", "REFERENCE", "SOCKET", "Sequence", "Stage", "conflist", "eventually",
-           "need", "plugin", "suppress", "world"]
+__all__ = ["IMAGE", "PROGRAMS", "REFERENCE", "SOCKET", "Stage", "conflist", "eventually", "need", "plugin", "world"]

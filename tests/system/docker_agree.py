@@ -59,10 +59,14 @@ def _running(host: Host) -> list[dict[str, Any]]:
 def differences(host: Host) -> list[str]:
     """Where Docker, the controller and the host's kernel do not agree; nothing: they do."""
     endpoints = host.endpoints()
-    told = {(bare(status.get("address") or ""), bare(status.get("address6") or ""), status["mac"])
-            for status in (found["status"] for found in endpoints.values())}
-    want = attached(host)
-    wrong = [f"only Docker has {each}" for each in want - told] + [f"only Sluice has {each}" for each in told - want]
+    told = {status["mac"]: status for status in (found["status"] for found in endpoints.values())}
+    want = {each[-1]: each for each in attached(host)}
+    wrong = [f"only Docker has {want[mac]}" for mac in want.keys() - told.keys()]
+    wrong += [f"only Sluice has {told[mac]}" for mac in told.keys() - want.keys()]
+    for mac in want.keys() & told.keys():
+        # Of a network with both families Docker may know one: then it does not say what the other is.
+        pairs = zip(want[mac], (bare(told[mac].get(field) or "") for field in ("address", "address6")), strict=False)
+        wrong += [f"{mac}: Docker has {ours}, Sluice {theirs}" for ours, theirs in pairs if ours and ours != theirs]
     wrong += [f"endpoint {name}: {found['status']['phase']} {found['status'].get('message')}"
               for name, found in endpoints.items() if found["status"]["phase"] != "Ready"]
     wanted = {(container["Name"], inner) for container in _running(host) for inner in _asked(container)}

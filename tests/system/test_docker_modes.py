@@ -20,7 +20,7 @@ def test_two_daemons_share_an_overlay_of_one_name(site: Site) -> None:
     one, two = site.hosts
     for host in site.hosts:
         host.docker(*OVERLAY, "--subnet", "10.77.0.0/24", "red")
-    one.docker.run("web", "--network", "red", command=httpd("web on h1"))
+    one.docker.run("web", "--network", "name=red,driver-opt=label.role=web", command=httpd("web on h1"))
     two.docker.run("client", "--network", "red")
     address = one.docker.address("web", "red")
     assert address != two.docker.address("client", "red")
@@ -31,7 +31,8 @@ def test_two_daemons_share_an_overlay_of_one_name(site: Site) -> None:
     assert red["spec"]["mode"] == "overlay"
     # A policy of the controller holds for containers, at once.
     site.apply({"kind": "Policy", "metadata": {"name": "closed"}, "spec": {
-        "appliesTo": {"network": "red"}, "rules": [{"action": "deny", "protocol": "tcp", "port": 80}]}})
+        "network": "red", "appliesTo": {"labels": {"role": "web"}},
+        "rules": [{"name": "no-web", "direction": "in", "action": "deny", "protocol": "tcp", "ports": [80]}]}})
     try:
         with pytest.raises(Refused):
             two.docker.inside("client", "curl", "-sS", "-m", "2", f"http://{address}/")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from lab_runs import ROOT, holds_and_leaves_nothing, remains
 
-LABS = ("runtimes-own-bridges",)
+LABS = ("runtimes-own-bridges", "docker-nat", "docker-compose-blog", "docker-overlay", "podman-cni")
 SLUICE = str(Path(sys.executable).with_name("sluice"))
 
 

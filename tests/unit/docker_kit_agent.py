@@ -53,6 +53,7 @@ class FakeAgent:
         self.fail: dict[str, LocalError] = {}
         self.hang: set[str] = set()
         self._server: asyncio.Server | None = None
+        self._conversations: set[asyncio.Task[None]] = set()
 
     def declare(self, name: str, mode: str, *prefixes: str, tenant: str = "default") -> FakeNetwork:
         """A network that somebody else declared."""
@@ -69,10 +70,17 @@ class FakeAgent:
     async def stop(self) -> None:
         assert self._server is not None
         self._server.close()
+        for task in tuple(self._conversations):
+            task.cancel()
+        await asyncio.gather(*self._conversations, return_exceptions=True)
         self.path.unlink(missing_ok=True)
 
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(OSError):
+        task = asyncio.current_task()
+        assert task is not None
+        self._conversations.add(task)
+        task.add_done_callback(self._conversations.discard)
+        with suppress(OSError, asyncio.CancelledError):
             while line := await reader.readline():
                 request = json.loads(line)
                 op = request.pop("op")
@@ -159,13 +167,13 @@ class FakeAgent:
             length = next(ip_network(sub["prefix"]).prefixlen for sub in found.subnets
                           if ip_address(each) in ip_network(sub["prefix"]))
             chosen.append(f"{each}/{length}")
-        versions = {ip_interface(each).version for each in chosen}
         row = {
             "runtime": runtime, "id": id, "scope": scope, "uid": f"uid-{digest}", "name": own, "tenant": tenant,
             "network": network, "mode": found.mode,
             "exit": found.mode != "private" and (found.mode != "overlay" or "egress" in found.spec),
             "addresses": chosen,
-            "gateways": [each for each in found.gateways() if ip_address(each).version in versions],
+            "gateways": [each["gateway"] for each in found.subnets
+                         if any(ip_interface(own).ip in ip_network(each["prefix"]) for own in chosen)],
             "mac": mac or f"02:00:00:{digest[:2]}:{digest[2:4]}:{digest[4:6]}", "mtu": 1450, "interface": "eth0",
             "netns": "", "hostInterface": f"slv{digest[:8]}", "farInterface": f"slc{digest[:8]}",
             "labels": labels or {}, "qos": qos, "mappings": [], "taken": False, "existing": False, "leased": False}

@@ -91,6 +91,21 @@ def test_the_number_of_one_that_is_gone_with_anothers_mark_is_gone_too(tmp_path:
     assert agent.reconcile(ALL, standing=TAKEN).gone == {FIRST.id}
 
 
+def test_a_taken_port_whose_far_end_is_here_is_told(tmp_path: Path) -> None:
+    switch, datapath = FakeSwitch(), FakeDatapath()
+    agent = reconciler(tmp_path, switch, datapath)
+    first = agent.reconcile(ALL)
+    for goal in (FIRST, SECOND):
+        name = link_of(first, goal)
+        switch.links[name] = replace(switch.links[name], far_here=True)
+    assert agent.reconcile(ALL).back == set()                   # they wait
+    assert agent.reconcile(ALL, standing={FIRST.id: Standing(taken=True)}).back == {FIRST.id}
+    switch.links[link_of(first, FIRST)] = replace(switch.links[link_of(first, FIRST)], far_here=False)
+    outcome = agent.reconcile(ALL, standing=TAKEN)
+    assert (outcome.back, outcome.gone) == ({SECOND.id}, set())
+    assert errors(outcome) == {}
+
+
 @pytest.mark.parametrize("how", ["removed", "replaced"])
 def test_a_namespace_that_is_no_more_takes_its_port_along(tmp_path: Path, how: str) -> None:
     switch, datapath = FakeSwitch(), FakeDatapath()

@@ -29,7 +29,9 @@ class Agent:
         self.answers: dict[str, Any] = {"attach": {"ok": FOUND}, "detach": {"ok": {"existed": True}},
                                         "gc": {"ok": {"released": []}},
                                         "hello": {"ok": {"host": "h1", "controller": "connected", "version": "1"}},
-                                        "network": {"ok": {"name": "red", "leased": 0}}}
+                                        "network": {"ok": {"name": "red", "mode": "nat", "leased": 0, "subnets": [
+                                            {"prefix": "10.1.0.0/24"}, {"prefix": "fd00:1::/64"}]}},
+                                        "list": {"ok": {"attachments": []}}}
 
     def __call__(self, request: dict[str, Any]) -> Any:
         answer = self.answers[request["op"]]
@@ -99,9 +101,11 @@ def test_every_capability_reaches_the_agent(runtime: Runtime, agent: FakeAgent) 
     }
     result = runtime.add(CONTAINER, NETNS, given=given).result
     assert result["dns"] == {"nameservers": ["10.1.0.2"], "search": ["example.com"], "options": ["ndots:5"]}
-    asked = agent.asked[0]
+    assert [each["op"] for each in agent.asked] == ["network", "list", "attach"]
+    asked = agent.asked[2]
     assert asked["mappings"] == [
-        {"protocol": "tcp", "externalPort": "8000-8002", "internalPort": "80-82"},
+        {"protocol": "tcp", "externalPort": "8000-8002", "internalPort": "80-82", "externalAddress": "0.0.0.0"},
+        {"protocol": "tcp", "externalPort": "8000-8002", "internalPort": "80-82", "externalAddress": "::"},
         {"protocol": "udp", "externalPort": 53, "internalPort": 53, "externalAddress": "192.0.2.1"}]
     assert asked["qos"] == {"ingress": {"rate": "8000000bit", "burst": "268435456b"},
                             "egress": {"rate": "1000000bit", "burst": "2048b"}}
@@ -109,6 +113,24 @@ def test_every_capability_reaches_the_agent(runtime: Runtime, agent: FakeAgent) 
     assert asked["mac"] == "02:00:00:00:00:09"
     assert asked["ranges"] == ["10.1.0.8-10.1.0.255", "fd00:1::/64"]
     assert asked["labels"] == {"alias/web": "true", "alias/www": "true"}
+
+
+def test_of_several_networks_of_a_container_the_first_has_the_ports(runtime: Runtime, agent: FakeAgent,
+                                                                   said: Agent) -> None:
+    given = {"portMappings": [{"hostPort": 80, "containerPort": 80}]}
+    row = {"id": f"blue/{CONTAINER}/eth1", "mappings": [{}]}
+    for other, left in ((row, False), ({**row, "id": "blue/another/eth1"}, True), ({**row, "mappings": []}, True),
+                        ({**row, "id": f"red/{CONTAINER}/eth0"}, True)):
+        said.answers["list"] = {"ok": {"attachments": [other]}}
+        assert runtime.add(CONTAINER, NETNS, given=given).status == 0
+        assert ("mappings" in agent.asked[-1]) == left
+    said.answers["network"]["ok"]["mode"] = "private"
+    asked = len(agent.asked)
+    error = runtime.add(CONTAINER, NETNS, given=given).error
+    assert error["code"] == 7
+    assert "private" in error["msg"]
+    assert "leave portMappings out" in error["details"]
+    assert "attach" not in [each["op"] for each in agent.asked[asked:]]
 
 
 def test_arguments_of_the_environment_and_of_the_configuration(runtime: Runtime, agent: FakeAgent) -> None:

@@ -24,7 +24,7 @@ from controller_kit import (
 from controller.host_requests import HostRequests
 from controller.planner import plan
 from controller.state import Ref
-from controller.store import Report
+from controller.store import Report, StoreError
 from southbound.messages import HostGoal, LeaseGoal, NetworkGoal, RemotesGoal
 from southbound.messages import Request as SouthboundRequest
 
@@ -347,6 +347,25 @@ def test_leases_outlive_a_restart_and_do_not_move_what_people_edit(tmp_path: Pat
 
     known = with_parts(tmp_path, before)
     with_parts(tmp_path, after)
+
+
+def test_a_store_that_fails_is_told_as_such_and_nothing_has_changed(tmp_path: Path) -> None:
+    async def body(parts: Parts) -> None:
+        await parts.apply(*HOSTS, overlay("red"))
+        before, commit = parts.ledger.state, parts.store.commit
+
+        def full(_: object) -> None:
+            raise StoreError("the store failed: disk full")
+
+        parts.store.commit = full                       # type: ignore[method-assign]
+        with pytest.raises(Asked) as refused:
+            await ask(parts, "h1", "lease", **RED)
+        assert (refused.value.codes, refused.value.first["message"]) == (["store"], "the store failed: disk full")
+        assert parts.ledger.state is before
+        parts.store.commit = commit                     # type: ignore[method-assign]
+        assert len((await ask(parts, "h1", "lease", **RED))["given"]) == 16
+
+    with_parts(tmp_path, body)
 
 
 def test_many_that_ask_at_once_get_different_addresses(tmp_path: Path) -> None:
