@@ -24,6 +24,8 @@ _log = structlog.get_logger("agent")
 GRACE_S = 5.0                               # for a daemon that restarts, to speak first
 TAKE_S = 120.0                              # until a runtime must have taken what was made for it
 BACK_S = 30.0                               # what it said it took may be here: before it does, and after the container
+PAUSE_S = 5.0                               # after something failed that should not
+AT_ONCE = 16                                # releases
 AGAIN_S = 0.5                               # between two attempts to tell
 
 
@@ -47,6 +49,10 @@ class Errands:
                 await self._tell_all()
             except Away:
                 await asyncio.sleep(AGAIN_S)
+                continue
+            except Exception:               # a full disk, say: it is still known, and tried again
+                _log.exception("not told")
+                await asyncio.sleep(PAUSE_S)
                 continue
             work, gone = (asyncio.ensure_future(each) for each in (self._attachments.left.wait(), self._asker.went()))
             await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
@@ -87,17 +93,25 @@ class Errands:
             going = {attachment.uid: (attachment, patience_s, why) for attachment, patience_s, why in self._leaving()}
             since = {uid: since.get(uid, now) for uid in going}
             due = {uid: since[uid] + patience_s - now for uid, (_, patience_s, _) in going.items()}
-            for uid in [uid for uid, left_s in due.items() if left_s <= 0]:
-                attachment, _, why = going[uid]
-                _log.info("released", runtime=attachment.runtime, why=why,
-                          endpoint=f"{attachment.tenant}/{attachment.name}")
-                await self._attachments.release(attachment.key, uid)
+            over = [uid for uid, left_s in due.items() if left_s <= 0]
+            for uid in over:
                 del due[uid]
+            for first in range(0, len(over), AT_ONCE):
+                await asyncio.gather(*(self._release(*going[uid]) for uid in over[first : first + AT_ONCE]))
             waits = [asyncio.ensure_future(each.wait()) for each in (moved, changed)]
             await asyncio.wait(waits, timeout=min(due.values(), default=None), return_when=asyncio.FIRST_COMPLETED)
             for wait in waits:
                 wait.cancel()
             changed.clear()
+
+    async def _release(self, attachment: Attachment, _patience_s: float, why: str) -> None:
+        try:
+            await self._attachments.release(attachment.key, attachment.uid)
+            _log.info("released", runtime=attachment.runtime, why=why,
+                      endpoint=f"{attachment.tenant}/{attachment.name}")
+        except Exception:                   # a full disk, say: the next change brings it here again
+            _log.exception("not released", endpoint=f"{attachment.tenant}/{attachment.name}")
+            await asyncio.sleep(PAUSE_S)
 
     def _leaving(self) -> Iterator[tuple[Attachment, float, str]]:
         """What may go, how long it may stay, and why."""
