@@ -373,8 +373,12 @@ class Attachments:
         """
         await self._asker.request("delete", {"refs": gone.refs, "uids": gone.uids}, ASK_S)
         keys = {(kind, uid) for uid in gone.uids.values() for kind in (PortGoal.kind, MappingGoal.kind)}
-        while keys & self._host.goals.objects.keys() or keys & self._host.statuses.keys():
-            await self._host.moved.wait()
+        try:
+            async with asyncio.timeout(ASK_S):
+                while keys & self._host.goals.objects.keys() or keys & self._host.statuses.keys():
+                    await self._host.moved.wait()
+        except TimeoutError:
+            raise Away(f"this host was not told within {ASK_S:g} s that {gone.refs[0][2]} is deleted") from None
         await self._files.forgotten.remove(gone)
 
     async def _tell_of(self, wanted: Attachment) -> None:

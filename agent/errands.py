@@ -9,6 +9,7 @@ import structlog
 
 from agent.addresses_here import AddressesHere
 from agent.asking import Asker
+from agent.attachment import Attachment
 from agent.attachment_files import Files
 from agent.attachments import Attachments
 from agent.host import Host
@@ -19,6 +20,8 @@ __all__ = ["Errands"]
 
 _log = structlog.get_logger("agent")
 
+PAUSE_S = 5.0                               # after something failed that should not
+AT_ONCE = 16                                # releases
 AGAIN_S = 0.5                               # between two attempts to tell
 
 
@@ -42,6 +45,10 @@ class Errands:
                 await self._tell_all()
             except Away:
                 await asyncio.sleep(AGAIN_S)
+                continue
+            except Exception:               # a full disk, say: it is still known, and tried again
+                _log.exception("not told")
+                await asyncio.sleep(PAUSE_S)
                 continue
             work, gone = (asyncio.ensure_future(each) for each in (self._attachments.left.wait(), self._asker.went()))
             await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
@@ -82,14 +89,22 @@ class Errands:
             going = {each[0].uid: each for each in self._attachments.lost.leaving()}
             since = {uid: since.get(uid, now) for uid in going}
             due = {uid: since[uid] + patience_s - now for uid, (_, patience_s, _) in going.items()}
-            for uid in [uid for uid, left_s in due.items() if left_s <= 0]:
-                attachment, _, why = going[uid]
-                _log.info("released", runtime=attachment.runtime, why=why,
-                          endpoint=f"{attachment.tenant}/{attachment.name}")
-                await self._attachments.release(attachment.key, uid)
+            over = [uid for uid, left_s in due.items() if left_s <= 0]
+            for uid in over:
                 del due[uid]
+            for first in range(0, len(over), AT_ONCE):
+                await asyncio.gather(*(self._release(*going[uid]) for uid in over[first : first + AT_ONCE]))
             waits = [asyncio.ensure_future(each.wait()) for each in (moved, changed)]
             await asyncio.wait(waits, timeout=min(due.values(), default=None), return_when=asyncio.FIRST_COMPLETED)
             for wait in waits:
                 wait.cancel()
             changed.clear()
+
+    async def _release(self, attachment: Attachment, _patience_s: float, why: str) -> None:
+        try:
+            await self._attachments.release(attachment.key, attachment.uid)
+            _log.info("released", runtime=attachment.runtime, why=why,
+                      endpoint=f"{attachment.tenant}/{attachment.name}")
+        except Exception:                   # a full disk, say: the next change brings it here again
+            _log.exception("not released", endpoint=f"{attachment.tenant}/{attachment.name}")
+            await asyncio.sleep(PAUSE_S)

@@ -184,7 +184,7 @@ class Host:
             delay_s = min(delay_s * 2, RETRY_MOST_S) if self._incomplete.is_set() else RETRY_FIRST_S
 
     async def _apply(self, mend: bool) -> Ack:
-        goals = self.effective
+        goals, outcome = self.effective, None
         try:
             leases = self._services.leases() if self._services is not None else {}
             outcome = await self._worker.run(self._reconciler.reconcile, goals, mend, self.facts, leases,
@@ -198,13 +198,14 @@ class Host:
         else:
             self._note(outcome)
             self._note_overlaps(goals, outcome.overlaps)
-            if self._services is not None:
-                await self._services.follow(goals, outcome.built)
             self.ack = self._acknowledge(outcome)
         self.statuses = {(status.kind, status.id): status for status in self.ack.objects}
-        self.moved.set()
+        self.moved.set()                    # whoever waits for a port need not wait for what it is given besides
         self.moved = asyncio.Event()
-        return self.ack
+        ack = self.ack
+        if self._services is not None and outcome is not None:
+            await self._services.follow(goals, outcome.built)
+        return ack
 
     def _note_overlaps(self, goals: Goals, overlaps: Mapping[str, Overlap]) -> None:
         names = {network.id: f"{network.tenant}/{network.name}" for network in goals.networks}
