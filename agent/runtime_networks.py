@@ -61,6 +61,10 @@ class RuntimeNetworks:
         try:
             refs = [("Network", tenant, name)]
             reply = await self._asker.request("get", {"refs": refs}, self._patience(tenant, name))
+        except Refusal as error:
+            if error.code == "not_found":   # plug-ins that may make it go by the field
+                raise Refusal(error.code, f"there is no network {tenant}/{name}", "network", name, error.todo) from None
+            raise
         except Away as error:
             known = network_named(self._host.effective, tenant, name)
             if known is None:

@@ -1,8 +1,8 @@
 """The whole suite on two processors: `python -m tests.parts [PYTEST OPTIONS]`; a plain `pytest` takes one.
 
-Three parts at the same time: what works on tables and values alone and shows no link, namespace or daemon to anybody;
-labs, each in namespaces of its own name, which wait for programs to start; and the rest. What is left is looked for
-when all are done: to look at the maps of one that just ends can make the kernel leak them (`leaks.end`).
+Four parts at the same time: what works on tables and values alone, and shows no link, namespace or daemon to anybody;
+labs; container runtimes, both in namespaces of their own, and mostly waiting for programs; and the rest. What is left
+is looked for when all are done: to look at the maps of one that just ends can make the kernel leak them (`leaks.end`).
 """
 
 from __future__ import annotations
@@ -29,12 +29,18 @@ LABS = (
     "kernel/test_labs_programs.py", "kernel/test_labs_run.py", "system/test_labs_nat.py", "system/test_labs_overlay.py",
     "system/test_labs_tour.py", "system/test_system_churn.py", "system/test_system_tour.py",
 )
+RUNTIMES = (
+    "system/test_cni_containerd.py", "system/test_cni_host.py", "system/test_cni_podman.py",
+    "system/test_docker_churn.py", "system/test_docker_compose.py", "system/test_docker_crash.py",
+    "system/test_docker_kit.py", "system/test_docker_modes.py", "system/test_docker_nat.py",
+    "system/test_labs_runtimes.py", "system/test_netavark_host.py",
+)
 _NOTHING_COLLECTED = 5
 
 
 def main() -> int:
     """Run all; the worst of the exit statuses, or 1 if something was left behind."""
-    beside = {"tables": _paths(UNSEEN), "labs": _paths(LABS)}
+    beside = {"tables": _paths(UNSEEN), "labs": _paths(LABS), "runtimes": _paths(RUNTIMES)}
     rest = [str(TESTS), *(f"--ignore={path}" for paths in beside.values() for path in paths)]
     watch = leaks.begin()
     os.environ[leaks.WATCHED] = "1"

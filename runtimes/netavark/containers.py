@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from ipaddress import ip_interface
 from typing import Any
 
 from runtimes.local import LocalError
-from runtimes.netavark.fields import address, number, part, parts, text, texts, wrong
+from runtimes.netavark.fields import address, number, part, parts, prefix, text, texts, wrong
 from runtimes.netavark.networks import ID_LENGTH, RUNTIME
 from runtimes.options import endpoint_options
 from runtimes.patient import ask
 
 MAPPED = "nat"                              # the mode whose networks can have mappings
 PROTOCOLS = ("tcp", "udp", "sctp")
+_ALL = {4: "0.0.0.0", 6: "::"}              # addresses of the host
 _NAME_LENGTH = 30
 
 
@@ -75,7 +76,8 @@ def _is_left_over(identity: str, netns: str) -> bool:
 
 def _mappings(given: Mapping[str, Any], container: str, options: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Published ports. Podman tells all networks of a container the same ones: the first nat network gets them."""
-    found = [row for each in parts(given, "port_mappings") for row in _published(each)]
+    versions = {prefix(text(each, "subnet"), "subnet").version for each in parts(part(given, "network"), "subnets")}
+    found = [row for each in parts(given, "port_mappings") for row in _published(each, versions or {4})]
     if not found:
         return []
     if text(options, "mode", MAPPED) != MAPPED:
@@ -88,7 +90,10 @@ def _mappings(given: Mapping[str, Any], container: str, options: Mapping[str, An
     return [] if others else found
 
 
-def _published(given: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _published(given: Mapping[str, Any], versions: Collection[int]) -> list[dict[str, Any]]:
+    """Without an address of the host: of all, in each family that the network has."""
+    named = text(given, "host_ip", "")
+    places = [str(address(named, "host_ip"))] if named else [_ALL[version] for version in sorted(versions)]
     outer, inner, count = number(given, "host_port", 0), number(given, "container_port"), number(given, "range", 1) or 1
     found = []
     for protocol in (text(given, "protocol", "") or "tcp").lower().split(","):
@@ -96,9 +101,7 @@ def _published(given: Mapping[str, Any]) -> list[dict[str, Any]]:
             raise wrong("port_mappings", f"has a protocol that is none of {', '.join(PROTOCOLS)}", protocol)
         row = {"protocol": protocol.strip(), "externalPort": _range(outer, count) if outer else "auto",
                "internalPort": _range(inner, count)}
-        if given.get("host_ip"):
-            row["externalAddress"] = str(address(text(given, "host_ip"), "host_ip"))
-        found.append(row)
+        found += [row | ({"externalAddress": place} if place != _ALL[4] else {}) for place in places]
     return found
 
 

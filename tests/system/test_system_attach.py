@@ -20,6 +20,7 @@ from cli.problems import Problem
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="makes namespaces, which needs root")
 
+AT_MOST_S = 10.0                            # what an operation may take, 8 s, on a machine that is busy
 LISTEN = ("import socket, sys\n"
           "with socket.create_server(('', int(sys.argv[1]))) as server:\n"
           "    print('ready', flush=True)\n"
@@ -183,7 +184,7 @@ def test_what_is_refused_names_its_option_and_leaves_nothing(
 ) -> None:
     began = time.monotonic()
     done = run(host, "attach", "--netns", web, *words)
-    assert time.monotonic() - began < 8
+    assert time.monotonic() - began < AT_MOST_S
     assert done.returncode == 1, done.stdout
     for text in texts:
         assert text in done.stderr, done.stderr
@@ -228,18 +229,18 @@ def test_without_the_controller(host: LocalHost, web: str) -> None:
         attach(host, "--netns", first, "--network", "web")
         until(lambda: host.ask("network", network="web")["leased"], "a host that uses a network has addresses of it")
         host.kill("controller")
-        began = time.monotonic()
         made = attach(host, "--netns", web, "--network", "web", "--name", "away", "-p", "8090:80")
         assert made["leased"]
         assert pings(host, web, "172.16.9.1")
         for words, text in ((("--network", "web", "--label", "app=web"), "--label"), (("--network", "none"), "away")):
+            began = time.monotonic()
             done = run(host, "attach", "--netns", first, "--interface", "eth1", *words)
+            assert time.monotonic() - began < AT_MOST_S
             assert done.returncode == 1
             assert "controller" in done.stderr
             assert text in done.stderr
         sluice(host, "detach", "--netns", first)
         assert "eth0" not in host.inside(first, "ip", "-o", "link", "show")
-        assert time.monotonic() - began < 25
     finally:
         host.start_controller()
         host.remove_namespace(first)

@@ -308,6 +308,21 @@ def test_ports_are_published_once_whatever_networks_a_container_has(netavark: Ne
     assert ["mappings" in asked for asked in netavark.asked("attach")] == [True, False, False]
 
 
+@pytest.mark.parametrize(("subnets", "host_ip", "outside"), [
+    (["10.1.0.0/24"], "", [None]), (["10.1.0.0/24", "fd00::/64"], "", [None, "::"]), (["fd00::/64"], "", ["::"]),
+    (["10.1.0.0/24", "fd00::/64"], "127.0.0.1", ["127.0.0.1"]), (["10.1.0.0/24", "fd00::/64"], "::1", ["::1"]),
+    (["10.1.0.0/24", "fd00::/64"], "0.0.0.0", [None]), ([], "", [None]),
+])
+def test_ports_are_published_in_each_family(
+    netavark: Netavark, subnets: list[str], host_ip: str, outside: list[str | None]
+) -> None:
+    given = container(port_mappings=[PORTS[0] | {"host_ip": host_ip}],
+                      network__subnets=[{"subnet": each} for each in subnets])
+    assert netavark.call("setup", "/run/netns/n", given=given).status == 0
+    mappings = netavark.asked("attach")[0]["mappings"]
+    assert [each.get("externalAddress") for each in mappings] == outside
+
+
 def test_what_was_left_of_an_earlier_namespace_makes_room(netavark: Netavark) -> None:
     """Podman was killed, or the host booted: nobody tore the old one down, and the container comes with a new one."""
     left = [{"id": f"{CONTAINER_ID}/{NETWORK_ID}/eth0", "netns": "/run/netns/old", "mappings": []}]
