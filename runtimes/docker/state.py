@@ -32,6 +32,7 @@ class DockerNetwork:
     own_ipam: bool = False                  # these are pools of ours
     exit: bool | None = None                # Docker's default route may go through it; None: as the network is
     reserved: tuple[str, ...] = ()          # --aux-address in a network that was there before
+    done: bool = True                       # Docker may have been told that it is made
 
     @property
     def path(self) -> str:
