@@ -57,7 +57,7 @@ class Networks:
             network_id, asked.tenant, asked.network or f"docker-{network_id[:ID_LENGTH]}",
             there["mode"] if there else mode, tuple(each["prefix"] for each in subnets),
             any(each.get("AddressSpace") in ADDRESS_SPACES for each in data), done=False)
-        self._state.put(kept)               # first: what is made is known, whatever step is the last
+        await self._state.put(kept)               # first: what is made is known, whatever step is the last
         try:
             found = await self._make(kept, asked, mode, subnets, there, internal)
             reserved = () if found["created"] else await self._reserve(kept, subnets)
@@ -65,12 +65,12 @@ class Networks:
             if error.code in UNKNOWN:
                 self._undo_later(kept)
             else:
-                self._state.drop(network_id)
+                await self._state.drop(network_id)
             raise
         except BaseException:
             self._undo_later(kept)
             raise
-        self._state.put(replace(kept, network=found["name"], mode=found["mode"], done=True,
+        await self._state.put(replace(kept, network=found["name"], mode=found["mode"], done=True,
                                 exit=False if internal else asked.exit, reserved=reserved))
 
     async def undo(self) -> None:
@@ -102,7 +102,7 @@ class Networks:
         if kept is not None:
             await self._unreserve(kept, kept.reserved)
         await self._agent.ask("network-delete", runtime=RUNTIME, id=network_id)
-        self._state.drop(network_id)
+        await self._state.drop(network_id)
 
     async def get(self, network_id: str) -> DockerNetwork:
         """The network with this NetworkID; what the plug-in forgot the agent may know.
@@ -122,7 +122,7 @@ class Networks:
             row = await self._agent.ask("network", network=row["name"], tenant=row["tenant"])
         kept = DockerNetwork(network_id, row["tenant"], row["name"], row["mode"],
                              tuple(each["prefix"] for each in row["subnets"]), True)
-        self._state.put(kept)
+        await self._state.put(kept)
         return kept
 
     async def _find(self, asked: NetworkOptions) -> dict[str, Any] | None:
