@@ -70,12 +70,12 @@ def test_all_forms_of_publishing(site: Site, host: Host) -> None:
     assert len({_outer(each) for each in exposed.values()}) == 4
     agree(host)
     docker("restart", "--time", "0", "ranges")
-    assert site.world(*CURL, f"http://{host.lan}:9001/") == "81"
+    assert site.world(*PATIENT, f"http://{host.lan}:9001/") == "81"
     agree(host)
     docker("stop", "--time", "0", "ranges")
     agree(host)
     docker("start", "ranges")
-    assert site.world(*CURL, f"http://{host.lan}:9002/") == "82"
+    assert site.world(*PATIENT, f"http://{host.lan}:9002/") == "82"
     agree(host)
 
 
