@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from ipaddress import ip_address
 from typing import Any
+
+import structlog
 
 from runtimes.docker.agent import Agent
 from runtimes.docker.fields import interface, mapping, prefix, rows, text
@@ -13,12 +16,15 @@ from runtimes.docker.state import DockerNetwork, State
 from runtimes.local import LocalError
 from runtimes.options import NetworkOptions, network_options
 
+_log = structlog.get_logger("docker")
+
 RUNTIME = "docker"
 ADDRESS_SPACES = ("sluice", "sluice-global")
 GENERIC = "com.docker.network.generic"
 INTERNAL = "com.docker.network.internal"
 WITHOUT_PREFIX = ("0.0.0.0/0", "::/0")      # what Docker's IPAM driver `null` says
 ANY_MODE = "sluice"                         # the driver's name that says nothing of the mode
+UNKNOWN = ("timeout", "lost")               # codes of errors after which it may be made
 DEFAULTS = ("auto", "none", "off")          # of fields that a spec leaves out then
 ID_LENGTH = 12                              # of Docker's ids, where people see them
 
@@ -28,6 +34,7 @@ class Networks:
 
     def __init__(self, agent: Agent, state: State) -> None:
         self._agent, self._state = agent, state
+        self._undoing: set[asyncio.Task[None]] = set()
 
     async def create(self, driver: str, request: Mapping[str, Any]) -> None:
         """Make or join the network that Docker describes. Repeating it is no error.
@@ -36,7 +43,8 @@ class Networks:
             LocalError: nothing was made.
         """
         network_id = text(request, "NetworkID")
-        if self._state.get(network_id) is not None:
+        known = self._state.get(network_id)
+        if known is not None and known.done:
             return                          # asked again after an answer that did not arrive
         options = mapping(request, "Options")
         asked = network_options(mapping(options, GENERIC))
@@ -48,16 +56,40 @@ class Networks:
         kept = DockerNetwork(
             network_id, asked.tenant, asked.network or f"docker-{network_id[:ID_LENGTH]}",
             there["mode"] if there else mode, tuple(each["prefix"] for each in subnets),
-            any(each.get("AddressSpace") in ADDRESS_SPACES for each in data))
-        self._state.put(kept)               # first: what is made is known, whatever step is the last
+            any(each.get("AddressSpace") in ADDRESS_SPACES for each in data), done=False)
+        await self._state.put(kept)               # first: what is made is known, whatever step is the last
         try:
             found = await self._make(kept, asked, mode, subnets, there, internal)
             reserved = () if found["created"] else await self._reserve(kept, subnets)
-        except BaseException:
-            self._state.drop(network_id)
+        except LocalError as error:
+            if error.code in UNKNOWN:
+                self._undo_later(kept)
+            else:
+                await self._state.drop(network_id)
             raise
-        self._state.put(replace(kept, network=found["name"], mode=found["mode"],
+        except BaseException:
+            self._undo_later(kept)
+            raise
+        await self._state.put(replace(kept, network=found["name"], mode=found["mode"], done=True,
                                 exit=False if internal else asked.exit, reserved=reserved))
+
+    async def undo(self) -> None:
+        """Let go of what another process began to make and did not: Docker was not told of it, and repeats nothing."""
+        for kept in self._state:
+            if not kept.done:
+                await self._undo(kept)
+
+    def _undo_later(self, kept: DockerNetwork) -> None:
+        """Whether it was made is not known, and Docker does not wait for it."""
+        task = asyncio.create_task(self._undo(kept))
+        self._undoing.add(task)
+        task.add_done_callback(self._undoing.discard)
+
+    async def _undo(self, kept: DockerNetwork) -> None:
+        try:
+            await self.delete(kept.id)
+        except LocalError as error:         # the next process tries again
+            _log.error("a network that was cut off in its making is left", network=kept.path, error=error.text)
 
     async def delete(self, network_id: str) -> None:
         """Let go of it; ours is removed if it was made for Docker and nothing else uses it. Repeating is no error.
@@ -70,7 +102,7 @@ class Networks:
         if kept is not None:
             await self._unreserve(kept, kept.reserved)
         await self._agent.ask("network-delete", runtime=RUNTIME, id=network_id)
-        self._state.drop(network_id)
+        await self._state.drop(network_id)
 
     async def get(self, network_id: str) -> DockerNetwork:
         """The network with this NetworkID; what the plug-in forgot the agent may know.
@@ -90,7 +122,7 @@ class Networks:
             row = await self._agent.ask("network", network=row["name"], tenant=row["tenant"])
         kept = DockerNetwork(network_id, row["tenant"], row["name"], row["mode"],
                              tuple(each["prefix"] for each in row["subnets"]), True)
-        self._state.put(kept)
+        await self._state.put(kept)
         return kept
 
     async def _find(self, asked: NetworkOptions) -> dict[str, Any] | None:

@@ -19,7 +19,27 @@ from runtimes.local import LocalError
 _log = structlog.get_logger("docker")
 
 CALL_S = 20.0                               # some calls ask the agent more than once; each of those has less
+# Docker's client sends a body once: what it repeats, because the agent went away while it answered, has none.
+AWAY = "the agent was away while Docker asked, and Docker asked again without saying what"
 Call = Callable[[str, Mapping[str, Any]], Awaitable[dict[str, Any]]]
+
+
+# What is answered whoever asks, whatever is said.
+_CONSTANT: dict[str, dict[str, Any]] = {
+    "/Plugin.Activate": {"Implements": ["NetworkDriver", "IpamDriver"]},
+    # What Docker keeps of a network is its own; that several daemons share one of ours is not its business.
+    "/NetworkDriver.GetCapabilities": {"Scope": "local", "ConnectivityScope": "local", "GwAllocChecker": True},
+    "/NetworkDriver.GwAllocCheck": {"SkipIPv4": False, "SkipIPv6": False},
+    "/NetworkDriver.AllocateNetwork": {"Options": {}},      # Swarm; scope local is never asked
+    "/NetworkDriver.FreeNetwork": {},
+    "/NetworkDriver.DiscoverNew": {},
+    "/NetworkDriver.DiscoverDelete": {},
+    # Pools and addresses outlive the daemon: nothing needs to be told again.
+    "/IpamDriver.GetCapabilities": {"RequiresMACAddress": False, "RequiresRequestReplay": False},
+    "/IpamDriver.GetDefaultAddressSpaces": {
+        "LocalDefaultAddressSpace": ADDRESS_SPACES[0], "GlobalDefaultAddressSpace": ADDRESS_SPACES[1]},
+    "/IpamDriver.ReleasePool": {},
+}
 
 
 class Plugin:
@@ -31,15 +51,6 @@ class Plugin:
         self._pools = Pools(agent, state)
         self._call_s = call_s
         self._calls: dict[str, Call] = {
-            "/Plugin.Activate": _constant({"Implements": ["NetworkDriver", "IpamDriver"]}),
-            # What Docker keeps of a network is its own; that several daemons share one of ours is not its business.
-            "/NetworkDriver.GetCapabilities": _constant(
-                {"Scope": "local", "ConnectivityScope": "local", "GwAllocChecker": True}),
-            "/NetworkDriver.GwAllocCheck": _constant({"SkipIPv4": False, "SkipIPv6": False}),
-            "/NetworkDriver.AllocateNetwork": _constant({"Options": {}}),   # Swarm; scope local is never asked
-            "/NetworkDriver.FreeNetwork": _constant({}),
-            "/NetworkDriver.DiscoverNew": _constant({}),
-            "/NetworkDriver.DiscoverDelete": _constant({}),
             "/NetworkDriver.CreateNetwork": self._create_network,
             "/NetworkDriver.DeleteNetwork": self._delete_network,
             "/NetworkDriver.CreateEndpoint": self._create_endpoint,
@@ -49,24 +60,28 @@ class Plugin:
             "/NetworkDriver.Leave": self._leave,
             "/NetworkDriver.ProgramExternalConnectivity": self._publish,
             "/NetworkDriver.RevokeExternalConnectivity": self._revoke,
-            # Pools and addresses outlive the daemon: nothing needs to be told again.
-            "/IpamDriver.GetCapabilities": _constant({"RequiresMACAddress": False, "RequiresRequestReplay": False}),
-            "/IpamDriver.GetDefaultAddressSpaces": _constant(
-                {"LocalDefaultAddressSpace": ADDRESS_SPACES[0], "GlobalDefaultAddressSpace": ADDRESS_SPACES[1]}),
             "/IpamDriver.RequestPool": self._request_pool,
-            "/IpamDriver.ReleasePool": _constant({}),
             "/IpamDriver.RequestAddress": self._request_address,
             "/IpamDriver.ReleaseAddress": self._release_address,
         }
 
+    async def start(self) -> None:
+        """Tidy up after another process, before Docker is answered."""
+        await self._networks.undo()
+
     async def answer(self, driver: str, path: str, request: Mapping[str, Any] | None) -> tuple[int, dict[str, Any]]:
         """HTTP status and body. `driver`: the name of the socket, by which Docker knows the plug-in."""
+        if path in _CONSTANT:
+            return 200, _CONSTANT[path]
         call = self._calls.get(path)
         if call is None:
-            return 404, {"Err": f"path: no such method (found: {path}); there are {', '.join(self._calls)}"}
+            methods = ", ".join(sorted((*_CONSTANT, *self._calls)))
+            return 404, {"Err": f"path: no such method (found: {path}); there are {methods}"}
         try:
+            if request is None:
+                raise LocalError("lost", AWAY, todo="repeat the command")
             async with asyncio.timeout(self._call_s):
-                return 200, await call(driver, request or {})
+                return 200, await call(driver, request)
         except LocalError as error:
             why = error.text
         except TimeoutError:
@@ -119,10 +134,3 @@ class Plugin:
     async def _release_address(self, driver: str, request: Mapping[str, Any]) -> dict[str, Any]:
         await self._pools.release(request)
         return {}
-
-
-def _constant(answer: dict[str, Any]) -> Call:
-    async def call(driver: str, request: Mapping[str, Any]) -> dict[str, Any]:
-        return answer
-
-    return call

@@ -30,6 +30,7 @@ async def serve(directory: Path, agent_socket: str, state_dir: Path) -> None:
     agent = Agent(agent_socket)
     await agent.answering()                 # Docker waits for a socket that is not there yet
     plugin = Plugin(agent, State(state_dir / "docker.json"))
+    await plugin.start()
     with ExitStack() as owned:
         try:
             listening = _listen_all(directory, owned)

@@ -5,6 +5,7 @@ Endpoints are not here: the agent keeps attachments under Docker's ids. Pools ar
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import tempfile
@@ -32,6 +33,7 @@ class DockerNetwork:
     own_ipam: bool = False                  # these are pools of ours
     exit: bool | None = None                # Docker's default route may go through it; None: as the network is
     reserved: tuple[str, ...] = ()          # --aux-address in a network that was there before
+    done: bool = True                       # Docker may have been told that it is made
 
     @property
     def path(self) -> str:
@@ -44,6 +46,7 @@ class State:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._saving = asyncio.Lock()
         self._networks = {each.id: each for each in _load(path)}
 
     def __iter__(self) -> Iterator[DockerNetwork]:
@@ -53,18 +56,22 @@ class State:
         """The network of this NetworkID, if Docker told of it."""
         return self._networks.get(network_id)
 
-    def put(self, network: DockerNetwork) -> None:
+    async def put(self, network: DockerNetwork) -> None:
         """Keep it from now on."""
         self._networks[network.id] = network
-        self._save()
+        await self._save()
 
-    def drop(self, network_id: str) -> None:
+    async def drop(self, network_id: str) -> None:
         """Forget it."""
         if self._networks.pop(network_id, None) is not None:
-            self._save()
+            await self._save()
 
-    def _save(self) -> None:
-        content = {"version": VERSION, "networks": [asdict(each) for each in self._networks.values()]}
+    async def _save(self) -> None:
+        async with self._saving:            # in order; the disk is waited for elsewhere than in the agent's loop
+            content = {"version": VERSION, "networks": [asdict(each) for each in self._networks.values()]}
+            await asyncio.to_thread(self._write, content)
+
+    def _write(self, content: dict[str, Any]) -> None:
         descriptor, name = tempfile.mkstemp(prefix=f".{self._path.name}.", dir=self._path.parent)
         try:
             with os.fdopen(descriptor, "w", encoding="utf-8") as file:

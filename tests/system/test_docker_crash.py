@@ -21,6 +21,7 @@ from docker_site import Host, Site, eventually
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="makes namespaces, which needs root")
 
 CURL = ("curl", "-sS", "-m", "4")
+PATIENT = (*CURL, "--retry", "5", "--retry-connrefused")      # a server that has just been started may not listen yet
 DAEMONS = ("dockerd", "agent", "controller")
 LIVE_RESTORE = ("--live-restore",)
 COMBINATIONS = [each for size in (1, 2, 3) for each in combinations(DAEMONS, size)]
@@ -83,7 +84,7 @@ def test_killed_daemons(site: Site, host: Host, running: Callable[[], None], dae
     assert host.ports() < before            # of what runs no link was made anew
     running()
     docker("start", "two")
-    assert site.world(*CURL, f"http://{host.lan}:83/") == "two"
+    assert site.world(*PATIENT, f"http://{host.lan}:83/") == "two"
     agree(host)
 
 
@@ -96,9 +97,9 @@ def test_a_dockerd_that_takes_its_containers_along(site: Site, host: Host, runni
     docker.start()
     eventually(lambda: docker.names() == {"stays"}, "what restarts is there, the rest is not")
     agree(host)
-    assert site.world(*CURL, f"http://{host.lan}:84/") == "stays"
+    assert site.world(*PATIENT, f"http://{host.lan}:84/") == "stays"
     docker("start", "one", "two")
-    assert site.world(*CURL, f"http://{host.lan}:82/") == "one"
+    assert site.world(*PATIENT, f"http://{host.lan}:82/") == "one"
     agree(host)
     docker.stop()
     docker.start()
@@ -125,7 +126,7 @@ def test_a_reboot(site: Site, host: Host, running: Callable[[], None]) -> None:
         assert other.docker.inside("near", *CURL, f"http://{docker.address('far', 'red')}/") == "far"
     docker("start", "one", "client")
     assert docker.exec("client", "wget", "-qO-", "http://one/") == "one"
-    assert site.world(*CURL, f"http://{host.lan}:82/") == "one"
+    assert site.world(*PATIENT, f"http://{host.lan}:82/") == "one"
     agree(host)
 
 
@@ -178,7 +179,7 @@ def test_a_container_whose_end_nobody_could_be_told(site: Site, host: Host, runn
     host.start_agent()
     docker.remove("two")
     docker.run("again", "--network", "web", "--ip", address, "-p", "83:80", command=httpd("again"))
-    assert site.world(*CURL, f"http://{host.lan}:83/") == "again"
+    assert site.world(*PATIENT, f"http://{host.lan}:83/") == "again"
     assert docker.refused("run", "-d", "--name", "bad", "--network", "web", "--ip", address, IMAGE, "true")
     docker.remove("bad")
     agree(host)

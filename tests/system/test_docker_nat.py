@@ -13,6 +13,7 @@ from docker_site import Host, Site, eventually
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="makes namespaces, which needs root")
 
 CURL = ("curl", "-sS", "-m", "4")
+PATIENT = (*CURL, "--retry", "5", "--retry-connrefused")      # a server that has just been started may not listen yet
 
 
 def web(host: Host, *words: str) -> None:
@@ -27,7 +28,7 @@ def test_published_ports_are_reached_from_everywhere(site: Site, host: Host) -> 
     docker.run("one", "--network", "web", "-p", "82:80", "--ip", "192.168.250.10", command=httpd("one"))
     docker.run("two", "--network", "web", "-p", f"{host.lan}:83:8080/tcp", command=httpd("two", 8080))
     for port, text in ((82, "one"), (83, "two")):
-        assert site.world(*CURL, f"http://{host.lan}:{port}/") == text
+        assert site.world(*PATIENT, f"http://{host.lan}:{port}/") == text
         assert host(*CURL, f"http://{host.lan}:{port}/") == text
     assert host(*CURL, "http://127.0.0.1:82/") == "one"
     assert docker.inside("one", *CURL, f"http://{host.lan}:83/") == "two"
@@ -57,7 +58,7 @@ def test_all_forms_of_publishing(site: Site, host: Host) -> None:
     assert 9010 <= picked <= 9012
     assert automatic > 0
     for outer, inner in ((9000, 80), (9001, 81), (9002, 82), (picked, 83), (automatic, 85)):
-        assert site.world(*CURL, f"http://{host.lan}:{outer}/") == str(inner)
+        assert site.world(*PATIENT, f"http://{host.lan}:{outer}/") == str(inner)
     with docker.beside("ranges", "ncat", "-u", "-l", "-k", "53", "-e", "/bin/cat"):
         eventually(lambda: _echoes(site, host, 9020), "an answer by UDP", 10)
     agree(host)
@@ -65,16 +66,16 @@ def test_all_forms_of_publishing(site: Site, host: Host) -> None:
                command=httpd("all"))
     exposed = mappings(host, "all")
     assert exposed.keys() == {"80/tcp", "81/udp", "90/tcp", "91/tcp"}
-    assert site.world(*CURL, f"http://{host.lan}:{_outer(exposed['80/tcp'])}/") == "all"
+    assert site.world(*PATIENT, f"http://{host.lan}:{_outer(exposed['80/tcp'])}/") == "all"
     assert len({_outer(each) for each in exposed.values()}) == 4
     agree(host)
     docker("restart", "--time", "0", "ranges")
-    assert site.world(*CURL, f"http://{host.lan}:9001/") == "81"
+    assert site.world(*PATIENT, f"http://{host.lan}:9001/") == "81"
     agree(host)
     docker("stop", "--time", "0", "ranges")
     agree(host)
     docker("start", "ranges")
-    assert site.world(*CURL, f"http://{host.lan}:9002/") == "82"
+    assert site.world(*PATIENT, f"http://{host.lan}:9002/") == "82"
     agree(host)
 
 
@@ -91,7 +92,7 @@ def test_a_port_in_use_is_refused_and_leaves_nothing(site: Site, host: Host) -> 
     assert docker.names() == {"one"}
     docker.remove("two")
     docker.run("two", "--network", "web", "-p", "84:80", command=httpd("two"))
-    assert site.world(*CURL, f"http://{host.lan}:84/") == "two"
+    assert site.world(*PATIENT, f"http://{host.lan}:84/") == "two"
     # Both families of the same outer port, and the same port of another protocol, are no conflict.
     docker.run("three", "--network", "web", "-p", "82:80/udp")
     agree(host)

@@ -11,7 +11,7 @@ import pytest
 
 from runtimes.docker.agent import Agent
 from runtimes.docker.plugin import Plugin
-from runtimes.docker.state import State
+from runtimes.docker.state import DockerNetwork, State
 from runtimes.local import LocalError
 from tests.unit.docker_kit_agent import FakeAgent
 
@@ -338,6 +338,28 @@ def test_ports_that_cannot_be_published_leave_nothing(play: Play) -> None:
     play(course)
 
 
+@pytest.mark.parametrize("made", [False, True])
+def test_a_network_that_was_cut_off_in_its_making_is_undone(play: Play, made: bool) -> None:
+    """The agent is killed while it answers. Docker repeats that without a body, and gives up: nothing may be left."""
+    async def course(daemon: Daemon) -> None:
+        if made:
+            await daemon.create("10.1.0.0/24")
+        name = f"docker-{NETWORK[:12]}"
+        await State(daemon.folder / "docker.json").put(
+            DockerNetwork(NETWORK, "default", name, "nat", ("10.1.0.0/24",), done=False))
+        daemon.restart()
+        await daemon.create("10.2.0.0/24", id=OTHER)
+        daemon.restart()
+        daemon.agent.fail["network-delete"] = LocalError("unavailable", "the controller is away")
+        await daemon.plugin.start()
+        daemon.agent.fail.clear()
+        daemon.restart()
+        await daemon.plugin.start()
+        assert [each.id for each in State(daemon.folder / "docker.json")] == [OTHER]
+
+    assert {each.made_for for each in play(course).agent.networks.values()} == {OTHER}
+
+
 def test_what_the_agent_knows_better(play: Play) -> None:
     """The plug-in's file is lost: the agent knows which network is which."""
     async def course(daemon: Daemon) -> None:
@@ -368,6 +390,9 @@ def test_a_hung_agent_does_not_hang_docker(play: Play) -> None:
         daemon.agent.hang.add("hello")
         told = (await daemon.create("10.1.0.0/24"))["Err"]
         assert f"more than {CALL_S:g} s" in told
+        for _ in range(100):                # it is undone beside
+            if list(State(daemon.folder / "docker.json")):
+                await asyncio.sleep(0.01)
         assert not list(State(daemon.folder / "docker.json"))
 
     play(course)
