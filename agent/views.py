@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 from typing import Any
 
 from agent.attachment import Attachment
@@ -13,6 +13,8 @@ from policy.addresses import own_addresses
 from southbound.messages import LeaseGoal, MappingGoal, NetworkGoal, PortGoal
 
 __all__ = ["attachment_view", "network_view", "stored_network_view"]
+
+_MOST = 1 << 31                             # that are told, of an IPv6 prefix
 
 
 def attachment_view(attachment: Attachment, host: Host) -> dict[str, Any]:
@@ -91,5 +93,10 @@ def _mtu_here(uid: str, host: Host) -> int:
 
 
 def _leased(uid: str, host: Host) -> int:
+    """How many addresses this host may give while the controller is away, those in use among them."""
     lease = host.effective.objects.get((LeaseGoal.kind, uid))
-    return len(lease.addresses) if isinstance(lease, LeaseGoal) else 0
+    if not isinstance(lease, LeaseGoal):
+        return 0
+    ranges = lease.ranges if lease.whole else ()
+    free = sum(int(ip_address(last)) - int(ip_address(first)) + 1 for first, last in ranges)
+    return min(len(lease.addresses) + free, _MOST)

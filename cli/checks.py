@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cli.checks_overlay import overlay_findings
+from cli.checks_runtimes import runtime_findings
 from cli.findings import TRY_S, Finding, State
 
 CAP_SYS_ADMIN = 21  # linux/capability.h
@@ -54,6 +55,7 @@ def all_findings() -> Iterator[Finding]:
     yield from overlay_findings()
     for check in (inspection, packages, bpf_object, nftables, lab_tools, controller):
         yield check()
+    yield from runtime_findings()
 
 
 def kernel() -> Iterator[Finding]:

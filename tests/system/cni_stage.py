@@ -185,9 +185,7 @@ class Stage:
 
     def start(self) -> None:
         """Controller and agent, from nothing."""
-        self.sluice("controller", "run", "--state", f"{self.folder}/controller", "--api", self.api,
-                    "--southbound", SOUTHBOUND)
-        eventually(self._healthy, self.told, START_S)
+        self.start_controller()
         self.apply({"kind": "Host", "metadata": {"name": "h1"}})
         with Client(self.api) as client:
             token = client.create_token("h1")
@@ -195,15 +193,21 @@ class Stage:
              "--state", f"{self.folder}/agent")
         self.start_agent()
 
+    def start_controller(self) -> None:
+        """Until it answers."""
+        self.sluice("controller", "run", "--state", f"{self.folder}/controller", "--api", self.api,
+                    "--southbound", SOUTHBOUND)
+        eventually(self._healthy, self.told, START_S)
+
     def start_agent(self) -> None:
         """Until the controller knows it and its socket answers."""
         self.sluice("agent", "run", "--state", f"{self.folder}/agent", "--pin-dir", str(self.pins), "--socket", SOCKET,
                     "--docker", "none", *(word for limit in LIMITS for word in ("--limit", limit)))
         eventually(self._connected, self.told, START_S)
 
-    def kill_agent(self) -> None:
-        """kill -9."""
-        self("sh", "-c", f"kill -9 $(cat {self.folder}/pid-agent)")
+    def kill(self, which: str) -> None:
+        """kill -9 of `agent` or `controller`."""
+        self("sh", "-c", f"kill -9 $(cat {self.folder}/pid-{which})")
 
     def sluice(self, *words: str) -> None:
         """A daemon of ours, its pid there in `pid-WORD`."""

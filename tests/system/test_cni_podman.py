@@ -126,6 +126,34 @@ def test_starts_and_ends_one_after_the_other(stage: Stage) -> None:
     assert max(seconds) < 30
 
 
+def test_with_the_controller_away(stage: Stage) -> None:
+    run(stage, "before", "--network", "web")
+    stage.kill("controller")
+    run(stage, "one", "--network", "web", command=SERVER)
+    address = networks(stage, "one")["web"]["IPAddress"]
+    assert eventually(lambda: stage.run("podman", "exec", "before", "wget", "-qO-", f"http://{address}").stdout, "it")
+    start = time.monotonic()
+    said = stage.refused("podman", "run", "--rm", "--network", "none-such", IMAGE, "true")
+    assert time.monotonic() - start < 15                            # the plug-in says so within 5 s
+    assert "controller" in said
+    stage.podman("rm", "--force", "--time", "0", "before")
+    stage.start_controller()
+    eventually(lambda: [each["status"].get("address") for each in stage.list("Endpoint").values()] == [address],
+               stage.told, 30)
+
+
+def test_a_container_that_ends_without_the_agent_is_found_out(stage: Stage) -> None:
+    run(stage, "one", "--network", "web", "--publish", "9200:80", command=SERVER)
+    run(stage, "two", "--network", "web")
+    address = networks(stage, "one")["web"]["IPAddress"]
+    stage.kill("agent")
+    assert stage.run("podman", "exec", "two", "wget", "-qO-", f"http://{address}").stdout
+    stage.run("podman", "rm", "--force", "--time", "0", "two")      # podman tells that the plug-in could not
+    stage.start_agent()
+    eventually(lambda: len(stage.list("Endpoint")) == 1, stage.told, 30)
+    assert world(stage.lan, "curl", "-sS", "--max-time", "5", "http://172.16.7.10:9200")
+
+
 def test_eight_at_once(stage: Stage) -> None:
     from concurrent.futures import ThreadPoolExecutor
     with ThreadPoolExecutor(8) as pool:

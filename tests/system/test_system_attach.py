@@ -219,3 +219,31 @@ def test_an_address_and_a_port_of_another(host: LocalHost, web: str) -> None:
 def test_the_state_folder_is_private_and_holds_nothing_of_what_went(host: LocalHost) -> None:
     assert Path(host.socket).stat().st_mode & 0o777 == 0o600
     assert host.kept("attachments") == []
+
+
+def test_without_the_controller(host: LocalHost, web: str) -> None:
+    """Known networks by a leased address, told later; the rest is refused at once. A detach is carried out at once."""
+    first = host.namespace("v1a-first")
+    try:
+        attach(host, "--netns", first, "--network", "web")
+        until(lambda: host.ask("network", network="web")["leased"], "a host that uses a network has addresses of it")
+        host.kill("controller")
+        began = time.monotonic()
+        made = attach(host, "--netns", web, "--network", "web", "--name", "away", "-p", "8090:80")
+        assert made["leased"]
+        assert pings(host, web, "172.16.9.1")
+        for words, text in ((("--network", "web", "--label", "app=web"), "--label"), (("--network", "none"), "away")):
+            done = run(host, "attach", "--netns", first, "--interface", "eth1", *words)
+            assert done.returncode == 1
+            assert "controller" in done.stderr
+            assert text in done.stderr
+        sluice(host, "detach", "--netns", first)
+        assert "eth0" not in host.inside(first, "ip", "-o", "link", "show")
+        assert time.monotonic() - began < 25
+    finally:
+        host.start_controller()
+        host.remove_namespace(first)
+    until(lambda: [each["metadata"]["name"] for each in host.declared("Endpoint")] == ["away"], "both are told")
+    until(lambda: host.declared("StaticMapping"), "the mapping is told")
+    assert pings(host, web, "172.16.9.1")
+    assert sluice(host, "detach", "away") == "default/away detached\n"

@@ -351,6 +351,25 @@ def test_check_without_result_or_ready_port(runtime: Runtime, agent: FakeAgent, 
     assert "No such file" in error["msg"]
 
 
+def test_install(tmp_path: Path) -> None:
+    def said(*words: str) -> Said:
+        done = subprocess.run([sys.executable, "-m", "runtimes.cni", *words], capture_output=True, text=True,
+                              check=False, stdin=subprocess.DEVNULL, cwd=Path(__file__).parents[2])
+        return Said(done.returncode, done.stdout, done.stderr)
+
+    program = tmp_path / "sluice-cni"
+    for _ in range(2):
+        assert said("install", str(tmp_path)).out == f"{program}\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["sluice-cni"]
+    refused = said("install", str(tmp_path / "none"))
+    assert refused.status == 1
+    assert "give a folder that is there" in refused.err
+    assert said("remove").status == 2
+    alone = said()                          # nobody's runtime: the spec's own error says what it is for
+    assert alone.error["code"] == 4
+    assert "sluice-cni install DIR" in alone.error["details"]
+
+
 def test_it_starts_without_what_makes_python_slow(folder: Path, runtime: Runtime, agent: FakeAgent) -> None:
 
 
