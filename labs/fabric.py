@@ -64,13 +64,16 @@ async def start_agent(site: Site, host: str, controller_node: str) -> None:
     joined = await site.processes.run(join, namespace)
     if joined.exit:
         raise StepFailed(f"host {host} could not join", joined.shown())
-    # A machine of its own has the usual sockets; the other hosts would all have the same.
-    sockets = () if site.lab.nodes[host].runtimes else ("--socket", str(state / "agent.sock"), "--docker", "none")
+    # A machine of its own has the usual sockets; the other hosts would all have the same. A step that starts the agent
+    # again waits for the socket, as runtimes ask at once.
+    runtimes = site.lab.nodes[host].runtimes is not None
+    sockets = () if runtimes else ("--socket", str(state / "agent.sock"), "--docker", "none")
     await site.processes.start(Spec(
         f"agent/{host}",
         (*sluice(), "agent", "run", "--state", str(state), "--pin-dir", pin_directory(site.lab, host),
          "--name", host, "--limit", f"flows={FLOWS}", *sockets),
         namespace=namespace,
+        ready=Ready(log="local socket answers", timeout_s=CONNECT_S) if runtimes else Ready(),
     ))
 
 
