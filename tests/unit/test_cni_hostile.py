@@ -18,8 +18,9 @@ from runtimes.lean import dumps, loads
 LEAVES = st.none() | st.booleans() | st.integers(-2, 70_000) | st.floats(allow_nan=False, allow_infinity=False) | \
     st.sampled_from(["", "x", "10.1.0.5", "10.1.0.0/24", "fd00::/64", "tcp", "02:00:00:00:00:05", "a/b", "\ud800"])
 KEYS = st.sampled_from(["cni", "ips", "labels", "key", "value", "subnet", "rangeStart", "rangeEnd", "hostPort",
-                        "protocol", "containerPort", "hostIP", "ingressRate", "egressBurst", "servers", "searches", "red",
-                        "containerID", "ifname", "interfaces", "routes", "name", "sandbox", "address", *CAPABILITIES])
+                        "protocol", "containerPort", "hostIP", "ingressRate", "egressBurst", "servers", "searches",
+                        "red", "containerID", "ifname", "interfaces", "routes", "name", "sandbox", "address",
+                        *CAPABILITIES])
 JSON = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=4),
                     max_leaves=12)
 FIELDS = st.sampled_from([*OURS, "args", "runtimeConfig", "prevResult", "dns", "name", "cniVersion",
