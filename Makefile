@@ -15,7 +15,7 @@ OBJECT := vfp/datapath/vfp.bpf.o
 ASM_HEADERS := $(firstword $(wildcard /usr/include/$(shell uname -m)-linux-gnu /usr/include/*-linux-gnu))
 BPF_FLAGS := -O2 -g -target bpf -Wall -Werror $(addprefix -I,$(ASM_HEADERS))
 
-.PHONY: help install packages venv bpf demo test fuzz faults churn check lint types unit bench bench-peers clean root
+.PHONY: help install packages venv bpf demo test fuzz faults churn container-churn check lint types unit bench bench-peers clean root
 
 help:
 	@echo 'sudo make demo     install what is missing, run the tour (labs/tour.yaml) on real traffic'
@@ -23,6 +23,7 @@ help:
 	@echo 'sudo make fuzz     look for cases on which the two engines differ (MINUTES=5)'
 	@echo 'sudo make faults   the agent killed 200 times during 10,000 changes under traffic'
 	@echo 'sudo make churn    30 hosts whose endpoints move, go and come back while all fails (MINUTES=5)'
+	@echo 'sudo make container-churn   200 containers come and go, 8 at a time, while the agent is killed'
 	@echo 'sudo make bench    Sluice beside its peers, into docs/bench (ARGS="--quick", ARGS="--only same-host")'
 	@echo 'make install       Debian packages, .venv, BPF object; does nothing when they are there'
 	@echo 'make check         ruff and mypy'
@@ -62,6 +63,9 @@ fuzz: root install
 churn: root install
 	@$(BIN)/python tests/system/churn.py --minutes $(MINUTES) $(ARGS)
 
+container-churn: root install
+	@SLUICE_CONTAINERS=200 $(BIN)/python -m pytest -s tests/system/test_docker_churn.py
+
 bench: root install bench-peers
 	@$(BIN)/python -m bench $(ARGS)
 
@@ -85,7 +89,7 @@ unit: venv bpf
 root:
 	@if [ "$$(id -u)" -ne 0 ]; then \
 	    echo 'error: this makes network namespaces and loads BPF programs, which needs root' >&2; \
-    echo '  do:    run it with sudo: sudo make $(or $(filter demo test fuzz faults churn bench,$(MAKECMDGOALS)),demo)' >&2; \
+    echo '  do:    run it with sudo: sudo make $(or $(filter demo test fuzz faults churn container-churn bench,$(MAKECMDGOALS)),demo)' >&2; \
 	    exit 1; fi
 
 clean:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from typing import Any
@@ -18,12 +18,13 @@ import structlog
 from agent.addresses_here import AddressesHere
 from agent.asking import Asker
 from agent.attach_words import Arguments, mapped_of, new_attachment
-from agent.attachment import RUNTIME_LABEL, Attachment
+from agent.attachment import RUNTIME_LABEL, Attachment, Mapped
 from agent.attachment_files import Files, Forgotten
 from agent.goals import Goals
 from agent.host import Host
 from agent.leased import compose
 from agent.local_errors import Away, Refusal
+from agent.lost import Lost
 from agent.mapping_changes import MappingChanges, unavailable
 from agent.standing import Standing
 from agent.views import attachment_view
@@ -55,6 +56,7 @@ class Attachments:
         self._addresses = addresses
         self._identify = identify
         self._alone: dict[tuple[str, str], tuple[asyncio.Lock, list[object]]] = {}
+        self.lost = Lost(host, files)
         self.left = asyncio.Event()         # something is left to tell the controller
         self._changes = MappingChanges(host, asker, files, addresses, self._programmed, self.left)
         self.changed = asyncio.Event()      # an attachment came or was taken
@@ -91,6 +93,7 @@ class Attachments:
                 known = None
             if known is not None:
                 return await self._existing(known, wanted)
+            await self._make_way(wanted, wanted.mappings)
             other = next(iter(self._files.named(wanted.tenant, wanted.name)), None)
             if other is not None:
                 raise Refusal("exists", f"endpoint {wanted.tenant}/{wanted.name} is that of {other.runtime} {other.id}",
@@ -137,6 +140,7 @@ class Attachments:
             known = self._known(arguments)
             wanted = mapped_of(known.name, arguments.given.get("mappings", []), known.mappings)
             if wanted != known.mappings:
+                await self._make_way(known, wanted)
                 known = await self._changes.change(known, wanted)
             return attachment_view(known, self._host)
 
@@ -176,6 +180,13 @@ class Attachments:
                 await self._release(known)
 
     # Steps
+
+    async def _make_way(self, wanted: Attachment, mappings: Sequence[Mapped]) -> None:
+        """Release what the runtime lost and would be in the way."""
+        for each in await self.lost.in_the_way(wanted, mappings):
+            _log.info("released", runtime=each.runtime, why="its runtime lost it, and asks for what it has",
+                      endpoint=f"{each.tenant}/{each.name}")
+            await self.release(each.key, each.uid)
 
     async def _existing(self, known: Attachment, wanted: Attachment) -> dict[str, Any]:
         if known.asked != wanted.asked:

@@ -4,26 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
 
 import structlog
 
 from agent.addresses_here import AddressesHere
 from agent.asking import Asker
-from agent.attachment import Attachment
 from agent.attachment_files import Files
 from agent.attachments import Attachments
 from agent.host import Host
 from agent.local_errors import Away, Refusal
 from agent.runtime_networks import RuntimeNetworks
 
-__all__ = ["GRACE_S", "TAKE_S", "Errands"]
+__all__ = ["Errands"]
 
 _log = structlog.get_logger("agent")
 
-GRACE_S = 5.0                               # for a daemon that restarts, to speak first
-TAKE_S = 120.0                              # until a runtime must have taken what was made for it
-BACK_S = 30.0                               # what it said it took may be here: before it does, and after the container
 AGAIN_S = 0.5                               # between two attempts to tell
 
 
@@ -84,7 +79,7 @@ class Errands:
         while True:
             moved, changed = self._host.moved, self._attachments.changed
             now = time.monotonic()
-            going = {attachment.uid: (attachment, patience_s, why) for attachment, patience_s, why in self._leaving()}
+            going = {each[0].uid: each for each in self._attachments.lost.leaving()}
             since = {uid: since.get(uid, now) for uid in going}
             due = {uid: since[uid] + patience_s - now for uid, (_, patience_s, _) in going.items()}
             for uid in [uid for uid, left_s in due.items() if left_s <= 0]:
@@ -98,15 +93,3 @@ class Errands:
             for wait in waits:
                 wait.cancel()
             changed.clear()
-
-    def _leaving(self) -> Iterator[tuple[Attachment, float, str]]:
-        """What may go, how long it may stay, and why."""
-        outcome = self._host.outcome
-        gone, back = (outcome.gone, outcome.back) if outcome is not None else (frozenset(), frozenset())
-        for each in self._files.attachments.all():
-            if each.uid in gone and (each.runtime != "attach" or each.place.pid):
-                yield each, GRACE_S, "its link or namespace is gone"
-            elif each.uid in back:
-                yield each, BACK_S, "its runtime put it back, or never took it"
-            elif each.place.handed and not each.taken and each.state == "up":
-                yield each, TAKE_S, "its runtime did not take it"

@@ -26,6 +26,7 @@ _log = structlog.get_logger("agent")
 
 MAX_LINE_BYTES = 1 << 20
 MAX_CONNECTIONS = 256
+MAX_LINES_SKIPPED, SKIP_S = 64, 2.0         # of a request that is too long
 OPERATION_S = 6.0                           # for doing; undoing has the rest of the 8 s
 BACKLOG = 128
 
@@ -90,6 +91,7 @@ class LocalServer:
         except asyncio.IncompleteReadError as error:
             line = error.partial            # without its end: the asker went, or forgot it
         except asyncio.LimitOverrunError:
+            await _skip(reader)
             raise _Unreadable(Refusal("invalid", f"the request is longer than {MAX_LINE_BYTES} bytes", "", "",
                                       "ask for less")) from None
         return line
@@ -134,6 +136,16 @@ class LocalServer:
         except TimeoutError:
             raise Refusal("timeout", f"{arguments.op} was not done within {OPERATION_S:g} s, and is undone",
                           todo="see the agent's log, and try again") from None
+
+
+async def _skip(reader: asyncio.StreamReader) -> None:
+    """Read on to the end of the line, so that the asker hears the answer: one who cannot send does not listen."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(SKIP_S):
+            for _ in range(MAX_LINES_SKIPPED):
+                chunk = await reader.read(MAX_LINE_BYTES)
+                if not chunk or b"\n" in chunk:
+                    return
 
 
 class _Unreadable(Exception):

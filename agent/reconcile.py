@@ -94,6 +94,7 @@ class Reconciler:
         self._served = frozenset(mapping.id for mapping in disk.load().goals.mappings)  # MappingGoal.id, in force
         self._detour: Detour | None = None  # as it was last made or mended
         self._programmed: EngineState | None = None
+        self._last_built: tuple[tuple[Goals, Observed, Ids], Built] | None = None
         self._done: dict[str, _Done] = {}   # by PortGoal.id
         self._surrounded: tuple[Any, ...] | None = None     # what `_surround` left
         self._unhooked: set[str] = set()    # former uplinks that are known to be free of our program
@@ -118,18 +119,18 @@ class Reconciler:
         overlaps = overlapping(goals, facts)
         observed = self._observe(goals, overlaps, leases, standing)
         self._identify(goals, observed)
-        plan = build(goals, observed, self._ids)
+        plan = self._build(goals, observed)
         self._remove(observed, plan, _PORT_KINDS, general)
         gone = set(plan.gone)
         failures = self._make_links(goals, plan, {} if mend else observed.owned, gone)
         owned = self._switch.owned()
         if owned != observed.owned:
             observed = replace(observed, owned=owned)
-            plan = build(goals, observed, self._ids)
+            plan = self._build(goals, observed)
         failures += self._queue(goals, plan, owned, mend)
         if not plan.links().isdisjoint(SHAPER_LINKS) and not owned.keys() >= set(SHAPER_LINKS):
             observed = replace(observed, owned=self._switch.owned())
-            plan = build(goals, observed, self._ids)
+            plan = self._build(goals, observed)
         failures += self._name_domains(plan)
         built, refusals = self._program(goals, observed, plan)
         failures += refusals
@@ -147,6 +148,13 @@ class Reconciler:
         found = tuple(statuses(goals, built, failures, overlaps))
         return Outcome(goals.revision, found, built, tuple(general), overlaps, frozenset(gone),
                        _back(standing, built, owned))
+
+    def _build(self, goals: Goals, observed: Observed) -> Built:
+        """What is to be there; the same again if nothing is other than last time."""
+        what = (goals, observed, self._ids)
+        if self._last_built is None or self._last_built[0] != what:
+            self._last_built = (what, build(*what))
+        return self._last_built[1]
 
     def _observe(
         self, goals: Goals, overlaps: Mapping[str, Overlap], leases: Mapping[str, IPv4Interface],

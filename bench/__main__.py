@@ -2,7 +2,7 @@
 
 Cases: same-host and cross-host (all peers), scale (20 to 100,000 rules, real traffic), engine (the program alone), nat
 (source translation and static mappings beside iptables and nftables), overlay (many mappings, in the agent and in the
-kernel).
+kernel), containers (docker run and CNI beside Docker's bridge and the reference plug-ins).
 """
 
 from __future__ import annotations

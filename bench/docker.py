@@ -13,10 +13,15 @@ from bench.processes import CommandFailed, run
 from bench.rules import USUAL, docker_user, use_iptables
 from bench.site import ENDPOINTS, Site, peer_of, remove_cgroups
 
-__all__ = ["docker_same_host"]
+__all__ = ["IMAGE", "daemon", "docker_same_host"]
 
-_NETWORK, _IMAGE = "bench", "bench:1"
+_NETWORK, IMAGE = "bench", "bench:1"
 _START_S = 20.0
+# Debian's, of dockerd's version, before a newer one on the path.
+_CLIENT = "/usr/bin/docker" if Path("/usr/bin/docker").exists() else "docker"
+# Another /run, so that it finds these plug-ins alone. What is mounted below the old one would live as long as this.
+_ROOM = """awk '$2 ~ "^/run/" {{print $2}}' /proc/self/mounts | sort -ru | xargs -r umount -nl
+mount -t tmpfs tmpfs /run && mkdir -p /run/docker/plugins && mount --bind {plugins} /run/docker/plugins && exec "$@" """
 _BUSYBOX = Path("/usr/bin/busybox")         # must be static: it is all there is in the image
 
 
@@ -26,18 +31,13 @@ def docker_same_host(site: Site, rules: int = USUAL) -> Pair:
     Raises:
         CommandFailed: a package is missing, or dockerd does not start here.
     """
-    for program in ("dockerd", "docker"):
-        if shutil.which(program) is None:
-            raise CommandFailed(f"{program} is not installed: apt-get install docker.io")
-    if not _BUSYBOX.exists() or _is_dynamic(_BUSYBOX):
-        raise CommandFailed(f"{_BUSYBOX} is missing or not static: apt-get install busybox-static")
     host = site.namespace("h1")
-    docker = _daemon(site, host)
+    docker = daemon(site, host)
     docker("network", "create", "--subnet", "10.9.0.0/24", "--gateway", "10.9.0.254",
            "-o", "com.docker.network.bridge.name=br0", _NETWORK)
     endpoints = []
     for number, part in enumerate(("e0", "e1")):
-        docker("run", "--detach", "--name", part, "--network", _NETWORK, "--ip", ENDPOINTS[number], _IMAGE,
+        docker("run", "--detach", "--name", part, "--network", _NETWORK, "--ip", ENDPOINTS[number], IMAGE,
                "/busybox", "sleep", "1000000")
         process = int(docker("inspect", "--format", "{{.State.Pid}}", part))
         endpoints.append(site.adopt(part, process))
@@ -46,17 +46,29 @@ def docker_same_host(site: Site, rules: int = USUAL) -> Pair:
     return Pair(endpoints[0], endpoints[1], ENDPOINTS[1], (host, peer_of(endpoints[0], host)))
 
 
-def _daemon(site: Site, host: str) -> partial[str]:
-    """dockerd, with a mount namespace of its own so that no mount of it outlives it; returns its client."""
+def daemon(site: Site, host: str, plugins: Path | None = None) -> partial[str]:
+    """dockerd, with a mount namespace of its own so that no mount of it outlives it; returns its client.
+
+    `plugins` is what it finds at /run/docker/plugins.
+
+    Raises:
+        CommandFailed: a package is missing, or dockerd does not start here.
+    """
+    for program in ("dockerd", _CLIENT):
+        if shutil.which(program) is None:
+            raise CommandFailed(f"{program} is not installed: apt-get install docker.io")
+    if not _BUSYBOX.exists() or _is_dynamic(_BUSYBOX):
+        raise CommandFailed(f"{_BUSYBOX} is missing or not static: apt-get install busybox-static")
     folder = site.folder()
+    room = ("sh", "-c", _ROOM.format(plugins=plugins), "sh") if plugins else ()
     site.stack.callback(remove_cgroups, folder.name)
     log, socket = folder / "log", f"unix://{folder}/socket"
     site.daemon(
-        host, "unshare", "--mount", "dockerd", "--data-root", f"{folder}/data", "--exec-root", f"{folder}/exec",
+        host, "unshare", "--mount", *room, "dockerd", "--data-root", f"{folder}/data", "--exec-root", f"{folder}/exec",
         "--pidfile", f"{folder}/pid", "--host", socket, "--storage-driver", "vfs", "--bridge", "none",
         "--userland-proxy=false", "--cgroup-parent", f"/{folder.name}", log=log,
     )
-    docker = partial(run, "docker", "--host", socket)
+    docker = partial(run, _CLIENT, "--host", socket)
     deadline = time.monotonic() + _START_S
     while True:
         try:
@@ -69,7 +81,7 @@ def _daemon(site: Site, host: str) -> partial[str]:
     tar = subprocess.run(
         ["tar", "-C", str(_BUSYBOX.parent), "-c", _BUSYBOX.name], capture_output=True, check=True
     ).stdout
-    subprocess.run(["docker", "--host", socket, "import", "-", _IMAGE], input=tar, capture_output=True, check=True)
+    subprocess.run([_CLIENT, "--host", socket, "import", "-", IMAGE], input=tar, capture_output=True, check=True)
     return docker
 
 

@@ -11,20 +11,23 @@ from bench.targets import Outcome, outcomes
 
 __all__ = ["CASES", "NAMES", "Absence", "Run", "as_json", "counted", "markdown"]
 
-CASES = ("same-host", "cross-host", "scale", "engine", "nat", "overlay")
+CASES = ("same-host", "cross-host", "scale", "engine", "nat", "overlay", "containers")
 _TITLES = {
     "same-host": "Same host", "cross-host": "Across hosts", "scale": "By number of rules",
     "engine": "The engine's program alone, by rules and layers",
     "nat-out": "NAT, outbound, by live bindings", "nat-in": "NAT, inbound, by static mappings",
     "nat-hit": "The engine's program alone, translating",
+    "containers": "Containers of one dockerd, on its own bridge and on our nat network",
+    "cni": "CNI plug-ins, beside bridge, host-local and portmap",
     "overlay-remotes": "An agent with many remote endpoints", "overlay-hit": "The engine's program alone, by mappings",
 }
-_BY_SUBJECT = ("same-host", "cross-host")
+_BY_SUBJECT = ("same-host", "cross-host", "containers", "cni")
 _COUNTED = {"nat-out": "bindings", "nat-in": "mappings", "nat-hit": "bindings",
             "overlay-remotes": "remote endpoints", "overlay-hit": "mappings"}
 NAMES = {
     "raw": "raw veth", "vxlan": "bare VXLAN", "bridge": "bridge", "iptables": "bridge + iptables",
     "nftables": "bridge + nftables", "docker": "Docker bridge", "ovs": "Open vSwitch", "sluice": "Sluice",
+    "reference": "bridge + host-local + portmap",
 }
 
 

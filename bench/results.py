@@ -33,6 +33,9 @@ METRICS: Mapping[str, Metric] = {
     "packet_bpf_ns": Metric("of that in BPF programs", "ns", True),
     "crr_per_s": Metric("new connections", "1/s"),
     "crr_cpu_us": Metric("processor time a connection", "µs", True, 1),
+    "docker_run_ms": Metric("docker run --rm", "ms", True, 1),
+    "cni_add_ms": Metric("ADD with a mapped port", "ms", True, 1),
+    "cni_del_ms": Metric("DEL", "ms", True, 1),
     "hit_ns": Metric("flow hit", "ns", True),
     "hit_rewrite_ns": Metric("flow hit, rewrite", "ns", True),
     "nat_out_hit_ns": Metric("hit, outbound", "ns", True),
@@ -55,7 +58,7 @@ METRICS: Mapping[str, Metric] = {
 }
 
 
-BASES: Mapping[str, str] = {"same-host": "raw", "cross-host": "vxlan"}
+BASES: Mapping[str, str] = {"same-host": "raw", "cross-host": "vxlan", "containers": "docker", "cni": "reference"}
 """Whose ratio to others is shown, by case: what costs nothing but the links, and VXLAN."""
 
 

@@ -6,8 +6,10 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeVar
 
+from bench.containers import CALLS, CNI, CONTAINERS, RUNS, Host, standing
 from bench.mappings import PLACES, REMOTES, among, receive
 from bench.measure import (
     MeasureError,
@@ -21,6 +23,7 @@ from bench.measure import (
 from bench.nat import BINDINGS, INBOUND, MAPPINGS, OUTBOUND, inbound, outbound
 from bench.nat_engine import translating
 from bench.packets import read_packets
+from bench.processes import CommandFailed
 from bench.program import LAYERS, engines
 from bench.report import Absence, counted
 from bench.results import BASES, Key, Sample
@@ -95,6 +98,8 @@ def measure(plan: Plan, tell: Tell) -> tuple[list[Sample], list[Absence]]:
             _nat(plan, log, tell)
         elif case == "overlay":
             log.samples.extend(_overlay(plan, tell))
+        elif case == CONTAINERS:
+            _containers(plan, log, tell)
         elif case == "scale":
             _links(case, scale(plan.sizes, plan.peers), _SCALED, plan, log, tell)
         else:
@@ -169,6 +174,42 @@ def _overlay(plan: Plan, tell: Tell) -> Iterator[Sample]:
             for size in _turned(places, number):
                 for metric, value in engines[size]().items():
                     yield Sample(Key("overlay-hit", metric, "sluice", size), number, value)
+
+
+def _containers(plan: Plan, log: _Log, tell: Tell) -> None:
+    tell("containers: starting a dockerd and `sluice up`")
+    try:
+        with standing() as host, ExitStack() as running:
+            for network, reason in host.absent.items():
+                tell(f"containers: no {network}: {reason}")
+                log.absences.append(Absence(CNI if network == CNI else CONTAINERS, network, "", reason))
+            for pair in host.pairs.values():
+                running.enter_context(servers(pair))
+            for number in range(plan.rounds):
+                tell(f"containers: round {number + 1} of {plan.rounds}")
+                for case, subject, what, read in _container_readings(host, plan):
+                    try:
+                        found = read()
+                    except (MeasureError, CommandFailed) as error:
+                        tell(f"{case}: {what} of {subject}: {error}")
+                        log.absences.append(Absence(case, subject, f"{what}, round {number + 1}", str(error)))
+                    else:
+                        log.samples.extend(Sample(Key(case, metric, subject, USUAL), number, value)
+                                           for metric, value in found.items())
+    except CommandFailed as error:
+        tell(f"containers: {error}")
+        log.absences.append(Absence(CONTAINERS, "docker", "", str(error)))
+
+
+def _container_readings(host: Host, plan: Plan) -> Iterator[tuple[str, str, str, Callable[[], dict[str, float]]]]:
+    for what, read in (("throughput", read_throughput), ("connections", read_connections)):
+        for network, pair in host.pairs.items():
+            time.sleep(_REST_S)
+            yield CONTAINERS, network, what, partial(read, pair, plan.seconds)
+    for network in host.pairs:
+        yield CONTAINERS, network, "docker run", partial(host.read_runs, network, 1 if plan.quick else RUNS)
+    for subject in ("reference", "sluice") if CNI not in host.absent else ():
+        yield CNI, subject, "ADD and DEL", partial(host.read_calls, subject, 2 if plan.quick else CALLS)
 
 
 def _turned(subjects: Sequence[_T], by: int) -> list[_T]:

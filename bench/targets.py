@@ -14,10 +14,11 @@ from bench.topologies import SCALE_RULES
 
 __all__ = ["TARGETS", "Outcome", "Target", "outcomes"]
 
-_CASES = {"same-host": "same host", "cross-host": "across hosts"}
+_CASES = {"same-host": "same host", "cross-host": "across hosts", "containers": "containers", "cni": "CNI"}
 _PEERS = {
     ("same-host", "raw"): "raw veth", ("same-host", "iptables"): "bridge + iptables",
     ("cross-host", "vxlan"): "bare VXLAN", ("cross-host", "iptables"): "bridge + VXLAN + iptables",
+    ("containers", "docker"): "Docker bridge", ("cni", "reference"): "reference plug-ins",
 }
 
 
@@ -127,6 +128,7 @@ def _many() -> Iterator[Target]:
 
 _LEAST = Key("engine", "hit_ns", "sluice", min(SCALE_RULES), min(LAYERS))
 _MOST = replace(_LEAST, rules=max(SCALE_RULES), layers=max(LAYERS))
+_ADD = Key("cni", "cni_add_ms", "sluice", USUAL)
 
 TARGETS = (
     _beside("same-host", "tcp_gbps", "raw", 0.97),
@@ -146,4 +148,7 @@ TARGETS = (
     Target("first packet, 20 rules in one layer", 700, _worst("first_packet_ns", USUAL, min(LAYERS)), True, "ns"),
     *_translated(),
     *_many(),
+    _beside("containers", "crr_per_s", "docker", 1.25),
+    _beside("containers", "docker_run_ms", "docker", 0.91),     # of times above 1 is better: at most 1.1 times as long
+    Target("CNI ADD with a mapped port", 100, lambda found: found.spread(_ADD), True, "ms"),
 )

@@ -20,7 +20,7 @@ from cli.problems import problem
 if TYPE_CHECKING:
     from controller.client import Client
 
-START_S = 20.0
+START_S = 60.0  # of a daemon, on a machine that does other things: the kernel looks at programs for seconds
 
 _NEXT = """
 Sluice is up on this host, {host}. In another terminal:

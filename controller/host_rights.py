@@ -91,6 +91,8 @@ def unlike(spec: NetworkSpec, stored: Stored[NetworkSpec]) -> Iterator[Problem]:
     there, subnets = stored.spec, subnets_of(stored)
     for name in sorted(spec.model_fields_set - {"subnets"}):
         wanted, is_ = getattr(spec, name), getattr(there, name)
+        if name == "host" and there.host is None and there.mode != "overlay":
+            continue                        # it is on all hosts, and so on this one
         if name == "vni" and there.mode == "overlay":
             is_ = stored.assigned.space if wanted != "auto" else wanted
         if wanted not in (is_, "auto"):

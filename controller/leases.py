@@ -154,9 +154,11 @@ def follow(change: Change, state: State, facts: Mapping[str, HostFacts]) -> list
         return [each for address in after.assigned.addresses
                 if (holder := state.leased.get((State.network_ref(after), address))) not in (None, spec.host)
                 for each in unlease(state, holder or "", State.network_ref(after), (address,))[0]]
-    if isinstance(spec, HostSpec) and (after is None or spec.external):
-        return [each for network in state.leased_by(either.ref.name)
-                for each in unlease(state, either.ref.name, network.ref, None)[0]]
+    if isinstance(spec, HostSpec):
+        gone, name = after is None or spec.external, either.ref.name
+        return [each for network in state.leased_by(name)
+                if gone or (network.spec.mode == "overlay" and not spec.underlays)
+                for each in unlease(state, name, network.ref, None)[0]]
     if isinstance(spec, NetworkSpec) and before is not None and after is not None:
         return _resized(state, facts, before.ref, {ip_address(s.gateway).version for s in before.assigned.subnets})
     return []
@@ -249,7 +251,7 @@ def _swept(state: State, ref: Ref) -> list[Change]:
     network = state.network(ref)
     if network is None or HOST_LABEL not in network.labels or network.assigned.leases:
         return []
-    if state.in_it(ref) or state.users.get(ref):
+    if not state.is_empty(ref) or state.users.get(ref):
         return []
     state.remove(ref)
     release(network, state)

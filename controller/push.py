@@ -197,6 +197,7 @@ class Push:
         try:
             return Reply(request.id, (), await self._requests.answer(session.host, request.what, request.args))
         except Refused as error:
+            _log.info("request refused", host=session.host, what=request.what, why=str(error.problems[0]))
             return Reply(request.id, tuple(asdict(problem) for problem in error.problems), None)
         except StoreError as error:
             _log.error("request not stored", host=session.host, what=request.what, error=str(error))

@@ -106,6 +106,7 @@ class Change:
 
 
 CLUSTER_KINDS = frozenset({"Tenant", "Host"})
+_IN_NETWORKS = ("Endpoint", "Policy", "StaticMapping")
 DEFAULT_TENANT_REF = Ref("Tenant", "", DEFAULT_TENANT)
 
 
@@ -277,8 +278,11 @@ class State:
 
     def in_it(self, network: Ref) -> list[Ref]:
         """All that belongs to a network."""
-        return [ref for kind in ("Endpoint", "Policy", "StaticMapping")
-                for ref in self.in_network.get((network, kind), ())]
+        return [ref for kind in _IN_NETWORKS for ref in self.in_network.get((network, kind), ())]
+
+    def is_empty(self, network: Ref) -> bool:
+        """Whether nothing belongs to a network."""
+        return not any((network, kind) in self.in_network for kind in _IN_NETWORKS)
 
     def nat_networks_on(self, host: str) -> list[Stored[NetworkSpec]]:
         """The nat networks of a host."""

@@ -35,6 +35,7 @@ def flaws_across(lab: Lab) -> Iterator[Found]:
     known = places(lab)
     yield from _runtimes(lab)
     processes = set(process_names(lab))
+    own = {f"machine/{name}" for name, node in lab.nodes.items() if node.runtimes is not None}
     captures = {a.capture for _, a in actions(lab) if isinstance(a, Capture)}
     for name, service in lab.services.items():
         for place in service.in_:
@@ -52,6 +53,8 @@ def flaws_across(lab: Lab) -> Iterator[Found]:
             if not _meant(wanted, processes):
                 yield (*path, field), (f"no process is called {wanted!r}; there are "
                                        f"{', '.join(sorted(processes)) or 'none'}")
+        if isinstance(action, Restart) and action.restart in own:
+            yield (*path, "restart"), "a machine does not come back, as its disk is memory; restart what runs in it"
         if isinstance(action, Captured) and not _meant(action.captured, captures):
             yield (*path, "captured"), (f"no capture is called {action.captured!r}; there are "
                                         f"{', '.join(sorted(captures)) or 'none'}")

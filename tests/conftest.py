@@ -26,7 +26,7 @@ _LEAKS = pytest.StashKey[leaks.Leaks]()
 
 def pytest_sessionstart(session: pytest.Session) -> None:
     mount_bpffs()                           # as the agent does; it stays, like any system's
-    if not os.environ.get(leaks.WATCHED):   # by who runs both halves
+    if not os.environ.get(leaks.WATCHED):   # by who runs all parts
         session.config.stash[_WATCH] = leaks.begin()
 
 

@@ -15,6 +15,7 @@ import socket
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from types import TracebackType
 from typing import Any, Self
 
@@ -54,6 +55,15 @@ class Request:
 
     def encode(self, sequence: int, flags: int) -> bytes:
         """The message on the wire, padded to 4 bytes."""
+        known = _plain(self)
+        if known is not None:
+            data = bytearray(known)
+            HEADER.pack_into(data, 0, len(data), self.type, NLM_F_REQUEST | self.flags | flags, sequence, 0)
+            return bytes(data)
+        return self.encode_anew(sequence, flags)
+
+    def encode_anew(self, sequence: int, flags: int) -> bytes:
+        """The same, by pyroute2."""
         message = (self.form or MESSAGES[self.type])()
         message["header"]["type"] = self.type
         message["header"]["flags"] = NLM_F_REQUEST | self.flags | flags
@@ -64,6 +74,18 @@ class Request:
         message.encode()
         data = bytes(message.data)
         return data + bytes(-len(data) % 4)
+
+
+def _plain(request: Request) -> bytes | None:
+    """The message of a request that is asked again and again, without its header; None: it is not such a one."""
+    if request.form is not None or any(isinstance(value, list | dict) for _, value in request.attributes):
+        return None
+    return _encoded(request.type, tuple(request.fields.items()), tuple(request.attributes))
+
+
+@lru_cache(maxsize=1024)
+def _encoded(kind: int, fields: tuple[tuple[str, int], ...], attributes: tuple[tuple[str, Any], ...]) -> bytes:
+    return Request("", kind, dict(fields), list(attributes)).encode_anew(0, 0)
 
 
 class Netlink:

@@ -13,17 +13,20 @@ import struct
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from pyroute2.netlink.rtnl.ifinfmsg import IFF_UP
 
 from vswitch.errors import InterfaceTaken
 from vswitch.links import OWNER_ALIAS, OwnedLink
-from vswitch.netlink import HEADER, Netlink, attributes
+from vswitch.netlink import ATTRIBUTE, HEADER, NESTED_OR_SWAPPED, Netlink, attributes
 from vswitch.requests import LINK_GROUP, link_get
 
 # Attributes of links (uapi/linux/if_link.h).
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER = 1, 3, 4, 5, 10
 IFLA_LINKINFO, IFLA_IFALIAS, IFLA_GROUP, IFLA_LINK_NETNSID = 18, 20, 27, 37
+_READ = frozenset((IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER, IFLA_LINKINFO, IFLA_IFALIAS, IFLA_GROUP,
+                   IFLA_LINK_NETNSID))
 IFLA_INFO_KIND, IFLA_INFO_DATA, IFLA_INFO_SLAVE_DATA = 1, 2, 5
 
 LINK_HEADER = struct.Struct("=BxHiII")  # struct ifinfomsg
@@ -61,12 +64,24 @@ class Found:
 
 
 def found_link(message: bytes) -> Found:
-    """Read an RTM_NEWLINK message.
-
-    By hand: pyroute2 takes a third of a millisecond for a link, and a host may have thousands.
-    """
+    """Read an RTM_NEWLINK message. Most links are as they were when they were read last, but for their counters."""
     _family, kind, ifindex, flags, _change = LINK_HEADER.unpack_from(message, HEADER.size)
-    got = attributes(message[HEADER.size + LINK_HEADER.size :])
+    wanted: list[tuple[int, bytes]] = []
+    offset = HEADER.size + LINK_HEADER.size
+    while offset + ATTRIBUTE.size <= len(message):
+        length, kind_ = ATTRIBUTE.unpack_from(message, offset)
+        if length < ATTRIBUTE.size:
+            break
+        if kind_ & ~NESTED_OR_SWAPPED in _READ:
+            wanted.append((kind_ & ~NESTED_OR_SWAPPED, message[offset + ATTRIBUTE.size : offset + length]))
+        offset += (length + 3) & ~3
+    return _read(kind, ifindex, flags, tuple(wanted))
+
+
+@lru_cache(maxsize=4096)
+def _read(kind: int, ifindex: int, flags: int, wanted: tuple[tuple[int, bytes], ...]) -> Found:
+    """By hand: pyroute2 takes a third of a millisecond for a link, and a host may have thousands."""
+    got = dict(wanted)
     info = attributes(got.get(IFLA_LINKINFO, b""))
     return Found(
         ifindex=ifindex,

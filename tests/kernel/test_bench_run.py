@@ -55,6 +55,15 @@ def test_every_metric_is_read_across_hosts() -> None:
     assert told[-1] == "cross-host: round 1 of 1"
 
 
+def test_containers_and_cni_are_measured(tmp_path: Path) -> None:
+    rows = _measured(tmp_path, "--only", "containers")
+    found = {(row["case"], row["subject"]) for row in rows}
+    assert found == {("containers", "docker"), ("containers", "sluice"), ("cni", "reference"), ("cni", "sluice")}
+    assert {row["metric"] for row in rows if row["case"] == "containers"} == {
+        "tcp_gbps", "crr_per_s", "crr_cpu_us", "docker_run_ms"}
+    assert {row["metric"] for row in rows if row["case"] == "cni"} == {"cni_add_ms", "cni_del_ms"}
+
+
 def test_the_number_of_rules_and_of_layers_is_varied(tmp_path: Path) -> None:
     rows = _measured(tmp_path, "--only", "scale,engine", "--peers", "raw")
     scale = {row["rules"] for row in rows if row["case"] == "scale"}

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import socketserver
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler
 from itertools import combinations
+from pathlib import Path
 
 import pytest
 from docker_agree import agree
@@ -163,21 +167,47 @@ def test_an_agent_that_comes_back_while_docker_waits(site: Site, host: Host, run
     running()
 
 
-def test_a_container_that_was_removed_while_everything_was_down(
-        site: Site, host: Host, running: Callable[[], None]) -> None:
-    """dockerd and its state lost a container that the agent still has: it is found, and its address is free."""
+def test_a_container_whose_end_nobody_could_be_told(site: Site, host: Host, running: Callable[[], None]) -> None:
+    """Docker forgets a container although the plug-in failed it, and puts the link back: its address is free again."""
     docker = host.docker
     address = docker.address("two", "web")
     host.kill_agent()
-    try:
+    with failing_plug_in(host.plugins / "nat.sock"):
         os.kill(docker.pid("two"), signal.SIGKILL)
         eventually(lambda: "two" not in docker.names(), "it has ended", 60)
-    finally:
-        host.start_agent()
-    agree(host)
+    host.start_agent()
     docker.remove("two")
     docker.run("again", "--network", "web", "--ip", address, "-p", "83:80", command=httpd("again"))
     assert site.world(*CURL, f"http://{host.lan}:83/") == "again"
     assert docker.refused("run", "-d", "--name", "bad", "--network", "web", "--ip", address, IMAGE, "true")
     docker.remove("bad")
     agree(host)
+    running()
+
+
+@contextmanager
+def failing_plug_in(path: Path) -> Iterator[None]:
+    """In place of the agent's: whatever it is asked fails."""
+    class Answer(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            self.send_response(500)
+            self.end_headers()
+            self.wfile.write(b'{"Err": "no"}')
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
+        daemon_threads = True
+
+    path.unlink(missing_ok=True)
+    with Server(str(path), Answer) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        try:
+            yield
+        finally:
+            server.shutdown()
+            thread.join()
+    path.unlink()

@@ -37,7 +37,8 @@ class FakeNetwork:
 
     def row(self) -> dict[str, Any]:
         return {"uid": f"uid-{self.name}", "name": self.name, "tenant": self.tenant, "mode": self.mode, "mtu": 1450,
-                "subnets": [dict(each) for each in self.subnets], "host": self.spec.get("host", ""), "leased": 0}
+                "subnets": [dict(each) for each in self.subnets], "host": self.spec.get("host", ""), "leased": 0,
+                "spec": {"mode": self.mode, "mtu": "auto", "isolation": False, **self.spec}}
 
 
 class FakeAgent:

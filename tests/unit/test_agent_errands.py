@@ -9,9 +9,10 @@ from typing import Any, cast
 
 import pytest
 
-import agent.errands
+import agent.lost
 from agent.attachment import Attachment, Place
 from agent.errands import Errands
+from agent.lost import Lost
 
 HANDED, INSIDE, PROCESS = Place(handed=True), Place(netns="web"), Place(pid=7)
 
@@ -29,6 +30,7 @@ class World:
         self.host = SimpleNamespace(outcome=None, moved=asyncio.Event())
         self.files = SimpleNamespace(attachments=SimpleNamespace(all=lambda: list(self.attachments.values())))
         self.changed = asyncio.Event()
+        self.lost = Lost(cast(Any, self.host), cast(Any, self.files))
 
     def show(self, gone: frozenset[str] = frozenset(), back: frozenset[str] = frozenset()) -> None:
         """A run of the reconciler."""
@@ -51,7 +53,7 @@ class World:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, seconds in (("GRACE_S", 0.1), ("BACK_S", 0.4), ("TAKE_S", 0.8)):
-        monkeypatch.setattr(agent.errands, name, seconds)
+        monkeypatch.setattr(agent.lost, name, seconds)
 
 
 ALL = (

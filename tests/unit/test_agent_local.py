@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -267,7 +268,7 @@ def test_a_controller_that_does_not_answer_is_as_one_that_is_away(tmp_path: Path
 
 
 def test_what_is_gone_is_released_after_a_grace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("agent.errands.GRACE_S", 0.05)
+    monkeypatch.setattr("agent.lost.GRACE_S", 0.05)
 
     async def script(agent: Process) -> None:
         for name in ("a", "b"):
@@ -276,8 +277,53 @@ def test_what_is_gone_is_released_after_a_grace(tmp_path: Path, monkeypatch: pyt
         agent.switch.links.pop(made["hostInterface"])       # its container ended
         await agent.host.again()
         await until(lambda: "b" not in agent.controller.of("Endpoint"))
-        monkeypatch.setattr("agent.errands.TAKE_S", 0.1)    # nobody takes the other
+        monkeypatch.setattr("agent.lost.TAKE_S", 0.1)    # nobody takes the other
         agent.runtimes.attachments.changed.set()
+        await until(lambda: not agent.controller.of("Endpoint"))
+        await agent.settled()
+        agree(agent)
+
+    play(tmp_path, script)
+
+
+def test_what_a_runtime_lost_is_in_nobodys_way(tmp_path: Path) -> None:
+    """A killed daemon forgets an endpoint, and gives its address, and its port, to the next container at once."""
+    async def script(agent: Process) -> None:
+        old = await agent.ask("attach", runtime="docker", id="old", veth=True, network="web",
+                              addresses=["192.168.1.9"], mappings=[MAPPING])
+        await agent.ask("taken", runtime="docker", id="old")
+        agent.switch.links.pop(old["hostInterface"])
+        await agent.host.again()
+        made = await agent.ask("attach", runtime="docker", id="new", veth=True, network="web",
+                               addresses=["192.168.1.9"])
+        assert made["addresses"] == ["192.168.1.9/24"]
+        assert set(agent.controller.of("Endpoint")) == {made["name"]}
+        await agent.ask("taken", runtime="docker", id="new")
+        await agent.ask("map", runtime="docker", id="new", mappings=[MAPPING])
+        agent.switch.links.pop(made["hostInterface"])
+        await agent.host.again()
+        third = await agent.ask("attach", runtime="docker", id="third", veth=True, network="web")
+        assert len(agent.controller.of("Endpoint")) == 2
+        await agent.ask("map", runtime="docker", id="third", mappings=[MAPPING])
+        agree(agent, third["name"])
+
+    play(tmp_path, script)
+
+
+def test_a_far_end_that_its_runtime_put_back_is_released(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As libnetwork does when it was told nothing: the container is gone, and the link is in the host's namespace."""
+    monkeypatch.setattr("agent.lost.BACK_S", 0.05)
+
+    async def script(agent: Process) -> None:
+        made = await agent.ask("attach", runtime="docker", id="a", veth=True, network="web")
+        name = made["hostInterface"]
+        await agent.ask("taken", runtime="docker", id="a")
+        agent.switch.links[name] = replace(agent.switch.links[name], far_here=False)
+        await agent.host.again()
+        await asyncio.sleep(0.15)
+        assert agent.controller.of("Endpoint")
+        agent.switch.links[name] = replace(agent.switch.links[name], far_here=True)
+        await agent.host.again()
         await until(lambda: not agent.controller.of("Endpoint"))
         await agent.settled()
         agree(agent)

@@ -69,7 +69,7 @@ def test_a_promised_cost_is_judged_by_the_worst_policy() -> None:
 
 def test_every_promise_against_a_peer_names_a_case_and_a_metric_that_exist() -> None:
     named = [target.beside for target in TARGETS if target.beside]
-    assert len(named) == 9
+    assert len(named) == 11
     assert all(case in CASES and metric in METRICS for case, metric, _ in named)
 
 

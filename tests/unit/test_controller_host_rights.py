@@ -56,6 +56,7 @@ REFUSED: list[tuple[str, str, Any, str, str, str]] = [
     ("h1", "apply", [overlay("red", vni=5002)], "exists", "spec.vni", "5001 in place of 5002"),
     ("h1", "apply", [overlay("red", "10.7.0.0/24")], "exists", "spec.subnets[0].prefix", "10.1.0.0/24 in place of"),
     ("h1", "apply", [nat("red", "10.1.0.0/24")], "exists", "spec.host", "nothing in place of h1"),
+    ("h2", "apply", [nat("office", "192.168.250.0/24", "h2")], "exists", "spec.host", "h1 in place of h2"),
     ("h1", "apply", [overlay("red", subnets=[{"prefix": "10.1.0.0/24", "gateway": "10.1.0.254"}])], "exists",
      "spec.subnets[0].gateway", "10.1.0.1 in place of 10.1.0.254"),
     ("h1", "apply", [overlay("theirs", "10.5.0.0/24", in_tenant="acme")], "forbidden", "metadata.tenant",
@@ -101,6 +102,8 @@ def test_what_a_host_may(tmp_path: Path) -> None:
         request = {"documents": [container("c", "office"), mapped("c-1", "c", app="x")], "uids": uids}
         made = await ask(parts, "h1", "apply", **request)
         assert [item["uid"] for item in made["items"]] == list(uids.values())
+        listed = await parts.http.get("/v1/endpoints", params={"labelSelector": "sluice.io/runtime=docker"})
+        assert sorted(each["metadata"]["name"] for each in listed.json()["items"]) == ["c", "mine", "other"]
         again = await ask(parts, "h1", "apply", **request)
         assert ([item["result"] for item in again["items"]], again["revision"]) == (["unchanged"] * 2, made["revision"])
         got = await ask(parts, "h1", "get", refs=[["Endpoint", "default", "c"], ["Network", "default", "red"]])
@@ -118,6 +121,10 @@ def test_what_a_host_may(tmp_path: Path) -> None:
 
         joined = await ask(parts, "h3", "apply", documents=[overlay("red")])
         assert joined["items"][0]["spec"]["mtu"] == 1400, "what it leaves open is as it is"
+        segment = {"mode": "transparent", "subnets": [{"prefix": "192.168.7.0/24"}]}
+        await parts.apply(document("Network", "lan", segment))
+        joined = await ask(parts, "h1", "apply", documents=[document("Network", "lan", {**segment, "host": "h1"})])
+        assert joined["items"][0]["result"] == "unchanged", "a network of all hosts is one of this host"
         own = await ask(parts, "h1", "apply", documents=[overlay("own", "10.9.0.0/24", peers=["red"], egress="nat")])
         assert own["items"][0]["labels"] == {"sluice.io/host": "h1"}
         changed = await ask(parts, "h1", "apply", documents=[overlay("own", "10.9.0.0/24", mtu=1300)])

@@ -264,6 +264,10 @@ def test_a_lease_ends_with_its_host_and_with_the_right_to_it(tmp_path: Path) -> 
         assert refused.value.codes == ["forbidden"]
         await parts.apply(host("h1", "172.31.0.1"))
         assert lease_of(parts, "h1") is not None
+        await parts.apply(host("h1"))                   # without underlay address, so in no overlay
+        assert leases(parts) == {}
+        await parts.apply(host("h1", "172.31.0.1"))
+        await ask(parts, "h1", "lease", **RED)
         await parts.ledger.delete([Ref("Host", "", "h1")])
         assert leases(parts) == {}
         await parts.apply(host("h2", "172.31.0.2", external=True))

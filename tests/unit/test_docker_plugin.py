@@ -164,6 +164,25 @@ def test_a_network_is_joined_and_left(play: Play) -> None:
     assert not daemon.agent.attachments                             # what Docker had forgotten went with it
 
 
+@pytest.mark.parametrize(("options", "words"), [
+    ({"vni": "5001", "isolation": "false", "egress": "none", "mtu": "auto", "qos__egress": "1gbit"}, ""),
+    ({"vni": "5002"}, "vni: network red is there, and has 5001 here (found: 5002)"),
+    ({"mtu": "1400"}, "mtu: network red is there, and has auto here"),
+    ({"qos__egress": "2gbit"}, "qos.egress.rate"), ({"isolation": "true"}, "isolation"), ({"egress": "nat"}, "egress"),
+])
+def test_who_joins_says_the_same_or_nothing(play: Play, options: dict[str, str], words: str) -> None:
+    """The second daemon is given the same command as the first."""
+    async def course(daemon: Daemon) -> None:
+        red = daemon.agent.declare("red", "overlay", "10.1.0.0/24")
+        red.spec = {"vni": 5001, "qos": {"egress": {"rate": "1gbit", "burst": "64kb"}}}
+        daemon.driver = "sluice"
+        answer = await daemon.create("10.1.0.0/24", network="red", mode="overlay", **options)
+        assert (words in answer["Err"]) if words else answer == {}, answer
+        assert red.joined == (set() if words else {NETWORK})
+
+    play(course)
+
+
 def test_a_daemon_that_is_late_joins(play: Play) -> None:
     """Two hosts make the overlay at the same time: the second is told that it exists, and joins."""
     async def course(daemon: Daemon) -> None:

@@ -75,6 +75,8 @@ def test_tour_is_a_lab() -> None:
      5, "prepare[0].in", "found b; there are a"),
     ("name: x\nnodes: {a: {runtimes: {docker: {}}}}\nprepare:\n- run: podman ps\n",
      4, "prepare[0].in", "found none; there are none"),
+    ("name: x\nnodes: {a: {runtimes: {docker: {}}}}\nprepare:\n- restart: machine/a\n",
+     4, "prepare[0].restart", "does not come back"),
     ("name: x\nresources:\n- {kind: Tenant, metadata: {name: t}}\n", 2, "resources", "kind controller"),
 ])
 def test_flaw_is_named_with_line_and_field(tmp_path: Path, text: str, line: int, field: str, says: str) -> None:
