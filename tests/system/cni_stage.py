@@ -101,8 +101,9 @@ class Stage:
         self._stack.close()
 
     def _build(self) -> None:
+        memory = "/dev/shm" if Path("/dev/shm").is_dir() else None      # a kill asks nothing of a disk
         self.folder = Path(self._stack.enter_context(
-            tempfile.TemporaryDirectory(prefix=f"{self.name}-", ignore_cleanup_errors=True)))
+            tempfile.TemporaryDirectory(prefix=f"{self.name}-", dir=memory, ignore_cleanup_errors=True)))
         self._stack.callback(shutil.rmtree, self.pins, ignore_errors=True)
         for name in (self.host, self.lan):
             self.namespace(name)

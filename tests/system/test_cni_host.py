@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from cni_stage import PROGRAMS, REFERENCE, Stage, need, plugin, world
+from cni_stage import PROGRAMS, REFERENCE, Stage, eventually, need, plugin, world
 
 sys.path.append(str(Path(__file__).parents[1] / "unit"))
 from cni_kit import Runtime, Said, execute
@@ -181,6 +182,29 @@ def test_many_at_once_have_addresses_of_their_own(stage: Stage, runtime: Runtime
         said = list(pool.map(lambda name: runtime.add(name, f"/run/netns/{name}"), names))
         assert len({address for each in said for address in addresses(each)}) == 16
         assert all(each.status == 0 for each in pool.map(runtime.delete, names))
+
+
+def test_with_the_controller_away(stage: Stage, runtime: Runtime) -> None:
+    runtime.add("one", container(stage, "c1"))
+    stage.kill("controller")
+    try:
+        assert runtime.status() == Said(0, "", "")                  # a lease does
+        assert pings(stage, "c1", addresses(runtime.add("two", container(stage, "c2")))[0])
+        assert runtime.check("two", "/run/netns/c2").status == 0
+        for more, word in (({"labels": {"app": "web"}}, "label"), ({"network": "never-seen"}, "never-seen")):
+            runtime.plugins = [plugin(**more)]
+            start = time.monotonic()
+            error = runtime.add("three", container(stage, f"c{3 + len(word)}")).error
+            assert time.monotonic() - start < 10                    # 5 s, and what a busy machine adds
+            assert error["code"] == 11
+            assert "controller" in error["msg"] + error["details"]
+        assert runtime.status().error["code"] == 50
+        runtime.plugins = [plugin()]
+        assert runtime.delete("one").status == 0
+    finally:
+        stage.start_controller()
+    eventually(lambda: len(stage.list("Endpoint")) == 1, stage.told, 30)
+    runtime.delete("two")
 
 
 def test_version_needs_no_agent(stage: Stage) -> None:
