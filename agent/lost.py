@@ -50,7 +50,7 @@ class Lost:
                     await self._host.moved.wait()
         except TimeoutError:
             pass
-        return [each for each in found if self._is_lost(each)]
+        return [each for each in found if self._is_lost(each) or _is_forgotten(each, wanted)]
 
     def _is_lost(self, attachment: Attachment) -> bool:
         return self._is_gone(attachment) or self._is_back(attachment)
@@ -63,12 +63,23 @@ class Lost:
         return self._host.outcome is not None and attachment.uid in self._host.outcome.back
 
 
+def _is_forgotten(known: Attachment, wanted: Attachment) -> bool:
+    """Never taken, and its runtime gives the address to another: it was not told of the end of what it asked for."""
+    return known.place.handed and not known.taken and known.state == "up" and _share(known, wanted)
+
+
+def _share(known: Attachment, wanted: Attachment) -> bool:
+    """Whether both have an address; a runtime gives one to one at a time."""
+    return (known.tenant, known.network) == (wanted.tenant, wanted.network) and bool(
+        _bare(known.addresses) & _bare(wanted.addresses))
+
+
 def _meet(known: Attachment, wanted: Attachment, mappings: Sequence[Mapped]) -> bool:
     """Whether both cannot be."""
     if known.tenant == wanted.tenant and known.name == wanted.name:
         return True
-    if (known.tenant, known.network) == (wanted.tenant, wanted.network) and (
-            _bare(known.addresses) & _bare(wanted.addresses) or (known.mac and known.mac == wanted.mac)):
+    if _share(known, wanted) or (known.mac and (known.tenant, known.network, known.mac) == (
+            wanted.tenant, wanted.network, wanted.mac)):
         return True
     return any(_same_port(one.spec, other.spec) for one in known.mappings for other in mappings)
 

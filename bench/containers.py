@@ -58,7 +58,7 @@ class Host:
 
     def read_calls(self, subject: str, count: int) -> dict[str, float]:
         """ADD and DEL of one interface with a mapped port, in a namespace each that is there already."""
-        chain = _chain(subject)
+        chain = _chain(subject, self.plugins / "addresses")
         adds, dels = [], []
         namespaces = [self.site.namespace(f"{subject}{number}") for number in range(count)]
         with within(self.name):
@@ -164,7 +164,7 @@ def _pair(host: Host, network: str) -> Pair:
     return Pair(ends[0], ends[1], address, (host.name, peer_of(ends[0], host.name)), (host.name,))
 
 
-def _chain(subject: str) -> list[dict[str, Any]]:
+def _chain(subject: str, addresses: Path) -> list[dict[str, Any]]:
     """The plug-ins of a configuration, as a runtime hands each its own, with a port to map."""
     known = {"cniVersion": "1.0.0", "name": f"cni-{subject}"}
     if subject == "sluice":
@@ -172,7 +172,7 @@ def _chain(subject: str) -> list[dict[str, Any]]:
                  "spec": {"mode": "nat", "subnets": [{"prefix": "10.9.1.0/24"}]}, "runtimeConfig": _PORT}]
     return [
         {**known, "type": "bridge", "bridge": "cni0", "isGateway": True, "ipMasq": True,
-         "ipam": {"type": "host-local", "subnet": _SUBNETS["cni-docker"], "dataDir": f"/tmp/bench-{os.getpid()}-cni"}},
+         "ipam": {"type": "host-local", "subnet": _SUBNETS["cni-docker"], "dataDir": str(addresses)}},
         {**known, "type": "portmap", "capabilities": {"portMappings": True}, "runtimeConfig": _PORT},
     ]
 

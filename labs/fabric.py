@@ -15,7 +15,7 @@ from labs.site import Site, sluice
 
 SOUTHBOUND_PORT = 7443
 CONNECT_S = 40
-FLOWS = 65536               # halves, of each host: a lab has many hosts and one machine's memory
+LIMITS = ("flows=65536", "bindings=65536")  # of each host: a lab has many hosts and one machine's memory
 
 
 def pin_directory(lab: Lab, host: str) -> str:
@@ -71,7 +71,7 @@ async def start_agent(site: Site, host: str, controller_node: str) -> None:
     await site.processes.start(Spec(
         f"agent/{host}",
         (*sluice(), "agent", "run", "--state", str(state), "--pin-dir", pin_directory(site.lab, host),
-         "--name", host, "--limit", f"flows={FLOWS}", *sockets),
+         "--name", host, *(word for limit in LIMITS for word in ("--limit", limit)), *sockets),
         namespace=namespace,
         ready=Ready(log="local socket answers", timeout_s=CONNECT_S) if runtimes else Ready(),
     ))

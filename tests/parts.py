@@ -1,8 +1,8 @@
 """The whole suite on two processors: `python -m tests.parts [PYTEST OPTIONS]`; a plain `pytest` takes one.
 
 Four parts at the same time: what works on tables and values alone, and shows no link, namespace or daemon to anybody;
-labs; container runtimes, both in namespaces of their own, and mostly waiting for programs; and the rest. What is left
-is looked for when all are done: to look at the maps of one that just ends can make the kernel leak them (`leaks.end`).
+labs; container runtimes, both in namespaces of their own, mostly waiting for programs; and the rest. What is left is
+looked for when all are done: to look at the maps of one that just ends can make the kernel leak them (`leaks.end`).
 """
 
 from __future__ import annotations

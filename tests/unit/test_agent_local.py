@@ -310,6 +310,18 @@ def test_what_a_runtime_lost_is_in_nobodys_way(tmp_path: Path) -> None:
     play(tmp_path, script)
 
 
+def test_what_was_never_taken_gives_its_address_to_the_next(tmp_path: Path) -> None:
+    """The agent was killed before it could answer: Docker gave up the endpoint, and its address is free to Docker."""
+    async def script(agent: Process) -> None:
+        for name in ("old", "new"):
+            made = await agent.ask("attach", runtime="docker", id=name, veth=True, network="web",
+                                   addresses=["192.168.1.9"])
+        assert set(agent.controller.of("Endpoint")) == {made["name"]}
+        agree(agent, made["name"])
+
+    play(tmp_path, script)
+
+
 def test_a_far_end_that_its_runtime_put_back_is_released(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As libnetwork does when it was told nothing: the container is gone, and the link is in the host's namespace."""
     monkeypatch.setattr("agent.lost.BACK_S", 0.05)
