@@ -75,7 +75,8 @@ def test_addresses_ranges_of_ports_and_two_networks(stage: Stage) -> None:
     assert networks(stage, "one")["web"]["IPAddress"] == "10.71.0.40"
     assert networks(stage, "one")["web"]["MacAddress"] == "02:00:00:00:00:40"
     assert networks(stage, "one")["back"]["IPAddress"].startswith("10.73.0.")
-    assert "10.73.0." in stage.podman("exec", "one", "ip", "address", "show", "dev", "eth1")
+    # Podman attaches networks in an order of its own choice, and counts interfaces by it.
+    assert "10.73.0." in stage.podman("exec", "one", "ip", "address", "show")
     ports = {(each["spec"]["externalPort"], each["spec"]["protocol"]) for each in stage.list("StaticMapping").values()}
     assert ports == {("9000-9003", "tcp"), (5353, "udp")}
     assert {each["spec"].get("externalAddress") for each in stage.list("StaticMapping").values()} == {

@@ -19,6 +19,8 @@ from runtimes.docker import serve
 from tests.unit.docker_kit_agent import FakeAgent
 
 RECORDED = Path(__file__).parents[3] / "shared/data/docker-plugin"
+if not RECORDED.is_dir():
+    RECORDED = Path("/work/shared/data/docker-plugin")
 VERSIONS = ("20.10.24", "28.5.2", "29.7.2")
 OURS = {'"foo": "bar"': '"mode": "nat"', '"kk": "vv"': '"label.kk": "vv"', '"Options": {"a": "b"}': '"Options": {}'}
 PLUGIN_S = 5
