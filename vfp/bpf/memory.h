@@ -85,6 +85,9 @@ static __always_inline void remember(struct scratch *s)
 
 	if (s->d.by_sport || s->d.by_set || s->d.hits > MEMORY_HITS)
 		return;
+	/* Where frames to groups go is looked up each time; no generation tells of a change of that. */
+	if (s->forward.out.place == PLACE_FLOOD)
+		return;
 	m = memory_of(s, &tag);
 	if (!m)
 		return;
