@@ -38,7 +38,6 @@ class PortLink:
     addresses: tuple[str, ...]  # with prefix length: "10.1.0.5/24"; at most one of each family
     gateways: tuple[str, ...]  # at most one of each family; of a family without one: no default route
     mtu_bytes: int
-    dead_end: bool = False  # the gateways lead to nothing but their own network: any other default route comes first
     bridge: str = ""  # "": none; else a bridge of ours that exists
     tap: bool = False
     queues: int = 1  # of a tap
@@ -46,6 +45,7 @@ class PortLink:
     accept_ra: bool = False  # it listens to router advertisements: it may have IPv6 routes by them
     slaac: bool = False  # with `accept_ra`: and addresses (RFC 4862)
     handed: bool = False  # its addresses, routes and name over there are the runtime's business
+    dead_end: bool = False  # the gateways lead to nothing but their own network: any other default route comes first
     namespace: str = ""  # `Switch.identify` of the one that is meant, whatever is at the path now; "": any
 
 

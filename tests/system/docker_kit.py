@@ -239,11 +239,12 @@ class Docker:
     def beside(self, container: str, *command: str) -> Iterator[None]:
         """A program of the machine in the container's network namespace, for as long as the block runs."""
         process = subprocess.Popen(["nsenter", f"--net=/proc/{self.pid(container)}/ns/net", *command],
-                                   stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+                                   stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                                   start_new_session=True)
         try:
             yield
         finally:
-            process.kill()
+            os.killpg(process.pid, signal.SIGKILL)      # a server has a process for each who asked
             process.wait()
 
     def pid(self, container: str) -> int:

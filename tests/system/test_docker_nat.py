@@ -3,12 +3,31 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 
 import pytest
 from docker_agree import agree, mappings
 from docker_kit import IMAGE, Docker, Refused, httpd
 from docker_site import Host, Site, eventually
+
+ECHO = """
+import socket
+echo = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+echo.bind(("", 53))
+while True:
+    echo.sendto(*echo.recvfrom(2048))
+"""
+ASK = """
+import socket, sys
+asking = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+asking.settimeout(1)
+asking.sendto(b"hello", (sys.argv[1], int(sys.argv[2])))
+try:
+    print(asking.recv(99).decode())
+except OSError:
+    pass
+"""
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="makes namespaces, which needs root")
 
@@ -59,7 +78,7 @@ def test_all_forms_of_publishing(site: Site, host: Host) -> None:
     assert automatic > 0
     for outer, inner in ((9000, 80), (9001, 81), (9002, 82), (picked, 83), (automatic, 85)):
         assert site.world(*PATIENT, f"http://{host.lan}:{outer}/") == str(inner)
-    with docker.beside("ranges", "ncat", "-u", "-l", "-k", "53", "-e", "/bin/cat"):
+    with docker.beside("ranges", sys.executable, "-c", ECHO):
         eventually(lambda: _echoes(site, host, 9020), "an answer by UDP", 10)
     agree(host)
     docker.run("all", "--network", "web", "--expose", "80", "--expose", "81/udp", "--expose", "90-91", "-P",
@@ -253,7 +272,7 @@ def _servers(ports: range) -> str:
 
 
 def _echoes(site: Site, host: Host, port: int) -> bool:
-    return site.world("sh", "-c", f"echo hello | ncat -u -i 1 {host.lan} {port} 2>/dev/null || true") == "hello"
+    return site.world(sys.executable, "-c", ASK, host.lan, str(port)) == "hello"
 
 
 def resolved(docker: Docker, container: str, name: str) -> set[str]:
