@@ -65,7 +65,8 @@ class Asker:
             async with asyncio.timeout(timeout_s):
                 await self._came.wait()
                 async with self._at_once:
-                    assert self._session is not None
+                    if self._session is None:       # it ended while others asked
+                        raise Away("the session with the controller has ended")
                     return await self._session.request(what, args, timeout_s)
         except RequestRefused as error:
             if error.problems[0].get("code") in TROUBLES:
