@@ -102,13 +102,10 @@ class Host:
             if ack != before:
                 await self._tell(ack)
 
-    async def look_around(self, *, sockets: bool = True) -> None:
-        """Read the host's surroundings; report if they changed, and whether a network suffers from it.
-
-        `sockets`: also who listens. No change of a link says so, and it costs much (`listen` does it now and then).
-        """
+    async def look_around(self) -> None:
+        """Read the host's surroundings; report if they changed, and whether a network suffers from it."""
         try:
-            facts = await self._worker.run(self._read_facts, None if sockets else self.facts.listeners)
+            facts = await self._worker.run(self._read_facts)
         except VSwitchError as error:
             _log.error("surroundings unreadable", error=str(error))
             return
@@ -127,7 +124,7 @@ class Host:
                 if self.goals.revision:
                     await self.again(mend=False)
                     self._changed.set()
-                await self.look_around(sockets=False)
+                await self.look_around()
 
     async def listen(self) -> None:
         """Look for new listening sockets now and then: nothing tells when one comes. Never ends."""
@@ -239,8 +236,8 @@ class Host:
         if self.report is not None:
             await self.report(message)
 
-    def _read_facts(self, sockets: tuple[tuple[str, str, int], ...] | None) -> HostFacts:
-        found = self._switch.facts(sockets)
+    def _read_facts(self) -> HostFacts:
+        found = self._switch.facts()
         return HostFacts(
             addresses=found.addresses,
             routes=found.routes,

@@ -69,7 +69,7 @@ class SwitchSeam(Protocol):
     def prune_classes(self, ifindex: int, keep: Collection[int]) -> None: ...  # noqa: D102
     def ensure_queue(self, ifindex: int, limit: Limit) -> None: ...  # noqa: D102
     def remove_queue(self, ifindex: int) -> None: ...  # noqa: D102
-    def facts(self, sockets: tuple[tuple[str, str, int], ...] | None = None) -> Surroundings: ...  # noqa: D102
+    def facts(self) -> Surroundings: ...  # noqa: D102
     def addresses(self) -> tuple[tuple[str, str], ...]: ...  # noqa: D102
     def listeners(self) -> tuple[tuple[str, str, int], ...]: ...  # noqa: D102
     def send(self, ifindex: int, frames: Iterable[bytes]) -> None: ...  # noqa: D102

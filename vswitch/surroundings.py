@@ -31,11 +31,8 @@ TCP_LISTEN = 0x0A
 UDP_UNCONNECTED = 0x07  # TCP_CLOSE
 
 
-Sockets = tuple[tuple[str, str, int], ...]      # (protocol, address, port) of those that listen
-
-
-def surroundings(netlink: Netlink, visitor: Visitor, sockets: Sockets | None = None) -> Surroundings:
-    """Look at everything once, but for `sockets` if they are given.
+def surroundings(netlink: Netlink, visitor: Visitor) -> Surroundings:
+    """Look at everything once.
 
     Raises:
         PermissionDenied, KernelRefused.
@@ -47,11 +44,10 @@ def surroundings(netlink: Netlink, visitor: Visitor, sockets: Sockets | None = N
     hosts = {address.split("/")[0] for _name, address in addresses}
     routes = dict.fromkeys(_routes(netlink, names, ours, hosts))
     others = sorted(link.name for link in links if link.ifindex not in ours)
-    found = sockets if sockets is not None else _sockets(links, visitor)
-    return Surroundings(addresses, tuple(routes), found, tuple(others[:MAX_LINKS]))
+    return Surroundings(addresses, tuple(routes), _sockets(links, visitor), tuple(others[:MAX_LINKS]))
 
 
-def listeners(netlink: Netlink, visitor: Visitor) -> Sockets:
+def listeners(netlink: Netlink, visitor: Visitor) -> tuple[tuple[str, str, int], ...]:
     """The part of `surroundings` whose changes nothing tells.
 
     Raises:
@@ -60,7 +56,7 @@ def listeners(netlink: Netlink, visitor: Visitor) -> Sockets:
     return _sockets(own_links(netlink), visitor)
 
 
-def _sockets(links: list[Found], visitor: Visitor) -> Sockets:
+def _sockets(links: list[Found], visitor: Visitor) -> tuple[tuple[str, str, int], ...]:
     tunnel_ports = {udp_port(link) for link in links if link.is_ours and link.kind == "vxlan"}
     heard = visitor.at_home(lambda: list(_listeners(Path("/proc/thread-self/net"))))
     return tuple(dict.fromkeys(sorted(one for one in heard if one[0] != "udp" or one[2] not in tunnel_ports)))

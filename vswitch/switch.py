@@ -37,7 +37,7 @@ from vswitch.netlink import Netlink
 from vswitch.ownership import find_link
 from vswitch.requests import link_delete
 from vswitch.reservations import Reservations
-from vswitch.surroundings import Sockets, listeners, own_addresses, own_links, surroundings
+from vswitch.surroundings import listeners, own_addresses, own_links, surroundings
 
 
 class Switch:
@@ -260,15 +260,12 @@ class Switch:
         with self._lock:
             return underlay.paths(self._netlink, addresses)
 
-    def facts(self, sockets: Sockets | None = None) -> Surroundings:
-        """Addresses, routes and listening sockets that Sluice did not make. `sockets`: what these were; None: look.
-
-        To look for them makes the kernel walk its table of connections.
-        """
+    def facts(self) -> Surroundings:
+        """Addresses, routes and listening sockets that Sluice did not make."""
         with self._lock:
-            return surroundings(self._netlink, self._visitor, sockets)
+            return surroundings(self._netlink, self._visitor)
 
-    def listeners(self) -> Sockets:
+    def listeners(self) -> tuple[tuple[str, str, int], ...]:
         """Listening sockets, as in `facts`. Nothing tells when one comes: it must be looked for."""
         with self._lock:
             return listeners(self._netlink, self._visitor)

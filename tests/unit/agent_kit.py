@@ -359,10 +359,9 @@ class FakeSwitch:
     def remove_queue(self, ifindex: int) -> None:
         self.queues.pop(ifindex, None)
 
-    def facts(self, sockets: tuple[tuple[str, str, int], ...] | None = None) -> Surroundings:
+    def facts(self) -> Surroundings:
         addresses = (("lan0", f"{HOST_ADDRESS}/24"), ("lo", "127.0.0.1/8"), *self.joined)
-        return Surroundings(addresses, (("lan0", "172.16.0.0/24"),),
-                            tuple(self.listening) if sockets is None else sockets)
+        return Surroundings(addresses, (("lan0", "172.16.0.0/24"),), tuple(self.listening))
 
     def listeners(self) -> tuple[tuple[str, str, int], ...]:
         return tuple(self.listening)
