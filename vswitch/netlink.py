@@ -19,7 +19,16 @@ from functools import lru_cache
 from types import TracebackType
 from typing import Any, Self
 
-from pyroute2.netlink import NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR, rtnl
+from pyroute2.netlink import (
+    NETLINK_ROUTE,
+    NLM_F_ACK,
+    NLM_F_DUMP,
+    NLM_F_DUMP_INTR,
+    NLM_F_REQUEST,
+    NLMSG_DONE,
+    NLMSG_ERROR,
+    rtnl,
+)
 from pyroute2.netlink.rtnl.marshal import MarshalRtnl
 
 from vswitch.errors import KernelRefused, PermissionDenied
@@ -89,10 +98,13 @@ def _encoded(kind: int, fields: tuple[tuple[str, int], ...], attributes: tuple[t
 
 
 class Netlink:
-    """A rtnetlink socket in the namespace of the thread that opened it. One thread at a time may use it."""
+    """A netlink socket in the namespace of the thread that opened it. One thread at a time may use it.
 
-    def __init__(self) -> None:
-        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0)
+    `protocol`: whom it asks; without, rtnetlink.
+    """
+
+    def __init__(self, protocol: int = NETLINK_ROUTE) -> None:
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
         self._sequence = 0
         try:
             for option in (NETLINK_CAP_ACK, NETLINK_EXT_ACK, NETLINK_GET_STRICT_CHK):
@@ -198,18 +210,25 @@ class Netlink:
         Raises:
             PermissionDenied, KernelRefused: the kernel's answer.
         """
-        found: list[Message] = []
+        return [_decode(kind, data) for kind, data in self._dump(request)]
+
+    def dump_raw(self, request: Request) -> list[bytes]:
+        """The same, each as the bytes of its message."""
+        return [data for _kind, data in self._dump(request)]
+
+    def _dump(self, request: Request) -> list[tuple[int, bytes]]:
+        found: list[tuple[int, bytes]] = []
         for _ in range(DUMP_TRIES):
             found, whole = self._dump_once(request)
             if whole:
                 break
         return found
 
-    def _dump_once(self, request: Request) -> tuple[list[Message], bool]:
+    def _dump_once(self, request: Request) -> tuple[list[tuple[int, bytes]], bool]:
         self._sequence += 1
         wanted = self._sequence
         self._socket.send(request.encode(wanted, NLM_F_DUMP))
-        found: list[Message] = []
+        found: list[tuple[int, bytes]] = []
         whole = True
         while True:
             for kind, flags, sequence, data in self._receive():
@@ -222,7 +241,7 @@ class Netlink:
                         raise failure
                 if kind in (NLMSG_DONE, NLMSG_ERROR):
                     return found, whole
-                found.append(_decode(kind, data))
+                found.append((kind, data))
 
     def _receive(self) -> Iterator[tuple[int, int, int, bytes]]:
         """(type, flags, sequence, whole message) of every message in the next datagram."""

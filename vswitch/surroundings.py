@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator, Mapping
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
-from pathlib import Path
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 
+from vswitch.ears import Ears
 from vswitch.links import Surroundings
-from vswitch.namespaces import Visitor
 from vswitch.netlink import Message, Netlink
 from vswitch.ownership import Found, found_link
 from vswitch.requests import FAR_GROUP, address_dump, link_dump, route_dump
@@ -27,11 +26,8 @@ TO_NOWHERE = (6, 7, 8)
 # 2000::/3): what is behind them is the world, and no network of somebody's.
 WORLD_BITS = {4: 1, 6: 3}
 
-TCP_LISTEN = 0x0A
-UDP_UNCONNECTED = 0x07  # TCP_CLOSE
 
-
-def surroundings(netlink: Netlink, visitor: Visitor) -> Surroundings:
+def surroundings(netlink: Netlink, ears: Ears) -> Surroundings:
     """Look at everything once.
 
     Raises:
@@ -44,22 +40,21 @@ def surroundings(netlink: Netlink, visitor: Visitor) -> Surroundings:
     hosts = {address.split("/")[0] for _name, address in addresses}
     routes = dict.fromkeys(_routes(netlink, names, ours, hosts))
     others = sorted(link.name for link in links if link.ifindex not in ours)
-    return Surroundings(addresses, tuple(routes), _sockets(links, visitor), tuple(others[:MAX_LINKS]))
+    return Surroundings(addresses, tuple(routes), _sockets(links, ears), tuple(others[:MAX_LINKS]))
 
 
-def listeners(netlink: Netlink, visitor: Visitor) -> tuple[tuple[str, str, int], ...]:
+def listeners(netlink: Netlink, ears: Ears) -> tuple[tuple[str, str, int], ...]:
     """The part of `surroundings` whose changes nothing tells.
 
     Raises:
         PermissionDenied, KernelRefused.
     """
-    return _sockets(own_links(netlink), visitor)
+    return _sockets(own_links(netlink), ears)
 
 
-def _sockets(links: list[Found], visitor: Visitor) -> tuple[tuple[str, str, int], ...]:
+def _sockets(links: list[Found], ears: Ears) -> tuple[tuple[str, str, int], ...]:
     tunnel_ports = {udp_port(link) for link in links if link.is_ours and link.kind == "vxlan"}
-    heard = visitor.at_home(lambda: list(_listeners(Path("/proc/thread-self/net"))))
-    return tuple(dict.fromkeys(sorted(one for one in heard if one[0] != "udp" or one[2] not in tunnel_ports)))
+    return tuple(dict.fromkeys(sorted(one for one in ears.heard() if one[0] != "udp" or one[2] not in tunnel_ports)))
 
 
 def own_addresses(netlink: Netlink) -> tuple[tuple[str, str], ...]:
@@ -119,56 +114,3 @@ def _is_housekeeping(prefix: IPv4Network | IPv6Network, hosts: set[str]) -> bool
     if prefix.prefixlen == prefix.max_prefixlen and str(prefix.network_address) in hosts:
         return True
     return prefix.version == 6 and (prefix.is_link_local or prefix.is_multicast)
-
-
-def _listeners(directory: Path) -> Iterator[tuple[str, str, int]]:
-    """(protocol, address, port) of every listening socket (Documentation/networking/proc_net_tcp.rst)."""
-    yield from _tcp_and_udp_listeners(directory)
-    yield from _sctp_listeners(directory)
-
-
-def _sctp_listeners(directory: Path) -> Iterator[tuple[str, str, int]]:
-    """One line an endpoint, which may have several addresses; without the module there is no table."""
-    try:
-        lines = (directory / "sctp" / "eps").read_text().splitlines()[1:]
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    for line in lines:
-        _endpoint, _socket, _style, state, _bucket, port, _uid, _inode, *addresses = line.split()
-        if int(state) == TCP_LISTEN:
-            for address in addresses:
-                yield "sctp", _plain(ip_address(address)), int(port)
-
-
-def _tcp_and_udp_listeners(directory: Path) -> Iterator[tuple[str, str, int]]:
-    for name, wanted in (
-        ("tcp", TCP_LISTEN),
-        ("tcp6", TCP_LISTEN),
-        ("udp", UDP_UNCONNECTED),
-        ("udp6", UDP_UNCONNECTED),
-    ):
-        try:
-            table = (directory / name).open()
-        except FileNotFoundError:  # a kernel without IPv6
-            continue
-        with table:
-            next(table)
-            for line in table:
-                _number, local, _remote, state, _rest = line.split(maxsplit=4)
-                if int(state, 16) == wanted:
-                    address, port = local.split(":")
-                    yield name[:3], _address(address), int(port, 16)
-                elif wanted == TCP_LISTEN:
-                    break  # the kernel shows listeners first; connections may be many
-
-
-def _address(text: str) -> str:
-    """An address from 32-bit words in the host's byte order; an IPv4 one in IPv6 as IPv4."""
-    words = [int(text[at : at + 8], 16) for at in range(0, len(text), 8)]
-    packed = b"".join(socket.htonl(word).to_bytes(4, "big") for word in words)
-    return _plain(ip_address(packed))
-
-
-def _plain(address: IPv4Address | IPv6Address) -> str:
-    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
-    return str(mapped or address)

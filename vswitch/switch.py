@@ -13,6 +13,7 @@ from typing import Self
 
 from vswitch import bridges, hooks, inspect, packets, ports, queues, sending, shaper, tunnels, underlay, uplinks
 from vswitch.changes import changes
+from vswitch.ears import Ears
 from vswitch.errors import KernelRefused
 from vswitch.links import (
     BridgeLink,
@@ -52,6 +53,7 @@ class Switch:
         self._lock = threading.Lock()
         self._netlink = Netlink()
         self._visitor = Visitor()
+        self._ears = Ears(self._visitor)
         self._reservations = Reservations(self._visitor, record_dir)
         self._loopback = LoopbackSettings(self._visitor, record_dir)
         self._listening = Listening(self._netlink, self._visitor, record_dir)
@@ -67,6 +69,7 @@ class Switch:
     def close(self) -> None:
         """Close sockets and end the thread; every link stays."""
         self._netlink.close()
+        self._ears.close()
         self._visitor.close()
 
     def ensure_port(self, link: PortLink, hooked: Sequence[HookedProgram] = ()) -> int:
@@ -263,12 +266,12 @@ class Switch:
     def facts(self) -> Surroundings:
         """Addresses, routes and listening sockets that Sluice did not make."""
         with self._lock:
-            return surroundings(self._netlink, self._visitor)
+            return surroundings(self._netlink, self._ears)
 
     def listeners(self) -> tuple[tuple[str, str, int], ...]:
         """Listening sockets, as in `facts`. Nothing tells when one comes: it must be looked for."""
         with self._lock:
-            return listeners(self._netlink, self._visitor)
+            return listeners(self._netlink, self._ears)
 
     def addresses(self) -> tuple[tuple[str, str], ...]:
         """Addresses that Sluice did not make, as in `facts`."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from vswitch_kit import Namespace, World, port, world
 
-from vswitch import BridgeLink, Switch, UplinkMissing, surroundings
+from vswitch import BridgeLink, Switch, UplinkMissing, ears
 
 
 @pytest.fixture
@@ -138,7 +138,7 @@ def test_sctp_listeners_are_read(tmp_path: Path) -> None:
         "ffff8881 ffff8882 2   10  29   5000      0 41 192.0.2.7 0000:0000:0000:0000:0000:ffff:c000:0208 \n"
         "ffff8883 ffff8884 0   7   30   5001      0 42 192.0.2.7 \n"
     )
-    found = list(surroundings._listeners(tmp_path))
+    found = list(ears._sctp(tmp_path))
     assert found == [("sctp", "192.0.2.7", 5000), ("sctp", "192.0.2.8", 5000)]
 
 
@@ -147,6 +147,7 @@ def test_listening_sockets_are_facts(switch: Switch, host: Namespace) -> None:
         stack = ExitStack()
         for family, address, tcp_port, udp_port in (
             (socket.AF_INET, "127.0.0.1", 8080, 5353), (socket.AF_INET6, "::", 8443, 5354),
+            (socket.AF_INET6, "::ffff:127.0.0.1", 8444, 5355),
         ):  # fmt: skip
             listener = stack.enter_context(socket.socket(family, socket.SOCK_STREAM))
             listener.bind((address, tcp_port))
@@ -160,7 +161,12 @@ def test_listening_sockets_are_facts(switch: Switch, host: Namespace) -> None:
 
     with host.call(open_sockets):
         listeners = switch.facts().listeners
+        diag, switch._ears._diag = switch._ears._diag, None     # a kernel without sock_diag
+        assert diag is not None
+        assert switch.facts().listeners == listeners
+        switch._ears._diag = diag
     assert set(listeners) == {
         ("tcp", "127.0.0.1", 8080), ("tcp", "::", 8443), ("udp", "127.0.0.1", 5353), ("udp", "::", 5354),
+        ("tcp", "127.0.0.1", 8444), ("udp", "127.0.0.1", 5355),
     }  # fmt: skip
     assert switch.facts().listeners == ()
