@@ -17,16 +17,7 @@ from cli.problems import Fault, Problem, report
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
-app = typer.Typer(
-    name="sluice",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    add_completion=True,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
 
-
-@app.callback()
 def sluice(
     version: Annotated[
         bool,
@@ -63,21 +54,38 @@ _VERBS: tuple[tuple[str, Callable[..., None]], ...] = (
     (_RUN, daemons.join),
     (_RUN, doctor.doctor),
 )
-for _panel, _verb in _VERBS:
-    app.command(rich_help_panel=_panel)(_verb)
-for _name, _group in (
+_GROUPS: tuple[tuple[str, typer.Typer], ...] = (
     ("controller", daemons.controller_app),
     ("agent", daemons.agent_app),
     ("token", daemons.token_app),
     ("lab", lab.app),
-):
-    app.add_typer(_group, name=_name, rich_help_panel=_RUN)
+)
+
+
+def command_line(asked: str = "") -> typer.Typer:
+    """All verbs; or, if it is one, that `asked` for alone: reading the options of all takes longer than most."""
+    made = typer.Typer(
+        name="sluice",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        add_completion=True,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    made.callback()(sluice)
+    alone = {asked} & {*(verb.__name__ for _, verb in _VERBS), *(name for name, _ in _GROUPS)}
+    for panel, verb in _VERBS:
+        if not alone or verb.__name__ in alone:
+            made.command(rich_help_panel=panel)(verb)
+    for name, group in _GROUPS:
+        if not alone or name in alone:
+            made.add_typer(group, name=name, rich_help_panel=_RUN)
+    return made
 
 
 def main() -> None:
     """Run the command line. Ends the process; the status is 0 only on success."""
     try:
-        app()
+        command_line(*sys.argv[1:2])()
     except Problem as error:
         report(error)
         sys.exit(error.status)

@@ -15,7 +15,7 @@ import pytest
 from local_kit import NAT, ROOT, LocalHost, ip, local_host, until
 from typer.testing import CliRunner
 
-from cli.main import app
+from cli.main import command_line
 from cli.problems import Problem
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="makes namespaces, which needs root")
@@ -68,7 +68,7 @@ class Done(NamedTuple):
 
 def run(host: LocalHost, *words: str) -> Done:
     """The command, in this process: starting one for each takes longer than what it does."""
-    done = CliRunner().invoke(app, words, env={"SLUICE_API": host.api, "SLUICE_AGENT": host.socket})
+    done = CliRunner().invoke(command_line(), words, env={"SLUICE_API": host.api, "SLUICE_AGENT": host.socket})
     if isinstance(problem := done.exception, Problem):
         return Done(problem.status, done.stdout, "\n".join(line for fault in problem.faults for line in fault.lines()))
     return Done(done.exit_code, done.stdout, "" if done.exception is None else repr(done.exception))
