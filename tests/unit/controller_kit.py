@@ -81,8 +81,22 @@ FACTS = HostFacts(
                ("udp", "::", 5353)))
 
 
+class Late:
+    """A part of whichever controller was made last."""
+
+    part: Any = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.part, name)
+
+
+LATE = {name: Late() for name in ("ledger", "push", "statuses", "watches", "pki", "follows")}
+APP = create_app(Controller(**LATE))        # type: ignore[arg-type]
+"""One for all: FastAPI needs longer to make it than most tests to run."""
+
+
 class Parts:
-    """A controller without sockets, and a client of its API."""
+    """A controller without sockets, and a client of its API. One at a time."""
 
     def __init__(self, folder: Path) -> None:
         self.store = SqliteStore(folder / "sluice.db")
@@ -94,8 +108,9 @@ class Parts:
         self.watches = Watches(self.ledger, self.statuses)
         self.push.on_status.append(self.watches.status_moved)
         self.follows = Follows()
-        app = create_app(Controller(self.ledger, self.push, self.statuses, self.watches, self.pki, self.follows))
-        self.http = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://sluice")
+        for name, late in LATE.items():
+            late.part = getattr(self, name)
+        self.http = httpx.AsyncClient(transport=httpx.ASGITransport(APP), base_url="http://sluice")
 
     async def apply(self, *documents: Document, **params: Any) -> httpx.Response:
         return await self.http.post("/v1/apply", json=list(documents), params=params)
