@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from agent.local_errors import Away, refusal_of
@@ -26,6 +27,7 @@ class Asker:
     """Asks the controller, or says that it is away."""
 
     def __init__(self) -> None:
+        self.listeners: Callable[[], Awaitable[Sequence[Any]]] | None = None   # of this host, now; see `Host.listeners`
         self._session: Asks | None = None
         self._came = asyncio.Event()
         self._went = asyncio.Event()
@@ -53,6 +55,17 @@ class Asker:
     async def went(self) -> None:
         """Wait until there is none."""
         await self._went.wait()
+
+    async def apply(self, documents: Sequence[dict[str, Any]], uids: Mapping[str, str], timeout_s: float) -> Any:
+        """Have documents made or changed. With a mapping goes what listens here: its port may just have been given up.
+
+        Raises:
+            Refusal, Away: as `request` does.
+        """
+        args: dict[str, Any] = {"documents": documents, "uids": uids}
+        if self.listeners is not None and any(each["kind"] == "StaticMapping" for each in documents):
+            args["listeners"] = await self.listeners()
+        return await self.request("apply", args, timeout_s)
 
     async def request(self, what: str, args: dict[str, Any], timeout_s: float) -> Any:
         """Ask. A session that is about to come is waited for.

@@ -223,8 +223,7 @@ class Attachments:
             return await self._by_ourselves(made)
         try:
             await self._tell_of(wanted)
-            reply = await self._asker.request(
-                "apply", {"documents": wanted.documents(self._name), "uids": wanted.uids()}, ASK_S)
+            reply = await self._asker.apply(wanted.documents(self._name), wanted.uids(), ASK_S)
         except Away as error:
             if (made := await self._addresses.by_lease(wanted)) is not None:
                 return await self._by_ourselves(made)
@@ -257,8 +256,7 @@ class Attachments:
             if known is None or not known.leased:
                 return
             try:
-                await self._asker.request(
-                    "apply", {"documents": known.documents(self._name), "uids": known.uids()}, ASK_S)
+                await self._asker.apply(known.documents(self._name), known.uids(), ASK_S)
             except Refusal as error:
                 _log.error("an endpoint that was attached while the controller was away is refused, and goes",
                            endpoint=f"{known.tenant}/{known.name}", why=f"{error} ({error.found}); {error.todo}")

@@ -32,6 +32,7 @@ RETRY_MOST_S = 30.0
 LISTENERS_EVERY_S = 10.0
 MEND_PAUSE = 10             # times as long as the mending took
 
+Listeners = tuple[tuple[str, str, int], ...]     # protocol, address and port of each
 Report = Callable[[Ack | Facts], Awaitable[None]]
 
 
@@ -128,17 +129,23 @@ class Host:
 
     async def listen(self) -> None:
         """Look for new listening sockets now and then: nothing tells when one comes. Never ends."""
+        known = self.facts.listeners
         while True:
             await asyncio.sleep(LISTENERS_EVERY_S)
-            try:
-                found = await self._worker.run(self._switch.listeners)
-            except VSwitchError:
-                continue                    # `look_around` says it
-            if found != self.facts.listeners:
-                self.facts = replace(self.facts, listeners=found)
-                await self._tell(Facts(self.facts))
-                if self.goals.revision:     # NAT keeps off their ports
-                    await self.again(mend=False)
+            before, known = known, await self.listeners()
+            if known != before and self.goals.revision:     # NAT keeps off their ports
+                await self.again(mend=False)
+
+    async def listeners(self) -> Listeners:
+        """What listens on this host now; reported if it is other than before."""
+        try:
+            found = await self._worker.run(self._switch.listeners)
+        except VSwitchError:
+            return self.facts.listeners     # `look_around` says it
+        if found != self.facts.listeners:
+            self.facts = replace(self.facts, listeners=found)
+            await self._tell(Facts(self.facts))
+        return found
 
     async def mend(self) -> None:
         """After changes, look at everything again, in a small part of the worker's time. Never ends."""

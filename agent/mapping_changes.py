@@ -98,7 +98,7 @@ class MappingChanges:
     async def _apply_mappings(self, attachment: Attachment, mappings: Sequence[Mapped]) -> None:
         documents = [attachment.mapping_document(each) for each in mappings]
         if documents:
-            await self._asker.request("apply", {"documents": documents, "uids": attachment.uids()}, ASK_S)
+            await self._asker.apply(documents, attachment.uids(), ASK_S)
 
 
 def unavailable(error: Away, wanted: Attachment) -> Refusal:

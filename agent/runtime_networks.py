@@ -124,7 +124,7 @@ class RuntimeNetworks:
                         "metadata": {"name": wanted.name, "tenant": wanted.tenant,
                                      "labels": {RUNTIME_LABEL: wanted.runtime, **labels}}}
             key = f"Network/{wanted.tenant}/{wanted.name}"
-            reply = await self._asker.request("apply", {"documents": [document], "uids": {key: wanted.uid}}, ASK_S)
+            reply = await self._asker.apply([document], {key: wanted.uid}, ASK_S)
         except Away as error:
             raise Refusal("unavailable", f"{error}; a network is made by the controller", "network", wanted.name,
                           "start the controller, or try again later") from None

@@ -32,6 +32,7 @@ class RuntimesHere:
     def __init__(self, name: str, host: Host, asker: Asker, state_dir: Path, filer: Worker, switch: SwitchSeam) -> None:
         self._name = name
         self._asker = asker
+        asker.listeners = host.listeners
         files = Files(state_dir, filer)
 
         async def identify(netns: str) -> str:

@@ -41,6 +41,8 @@ class HostRequests:
         """
         match what:
             case "apply":
+                if "listeners" in args:     # before a mapping is checked: they are newer than the host's last report
+                    await self._ledger.save_listeners(host, args["listeners"])
                 return await self._apply(host, _listed(args["documents"]), _uids(args.get("uids") or {}))
             case "delete":
                 refs = [_ref(each) for each in _listed(args["refs"])]

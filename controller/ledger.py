@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ParamSpec, TypeVar
 
 from controller.documents import parse, render
@@ -91,6 +91,17 @@ class Ledger:
             await self.in_store_thread(self._store.save_report, host, report)
             for listener in self.on_report:
                 listener(host)
+
+    async def save_listeners(self, host: str, listeners: Iterable[Any]) -> None:
+        """Keep what a host says that listens on it now: protocol, address and port of each.
+
+        Raises:
+            TypeError, ValueError: it is not that.
+        """
+        found = tuple((str(protocol), str(address), int(port)) for protocol, address, port in listeners)
+        known = self.reports.get(host)
+        if known is not None:
+            await self.save_report(host, Report(known.agent, replace(known.facts, listeners=found)))
 
     async def renumber(self, host: str) -> Outcome:
         """Move the networks of a host that it has come to overlap, as far as they are to move, in one revision.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import Any
 
 from controller.errors import Unavailable
@@ -13,7 +12,6 @@ from controller.ledger import Ledger
 from controller.push import Push
 from controller.resources import DEFAULT_TENANT
 from controller.state import Ref, State
-from controller.store import Report
 
 WITHIN_S = 2.0
 
@@ -53,9 +51,7 @@ def _ref(document: dict[str, Any], network: Any) -> Ref:
 async def _ask(push: Push, ledger: Ledger, host: str) -> None:
     with contextlib.suppress(Unavailable, TimeoutError, TypeError, ValueError, KeyError):
         answer = await asyncio.wait_for(push.query(host, "listeners", {}), WITHIN_S)
-        found = tuple((str(protocol), str(address), int(port)) for protocol, address, port in answer["listeners"])
-        known = ledger.reports[host]
-        await ledger.save_report(host, Report(known.agent, replace(known.facts, listeners=found)))
+        await ledger.save_listeners(host, answer["listeners"])
 
 
 __all__ = ["look_again"]

@@ -61,6 +61,7 @@ class FakeController:
         self.refuse: dict[str, Row] = {}                # by what: a problem
         self.host: Host | None = None
         self.away = False
+        self.heard: list[Any] = []                      # listeners that came with each request for a mapping
         self.silent = False                             # takes requests, does them, and does not answer
         self._next = 2
 
@@ -119,6 +120,8 @@ class FakeController:
         return Goals(self.revision, {key_of(goal): goal for goal in found})
 
     def _apply(self, args: Row) -> Row:
+        if "listeners" in args:
+            self.heard.append(args["listeners"])
         for document in args["documents"]:
             ref = self._ref(document)
             uid, old = args["uids"].get("/".join(ref)), self.objects.get(ref)

@@ -163,6 +163,20 @@ def test_mappings_are_changed_as_a_whole_and_a_refused_change_leaves_the_old_one
     play(tmp_path, script)
 
 
+def test_what_listens_here_goes_with_a_request_for_a_mapping_and_with_no_other(tmp_path: Path) -> None:
+    async def script(agent: Process) -> None:
+        agent.switch.listening = [("tcp", "0.0.0.0", 22)]
+        await agent.ask("attach", runtime="docker", id="a", veth=True, network="web", name="a")
+        assert agent.controller.heard == []
+        await agent.ask("map", runtime="docker", id="a", mappings=[MAPPING])
+        agent.switch.listening = []
+        await agent.ask("attach", runtime="docker", id="b", veth=True, network="web", name="b",
+                        mappings=[{**MAPPING, "externalPort": 81}])
+        assert agent.controller.heard == [[["tcp", "0.0.0.0", 22]], []]
+
+    play(tmp_path, script)
+
+
 def test_gc_releases_what_is_not_valid_in_its_scope(tmp_path: Path) -> None:
     async def script(agent: Process) -> None:
         for name, scope in (("a", "s"), ("b", "s"), ("c", "t")):

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from controller_kit import Parts, mapping, with_parts
+from controller_kit import Parts, endpoint, mapping, with_parts
 
-from controller.errors import Problem, Unavailable
+from controller.errors import Problem, Refused, Unavailable
+from controller.host_requests import HostRequests
 
 PATH = "/v1/tenants/default/staticmappings/late"
 
@@ -40,6 +41,25 @@ def test_new_listener_refuses_the_mapping_until_it_ends(tmp_path: Path, monkeypa
         asked.answer = {"listeners": []}
         assert (await parts.apply(late)).status_code == 200
         assert set(asked.questions) == {("h1", "listeners")}
+
+    with_parts(tmp_path, body)
+
+
+def test_what_a_host_says_with_its_request_is_newer_than_its_report(tmp_path: Path) -> None:
+    async def body(parts: Parts) -> None:
+        await parts.world()
+        runtime = {"sluice.io/runtime": "docker"}
+        await parts.apply(endpoint("box", "office", labels=runtime))
+        requests = HostRequests(parts.ledger)
+        late = mapping("late", "office", "box", 8443)
+        late["metadata"]["labels"] = runtime
+        with pytest.raises(Refused, match=r"listens on 0\.0\.0\.0:8443"):
+            await requests.answer("h1", "apply", {"documents": [late], "listeners": [["tcp", "0.0.0.0", 8443]]})
+        with pytest.raises(Refused, match=r"listens on 0\.0\.0\.0:8443"):
+            await requests.answer("h1", "apply", {"documents": [late]})
+        assert (await requests.answer("h1", "apply", {"documents": [late], "listeners": []}))["items"]
+        with pytest.raises((TypeError, ValueError)):
+            await requests.answer("h1", "apply", {"documents": [late], "listeners": [["tcp"]]})
 
     with_parts(tmp_path, body)
 
