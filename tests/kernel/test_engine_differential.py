@@ -65,19 +65,19 @@ def replay(history: History, backend: Backend) -> ReferenceBackend:
 
 
 @given(history=histories())
-@settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck))
 def test_the_kernel_does_what_the_reference_does(bpf: BpfBackend, history: History) -> None:
     replay(history, bpf)
 
 
 @given(history=neighbours())
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
 def test_the_kernel_answers_whom_the_reference_answers(bpf: BpfBackend, history: History) -> None:
     replay(history, bpf)
 
 
 @given(history=memberships())
-@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
 def test_the_kernel_asks_sets_as_the_reference_asks_them(bpf: BpfBackend, history: History) -> None:
     replay(history, bpf)
 

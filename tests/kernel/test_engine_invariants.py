@@ -7,7 +7,7 @@ from collections import Counter
 from engine_frames import ACK, checksum
 from engine_states import MACS
 from engine_steps import Answer, History, Join, Leave, Player, Send, Update, Wait, change_set, histories, sends_of
-from hypothesis import HealthCheck, event, given, settings
+from hypothesis import HealthCheck, Phase, event, given, seed, settings
 
 from vfp.reasons import DropReason
 from vfp.reference import Engine, Hook, Result, Verdict
@@ -155,10 +155,15 @@ def test_the_answer_to_what_left_comes_back_as_the_answer_to_what_was_asked(hist
 
 def test_generated_packets_are_mostly_interesting() -> None:
     """Guards the generators: every verdict and the drops that matter come, flows are hit, much gets through."""
+    wanted = {"inspect", "INSPECT_REFUSED", "INSPECT_UNAVAILABLE",
+              "redirect_port", "redirect_uplink", "tunnel", "stack", "reply", "hits", "DENIED", "LAYER_DEFAULT",
+              "WRONG_VTEP", "UNKNOWN_SOURCE", "TTL_EXCEEDED", "FRAGMENT_UNKNOWN", "ARP_UNANSWERED",
+              "MALFORMED_IPV4", "FRAGMENT_TINY", "FRAGMENT_OVERLAP", "MALFORMED_IPV6",
+              "MALFORMED_ND", "REJECTED", "answered", "mirrored", "OUT_OF_STATE"}
     seen: Counter[str] = Counter()
 
     @given(history=histories())
-    @settings(RELAXED, max_examples=1200, database=None, derandomize=True)
+    @settings(RELAXED, max_examples=100, database=None, phases=(Phase.generate,))
     def collect(history: History) -> None:
         engine = Engine(history.state, half_open=2, udp=2)
         player = Player(engine)
@@ -172,12 +177,10 @@ def test_generated_packets_are_mostly_interesting() -> None:
                 seen["mirrored"] += result.mirror != 0
         seen["hits"] += sum(max(0, view.packets - 1) + view.reply * min(1, view.packets) for view in engine.flows(0.0))
 
-    collect()
-    wanted = {"inspect", "INSPECT_REFUSED", "INSPECT_UNAVAILABLE",
-              "redirect_port", "redirect_uplink", "tunnel", "stack", "reply", "hits", "DENIED", "LAYER_DEFAULT",
-              "WRONG_VTEP", "UNKNOWN_SOURCE", "TTL_EXCEEDED", "FRAGMENT_UNKNOWN", "ARP_UNANSWERED",
-              "MALFORMED_IPV4", "FRAGMENT_TINY", "FRAGMENT_OVERLAP", "MALFORMED_IPV6",
-              "MALFORMED_ND", "REJECTED", "answered", "mirrored", "OUT_OF_STATE"}
+    for number in range(20):                # until the rarest came
+        seed(number)(collect)()
+        if wanted <= seen.keys() and seen["hits"] > 100:
+            break
     missing = wanted - seen.keys()
     assert not missing, (missing, seen)
     through = sum(seen[verdict.value] for verdict in Verdict)

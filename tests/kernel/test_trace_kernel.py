@@ -108,7 +108,7 @@ def replay(history: History, bpf: BpfBackend) -> None:
 
 
 @given(history=histories())
-@settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 def test_a_dry_run_says_what_is_explained_and_leaves_no_mark(bpf: BpfBackend, history: History) -> None:
     replay(history, bpf)
 
