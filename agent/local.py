@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
-import stat
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -19,6 +17,7 @@ import structlog
 from agent.attach_words import Arguments
 from agent.errors import AgentError
 from agent.local_errors import Away, Refusal
+from southbound.listening import PathTaken, listen
 
 __all__ = ["LocalServer", "SocketTaken"]
 
@@ -28,7 +27,6 @@ MAX_LINE_BYTES = 1 << 20
 MAX_CONNECTIONS = 256
 MAX_LINES_SKIPPED, SKIP_S = 64, 2.0         # of a request that is too long
 OPERATION_S = 6.0                           # for doing; undoing has the rest of the 8 s
-BACKLOG = 128
 
 Operation = Callable[[Arguments], Awaitable[dict[str, Any]]]
 
@@ -52,18 +50,17 @@ class LocalServer:
         Raises:
             SocketTaken
         """
-        listener = _listen(self._path)
-        mine = self._path.stat()
-        server = await asyncio.start_unix_server(self._talk, sock=listener, limit=MAX_LINE_BYTES)
+        try:
+            listening = listen(self._path, "agent", "--socket")
+        except PathTaken as error:
+            raise SocketTaken(str(error)) from error
+        server = await asyncio.start_unix_server(self._talk, sock=listening.socket, limit=MAX_LINE_BYTES)
         _log.info("local socket answers", socket=str(self._path))
         try:
             await asyncio.Event().wait()
         finally:
             server.close()
-            with suppress(OSError):
-                found = self._path.stat()
-                if (found.st_dev, found.st_ino) == (mine.st_dev, mine.st_ino):
-                    self._path.unlink()     # not that of a later agent
+            listening.remove()
 
     async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._connections += 1
@@ -154,41 +151,3 @@ class _Unreadable(Exception):
     def __init__(self, refusal: Refusal) -> None:
         super().__init__(str(refusal))
         self.refusal = refusal
-
-
-def _listen(path: Path) -> socket.socket:
-    """A socket for its owner only. One that a dead agent left is replaced in one step."""
-    beside = path.with_name(f".{path.name}.new")
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        if path.exists() or path.is_symlink():
-            if not stat.S_ISSOCK(path.lstat().st_mode):
-                raise SocketTaken(f"{path} is not a socket; remove it, or give another with --socket")
-            if _answers(path):
-                raise SocketTaken(f"another agent answers at {path}; stop it, or give another with --socket")
-        beside.unlink(missing_ok=True)
-        listener.bind(str(beside))
-        beside.chmod(0o600)                 # before anyone can connect: it does not listen yet
-        listener.listen(BACKLOG)
-        listener.setblocking(False)
-        beside.replace(path)
-    except OSError as error:
-        listener.close()
-        raise SocketTaken(f"cannot listen on {path}: {error}; a path has at most 100 characters") from error
-    except SocketTaken:
-        listener.close()
-        raise
-    return listener
-
-
-def _answers(path: Path) -> bool:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.settimeout(1)
-        try:
-            probe.connect(str(path))
-        except (ConnectionRefusedError, FileNotFoundError):
-            return False
-        except OSError:
-            return True                     # busy: do not touch it
-        return True

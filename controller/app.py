@@ -24,13 +24,14 @@ from starlette.types import ASGIApp
 
 from controller.api import Controller, create_app
 from controller.ledger import Ledger
-from controller.listen import ApiServer, api_token, guarded, remove_socket, tcp_socket, unix_socket
+from controller.listen import ApiServer, api_token, guarded, tcp_socket
 from controller.pki import Pki
 from controller.push import KEEPALIVE_S, Push
 from controller.roaming import Roaming
 from controller.status import Statuses
 from controller.store import SqliteStore
 from controller.watch import Watches
+from southbound.listening import listen
 from southbound.server import SouthboundServer
 
 DEFAULT_NAMES = ("localhost", "127.0.0.1")
@@ -71,7 +72,7 @@ def run(config: Config) -> None:
     """Run until SIGTERM or Ctrl-C.
 
     Raises:
-        AlreadyRunning, AddressTaken, StoreError, PkiError, SouthboundError: it cannot start.
+        AlreadyRunning, PathTaken, AddressTaken, StoreError, PkiError, SouthboundError: it cannot start.
     """
     log_to_stderr()
 
@@ -106,10 +107,9 @@ async def serve(config: Config, stop: asyncio.Event, started: Callable[[Started]
         await stack.enter_async_context(server)
         app = create_app(controller)
         path = Path(config.api.removeprefix("unix:"))
-        listener = unix_socket(path)
-        stack.callback(remove_socket, path, listener)
-        stack.callback(listener.close)
-        apis: list[tuple[ASGIApp, socket.socket]] = [(app, listener)]
+        unix = listen(path, "controller", "--api")
+        stack.callback(unix.remove)
+        apis: list[tuple[ASGIApp, socket.socket]] = [(app, unix.socket)]
         listen_port = 0
         if config.listen:
             token = await asyncio.to_thread(api_token, config.state_dir / "api-token")

@@ -7,7 +7,6 @@ import hmac
 import os
 import secrets
 import socket
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,40 +42,6 @@ class ApiServer(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """Leave signals alone."""
         yield
-
-
-def unix_socket(path: Path) -> socket.socket:
-    """Listen on `path`, for its owner only. A socket that a dead controller left is replaced in one step.
-
-    Raises:
-        AddressTaken: a living process listens there, or something else is in the way.
-    """
-    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-    if path.exists() or path.is_symlink():
-        if not stat.S_ISSOCK(path.lstat().st_mode):
-            raise AddressTaken(f"{path} is not a socket; remove it, or give another path for the API")
-        if _answers(path):
-            raise AddressTaken(f"another controller answers at {path}; stop it, or give another path for the API")
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.unlink(missing_ok=True)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        listener.bind(str(beside))
-        beside.chmod(0o600)                 # before anyone can connect: it does not listen yet
-        listener.listen(BACKLOG)
-        listener.setblocking(False)
-        beside.replace(path)
-    except OSError as error:
-        listener.close()
-        beside.unlink(missing_ok=True)
-        raise AddressTaken(f"cannot listen on {path}: {error}; a path has at most 107 characters") from error
-    return listener
-
-
-def remove_socket(path: Path, listener: socket.socket) -> None:
-    """Take the file of our socket away, unless a later controller has replaced it."""
-    if path.is_socket() and not _answers(path):
-        path.unlink(missing_ok=True)
 
 
 def tcp_socket(address: str) -> socket.socket:
@@ -128,18 +93,3 @@ def guarded(app: ASGIApp, token: str) -> ASGIApp:
         await app(scope, receive, send)
 
     return guard
-
-
-def _answers(path: Path) -> bool:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.settimeout(1)
-        try:
-            probe.connect(str(path))
-        except (ConnectionRefusedError, FileNotFoundError):
-            return False
-        except OSError:
-            return True                     # busy or not ours: do not touch it
-        return True
-
-
-__all__ = ["AddressTaken", "ApiServer", "api_token", "guarded", "remove_socket", "tcp_socket", "unix_socket"]

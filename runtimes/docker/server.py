@@ -14,12 +14,12 @@ from runtimes.docker.agent import Agent
 from runtimes.docker.http import converse
 from runtimes.docker.plugin import Plugin
 from runtimes.docker.state import State
+from southbound.listening import PathTaken, listen
 
 _log = structlog.get_logger("docker")
 
 DIRECTORY = Path("/run/docker/plugins")     # where Docker looks for plug-ins
 SOCKETS = ("nat", "transparent", "l2bridge", "l2tunnel", "private", "sluice")
-_BACKLOG = 128
 
 
 async def serve(directory: Path, agent_socket: str, state_dir: Path) -> None:
@@ -32,15 +32,18 @@ async def serve(directory: Path, agent_socket: str, state_dir: Path) -> None:
     plugin = Plugin(agent, State(state_dir / "docker.json"))
     await plugin.start()
     with ExitStack() as owned:
+        listening = {}
         try:
-            listening = _listen_all(directory, owned)
-        except OSError as error:
+            for name in SOCKETS:
+                listening[name] = listen(directory / f"{name}.sock", "plug-in", "--docker")
+                owned.callback(listening[name].remove)
+        except PathTaken as error:
             _log.error("Docker cannot find the network plug-in", directory=str(directory), error=str(error),
                        todo="free the folder, or give --docker DIR, or --docker none")
             return
         async with asyncio.TaskGroup() as tasks:
             for name, each in listening.items():
-                tasks.create_task(_accept(plugin, name, each))
+                tasks.create_task(_accept(plugin, name, each.socket))
 
 
 async def _accept(plugin: Plugin, driver: str, listening: socket.socket) -> None:
@@ -60,37 +63,10 @@ async def _accept(plugin: Plugin, driver: str, listening: socket.socket) -> None
         finally:
             conversations.discard(task)
 
-    server = await asyncio.start_unix_server(on_connection, sock=listening, backlog=_BACKLOG)
+    server = await asyncio.start_unix_server(on_connection, sock=listening)
     try:
         await server.serve_forever()
     finally:
         for task in tuple(conversations):
             task.cancel()
         await asyncio.gather(*conversations, return_exceptions=True)
-
-
-def _listen_all(directory: Path, owned: ExitStack) -> dict[str, socket.socket]:
-    directory.mkdir(mode=0o755, parents=True, exist_ok=True)
-    return {name: _listen(directory / f"{name}.sock", owned) for name in SOCKETS}
-
-
-def _listen(path: Path, owned: ExitStack) -> socket.socket:
-    """A socket that belongs to this process, in place of one that a killed process left.
-
-    Raises:
-        OSError: another process answers there.
-    """
-    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    owned.callback(listening.close)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        try:
-            probe.connect(str(path))
-        except (FileNotFoundError, ConnectionRefusedError):
-            path.unlink(missing_ok=True)
-        else:
-            raise OSError(f"{path}: another plug-in answers there")
-    listening.bind(str(path))
-    owned.callback(path.unlink, missing_ok=True)
-    path.chmod(0o600)
-    listening.setblocking(False)
-    return listening

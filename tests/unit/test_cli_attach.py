@@ -12,7 +12,7 @@ import pytest
 from local_fake_kit import HangsUp, LocalAgent, Refuses, attachment, local_agent
 from typer.testing import CliRunner
 
-from cli.main import app
+from cli.main import command_line
 from cli.problems import Problem
 from cli.publish import mapping
 from runtimes.local import LocalError
@@ -59,7 +59,7 @@ def test_ports_that_are_none(text: str, words: str) -> None:
 def sluice(agent: LocalAgent | Path, *words: str) -> tuple[int, str, Problem | None]:
     """Status, standard output, and the problem that ends the command."""
     path = agent.path if isinstance(agent, LocalAgent) else agent
-    done = CliRunner().invoke(app, [*words, "--socket", str(path)])
+    done = CliRunner().invoke(command_line(), [*words, "--socket", str(path)])
     problem = done.exception if isinstance(done.exception, Problem) else None
     return problem.status if problem else done.exit_code, done.output, problem
 

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 import cli.nat
-from cli.main import app
+from cli.main import command_line
 from cli.problems import Problem
 
 ANSWER = {
@@ -67,7 +67,7 @@ class FakeClient:
 
 def run(monkeypatch: pytest.MonkeyPatch, client: FakeClient, *arguments: str) -> Any:
     monkeypatch.setattr(cli.nat, "controller", lambda api: client)
-    return CliRunner().invoke(app, ["nat", *arguments])
+    return CliRunner().invoke(command_line(), ["nat", *arguments])
 
 
 def test_without_a_word_all_four_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:

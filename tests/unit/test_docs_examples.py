@@ -38,10 +38,10 @@ def test_resources_in_the_pages_are_valid(page: str) -> None:
 def test_every_command_is_on_its_page() -> None:
     from typer.main import get_command
 
-    from cli.main import app
+    from cli.main import command_line
 
     text = (ROOT / "docs/cli.md").read_text(encoding="utf-8")
-    commands = getattr(get_command(app), "commands")  # noqa: B009 (a group's, which the type does not tell)
+    commands = getattr(get_command(command_line()), "commands")  # noqa: B009 (a group's, which the type does not tell)
     for name, command in commands.items():
         inner = getattr(command, "commands", None)
         for full in [f"{name} {sub}" for sub in inner] if inner else [name]:
