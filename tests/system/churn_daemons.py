@@ -108,7 +108,7 @@ def _run(what: dict[str, Any]) -> None:
     from vfp.datapath.engine import Limits
 
     if what["start"] == "sluice":
-        cli.app(what["words"], standalone_mode=False)
+        cli.command_line(what["words"][0])(what["words"], standalone_mode=False)
         return
     state = Path(what["state"])
     if what["start"] == "controller":
