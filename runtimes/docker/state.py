@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import structlog
+
+from southbound.durable import write_file
 
 _log = structlog.get_logger("docker")
 
@@ -69,24 +69,7 @@ class State:
     async def _save(self) -> None:
         async with self._saving:            # in order; the disk is waited for elsewhere than in the agent's loop
             content = {"version": VERSION, "networks": [asdict(each) for each in self._networks.values()]}
-            await asyncio.to_thread(self._write, content)
-
-    def _write(self, content: dict[str, Any]) -> None:
-        descriptor, name = tempfile.mkstemp(prefix=f".{self._path.name}.", dir=self._path.parent)
-        try:
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                json.dump(content, file, indent=1)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(name).replace(self._path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
-        directory = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+            await asyncio.to_thread(write_file, self._path, json.dumps(content, indent=1).encode())
 
 
 def _load(path: Path) -> list[DockerNetwork]:

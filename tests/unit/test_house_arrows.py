@@ -24,7 +24,8 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "agent": ("vfp", "inspection", "vswitch", "southbound", "nat", "overlay", "segments", "policy"),
     "controller": ("southbound",),
     "labs": ("controller.client", "runtimes.cni.install"),     # to put the plug-in where a lab's Podman looks
-    "runtimes": ("southbound.listening",),  # they speak to the agent's local socket, and Docker to theirs
+    # They speak to the agent's local socket, and Docker to theirs.
+    "runtimes": ("southbound.durable", "southbound.listening"),
     # The command starts the daemons and the labs, joins a host, and asks the loader what the kernel can do.
     "cli": ("controller.client", "controller.app", "agent.app", "southbound.client", "southbound.errors",
             "southbound.identity", "labs", "runtimes", "vfp.datapath", "vfp.timeouts"),
