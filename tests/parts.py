@@ -1,7 +1,7 @@
 """The whole suite on two processors: `python -m tests.parts [PYTEST OPTIONS]`; a plain `pytest` takes one.
 
 Six parts at the same time. Two of them work on tables and values alone, show no link, namespace or daemon to anybody,
-and take what processor time the others leave: labs, container runtimes, agents and benchmarks, all in namespaces of
+and take what processor time the others leave: labs and whole systems, container runtimes, agents and benchmarks, all in namespaces of
 their own and mostly waiting for programs, and the rest. What is left is looked for when all are done: to look at the
 maps of one that just ends can make the kernel leak them (`leaks.end`).
 """
@@ -37,8 +37,8 @@ PARTS = {
             4787, 5382, 5508, 6296, 6888)), "unit"), 5),
     "labs": Part((
         "kernel/test_labs_programs.py", "kernel/test_labs_run.py", "system/test_labs_nat.py",
-        "system/test_labs_overlay.py", "system/test_labs_tour.py", "system/test_system_churn.py",
-        "system/test_system_tour.py")),
+        "system/test_labs_overlay.py", "system/test_labs_tour.py", *(f"system/test_system_{name}.py" for name in (
+            "attach", "churn", "cli", "faults", "leases", "local", "look", "tour", "up")))),
     "runtimes": Part((
         "system/test_cni_containerd.py", "system/test_cni_host.py", "system/test_cni_podman.py",
         "system/test_docker_churn.py", "system/test_docker_compose.py", "system/test_docker_crash.py",
