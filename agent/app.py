@@ -49,6 +49,7 @@ __all__ = ["Clamp", "Config", "purge", "run", "serve"]
 _log = structlog.get_logger("agent")
 
 REAP_EVERY_S = 1.0
+SWEEP_EMPTY_S = 5.0         # until the next look at a table that had nothing in it: walking it costs the same
 SWEEP_SHARE = 0.04          # of one core, at most, for looking at every flow
 EXPIRE_EVERY_S = 5.0
 _COPY_PAUSE_S = 0.01
@@ -204,8 +205,8 @@ async def _age(datapath: Datapath, ager: Worker) -> None:
             await ager.run(datapath.reap)
             began_s = time.monotonic()
             if began_s >= next_sweep_s:
-                busy_s = await ager.run(_timed_sweep, datapath)
-                next_sweep_s = began_s + busy_s / SWEEP_SHARE
+                busy_s, seen = await ager.run(_timed_sweep, datapath)
+                next_sweep_s = began_s + max(busy_s / SWEEP_SHARE, 0.0 if seen else SWEEP_EMPTY_S)
             failing = False
         except DatapathError as error:
             if not failing:
@@ -213,11 +214,11 @@ async def _age(datapath: Datapath, ager: Worker) -> None:
             failing = True
 
 
-def _timed_sweep(datapath: Datapath) -> float:
-    """Seconds of this thread's time that a look at every flow took."""
+def _timed_sweep(datapath: Datapath) -> tuple[float, int]:
+    """A look at every flow: seconds of this thread's time that it took, and how many flows and bindings there were."""
     began_s = time.thread_time()
-    datapath.age()
-    return time.thread_time() - began_s
+    seen = datapath.age().seen
+    return time.thread_time() - began_s, seen
 
 
 async def _tidy(datapath: Datapath, worker: Worker) -> None:

@@ -30,7 +30,7 @@ from enum import StrEnum
 from pathlib import Path
 from secrets import token_bytes
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -127,6 +127,13 @@ class Hook(StrEnum):
 
 _ZONES = {Hook.PORT_OUT: ZoneKind.PORT, Hook.PORT_IN: ZoneKind.HOST, Hook.OVERLAY_IN: ZoneKind.OVERLAY,
           Hook.UPLINK_IN: ZoneKind.UPLINK}
+
+
+class Swept(NamedTuple):
+    """Flows and bindings that a sweep looked at, and how many of them left."""
+
+    seen: int
+    removed: int
 
 
 class Datapath(AbstractContextManager["Datapath"]):
@@ -510,15 +517,15 @@ class Datapath(AbstractContextManager["Datapath"]):
 
     def sweep(self) -> int:
         """`age` and `tidy`; returns how many flows and bindings left."""
-        removed = self.age()
+        removed = self.age().removed
         self.tidy()
         return removed
 
-    def age(self) -> int:
-        """Look at every flow and binding; returns how many left. Any thread may call it."""
+    def age(self) -> Swept:
+        """Look at every flow and binding; those whose time is over leave. Any thread may call it."""
         return self._run_sweep("vfp_sweep")
 
-    def reap(self) -> int:
+    def reap(self) -> Swept:
         """Remove pairs that closed and whose time is over; costs what there is to remove. Any thread may call it."""
         return self._run_sweep("vfp_reap")
 
@@ -535,10 +542,11 @@ class Datapath(AbstractContextManager["Datapath"]):
 
     # Private: one step each
 
-    def _run_sweep(self, program: str) -> int:
+    def _run_sweep(self, program: str) -> Swept:
         run = self._object.program(program).test_run(ctx=bytes(SWEEP.itemsize))
         result = np.frombuffer(run.ctx, SWEEP)[0]
-        return int(result["flows_removed"]) + int(result["bindings_removed"])
+        return Swept(int(result["flows_seen"]) + int(result["bindings_seen"]),
+                     int(result["flows_removed"]) + int(result["bindings_removed"]))
 
     def _forget_hits(self) -> None:
         """Take out the counters of ports and mappings that are gone: their ids and names will be given again."""
