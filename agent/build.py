@@ -55,7 +55,9 @@ from southbound.vteps import choose_vtep
 from vfp.model import Address, EngineState, Layer, Port, Underlay, Uplink
 from vswitch.links import OWNER_ALIAS, BridgeLink, PortLink, TunnelLink, UplinkState
 
-__all__ = ["CONTRIBUTORS", "INSPECT_LINKS", "LOOPBACK", "TUNNEL", "Built", "Observed", "build", "wanted"]
+__all__ = [
+    "CONTRIBUTORS", "INSPECT_LINKS", "LOOPBACK", "LOOPBACK_IFINDEX", "TUNNEL", "Built", "Observed", "build", "wanted",
+]
 
 # The features, in OUT order of their layers. Adding a feature is adding one entry.
 _ACL, _NAT, _OVERLAY = Acl(), SourceNat(), OverlayVnet()
@@ -66,7 +68,7 @@ CONTRIBUTORS: tuple[Contributor, ...] = (
 TUNNEL = "slvx0"
 INSPECT_LINKS = ("sl-ins0", "sl-ins1")     # to user space, and from there
 LOOPBACK = "lo"
-_LOOPBACK_IFINDEX = 1                      # in every namespace
+LOOPBACK_IFINDEX = 1                      # in every namespace
 _PORT_PROTOCOLS = (6, 17, 132)
 
 
@@ -418,7 +420,7 @@ def _uplinks(view: HostView) -> tuple[Uplink, ...]:
     found = [Uplink(link.id, link.name, link.ifindex, mtu=link.mtu_bytes, mac=_mac(link))
              for _, link in sorted(links.items())]
     if view.loopback:
-        found.append(Uplink(view.loopback, LOOPBACK, _LOOPBACK_IFINDEX, loopback=True))
+        found.append(Uplink(view.loopback, LOOPBACK, LOOPBACK_IFINDEX, loopback=True))
     return tuple(found)
 
 

@@ -92,9 +92,8 @@ class Paths:
             self._ask(unknown)
         found = []
         for vtep, path in self._known.items():
-            address = ip_address(vtep)
-            if path is not None and path.mtu_bytes < widths.get(address.version, 0):
-                found.append((address, path.mtu_bytes))
+            if path is not None and path.mtu_bytes < widths.get(6 if ":" in vtep else 4, 0):
+                found.append((ip_address(vtep), path.mtu_bytes))
         return tuple(sorted(found, key=lambda one: (one[0].version, int(one[0]))))
 
     def _ask(self, unknown: set[str]) -> None:

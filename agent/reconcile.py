@@ -10,8 +10,8 @@ Order, so that nothing passes before its policy is in:
    ports are set;
 5. bridges and the tunnel that must go, go last, and uplinks are unhooked that nothing needs.
 
-A port that is as it was made costs nothing, unless the run is to mend: then each is looked at again, inside its
-namespace and at its hooks.
+A link or hook that is as it was made costs nothing, unless the run is to mend: then each is looked at again, a port
+inside its namespace, too.
 
 Each object stands alone: its failure is its own status, and the next run tries again. A run that changes
 nothing writes nothing to the engine. Any step may be the last one: identities are on disk before links are
@@ -30,9 +30,10 @@ import structlog
 
 from agent.announce import Announcement, frame
 from agent.bandwidth import Bandwidth
-from agent.build import INSPECT_LINKS, Built, Observed, build, wanted
+from agent.build import INSPECT_LINKS, LOOPBACK, LOOPBACK_IFINDEX, Built, Observed, build, wanted
 from agent.egress import EgressSeam, NameInvalid, QueueError
 from agent.goals import Goals
+from agent.hooks import Hooks
 from agent.ids import MAX_POOLS, Ids, allocate, recover
 from agent.last_build import LastBuild
 from agent.outcome import Outcome, statuses
@@ -54,13 +55,22 @@ from vfp.errors import CompileError, PolicyError
 from vfp.model import Address, EngineState
 from vfp.timeouts import Timeouts
 from vswitch.errors import NamespaceGone, UplinkMissing, VSwitchError
-from vswitch.links import Detour, HookedProgram, InspectPrograms, OwnedLink, PortLink, UplinkState, Where
+from vswitch.links import (
+    BridgeLink,
+    Detour,
+    HookedProgram,
+    InspectPrograms,
+    OwnedLink,
+    PortLink,
+    TunnelLink,
+    UplinkState,
+    Where,
+)
 
 __all__ = ["Outcome", "Reconciler", "host_addresses"]
 
 _log = structlog.get_logger("agent")
 
-LOOPBACK_LINK = "lo"
 _PORT_KINDS = ("veth", "tun")
 _NO_FACTS = HostFacts()
 _TIMEOUTS = Timeouts()
@@ -94,10 +104,14 @@ class Reconciler:
         self._timeouts = timeouts
         self._served = frozenset(mapping.id for mapping in disk.load().goals.mappings)  # MappingGoal.id, in force
         self._detour: Detour | None = None  # as it was last made or mended
+        self._straight = False              # whether it is known that there is none
         self._programmed: EngineState | None = None
         self._build = LastBuild()
         self._done: dict[str, _Done] = {}   # by PortGoal.id
+        self._others: dict[str, tuple[BridgeLink | TunnelLink, int]] = {}   # by name: as last made or mended, ifindex
         self._surrounded: tuple[Any, ...] | None = None     # what `_surround` left
+        self._hooks = Hooks(switch, datapath)
+        self._listening: tuple[frozenset[str], frozenset[str]] | None = None    # as `set_listening` was told last
         self._unhooked: set[str] = set()    # former uplinks that are known to be free of our program
         self._underlying: dict[str, int] | None = None      # links that have the underlays' program, and ifindex
         self._bandwidth = Bandwidth(switch, datapath)
@@ -111,7 +125,7 @@ class Reconciler:
         """One run. Raises only what is no object's fault: the disk is full, netlink is closed.
 
         Args:
-            mend: look at ports again that this process made or mended before and whose links are still there.
+            mend: look also at what this process made or mended before and is still there.
             facts: what else the host has: its networks may meet their prefixes there.
             leases: by PortGoal.id, the addresses that endpoints have by DHCP.
             standing: by PortGoal.id, what is known of ports that container runtimes asked for.
@@ -135,6 +149,9 @@ class Reconciler:
         failures += self._name_domains(plan)
         built, refusals = self._program(goals, observed, plan)
         failures += refusals
+        if mend:
+            self._hooks.doubt()
+            self._listening = None
         failures += self._hook_uplink(goals, built)
         failures += self._hook_underlays(goals, built, observed)
         self._announce(built, general)
@@ -143,7 +160,7 @@ class Reconciler:
             self._bandwidth.tidy(built.shapes, observed.owned, general)
         self._remove(observed, built, (), general)
         self._unhook_uplinks(built, general)
-        if not built.inspects:
+        if not built.inspects and (mend or not self._straight):
             self._remove_detour(general)
         self._served = frozenset(uid for uid, addresses in built.external_addresses.items() if addresses)
         found = tuple(statuses(goals, built, failures, overlaps))
@@ -216,9 +233,13 @@ class Reconciler:
         `gone`: gets those whose namespace is no more.
         """
         faults: list[Fault] = []
+        before, self._others = self._others, {}
         if plan.tunnel is not None:
             try:
-                self._hook(self._switch.ensure_tunnel(plan.tunnel), ("ingress", Hook.OVERLAY_IN))
+                if not self._stands(plan.tunnel, present, before):
+                    ifindex = self._switch.ensure_tunnel(plan.tunnel)
+                    self._hooks.put(ifindex, Hook.OVERLAY_IN)
+                    self._others[plan.tunnel.name] = plan.tunnel, ifindex
             except VSwitchError as error:
                 faults.append(Fault(key_of(goals.host), str(error)))
                 faults += [Fault(key_of(remote), f"not reachable: {error}") for remote in goals.remotes]
@@ -227,15 +248,17 @@ class Reconciler:
         bridges = {"": 0}
         for uid, bridge in plan.bridges.items():
             try:
-                bridges[bridge.name] = self._switch.ensure_bridge(bridge)
+                if not self._stands(bridge, present, before):
+                    self._others[bridge.name] = bridge, self._switch.ensure_bridge(bridge)
+                bridges[bridge.name] = self._others[bridge.name][1]
             except VSwitchError as error:
                 faults.append(Fault((NetworkGoal.kind, uid), str(error)))
         done: dict[str, _Done] = {}
         for uid, port in plan.ports.items():
             found = present.get(port.host_interface)
-            before = self._done.get(uid)
-            if found and before == (port, found.ifindex, bridges.get(port.bridge, 0)):
-                done[uid] = before
+            known = self._done.get(uid)
+            if found and known == (port, found.ifindex, bridges.get(port.bridge, 0)):
+                done[uid] = known
                 continue
             try:
                 ifindex = self._switch.ensure_port(port, self._port_hooks())
@@ -247,6 +270,15 @@ class Reconciler:
         self._done = done
         return faults
 
+    def _stands(self, link: BridgeLink | TunnelLink, present: Mapping[str, OwnedLink],
+                before: Mapping[str, tuple[BridgeLink | TunnelLink, int]]) -> bool:
+        """Whether it is as this process left it; noted if so."""
+        found = present.get(link.name)
+        if found is None or before.get(link.name) != (link, found.ifindex):
+            return False
+        self._others[link.name] = before[link.name]
+        return True
+
     def _queue(self, goals: Goals, plan: Built, owned: Mapping[str, OwnedLink], mend: bool) -> list[Fault]:
         """Queues that the engine is about to use. A port whose queue failed sends or gets nothing rather than all."""
         failed = self._bandwidth.prepare(plan.shapes, goals.host.uplink_bps, owned, mend)
@@ -255,6 +287,7 @@ class Reconciler:
 
     def _make_detour(self, plan: Built, present: Mapping[str, OwnedLink]) -> list[Fault]:
         """The way of DNS by user space, and someone who listens there."""
+        self._straight = False
         try:
             if self._detour is None or not present.keys() >= set(INSPECT_LINKS):
                 fd = self._datapath.program_fd
@@ -276,12 +309,13 @@ class Reconciler:
         return []
 
     def _remove_detour(self, general: list[str]) -> None:
-        self._detour = None
+        self._detour, self._straight = None, False
         try:
             if self._egress is not None:
                 self._egress.stop()
             if self._switch.remove_inspection():
                 _log.info("inspect namespace removed")
+            self._straight = True
         except (VSwitchError, OSError) as error:
             general.append(f"remove the inspect namespace: {error}")
 
@@ -290,10 +324,6 @@ class Reconciler:
         return tuple(
             HookedProgram(where, self._datapath.program_fd(hook), f"sluice_{hook.value}") for where, hook in places
         )
-
-    def _hook(self, ifindex: int, *places: tuple[Where, Hook]) -> None:
-        for where, hook in places:
-            self._switch.attach(ifindex, where, self._datapath.program_fd(hook), f"sluice_{hook.value}")
 
     def _program(self, goals: Goals, observed: Observed, built: Built) -> tuple[Built, list[Fault]]:
         """Tell the engine, if it is not what it was told last.
@@ -336,11 +366,7 @@ class Reconciler:
         """After the engine knows its mappings; before, what comes by the uplink is the host's own."""
         try:
             for uplink in built.uplinks:
-                if uplink.loopback:
-                    fd, name = self._datapath.program_fd(Hook.UPLINK_IN), f"sluice_{Hook.UPLINK_IN.value}"
-                    self._switch.open_loopback(fd, name)
-                else:
-                    self._hook(uplink.ifindex, ("ingress", Hook.UPLINK_IN))
+                self._hooks.keep(uplink.ifindex, Hook.UPLINK_IN)
         except VSwitchError as error:
             nats = [network for network in goals.networks if is_translated(network) or network.mode in SEGMENTS]
             return [Fault(key_of(network), f"uplink: {error}") for network in nats]
@@ -353,14 +379,18 @@ class Reconciler:
                  if built.tunnel is not None and one.link.ifindex and one.link.ifindex not in taken}
         try:
             for ifindex in links.values():
-                self._hook(ifindex, ("ingress", Hook.UNDERLAY_IN))
+                self._hooks.keep(ifindex, Hook.UNDERLAY_IN)
             if self._underlying is None:    # whatever another process of ours left
                 self._underlying = self._switch.hooked()
             for _, ifindex in self._underlying.items() - links.items():
                 if ifindex not in taken:
-                    self._switch.detach(ifindex, "ingress")
+                    self._hooks.remove(ifindex)
             self._underlying = links
-            self._switch.set_listening(built.promiscuous, _attentive(goals, observed) - built.promiscuous)
+            listening = built.promiscuous, frozenset(_attentive(goals, observed) - built.promiscuous)
+            if listening != self._listening:
+                self._listening = None
+                self._switch.set_listening(*listening)
+                self._listening = listening
         except VSwitchError as error:
             return [Fault(key_of(goals.host), f"underlay: {error}")]
         return []
@@ -405,12 +435,9 @@ class Reconciler:
         """Take our program off interfaces that were our uplink once."""
         now = {uplink.name for uplink in built.uplinks}
         now |= set(self._underlying or ())
-        for name in sorted(({LOOPBACK_LINK} | set(self._ids.uplinks)) - now - self._unhooked):
+        for name in sorted(({LOOPBACK} | set(self._ids.uplinks)) - now - self._unhooked):
             try:
-                if name == LOOPBACK_LINK:
-                    self._switch.close_loopback()
-                else:
-                    self._switch.detach(self._switch.uplink(name).ifindex, "ingress")
+                self._hooks.remove(LOOPBACK_IFINDEX if name == LOOPBACK else self._switch.uplink(name).ifindex)
             except UplinkMissing:
                 pass
             except VSwitchError as error:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from ipaddress import IPv6Network, ip_address
 
 import numpy as np
@@ -186,15 +187,18 @@ def _blocks(part: _Part, vni: int, ours: tuple[str, ...]) -> tuple[RemoteBlock, 
             own, fours = (macs, four) if rows is None else (macs[rows], four[rows])
             sixes = six if rows is None or not len(six) else six[rows]
             if part.prefixes is None:
-                found += _given(ip_address(vtep), vni, own, fours, sixes)
+                found += _given(_address(vtep), vni, own, fours, sixes)
             elif len(sixes) and (has := sixes.any(axis=1)).any():
                 given.append((vtep, own[has], sixes[has]))
     if part.prefixes is not None:
         for vtep in sorted({vtep for vtep, _, _ in given}):
             macs = np.concatenate([own for of, own, _ in given if of == vtep])
             six = np.concatenate([sixes for of, _, sixes in given if of == vtep])
-            found += _made(ip_address(vtep), vni, macs, six, part.prefixes)
+            found += _made(_address(vtep), vni, macs, six, part.prefixes)
     return tuple(found)
+
+
+_address = lru_cache(maxsize=4096)(ip_address)  # hosts are few, their blocks many
 
 
 def _columns(goal: RemotesGoal) -> tuple[_Bytes, _Bytes, _Bytes]:
@@ -218,7 +222,7 @@ def _family(goal: RemotesGoal, ours: tuple[str, ...]) -> int:
             f" {', '.join(goal.vteps) or '(none)'}, this host {', '.join(ours) or '(none)'}; give both one of a family")
     try:
         for vtep in goal.vteps:
-            check_vtep("it", ip_address(vtep))
+            check_vtep("it", _address(vtep))
     except (ValueError, CompileError) as error:
         raise ObjectError(f"host {goal.host}: underlay address: {error}") from None
     return family

@@ -181,7 +181,7 @@ class Compiler:
             "prefixes": mapping_rows(state),
             "translations": dict(_translations(tables.groups.values())),
             "routes": {key: row for space in tables.spaces.values() for key, row in space.routes.items()},
-            **vtep_rows({vtep for space in tables.spaces.values() for vtep in space.vteps} | flooded_vteps(state)),
+            **vtep_rows(flooded_vteps(state).union(*(space.vteps for space in tables.spaces.values()))),
             "rewrites": {
                 key.to_bytes(8, "little"): pack(REWRITE, **rewrite_fields(rewrite))
                 for group in tables.groups.values()

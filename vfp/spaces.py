@@ -64,7 +64,7 @@ class CompiledSpace:
     def vteps(self) -> set[Address]:
         """All that it names."""
         routed = {route.via.vtep for route in self.space.routes if isinstance(route.via, Remote)}
-        return {vtep for chunk in self.chunks for vtep in chunk.vteps} | routed
+        return routed.union(*(chunk.vteps for chunk in self.chunks))     # whole sets: each address is hashed once only
 
 
 def compile_spaces(spaces: Iterable[Space], known: Mapping[int, CompiledSpace]) -> dict[int, CompiledSpace]:

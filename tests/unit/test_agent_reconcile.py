@@ -212,6 +212,33 @@ def test_a_link_that_vanished_or_lost_its_bridge_is_made_again_without_mending(t
     assert ("ensure", app) in switch.calls
 
 
+def test_what_is_as_it_was_made_is_not_looked_at_without_mending(tmp_path: Path) -> None:
+    switch, datapath = FakeSwitch(), FakeDatapath()
+    one = reconciler(tmp_path, switch, datapath)
+    one.reconcile(ALL)
+    switch.calls.clear()
+    one.reconcile(ALL, mend=False)
+    assert switch.calls == []
+    one.reconcile(goals(HOST, NAT, RED, WEB, APP, RED_A, FAR), mend=False)     # nobody needs lo any more
+    assert ("close loopback",) in switch.calls
+    one.reconcile(ALL, mend=False)
+    assert ("attach", "1", "ingress", "sluice_uplink_in") in switch.calls
+
+
+@pytest.mark.parametrize("link", ["slb1", "slvx0"])
+def test_a_bridge_or_tunnel_that_vanished_is_made_again_without_mending(link: str, tmp_path: Path) -> None:
+    switch, datapath = FakeSwitch(), FakeDatapath()
+    one = reconciler(tmp_path, switch, datapath)
+    one.reconcile(ALL)
+    hooks = len(switch.filters)
+    gone = switch.links.pop(link)
+    switch.filters = {place: name for place, name in switch.filters.items() if place[0] != gone.ifindex}
+    switch.calls.clear()
+    one.reconcile(ALL, mend=False)
+    assert ("ensure", link) in switch.calls
+    assert len(switch.filters) == hooks
+
+
 def test_mending_looks_at_every_port_and_its_hooks(tmp_path: Path) -> None:
     switch, datapath = FakeSwitch(), FakeDatapath()
     one = reconciler(tmp_path, switch, datapath)
