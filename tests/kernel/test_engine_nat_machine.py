@@ -312,7 +312,7 @@ def test_translation_is_the_same_whole_and_free_of_conflicts_whatever_happens(bp
             break
         seed(randbits(64) if FUZZ else number)(Machine)
         run_state_machine_as_test(Machine, settings=settings(
-            max_examples=7, stateful_step_count=STEPS, deadline=None, derandomize=False, database=None,
+            max_examples=5, stateful_step_count=STEPS, deadline=None, derandomize=False, database=None,
             suppress_health_check=list(HealthCheck), phases=(Phase.generate, Phase.shrink)))
     wanted = {"redirect_uplink", "redirect_port", "answered", "stack", "NAT_EXHAUSTED", "NAT_FILTERED", "NAT_QUOTA",
               "NAT_UNSUPPORTED"}

@@ -78,13 +78,13 @@ def test_closed_pairs_leave_when_their_time_is_over_and_used_ones_stay(wire: Wir
     for port, steps in ((1, "S> SA< A> FA> FA<"), (2, "S> RA<"), (3, "S> SA< A>"), (4, "S> SA< A> FA> FA<")):
         for step in steps.split():
             wire.segment(step, port=port)
-    assert wire.datapath.reap() == 0
+    assert wire.datapath.reap().removed == 0
     time.sleep(0.45)
     wire.segment("A>", port=4)
-    assert wire.datapath.reap() == 1
+    assert wire.datapath.reap().removed == 1
     assert sorted(wire.states()) == ["established", "reset", "time-wait"]
     time.sleep(0.45)
-    assert wire.datapath.reap() == 2
+    assert wire.datapath.reap().removed == 2
     assert wire.states() == ["established"]
 
 
@@ -95,7 +95,7 @@ def test_the_sweep_finds_closed_pairs_that_the_queues_had_no_room_for(wire: Wire
         wire.segment("S>", port=port)
         wire.segment("RA<", port=port)
     time.sleep(0.1)
-    assert wire.datapath.reap() == room
+    assert wire.datapath.reap().removed == room
     assert wire.datapath.sweep() == 100
     assert wire.states() == []
 

@@ -114,12 +114,12 @@ def test_a_dry_run_says_what_is_explained_and_leaves_no_mark(bpf: BpfBackend, hi
 
 
 @given(history=neighbours())
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 def test_a_dry_run_answers_no_neighbour(bpf: BpfBackend, history: History) -> None:
     replay(history, bpf)
 
 
 @given(history=memberships())
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 def test_a_dry_run_asks_sets(bpf: BpfBackend, history: History) -> None:
     replay(history, bpf)

@@ -106,6 +106,25 @@ def test_what_cannot_be_done_is_told_and_leaves_nothing(stage: Stage, words: tup
     assert len(stage.list("Endpoint")) == 1
 
 
+def test_a_pod_is_one_endpoint(stage: Stage) -> None:
+    stage.podman("pod", "create", "--name", "pod", "--infra-image", IMAGE, "--infra-command", "sleep 1000",
+                 "--network", "web", "--publish", "8090:80")
+    try:
+        page = run(stage, "server", "--pod", "pod", command=SERVER)
+        run(stage, "beside", "--pod", "pod")
+        assert len(stage.list("Endpoint")) == 1
+        inside = eventually(lambda: stage.run("podman", "exec", "beside", "wget", "-qO-", "http://127.0.0.1").stdout,
+                            "the page beside")
+        assert inside == world(stage.lan, "curl", "-sS", "--max-time", "5", "http://172.16.7.10:8090")
+        assert inside.strip() in ("pod", page[:12])
+        stage.podman("pod", "restart", "pod")
+        assert len(stage.list("Endpoint")) == 1
+        eventually(lambda: stage.run("podman", "exec", "beside", "wget", "-qO-", "http://127.0.0.1").stdout, "it again")
+        assert world(stage.lan, "curl", "-sS", "--max-time", "5", "http://172.16.7.10:8090")
+    finally:
+        stage.podman("pod", "rm", "--force", "--time", "0", "pod")
+
+
 def test_killed_restarted_and_gone(stage: Stage) -> None:
     run(stage, "one", "--network", "web:ip=10.71.0.42", command=SERVER)
     stage.podman("restart", "--time", "0", "one")

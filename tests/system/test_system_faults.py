@@ -29,7 +29,7 @@ from faults_policy import FLOWS, State, changed, first
 from faults_remains import remains
 from faults_traffic import PACKET
 
-CHANGES, KILLS = (10_000, 200) if os.environ.get("SLUICE_FAULTS") == "full" else (1_000, 20)
+CHANGES, KILLS = (10_000, 200) if os.environ.get("SLUICE_FAULTS") == "full" else (600, 12)
 CHANGES, KILLS = (int(word) for word in os.environ.get("SLUICE_FAULTS_SIZE", f"{CHANGES},{KILLS}").split(","))
 SEED = int(os.environ.get("SLUICE_FAULTS_SEED", "1"))
 RATE = 2500.0
