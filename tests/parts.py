@@ -1,9 +1,9 @@
 """The whole suite on two processors: `python -m tests.parts [PYTEST OPTIONS]`; a plain `pytest` takes one.
 
-Seven parts at the same time. Three of them work on tables and values alone, show no link, namespace or daemon to anybody,
-and take what processor time the others leave: labs and whole systems, container runtimes, agents and benchmarks, all
-in namespaces of their own and mostly waiting for programs, and the rest. What is left is looked for when all are done:
-to look at the maps of one that just ends can make the kernel leak them (`leaks.end`).
+Seven parts at the same time. Three of them work on tables and values alone, show no link, namespace or daemon to
+anybody, and take what processor time the others leave: labs and whole systems, container runtimes, agents and
+benchmarks, all in namespaces of their own and mostly waiting for programs, and the rest. What is left is looked for
+when all are done: to look at the maps of one that just ends can make the kernel leak them (`leaks.end`).
 """
 
 from __future__ import annotations
