@@ -127,7 +127,7 @@ def test_caps_come_change_and_go_under_a_running_flow(host: Machine) -> None:
             told = json.loads(running.communicate(timeout=30)[0])
     rates = [one["sum"]["bits_per_second"] / 1e6 for one in told["intervals"]]
     # On a busy machine iperf3 begins late, and a second may be shared by two caps.
-    assert any(rate == pytest.approx(40 * 1448 / 1514, rel=0.1) for rate in rates[:3]), rates
+    assert any(rate == pytest.approx(40 * 1448 / 1514, rel=0.15) for rate in rates[:3]), rates
     assert min(rates[2:7]) == pytest.approx(10 * 1448 / 1514, rel=0.2)
     assert max(rates[5:]) > 100
     until(lambda: "slq0" not in sh("ip -n a2s-h1 link"), "the shaper goes")
