@@ -1,4 +1,4 @@
-"""The tour of issue 2 through the real CLI: every step holds, and nothing is left. `test_system_tour.py` interrupts it."""
+"""The tour of issue 2 through the real CLI: every step holds, nothing is left. `test_system_tour.py` interrupts it."""
 
 from __future__ import annotations
 
