@@ -1,6 +1,6 @@
 """The whole suite on two processors: `python -m tests.parts [PYTEST OPTIONS]`; a plain `pytest` takes one.
 
-Seven parts at the same time. Three of them work on tables and values alone, show no link, namespace or daemon to
+Six parts at the same time. Two of them work on tables and values alone, show no link, namespace or daemon to
 anybody, and take what processor time the others leave: labs and whole systems, container runtimes, agents and
 benchmarks, all in namespaces of their own and mostly waiting for programs, and the rest. What is left is looked for
 when all are done: to look at the maps of one that just ends can make the kernel leak them (`leaks.end`).
@@ -29,10 +29,9 @@ class Part(NamedTuple):
 
 
 PARTS = {
-    "volume": Part(tuple(f"kernel/test_engine_{name}.py" for name in (
-        "volume", "invariants", "nat_machine", "regressions", "switching")), 10),
     "engine": Part(tuple(f"kernel/test_engine_{name}.py" for name in (
-        "answers", "asks", "atomic", "bindings", "differential", "memory", "moves", "overlay", "sets", "spaces")), 10),
+        "answers", "asks", "atomic", "bindings", "differential", "invariants", "memory", "moves", "nat_machine",
+        "overlay", "regressions", "sets", "spaces", "switching", "volume")), 5),
     "values": Part((
         "kernel/test_classifier_kernel.py", "kernel/test_layout.py", *(f"kernel/test_nat_rfc{number}.py" for number in (
             4787, 5382, 5508, 6296, 6888)), "unit"), 5),
