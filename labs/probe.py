@@ -52,6 +52,8 @@ def udp_ask(address: str, port: int, timeout_s: float, source_port: int = 0) -> 
     """Send a datagram and print what comes back."""
     with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM) as client:
         client.settimeout(timeout_s)
+        if client.family == socket.AF_INET6:
+            client.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)   # IPv4's port of this number is another's
         client.bind(("", source_port))
         try:
             client.connect((address, port))
