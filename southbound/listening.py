@@ -57,7 +57,7 @@ def listen(path: Path, who: str, option: str) -> Listening:
                 raise PathTaken(f"{path} is not a socket; remove it, or give another with {option}")
             if _answers(path):
                 raise PathTaken(f"another {who} answers at {path}; stop it, or give another with {option}")
-        beside.unlink(missing_ok=True)
+        _tidy(path)
         listener.bind(str(beside))
         beside.chmod(0o600)                 # before anyone can connect: it does not listen yet
         listener.listen(_BACKLOG)
@@ -72,6 +72,13 @@ def listen(path: Path, who: str, option: str) -> Listening:
     except PathTaken:
         listener.close()
         raise
+
+
+def _tidy(path: Path) -> None:
+    """Take away what processes left that were killed before their socket had its name."""
+    for left in path.parent.iterdir():
+        if left.name.startswith(f".{path.name}.") and left.is_socket() and not _answers(left):
+            left.unlink(missing_ok=True)
 
 
 def _identity(path: Path) -> tuple[int, int]:
